@@ -1,0 +1,49 @@
+# Afterward. `make help` lists the targets; none but up, down and demo needs Docker.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make .venv and put everything in it
+
+$(INSTALLED): requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.13 install")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+run: $(INSTALLED) ## start everything on this machine: API, worker, SMTP catcher
+	CATCHER=$${CATCHER:-true} $(BIN)/python -m app
+
+test: $(INSTALLED) ## run every test
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## lint, types, tests, coverage
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/compose-lint --fail-on low docker-compose.yml
+	$(BIN)/python -m pytest --cov --cov-fail-under=100
+
+bench: $(INSTALLED) ## measure against the tutorial's route, side by side (needs wrk)
+	$(BIN)/python -m benchmarks
+
+up: ## start the API and Mailpit in Docker
+	docker compose up --build --wait
+
+down: ## stop them; the volumes stay
+	docker compose down
+
+demo: ## send a mail through what `make run` or `make up` started, and show what became of it
+	@$(BIN)/python -m scripts.demo
+
+lock: ## resolve the dependencies anew, with hashes (needs uv)
+	uv pip compile --universal --generate-hashes --no-annotate --no-header --no-emit-index-url --python-version 3.11 pyproject.toml -o requirements.txt
+	uv pip compile --universal --generate-hashes --no-annotate --no-header --no-emit-index-url --python-version 3.11 pyproject.toml --group dev -o requirements-dev.txt
+
+.PHONY: help install run test check bench up down demo lock

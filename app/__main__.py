@@ -1,0 +1,80 @@
+"""The commands: `python -m app [serve | worker | catcher]`."""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+
+import uvicorn
+
+from app.mail.catcher import Catcher
+from app.observe.logs import configure_logging
+from app.queue.errors import CannotStart
+from app.settings import Settings, load_settings
+
+
+def main() -> None:
+    """Run one of the commands. Exit code 2: bad settings or arguments; 1 or 3: it cannot start."""
+    parser = argparse.ArgumentParser(prog="python -m app", description="Afterward")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("serve", help="the API with a worker inside (the default)")
+    commands.add_parser("worker", help="a worker alone, without the API")
+    commands.add_parser("catcher", help="the SMTP catcher alone, for development")
+    command = parser.parse_args().command
+    settings = load_settings()
+    if command in (None, "serve"):
+        serve(settings)
+    else:
+        configure_logging(settings.log_level, settings.log_format)
+        try:
+            asyncio.run(work(settings) if command == "worker" else catch(settings))
+        except (CannotStart, OSError) as error:
+            sys.exit(f"cannot start: {error}")
+
+
+def serve(settings: Settings) -> None:
+    """Run the API until SIGTERM or SIGINT."""
+    from app.main import create_app
+
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
+    )
+
+
+async def work(settings: Settings) -> None:
+    """Run a worker alone until SIGTERM or SIGINT."""
+    from app.main import run
+
+    ended = _ended()
+    async with run(settings):
+        await ended.wait()
+
+
+async def catch(settings: Settings) -> None:
+    """Run the catcher alone until SIGTERM or SIGINT."""
+    ended = _ended()
+    catcher = Catcher(settings.smtp_host, settings.smtp_port, settings.catcher_directory)
+    await catcher.start()
+    await ended.wait()
+    await catcher.stop()
+
+
+def _ended() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(ended.set))
+    return ended
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

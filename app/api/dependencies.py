@@ -1,0 +1,64 @@
+"""The names that routes ask for: what the lifespan made, by type."""
+
+from typing import Annotated, TypedDict
+
+from fastapi import Depends, Request
+
+from app.api.feed import Feed
+from app.files.store import Store
+from app.mail.catcher import Catcher
+from app.mail.smtp import Mailer
+from app.observe.metrics import Metrics
+from app.queue.queue import Queue
+from app.settings import Settings
+from app.tasks.tools import Tools
+
+
+class State(TypedDict):
+    """What the lifespan yields, and each request carries as its state."""
+
+    settings: Settings
+    queue: Queue[Tools]
+    uploads: Store
+    mailer: Mailer
+    metrics: Metrics
+    feed: Feed
+    catcher: Catcher | None
+    keys_in_flight: set[str]
+
+
+async def _settings(request: Request) -> Settings:
+    return request.state.settings  # type: ignore[no-any-return]
+
+
+async def _queue(request: Request) -> Queue[Tools]:
+    return request.state.queue  # type: ignore[no-any-return]
+
+
+async def _uploads(request: Request) -> Store:
+    return request.state.uploads  # type: ignore[no-any-return]
+
+
+async def _mailer(request: Request) -> Mailer:
+    return request.state.mailer  # type: ignore[no-any-return]
+
+
+async def _metrics(request: Request) -> Metrics:
+    return request.state.metrics  # type: ignore[no-any-return]
+
+
+async def _feed(request: Request) -> Feed:
+    return request.state.feed  # type: ignore[no-any-return]
+
+
+async def _catcher(request: Request) -> Catcher | None:
+    return request.state.catcher  # type: ignore[no-any-return]
+
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
+QueueDep = Annotated[Queue[Tools], Depends(_queue)]
+UploadsDep = Annotated[Store, Depends(_uploads)]
+MailerDep = Annotated[Mailer, Depends(_mailer)]
+MetricsDep = Annotated[Metrics, Depends(_metrics)]
+FeedDep = Annotated[Feed, Depends(_feed)]
+CatcherDep = Annotated[Catcher | None, Depends(_catcher)]

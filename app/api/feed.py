@@ -1,0 +1,54 @@
+"""The changes of tasks, as they happen, for any number of readers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+from app.queue.events import Event, What
+from app.queue.task import Task
+
+MOST_UNREAD = 1000  # a reader further behind than this is let go, and may come back
+
+
+class Feed:
+    """Hands the queue's events to readers; `listen` is a listener of the queue."""
+
+    def __init__(self) -> None:
+        self._readers: set[asyncio.Queue[Task | None]] = set()
+        self._closed = False
+
+    def listen(self, event: Event) -> None:
+        """Pass a change on; an attempt that had lost its task changed nothing."""
+        if event.what is not What.LOST:
+            for reader in tuple(self._readers):
+                if reader.qsize() < MOST_UNREAD:
+                    reader.put_nowait(event.task)
+                else:
+                    self._let_go(reader)
+
+    def close(self) -> None:
+        """End every reading: a server that stops waits for its responses to end."""
+        self._closed = True
+        for reader in tuple(self._readers):
+            self._let_go(reader)
+
+    def _let_go(self, reader: "asyncio.Queue[Task | None]") -> None:
+        self._readers.discard(reader)
+        reader.put_nowait(None)
+
+    @contextmanager
+    def changes(self) -> Iterator[AsyncIterator[Task]]:
+        """Read every change from now on, inside `with feed.changes() as changes:`."""
+        reader: asyncio.Queue[Task | None] = asyncio.Queue()
+        self._readers.add(reader)
+        if self._closed:
+            self._let_go(reader)
+        try:
+            yield _read(reader)
+        finally:
+            self._readers.discard(reader)
+
+
+async def _read(reader: "asyncio.Queue[Task | None]") -> AsyncIterator[Task]:
+    while (task := await reader.get()) is not None:
+        yield task

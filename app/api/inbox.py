@@ -1,0 +1,60 @@
+"""GET /inbox: what the embedded catcher caught."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import HTMLResponse
+from starlette.exceptions import HTTPException
+
+from app.api.dependencies import CatcherDep
+from app.api.pages import page
+from app.mail.catcher import Catcher, Caught
+
+MOST_LISTED = 200
+
+# Even if a mail's HTML is opened outside its frame, it can run and load nothing.
+_SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+router = APIRouter(tags=["inbox"], include_in_schema=False, default_response_class=HTMLResponse)
+
+
+async def _running(catcher: CatcherDep) -> Catcher:
+    if catcher is None:
+        raise HTTPException(404, "The embedded catcher is off (CATCHER=false).")
+    return catcher
+
+
+RunningCatcher = Annotated[Catcher, Depends(_running)]
+
+
+async def _caught(mail_id: str, catcher: RunningCatcher) -> Caught:
+    mail = await asyncio.to_thread(catcher.get, mail_id)
+    if mail is None:
+        raise HTTPException(404, "There is no such mail.")
+    return mail
+
+
+CaughtMail = Annotated[Caught, Depends(_caught)]
+
+
+@router.get("/inbox")
+@router.get("/inbox/")
+async def list_mails(catcher: RunningCatcher) -> HTMLResponse:
+    """The mails, newest first."""
+    mails = await asyncio.to_thread(catcher.list, MOST_LISTED)
+    return page("inbox.html", mails=mails)
+
+
+@router.get("/inbox/{mail_id}")
+async def read_mail(mail: CaughtMail) -> HTMLResponse:
+    """One mail; its HTML is in a sandboxed frame."""
+    return page("mail.html", mail=mail)
+
+
+@router.get("/inbox/{mail_id}/html")
+async def read_html(mail: CaughtMail) -> HTMLResponse:
+    """The HTML of a mail, for the frame."""
+    if mail.html is None:
+        raise HTTPException(404, "This mail has no HTML.")
+    return HTMLResponse(mail.html, headers={"Content-Security-Policy": _SANDBOX})

@@ -1,0 +1,151 @@
+"""Every error as problem+json (RFC 9457): clear, small, and never an echo of the input."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from app.api.schemas import Problem as ProblemSchema
+from app.files.store import NoSuchUpload, StoreFull, StoreUnavailable, UploadTooLarge
+from app.queue.errors import (
+    QueueFull,
+    QueueUnavailable,
+    RecordNotFound,
+    TaskHasStarted,
+    TaskNotFound,
+    TaskNotGivenUp,
+)
+
+MOST_ERRORS = 20  # of one request; with the bounds below, a problem stays under 4 KB
+LONGEST_DETAIL = 120
+DEEPEST_POINTER = 5
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+# What the floors below raise, as a status; their docstrings are the details.
+_STATUS: dict[type[Exception], HTTPStatus] = {
+    TaskNotFound: HTTPStatus.NOT_FOUND,
+    RecordNotFound: HTTPStatus.NOT_FOUND,
+    NoSuchUpload: HTTPStatus.NOT_FOUND,
+    TaskHasStarted: HTTPStatus.CONFLICT,
+    TaskNotGivenUp: HTTPStatus.CONFLICT,
+    UploadTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    QueueUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    QueueFull: HTTPStatus.INSUFFICIENT_STORAGE,
+    StoreFull: HTTPStatus.INSUFFICIENT_STORAGE,
+}
+_RETRY_LATER = {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE}
+
+log = structlog.get_logger(__name__)
+
+
+class InvalidRequest(Exception):
+    """A 422 that names the fields, as validation's own does."""
+
+    def __init__(self, pointer: str, detail: str) -> None:
+        super().__init__(detail)
+        self.errors = [{"pointer": pointer, "detail": detail}]
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` with a problem."""
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(InvalidRequest, _invalid)
+    for error in _STATUS:
+        app.add_exception_handler(error, _known)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These errors, for a route's `responses`."""
+    content = {"application/problem+json": {"schema": ProblemSchema.model_json_schema()}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": content}
+        for status in statuses
+    }
+
+
+def problem(
+    path: str,
+    status: int,
+    detail: str,
+    *,
+    errors: Sequence[Mapping[str, str]] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """One error as a response. `path` is the request's, for `instance`."""
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        # Non-ASCII is shown escaped: a path may hold what is no text at all.
+        "instance": path[:200],
+    }
+    if errors is not None:
+        body["errors"] = errors
+    if status in _RETRY_LATER:
+        headers = {"Retry-After": "2", **(headers or {})}
+    return Response(
+        json.dumps(body), status, media_type="application/problem+json", headers=headers
+    )
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = error.detail
+    if detail == HTTPStatus(error.status_code).phrase:
+        detail = _EXPLAINED.get(error.status_code, detail)
+    return problem(request.url.path, error.status_code, detail, headers=error.headers)
+
+
+_EXPLAINED = {
+    404: "There is nothing at this address.",
+    405: "This address does not take this method.",
+}
+
+
+async def _known(request: Request, error: Exception) -> Response:
+    status = next(status for kind, status in _STATUS.items() if type(error) is kind)
+    if status in _RETRY_LATER:
+        log.error("request refused", reason=repr(error.__cause__ or error))
+    return problem(request.url.path, status, str(error))
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    if isinstance(error, InvalidRequest):
+        errors = error.errors
+    else:
+        assert isinstance(error, RequestValidationError)
+        errors = [_field(one) for one in error.errors()[:MOST_ERRORS]]
+    return problem(
+        request.url.path,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Some fields of the request are not valid.",
+        errors=errors,
+    )
+
+
+def _field(error: dict[str, Any]) -> dict[str, str]:
+    """What pydantic found, without the value. Its own messages name limits, never the input."""
+    detail = error["msg"].removeprefix("Value error, ")[:LONGEST_DETAIL]
+    return {"pointer": _pointer(error["loc"]), "detail": detail}
+
+
+def _pointer(location: Sequence[str | int]) -> str:
+    """A JSON pointer (RFC 6901) to the field; a name that only the client knows may be cut short.
+
+    The first part of the location says where the field was: body, path, query or header.
+    """
+    parts: list[str] = []
+    for part in location[1:]:
+        if not _NAME.fullmatch(str(part)) or len(parts) == DEEPEST_POINTER:
+            break
+        parts.append(str(part))
+    return "".join("/" + part for part in parts)

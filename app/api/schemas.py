@@ -1,0 +1,190 @@
+"""What goes in and out of the routes."""
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+
+from app.mail.message import address, body_text, header_text
+from app.queue.task import Record, Status, Task
+
+# JSON Schema says "email" and the rest; what exactly is refused, app.mail.message knows.
+Address = Annotated[
+    str,
+    AfterValidator(address),
+    Field(max_length=320, json_schema_extra={"format": "email"}, examples=["ada@example.com"]),
+]
+Subject = Annotated[str, Field(max_length=200), AfterValidator(header_text)]
+Text = Annotated[str, AfterValidator(body_text)]
+LogText = Annotated[str, Field(max_length=1000), AfterValidator(body_text)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$", examples=["ada"])]
+Document = Annotated[dict[str, JsonValue], Field(examples=[{"colour": "green"}])]
+
+
+class Notification(BaseModel):
+    """The mail to send."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"subject": "Hello", "message": "It is done."}]},
+    )
+
+    subject: Subject = "Notification"
+    message: Text = "This is a notification."
+
+
+class TaskSummary(BaseModel):
+    """What names a task."""
+
+    id: str
+    kind: str
+    status: Status
+    created_at: datetime
+
+
+class Queued(TaskSummary):
+    """A promise: the task is on disk, and will be done."""
+
+    message: str
+
+    @classmethod
+    def of(cls, task: Task, message: str, **more: Any) -> Self:
+        """The answer to a request that queued `task`."""
+        return cls(
+            id=task.id,
+            kind=task.kind,
+            status=Status.QUEUED,
+            message=message,
+            created_at=_time(task.created_at),
+            **more,
+        )
+
+
+class Accepted(BaseModel):
+    """A courtesy: it will be done unless the process dies first."""
+
+    message: str
+
+
+class TaskFailure(BaseModel):
+    """Why the last attempt failed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    detail: str
+
+
+class TaskView(TaskSummary):
+    """All that is known of a task."""
+
+    attempts: int
+    max_attempts: int
+    updated_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    next_attempt_at: datetime | None
+    progress: float | None
+    result: JsonValue
+    error: TaskFailure | None
+
+    @classmethod
+    def of(cls, task: Task) -> "TaskView":
+        """The public face of a task's row."""
+        return cls(
+            id=task.id,
+            kind=task.kind,
+            status=task.status,
+            attempts=task.attempts,
+            max_attempts=task.max_attempts,
+            created_at=_time(task.created_at),
+            updated_at=_time(task.updated_at),
+            started_at=_time_or_none(task.started_at),
+            finished_at=_time_or_none(task.finished_at),
+            next_attempt_at=_time_or_none(task.next_attempt_at),
+            progress=task.progress,
+            result=None if task.result is None else json.loads(task.result),
+            error=None if task.error is None else TaskFailure(**json.loads(task.error)),
+        )
+
+
+class TaskPage(BaseModel):
+    """Some tasks, newest first."""
+
+    data: list[TaskView]
+    has_more: bool
+
+
+class UploadSummary(BaseModel):
+    """What arrived."""
+
+    id: str
+    filename: str
+    size: int
+    sha256: str
+    content_type: str
+
+
+class UploadView(UploadSummary):
+    """An upload: `received` until its task has checked it, then `published`."""
+
+    status: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, record: Record) -> "UploadView":
+        """The public face of an upload's record."""
+        return cls(id=record.id, created_at=_time(record.created_at), **record.body)
+
+
+class UploadPage(BaseModel):
+    """Some uploads, newest first."""
+
+    data: list[UploadView]
+    has_more: bool
+
+
+class QueuedUpload(Queued):
+    """A promise about a file, whose bytes are safe on disk."""
+
+    upload: UploadSummary
+
+
+class QueuedItem(Queued):
+    """A promise to confirm an item by mail."""
+
+    item_id: int
+
+
+class Readiness(BaseModel):
+    """`ready`; `degraded` while mail has to wait; `unready` when nothing can be accepted."""
+
+    status: str
+    checks: dict[str, str]
+
+
+class InvalidField(BaseModel):
+    """Which field of the request is wrong, and why."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[InvalidField] | None = None
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _time_or_none(seconds: float | None) -> datetime | None:
+    return None if seconds is None else _time(seconds)

@@ -1,0 +1,97 @@
+"""Tasks as a resource: what became of them, and what can still be done about it."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from app.api.body import StrictRoute
+from app.api.dependencies import FeedDep, QueueDep
+from app.api.problems import documented
+from app.api.promises import DurableTasksDep
+from app.api.schemas import Queued, TaskPage, TaskView
+from app.queue.task import FINISHED, Status, Task
+
+router = APIRouter(tags=["tasks"], route_class=StrictRoute)
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+After = Annotated[str | None, Query(description="The last id of the page before.", max_length=64)]
+
+
+@router.get("/tasks", responses=documented(404, 422, 503))
+async def list_tasks(
+    queue: QueueDep,
+    status: Status | None = None,
+    kind: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Limit = 50,
+    after: After = None,
+) -> TaskPage:
+    """Tasks, newest first."""
+    tasks = await queue.engine.list_tasks(status=status, kind=kind, after=after, limit=limit + 1)
+    return TaskPage(data=[TaskView.of(task) for task in tasks[:limit]], has_more=len(tasks) > limit)
+
+
+async def _existing(task_id: str, queue: QueueDep) -> Task:
+    return await queue.engine.get(task_id)
+
+
+ExistingTask = Annotated[Task, Depends(_existing)]
+
+
+@router.get("/tasks/{task_id}", responses=documented(404, 503))
+async def read_task(task: ExistingTask) -> TaskView:
+    """One task."""
+    return TaskView.of(task)
+
+
+@router.post("/tasks/{task_id}/cancel", responses=documented(404, 409, 503, 507))
+async def cancel_task(task_id: str, queue: QueueDep) -> TaskView:
+    """Withdraw a task that waits for its first or its next attempt."""
+    return TaskView.of(await queue.cancel(task_id))
+
+
+@router.post(
+    "/tasks/{task_id}/retry", status_code=202, responses=documented(400, 404, 409, 422, 503, 507)
+)
+async def retry_task(task: ExistingTask, queue: QueueDep, durable_tasks: DurableTasksDep) -> Queued:
+    """Queue a failed or cancelled task afresh, with all its attempts."""
+    queued = durable_tasks.accepted(Queued.of(task, "Task queued again"))
+    # The answer to a repeated key is written here and not after the route: in one transaction
+    # with the retry.
+    await queue.retry(task.id, await durable_tasks.to_commit())
+    durable_tasks.committed()
+    return queued
+
+
+@router.get(
+    "/tasks/{task_id}/events",
+    response_class=EventSourceResponse,
+    responses=documented(404, 503),
+)
+async def task_events(
+    task: ExistingTask, queue: QueueDep, feed: FeedDep
+) -> AsyncIterator[ServerSentEvent]:
+    """The task as it is, then each of its changes, until it is finished."""
+    with feed.changes() as changes:
+        task = await queue.engine.get(task.id)
+        yield _event(task)
+        if task.status in FINISHED:
+            return
+        async for changed in changes:
+            if changed.id == task.id:
+                yield _event(changed)
+                if changed.status in FINISHED:
+                    return
+
+
+@router.get("/events", response_class=EventSourceResponse)
+async def all_events(feed: FeedDep) -> AsyncIterator[ServerSentEvent]:
+    """Each change of any task, from now on."""
+    with feed.changes() as changes:
+        async for task in changes:
+            yield _event(task)
+
+
+def _event(task: Task) -> ServerSentEvent:
+    return ServerSentEvent(data=TaskView.of(task))

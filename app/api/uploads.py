@@ -1,0 +1,170 @@
+"""POST /upload and what can be done with an upload afterwards."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import FileResponse
+from starlette.exceptions import HTTPException
+
+from app.api.body import StrictRoute
+from app.api.dependencies import QueueDep, SettingsDep, UploadsDep
+from app.api.problems import InvalidRequest, documented
+from app.api.promises import DurableTasksDep
+from app.api.schemas import QueuedUpload, UploadPage, UploadSummary, UploadView
+from app.files.multipart import InvalidForm, MalformedMultipart, NotMultipart, file_part
+from app.files.store import Store
+from app.queue.errors import RecordNotFound
+from app.queue.task import Record, new_id
+from app.tasks.uploads import COLLECTION, save_upload
+
+router = APIRouter(tags=["uploads"], route_class=StrictRoute)
+
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
+
+
+class Arrival:
+    """The file of this request, kept only if the request ends well."""
+
+    def __init__(self, store: Store, limit: int) -> None:
+        self._store = store
+        self._limit = limit
+        self.upload_id: str | None = None
+
+    async def receive(self, request: Request, upload_id: str) -> UploadSummary:
+        """Stream the request's one file into the store; it is durable when this returns."""
+        part, chunks = await file_part(request.headers.get("content-type", ""), request.stream())
+        received = await self._store.receive(upload_id, chunks, limit=self._limit)
+        self.upload_id = upload_id
+        return UploadSummary(
+            id=upload_id,
+            filename=part.filename,
+            content_type=part.content_type,
+            size=received.size,
+            sha256=received.sha256,
+        )
+
+
+async def _arrival(uploads: UploadsDep, settings: SettingsDep) -> AsyncIterator[Arrival]:
+    arrival = Arrival(uploads, settings.max_upload_bytes)
+    try:
+        yield arrival
+    except NotMultipart as error:
+        raise HTTPException(415, str(error)) from error
+    except MalformedMultipart as error:
+        raise HTTPException(400, str(error)) from error
+    except InvalidForm as error:
+        raise InvalidRequest(error.pointer, error.detail) from error
+    except BaseException:
+        # The commit failed, or the key was used before: nobody was promised this file.
+        if arrival.upload_id is not None:
+            await uploads.delete(arrival.upload_id)
+        raise
+
+
+ArrivalDep = Annotated[Arrival, Depends(_arrival, scope="function")]
+
+
+# `arrival` stands before `durable_tasks`, so that it ends after it and hears of a failed commit.
+@router.post(
+    "/upload",
+    status_code=202,
+    responses=documented(400, 409, 413, 415, 422, 503, 507),
+    openapi_extra=_FORM,
+)
+@router.post("/upload/", status_code=202, include_in_schema=False)
+async def upload(
+    request: Request, arrival: ArrivalDep, queue: QueueDep, durable_tasks: DurableTasksDep
+) -> QueuedUpload:
+    """Take a file of any size up to the limit. Its bytes are safe on disk before the 202."""
+    summary = await arrival.receive(request, new_id(queue.now()))
+    facts = summary.model_dump(exclude={"id"})
+    durable_tasks.body_digest = f"{summary.filename}\n{summary.sha256}".encode()
+    durable_tasks.keep(COLLECTION, summary.id, facts | {"status": "received"})
+    task = durable_tasks.add_task(save_upload, upload_id=summary.id)
+    queued = QueuedUpload.of(task, "Upload queued", upload=summary)
+    return durable_tasks.accepted(queued)
+
+
+@router.get("/uploads", responses=documented(422, 503))
+async def list_uploads(
+    queue: QueueDep,
+    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+) -> UploadPage:
+    """Uploads, newest first; `after` is the last id of the page before."""
+    records = await queue.engine.list_records(COLLECTION, after=after, limit=limit + 1)
+    data = [UploadView.of(record) for record in records[:limit]]
+    return UploadPage(data=data, has_more=len(records) > limit)
+
+
+async def _existing(upload_id: str, queue: QueueDep) -> Record:
+    try:
+        return await queue.engine.read_record(COLLECTION, upload_id)
+    except RecordNotFound:
+        raise HTTPException(404, "There is no such upload.") from None
+
+
+ExistingUpload = Annotated[Record, Depends(_existing)]
+
+
+@router.get("/uploads/{upload_id}", responses=documented(404, 503))
+async def read_upload(upload: ExistingUpload) -> UploadView:
+    """What is known of an upload."""
+    return UploadView.of(upload)
+
+
+@router.get(
+    "/uploads/{upload_id}/content",
+    response_class=FileResponse,
+    responses=documented(404, 409, 503),
+)
+async def download(upload: ExistingUpload, uploads: UploadsDep) -> FileResponse:
+    """The bytes, as an attachment: a browser saves them, and runs nothing that is in them."""
+    if upload.body["status"] != "published":
+        raise HTTPException(409, "The upload is not published yet: see its task.")
+    return _attachment(
+        await uploads.path(upload.id), upload.body["content_type"], upload.body["filename"]
+    )
+
+
+@router.get(
+    "/uploads/{upload_id}/thumbnail", response_class=FileResponse, responses=documented(404, 503)
+)
+async def thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> FileResponse:
+    """A small picture of a picture."""
+    return _attachment(await uploads.thumbnail_path(upload.id), "image/png", "thumbnail.png")
+
+
+@router.delete("/uploads/{upload_id}", status_code=204, responses=documented(404, 503))
+async def delete_upload(upload: ExistingUpload, queue: QueueDep, uploads: UploadsDep) -> None:
+    """Remove an upload: first from the list, then its bytes."""
+    await queue.engine.delete_record(COLLECTION, upload.id)
+    await uploads.delete(upload.id)
+
+
+def _attachment(path: Path, media_type: str, filename: str) -> FileResponse:
+    return FileResponse(
+        path,
+        media_type=media_type,
+        headers={
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}",
+            "Content-Security-Policy": "sandbox",
+            "X-Content-Type-Options": "nosniff",
+        },
+    )

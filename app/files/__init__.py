@@ -1,0 +1,12 @@
+"""Takes files from strangers and keeps them: in a stream, durably, and never under their names.
+
+    multipart   the one file of a form, while its body still arrives
+    names       what a file is called and what it is, as far as a stranger can be believed
+    store       the protocol of every store, its errors, and `open_store`, which picks one by URL
+    local       a store in a directory of this machine
+    pictures    thumbnails, made in a process of their own
+
+The way of an upload: `multipart.file_part` hands its bytes to `Store.receive`, which returns once
+they are durable; `names.media_type` and `Pictures.thumbnail` look at them; `Store.publish` makes
+them available.
+"""

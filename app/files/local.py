@@ -1,0 +1,293 @@
+"""A store of uploads in a directory of this machine.
+
+incoming/    being written; a crash leaves files here, and `sweep` removes them
+received/    whole and durable, under our own id
+published/   checked as well
+thumbnails/  small pictures of them
+"""
+
+import asyncio
+import errno
+import hashlib
+import os
+import stat
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar, TypeVarTuple
+
+from app.files.store import (
+    NoSuchUpload,
+    Received,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    UploadTooLarge,
+    checked_id,
+)
+
+# Large enough that a thread is woken, and the interpreter's lock taken, about a thousand times
+# for a GiB; small enough that two blocks for each upload in flight are nothing.
+_BLOCK = 1024 * 1024
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+_Arguments = TypeVarTuple("_Arguments")
+_Result = TypeVar("_Result")
+
+
+class LocalStore:
+    """A `Store` whose uploads are files below `root`, which only this user can read."""
+
+    def __init__(self, root: Path) -> None:
+        # The working directory may change; the uploads stay where they are.
+        root = root.absolute()
+        self._incoming = root / "incoming"
+        self._received = root / "received"
+        self._published = root / "published"
+        self._thumbnails = root / "thumbnails"
+
+    async def receive(
+        self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int
+    ) -> Received:
+        """See `Store.receive`. Holds two blocks at most: one arrives while one is written."""
+        target = self._received / checked_id(upload_id)
+        file = _IncomingFile()
+        step: asyncio.Future[Any] = _in_thread(self._open, file)
+        try:
+            block, size = bytearray(), 0
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > limit:
+                    raise UploadTooLarge
+                block += chunk
+                if len(block) >= _BLOCK:
+                    await asyncio.shield(step)
+                    step, block = _in_thread(file.write, block), bytearray()
+            await asyncio.shield(step)
+            step = _in_thread(file.write, block)
+            await asyncio.shield(step)
+            step = keeping = _in_thread(file.keep, target)
+            return await asyncio.shield(keeping)
+        except BaseException:
+            await asyncio.shield(_after(step, file.discard))
+            raise
+
+    def _open(self, file: "_IncomingFile") -> None:
+        self._make_folders()
+        file.open(self._incoming)
+
+    async def received(self, older_than: float) -> list[str]:
+        """See `Store.received`."""
+        old = await _in_thread(_untouched, self._received, older_than)
+        return [path.name for path in old]
+
+    async def head(self, upload_id: str, size: int = 8192) -> bytes:
+        """See `Store.head`."""
+        return await _in_thread(self._head, checked_id(upload_id), size)
+
+    def _head(self, upload_id: str, size: int) -> bytes:
+        with self._find(upload_id).open("rb") as file:
+            return file.read(size)
+
+    @asynccontextmanager
+    async def as_file(self, upload_id: str) -> AsyncIterator[Path]:
+        """See `Store.as_file`. Here it is the file itself."""
+        yield await _in_thread(self._find, checked_id(upload_id))
+
+    def _find(self, upload_id: str) -> Path:
+        with suppress(NoSuchUpload):
+            return _regular(self._received / upload_id)
+        return _regular(self._published / upload_id)
+
+    async def publish(self, upload_id: str) -> None:
+        """See `Store.publish`."""
+        await _in_thread(self._publish, checked_id(upload_id))
+
+    def _publish(self, upload_id: str) -> None:
+        self._make_folders()
+        target = self._published / upload_id
+        try:
+            (self._received / upload_id).rename(target)
+        except FileNotFoundError:
+            # An earlier attempt may have crashed between its rename and its fsync.
+            _regular(target)
+        _sync_folder(self._published)
+        _sync_folder(self._received)
+
+    async def path(self, upload_id: str) -> Path:
+        """See `Store.path`."""
+        return await _in_thread(_regular, self._published / checked_id(upload_id))
+
+    async def save_thumbnail(self, upload_id: str, data: bytes) -> None:
+        """See `Store.save_thumbnail`."""
+        await _in_thread(self._save_thumbnail, checked_id(upload_id), data)
+
+    def _save_thumbnail(self, upload_id: str, data: bytes) -> None:
+        file = _IncomingFile()
+        try:
+            self._open(file)
+            file.write(data)
+            file.keep(self._thumbnails / upload_id)
+        except BaseException:
+            file.discard()
+            raise
+
+    async def thumbnail_path(self, upload_id: str) -> Path:
+        """See `Store.thumbnail_path`."""
+        return await _in_thread(_regular, self._thumbnails / checked_id(upload_id))
+
+    async def delete(self, upload_id: str) -> None:
+        """See `Store.delete`."""
+        await _in_thread(self._delete, checked_id(upload_id))
+
+    def _delete(self, upload_id: str) -> None:
+        for folder in (self._received, self._published, self._thumbnails):
+            with suppress(FileNotFoundError):
+                (folder / upload_id).unlink()
+                _sync_folder(folder)
+
+    async def sweep(self, older_than: float) -> int:
+        """See `Store.sweep`."""
+        return await _in_thread(self._sweep, older_than)
+
+    def _sweep(self, older_than: float) -> int:
+        abandoned = _untouched(self._incoming, older_than)
+        for path in abandoned:
+            path.unlink(missing_ok=True)
+        return len(abandoned)
+
+    async def check(self) -> bool:
+        """See `Store.check`."""
+        try:
+            await _in_thread(self._try_to_write)
+        except StoreError:
+            return False
+        return True
+
+    def _try_to_write(self) -> None:
+        self._make_folders()
+        # Without a name, where the system can: then not even a crash leaves it behind.
+        with tempfile.TemporaryFile(dir=self._incoming, buffering=0) as file:
+            file.write(bytes(4096))
+
+    def _make_folders(self) -> None:
+        for folder in (self._incoming, self._received, self._published, self._thumbnails):
+            _make_folder(folder)
+
+
+class _IncomingFile:
+    """A file on its way in: opened, written, and then either kept or discarded.
+
+    Its methods block, so they run in threads, never two at a time.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor = -1
+        self._path: Path | None = None
+        self._size = 0
+        self._sha256 = hashlib.sha256()
+
+    def open(self, folder: Path) -> None:
+        # mkstemp opens with O_EXCL, O_NOFOLLOW and mode 0600: no planted name is ever written to.
+        self._descriptor, path = tempfile.mkstemp(dir=folder)
+        self._path = Path(path)
+
+    def write(self, data: bytes | bytearray) -> None:
+        rest = memoryview(data)
+        self._size += len(rest)
+        self._sha256.update(rest)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+
+    def keep(self, target: Path) -> Received:
+        """Gives the file its name, once that name can only ever mean the whole file."""
+        os.fsync(self._descriptor)
+        self._close()
+        assert self._path is not None
+        self._path = self._path.rename(target)
+        _sync_folder(target.parent)
+        return Received(self._size, self._sha256.hexdigest())
+
+    def discard(self) -> None:
+        self._close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor != -1:
+            os.close(descriptor)
+
+
+async def _after(step: asyncio.Future[Any], function: Callable[[], None]) -> None:
+    """Runs a clean-up once the step before it has ended, well or not.
+
+    A thread cannot be cancelled: one that is still writing must not find its file closed. What
+    went wrong before is the news, not a clean-up that failed as well; `sweep` comes again.
+    """
+    await asyncio.wait([step])
+    step.exception()
+    with suppress(StoreError):
+        await _in_thread(function)
+
+
+def _in_thread(
+    function: Callable[[*_Arguments], _Result], *args: *_Arguments
+) -> asyncio.Future[_Result]:
+    """Begins blocking work off the event loop."""
+    return asyncio.get_running_loop().run_in_executor(None, _translated, function, *args)
+
+
+def _translated(function: Callable[[*_Arguments], _Result], *args: *_Arguments) -> _Result:
+    """Calls a function; what the disk refuses becomes the store's own error."""
+    try:
+        return function(*args)
+    except OSError as error:
+        raise (StoreFull if error.errno in _FULL else StoreUnavailable) from error
+
+
+def _untouched(folder: Path, seconds: float) -> list[Path]:
+    before = time.time() - seconds
+    old = []
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                if entry.stat(follow_symlinks=False).st_mtime < before:
+                    old.append(Path(entry.path))
+    return old
+
+
+def _regular(path: Path) -> Path:
+    """Returns the path of a file; a symbolic link is none, for it may lead anywhere."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        raise NoSuchUpload from None
+    if not stat.S_ISREG(mode):
+        raise NoSuchUpload
+    return path
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and its parents, private and durable."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        _make_folder(folder.parent)
+        _make_folder(folder)
+        return
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable: fsync of a file covers its bytes, not its name."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

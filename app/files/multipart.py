@@ -1,0 +1,203 @@
+"""Reads the one file of a multipart/form-data body (RFC 7578) while the body still arrives."""
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from app.files.names import display_name
+
+FIELD = "file"
+
+MAX_HEADERS = 8  # of a part
+MAX_HEADER_BYTES = 4096
+MAX_AROUND = 4096  # bytes before the first part, and again after the last one
+
+# RFC 2046, section 5.1.1. The parser relies on it: a delimiter has no CR but its first byte.
+_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+
+# RFC 6838, section 4.2.
+_NAME = rb"[0-9a-z][0-9a-z!#$&^_.+-]{0,126}"
+_MEDIA_TYPE = re.compile(_NAME + rb"/" + _NAME)
+
+
+async def file_part(
+    content_type: str, body: AsyncIterator[bytes]
+) -> tuple["PartInfo", AsyncIterator[bytes]]:
+    """Reads a form up to its file; returns what the file is, and an iterator over its bytes.
+
+    `content_type` is the request's header, `body` the chunks of its body as they arrive. The
+    form has one part, named `file`, and nothing else. What follows the file is read by the
+    iterator, which raises for it in the end: nothing may be kept before it is exhausted.
+
+    Raises, from here or from the iterator, NotMultipart, MalformedMultipart and InvalidForm.
+    """
+    form = _Form(_boundary(content_type))
+    async for chunk in body:
+        form.feed(chunk)
+        if form.file is not None:
+            return form.file, _content(form, body)
+    form.check_complete()
+    raise InvalidForm(f"/{FIELD}", "this field is required")
+
+
+async def _content(form: "_Form", body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    for piece in form.take():
+        yield piece
+    async for chunk in body:
+        form.feed(chunk)
+        for piece in form.take():
+            yield piece
+    form.check_complete()
+
+
+def _boundary(content_type: str) -> bytes:
+    if not content_type.isascii():
+        raise NotMultipart
+    media_type, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if media_type.strip() != b"multipart/form-data" or not _BOUNDARY.fullmatch(boundary):
+        raise NotMultipart
+    return boundary
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """What the sender says about a file: a name fit to be shown, and a media type to be checked."""
+
+    filename: str
+    content_type: str
+
+
+class _Form:
+    """What is known of a form so far.
+
+    Args:
+        boundary: what separates its parts.
+    """
+
+    def __init__(self, boundary: bytes) -> None:
+        self.file: PartInfo | None = None
+        self._pieces: list[bytes] = []
+        self._headers: dict[bytes, bytes] = {}
+        self._name = self._value = b""
+        self._begun = self._ended = False
+        self._around = 0
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._part_begins,
+                "on_header_field": self._header_name,
+                "on_header_value": self._header_value,
+                "on_header_end": self._header_ends,
+                "on_headers_finished": self._headers_end,
+                "on_part_data": self._part_data,
+                "on_end": self._form_ends,
+            },
+            max_header_count=MAX_HEADERS,
+            max_header_size=MAX_HEADER_BYTES,
+        )
+
+    def feed(self, chunk: bytes) -> None:
+        already_ended = self._ended
+        try:
+            self._parser.write(chunk)
+        except MultipartParseError as error:
+            raise MalformedMultipart from error
+        if already_ended or not self._begun:
+            self._around += len(chunk)
+            if self._around > MAX_AROUND:
+                raise MalformedMultipart
+
+    def take(self) -> list[bytes]:
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def check_complete(self) -> None:
+        if not self._ended:
+            raise MalformedMultipart
+
+    def _part_begins(self) -> None:
+        self._begun, self._around = True, 0
+        self._headers = {}
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_ends(self) -> None:
+        name, value = self._name.lower(), self._value
+        self._name = self._value = b""
+        # Two that contradict each other would be read differently by different programs.
+        if name in self._headers:
+            raise MalformedMultipart
+        self._headers[name] = value
+
+    def _headers_end(self) -> None:
+        disposition, options = parse_options_header(self._headers.get(b"content-disposition"))
+        if disposition != b"form-data" or b"name" not in options:
+            raise MalformedMultipart
+        if options[b"name"] != FIELD.encode():
+            raise InvalidForm("", f"the form takes the field '{FIELD}' and no other")
+        if self.file is not None:
+            raise InvalidForm(f"/{FIELD}", "only one file can be uploaded at a time")
+        self.file = PartInfo(
+            _filename(options.get(b"filename", b"")),
+            _declared_type(self._headers.get(b"content-type", b"")),
+        )
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        self._pieces.append(data[start:end])
+
+    def _form_ends(self) -> None:
+        self._ended = True
+
+
+def _filename(raw: bytes) -> str:
+    """The name of a part's file, in UTF-8; `filename*` does not count (RFC 7578, section 4.2)."""
+    if not raw:
+        raise InvalidForm(f"/{FIELD}", "no file was chosen")
+    try:
+        return display_name(raw.decode())
+    except UnicodeDecodeError:
+        raise InvalidForm(f"/{FIELD}", "the file name is not UTF-8") from None
+    except ValueError as error:
+        raise InvalidForm(f"/{FIELD}", str(error)) from None
+
+
+def _declared_type(header: bytes) -> str:
+    media_type, _ = parse_options_header(header)
+    media_type = media_type.strip().lower()
+    return media_type.decode() if _MEDIA_TYPE.fullmatch(media_type) else "application/octet-stream"
+
+
+class NotMultipart(Exception):
+    """The body is not multipart/form-data with a valid boundary."""
+
+    def __init__(self) -> None:
+        super().__init__(self.__doc__)
+
+
+class MalformedMultipart(Exception):
+    """The multipart body is malformed, or ends too early."""
+
+    def __init__(self) -> None:
+        super().__init__(self.__doc__)
+
+
+class InvalidForm(Exception):
+    """The form is well-formed, but not one this service takes.
+
+    Args:
+        pointer: the field (a JSON pointer, RFC 6901), or "" for the form as a whole.
+        detail: what is wrong with it, without repeating it.
+    """
+
+    def __init__(self, pointer: str, detail: str) -> None:
+        super().__init__(pointer, detail)
+        self.pointer = pointer
+        self.detail = detail

@@ -1,0 +1,135 @@
+"""What every store of uploads can do, whichever medium it writes to."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def open_store(url: str) -> "Store":
+    """The store that a URL names (RFC 8089): `file:var/uploads` relative, `file:/var/up` absolute.
+
+    Nothing is touched until the store is used. Raises ValueError for a URL that names no store.
+    """
+    scheme, _, place = url.partition(":")
+    if scheme != "file":
+        raise ValueError("An upload store's URL begins with file:")
+    if not place or place.startswith("//"):
+        raise ValueError("A file: URL is file:relative/path or file:/absolute/path")
+    from app.files.local import LocalStore
+
+    return LocalStore(Path(place))
+
+
+def checked_id(upload_id: str) -> str:
+    """Returns an id that is safe as a name in any store: a lower-case UUID (RFC 9562, section 4).
+
+    Raises NoSuchUpload for anything else: what we never named does not exist.
+    """
+    if not _ID.fullmatch(upload_id):
+        raise NoSuchUpload
+    return upload_id
+
+
+@dataclass(frozen=True)
+class Received:
+    """What arrived: its size in bytes, and its SHA-256 in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+class Store(Protocol):
+    """Keeps uploads by their id.
+
+    An upload is *received* once its bytes are durable, and *published* once somebody has checked
+    them. Each verb's effect survives a power cut as soon as the verb returns, and each may be
+    repeated after a crash. Every verb raises StoreFull or StoreUnavailable when the medium
+    refuses, and NoSuchUpload for an id that is not one of ours.
+    """
+
+    async def receive(
+        self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int
+    ) -> Received:
+        """Stores a stream of at most `limit` bytes.
+
+        Raises UploadTooLarge beyond that, and passes on whatever `chunks` raises. After an error
+        or a cancellation nothing is kept.
+        """
+        ...
+
+    async def received(self, older_than: float) -> list[str]:
+        """The ids that have waited to be published for more than so many seconds.
+
+        After a crash some of them belong to requests that were never answered.
+        """
+        ...
+
+    async def head(self, upload_id: str, size: int = 8192) -> bytes:
+        """The first `size` bytes, received or published. Raises NoSuchUpload."""
+        ...
+
+    def as_file(self, upload_id: str) -> AbstractAsyncContextManager[Path]:
+        """The bytes, received or published, as a file to read on this machine meanwhile.
+
+        Raises NoSuchUpload.
+        """
+        ...
+
+    async def publish(self, upload_id: str) -> None:
+        """Moves a received upload to the published ones. Raises NoSuchUpload."""
+        ...
+
+    async def path(self, upload_id: str) -> Path:
+        """The file of a published upload. Raises NoSuchUpload."""
+        ...
+
+    async def save_thumbnail(self, upload_id: str, data: bytes) -> None:
+        """Stores an upload's thumbnail, in the place of an earlier one."""
+        ...
+
+    async def thumbnail_path(self, upload_id: str) -> Path:
+        """The file of an upload's thumbnail. Raises NoSuchUpload if it has none."""
+        ...
+
+    async def delete(self, upload_id: str) -> None:
+        """Removes an upload and its thumbnail, if they are there."""
+        ...
+
+    async def sweep(self, older_than: float) -> int:
+        """Removes what crashes left half-written, untouched for so many seconds; returns how many.
+
+        Longer than any client may pause in the middle of an upload.
+        """
+        ...
+
+    async def check(self) -> bool:
+        """Whether something could be stored right now. Leaves no trace."""
+        ...
+
+
+class StoreError(Exception):
+    """The store could not do it."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.__doc__)
+
+
+class UploadTooLarge(StoreError):
+    """The file is larger than this service takes."""
+
+
+class StoreFull(StoreError):
+    """There is no room for the file at the moment."""
+
+
+class StoreUnavailable(StoreError):
+    """Files cannot be stored or read at the moment."""
+
+
+class NoSuchUpload(StoreError):
+    """There is no such upload."""

@@ -1,0 +1,8 @@
+"""Everything about mail; imports nothing else from the app.
+
+message     what may stand in a mail, and how one is built: the same inputs, the same bytes
+templates   a mail's text and HTML, from `templates/mail`
+smtp        hands a mail to the SMTP server over a few warm connections
+replies     what a failure means: later, or never
+catcher     a small SMTP server that keeps what it is sent, for development
+"""

@@ -1,0 +1,198 @@
+"""Where the objects meet: create_app(settings) and its lifespan. Tests use the same."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import FrameType
+
+import structlog
+from fastapi import FastAPI
+
+from app.api import inbox, notifications, operations, patterns, problems, promises, tasks, uploads
+from app.api.dependencies import State
+from app.api.feed import Feed
+from app.api.middleware import BodyLimit, LastResort, PlainStart, RequestId
+from app.files.pictures import Pictures
+from app.files.store import open_store
+from app.mail.catcher import Catcher
+from app.mail.smtp import Mailer
+from app.observe.logs import configure_logging, log_event
+from app.observe.metrics import Metrics
+from app.queue.engine import open_engine
+from app.queue.errors import CannotStart
+from app.queue.queue import Queue
+from app.queue.retry import RetryPolicy
+from app.queue.worker import Worker
+from app.settings import Settings, load_settings
+from app.tasks import CATALOGUE
+from app.tasks.clean_up import clean_up_regularly
+from app.tasks.tools import Tools
+
+MULTIPART_OVERHEAD_BYTES = 64 * 1024  # the part's headers and the boundaries around a file
+
+log = structlog.get_logger(__name__)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Make the app. Without settings they are read from the environment."""
+    settings = settings or load_settings()
+    configure_logging(settings.log_level, settings.log_format)
+    app = FastAPI(
+        title="Afterward",
+        summary="Answers at once and does the work afterwards, and keeps every promise.",
+        version="0.1.0",
+        lifespan=lambda _: run(settings),
+        redirect_slashes=False,
+    )
+    for part in (notifications, uploads, tasks, patterns, operations, inbox):
+        app.include_router(part.router)
+    problems.install(app)
+    app.add_exception_handler(promises.Replay, promises.replayed)
+    upload_limit = settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
+    # The last to be added is the first to see a request.
+    app.add_middleware(
+        BodyLimit,
+        limit=settings.max_body_bytes,
+        limits={"/upload": upload_limit, "/upload/": upload_limit},
+    )
+    app.add_middleware(LastResort)
+    app.add_middleware(RequestId)
+    app.add_middleware(PlainStart)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def run(settings: Settings) -> AsyncIterator[State]:
+    """Start everything, from the floor up; at the end, stop it in the opposite order."""
+    async with contextlib.AsyncExitStack() as stack:
+        catcher = await _start_catcher(settings, stack)
+        mailer = _mailer(settings)
+        stack.push_async_callback(mailer.close)
+        pictures = Pictures()
+        stack.callback(pictures.close)
+        store = open_store(settings.upload_url)
+        engine = open_engine(settings.queue_url)
+        await engine.start()
+        stack.push_async_callback(engine.stop)
+
+        policy = RetryPolicy(
+            settings.retry_attempts, settings.retry_base_seconds, settings.retry_max_seconds
+        )
+        queue = Queue(engine, CATALOGUE, policy)
+        metrics = Metrics(smtp_connections=lambda: mailer.open_connections)
+        feed = Feed()
+        for listener in (log_event, metrics.listen, feed.listen):
+            queue.events.listen(listener)
+
+        tools = Tools(mailer, settings.mail_from, store, pictures, engine)
+        await _start_worker(settings, queue, tools, feed, stack)
+        cleaning = asyncio.create_task(
+            clean_up_regularly(engine, store, retention_days=settings.retention_days, now=queue.now)
+        )
+        stack.callback(cleaning.cancel)
+        yield State(
+            settings=settings,
+            queue=queue,
+            uploads=store,
+            mailer=mailer,
+            metrics=metrics,
+            feed=feed,
+            catcher=catcher,
+            keys_in_flight=set(),
+        )
+
+
+async def _start_catcher(settings: Settings, stack: contextlib.AsyncExitStack) -> Catcher | None:
+    if not settings.catcher:
+        return None
+    catcher = Catcher(settings.smtp_host, settings.smtp_port, settings.catcher_directory)
+    try:
+        await catcher.start()
+    except OSError as error:
+        raise CannotStart(f"the catcher cannot listen at SMTP_HOST:SMTP_PORT: {error}") from error
+    stack.push_async_callback(catcher.stop)
+    return catcher
+
+
+def _mailer(settings: Settings) -> Mailer:
+    password = settings.smtp_password
+    return Mailer(
+        host=settings.smtp_host,
+        port=settings.smtp_port,
+        username=settings.smtp_username,
+        password=password.get_secret_value() if password else None,
+        security=settings.smtp_security,
+        timeout=settings.smtp_timeout,
+        data_timeout=settings.smtp_data_timeout,
+        connections=settings.smtp_connections,
+    )
+
+
+async def _start_worker(
+    settings: Settings,
+    queue: Queue[Tools],
+    tools: Tools,
+    feed: Feed,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """Start the worker, and stop it as soon as the process is told to end.
+
+    The server first waits for open requests; the worker's grace begins with the signal, at once.
+    """
+    loop = asyncio.get_running_loop()
+    stopping: list[asyncio.Task[None]] = []
+    worker = None
+    if settings.worker_concurrency:
+        worker = Worker(
+            queue,
+            tools,
+            concurrency=settings.worker_concurrency,
+            lease=settings.lease_seconds,
+            task_timeout=settings.task_timeout_seconds,
+        )
+        await worker.start()
+
+    def begin_to_stop() -> None:
+        if not stopping:
+            feed.close()
+            if worker is not None:
+                log.info("stopping", grace_seconds=settings.shutdown_grace_seconds)
+                stopping.append(asyncio.create_task(worker.stop(settings.shutdown_grace_seconds)))
+            else:
+                stopping.append(asyncio.create_task(asyncio.sleep(0)))
+
+    async def stop() -> None:
+        begin_to_stop()
+        await asyncio.gather(*stopping)
+
+    stack.push_async_callback(stop)
+    stack.enter_context(_on_signal(lambda: loop.call_soon_threadsafe(begin_to_stop)))
+
+
+@contextlib.contextmanager
+def _on_signal(begin_to_stop: Callable[[], object]) -> Iterator[None]:
+    """Call `begin_to_stop` on SIGTERM and SIGINT, before the server's own handler."""
+
+    def chained(handler: Callable[[int, FrameType | None], object]) -> Callable[..., None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            begin_to_stop()
+            handler(number, frame)
+
+        return handle
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    chains = {number: chained(old) for number, old in before.items() if callable(old)}
+    try:
+        for number, handle in chains.items():
+            signal.signal(number, handle)
+    except ValueError:  # not the main thread: a test's client, which sends no signals
+        chains = {}
+    try:
+        yield
+    finally:
+        for number in chains:
+            signal.signal(number, before[number])
+
+
+app = create_app()

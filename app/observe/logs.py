@@ -1,0 +1,90 @@
+"""Log lines: one event is one line, with the request's id and the task's id on it."""
+
+import json
+import logging
+import sys
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from app.queue.events import Event, What
+
+_LEVELS = {
+    What.QUEUED: "debug",
+    What.STARTED: "debug",
+    What.PROGRESSED: "debug",
+    What.RETRYING: "warning",
+    What.FAILED: "error",
+    What.RECOVERED: "warning",
+    What.GIVEN_BACK: "warning",
+    What.LOST: "warning",
+}
+
+log = structlog.get_logger("app.tasks")
+
+
+def configure_logging(level: str, form: str) -> None:
+    """Send every line, ours and the libraries', to standard error; `form` is console or json."""
+    shared: list[Processor] = [
+        _without_colour,
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    render: list[Processor]
+    if form == "console":
+        render = [_escape_values, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    else:
+        render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dumps)]
+    structlog.configure(
+        processors=[*shared, *render],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    # Its line for each connection and each command would drown ours.
+    logging.getLogger("mail.log").setLevel(logging.WARNING)
+
+
+def log_event(event: Event) -> None:
+    """Write what happened to a task; a listener of the queue's events."""
+    task = event.task
+    facts: dict[str, Any] = {"task_id": task.id, "kind": task.kind, "attempt": task.attempts}
+    if task.request_id is not None:
+        facts["request_id"] = task.request_id
+    if event.seconds is not None:
+        facts["seconds"] = round(event.seconds, 4)
+    if task.error is not None:
+        facts["error"] = json.loads(task.error)
+    if task.next_attempt_at is not None:
+        facts["next_attempt_in"] = round(task.next_attempt_at - task.updated_at, 3)
+    if event.what in (What.RETRYING, What.FAILED):
+        facts["exc_info"] = event.exception
+    getattr(log, _LEVELS.get(event.what, "info"))(f"task {event.what}", **facts)
+
+
+def _without_colour(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Drop uvicorn's second, coloured form of its message."""
+    event.pop("color_message", None)
+    return event
+
+
+def _dumps(event: EventDict, **options: Any) -> str:
+    return json.dumps(event, separators=(",", ":"), **options)
+
+
+def _escape_values(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Keep what came from outside on its line: line breaks and terminal codes are shown escaped."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = value.encode("unicode_escape").decode("ascii")
+    return event

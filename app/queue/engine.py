@@ -1,0 +1,101 @@
+"""What the queue asks of a database; sqlite.py answers it for one process."""
+
+from pathlib import Path
+from typing import Protocol
+
+from app.queue.errors import CannotStart
+from app.queue.task import Backlog, Batch, Outcome, Record, Status, Task
+
+
+class Engine(Protocol):
+    """Keeps the record of tasks. Whatever it has returned from is on disk.
+
+    Any method raises QueueUnavailable while the database refuses, QueueFull when its disk is full;
+    then it has changed nothing.
+    """
+
+    async def start(self) -> None:
+        """Open the database, or raise CannotStart with the reason in one line."""
+
+    async def stop(self) -> None:
+        """Finish what was asked for, and close."""
+
+    # What the API asks.
+
+    async def put(self, batch: Batch) -> None:
+        """Write the batch, all or nothing. Raises KeyTaken if its answer's key was used before."""
+
+    async def get(self, task_id: str) -> Task:
+        """The task, or TaskNotFound."""
+
+    async def list_tasks(
+        self, *, status: Status | None, kind: str | None, after: str | None, limit: int
+    ) -> list[Task]:
+        """Tasks, newest first; `after` is the id of the last one of the page before."""
+
+    async def cancel(self, task_id: str, now: float) -> Task:
+        """Withdraw a waiting task. Raises TaskNotFound, TaskHasStarted."""
+
+    async def retry(self, task_id: str, now: float, batch: Batch) -> Task:
+        """Queue a failed or cancelled task afresh.
+
+        Raises TaskNotFound, TaskNotGivenUp, KeyTaken.
+
+        The batch, which holds at most an answer, is written in the same transaction.
+        """
+
+    async def backlog(self) -> Backlog:
+        """How much is waiting."""
+
+    async def check(self) -> None:
+        """Write something, so that a database which refuses is noticed."""
+
+    # What a worker asks.
+
+    async def claim(self, owner: str, *, limit: int, now: float, lease: float) -> list[Task]:
+        """Take up to `limit` due tasks, oldest first, for `lease` seconds; counts the attempt."""
+
+    async def extend(self, owner: str, *, now: float, lease: float) -> set[str]:
+        """Hold on to every task of this owner for `lease` seconds more; gives their ids."""
+
+    async def settle(self, task: Task, outcome: Outcome, now: float) -> Task | None:
+        """Write how the attempt ended. None, and nothing written, if the claim was lost."""
+
+    async def report(self, task: Task, progress: float, now: float) -> Task | None:
+        """Note the progress, 0 to 1. None, and nothing written, if the claim was lost."""
+
+    async def recover(self, owner: str, *, now: float, longest_wait: float) -> list[Task]:
+        """Take back tasks of other owners whose lease ran out; the third crash fails a task.
+
+        Retries further off than `longest_wait` seconds become due: only a clock that was set back
+        puts them there.
+        """
+
+    async def wait_for_tasks(self, at_most: float) -> None:
+        """Return when tasks may have been put, after `at_most` seconds in any case."""
+
+    async def purge(self, *, finished_before: float, answered_before: float, limit: int) -> int:
+        """Remove up to `limit` old tasks and up to `limit` old answers; gives how many."""
+
+    # Documents beside the tasks.
+
+    async def read_record(self, collection: str, record_id: str) -> Record:
+        """The record, or RecordNotFound."""
+
+    async def list_records(self, collection: str, *, after: str | None, limit: int) -> list[Record]:
+        """Records in descending order of their ids; `after` is the last id of the page before."""
+
+    async def update_record(self, record: Record) -> bool:
+        """Replace a record's body, unless it is gone: then False."""
+
+    async def delete_record(self, collection: str, record_id: str) -> bool:
+        """Remove a record; False if there was none."""
+
+
+def open_engine(url: str) -> Engine:
+    """Choose the engine by its URL; its module is imported only then. Raises CannotStart."""
+    if url.startswith("sqlite:///"):
+        from app.queue.sqlite import SQLite
+
+        return SQLite(Path(url.removeprefix("sqlite:///")))
+    raise CannotStart(f"QUEUE_URL names no known database: {url.partition(':')[0]!r}")

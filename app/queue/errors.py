@@ -1,0 +1,66 @@
+"""The few errors of the queue; each docstring is what a person is told."""
+
+from app.queue.task import Answer
+
+
+class QueueError(Exception):
+    """Something is wrong with the queue."""
+
+    def __str__(self) -> str:
+        """Give the message: what was passed in, else the docstring."""
+        return super().__str__() or (type(self).__doc__ or "")
+
+
+class TaskNotFound(QueueError):
+    """There is no such task; finished tasks are kept for the retention time only."""
+
+
+class RecordNotFound(QueueError):
+    """There is no such record."""
+
+
+class TaskHasStarted(QueueError):
+    """The task has started or is finished, so it cannot be cancelled."""
+
+
+class TaskNotGivenUp(QueueError):
+    """Only a failed or a cancelled task can be retried."""
+
+
+class QueueUnavailable(QueueError):
+    """The database does not take writes just now; nothing was accepted. Try again."""
+
+
+class QueueFull(QueueUnavailable):
+    """The database's disk is full; nothing was accepted. Try again."""
+
+
+class CannotStart(QueueError):
+    """The queue cannot start."""
+
+
+class KeyTaken(QueueError):
+    """The idempotency key was used before."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class TaskError(Exception):
+    """An error that a task raises on purpose, with what is known about it.
+
+    `facts` stand beside `type` and `detail` in the task's error, as in `smtp_code=550`.
+    """
+
+    def __init__(self, detail: str, **facts: int | str | None) -> None:
+        super().__init__(detail)
+        self.facts = {name: fact for name, fact in facts.items() if fact is not None}
+
+
+class TemporaryError(TaskError):
+    """Trying again may help: the task is retried, as after any other exception."""
+
+
+class PermanentError(TaskError):
+    """Trying again cannot help: the task fails at once."""

@@ -1,0 +1,56 @@
+"""What happened to a task, as plain data: logs, metrics and event streams listen."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from app.queue.task import Task
+
+
+class What(StrEnum):
+    """The changes that a task can go through."""
+
+    QUEUED = "queued"
+    STARTED = "started"
+    PROGRESSED = "progressed"
+    SUCCEEDED = "succeeded"
+    RETRYING = "retrying"  # failed for now
+    FAILED = "failed"  # failed for good
+    CANCELLED = "cancelled"
+    RECOVERED = "recovered"  # its worker died; it is queued again
+    GIVEN_BACK = "given_back"  # its worker stopped before it was done
+    LOST = "lost"  # finished by a worker that no longer held it: changed nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change, with the task as it stands after it."""
+
+    what: What
+    task: Task
+    seconds: float | None = None  # how long the attempt took
+    exception: BaseException | None = None
+
+
+Listener = Callable[[Event], None]
+
+
+class Events:
+    """Hands each event to every listener, at once and in order.
+
+    Listeners are functions that neither wait nor raise: they run inside the queue.
+    """
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each event from now on, until the returned function is called."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def emit(self, what: What, task: Task, **details: float | BaseException | None) -> None:
+        """Tell every listener."""
+        event = Event(what, task, **details)  # type: ignore[arg-type]
+        for listener in tuple(self._listeners):
+            listener(event)

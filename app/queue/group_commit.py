@@ -1,0 +1,152 @@
+"""One connection in one thread: what arrives while a commit is under way shares the next one.
+
+A commit waits for the disk (fsync), which costs the same for one task as for sixty. So operations
+queue up here, and each transaction takes all that have come in: under load durability costs each
+request almost nothing, and an idle service answers as fast as the disk does.
+"""
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from app.queue.errors import QueueFull, QueueUnavailable
+
+ResultT = TypeVar("ResultT")
+Row = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class _Insert:
+    """Rows for one table; the inserts of a group become a single statement."""
+
+    rows: Sequence[Row]
+    done: "asyncio.Future[None]"
+
+
+@dataclass(slots=True)
+class _Operation(Generic[ResultT]):
+    """Anything else: runs in the transaction, and sees what the inserts wrote."""
+
+    run: Callable[[sqlite3.Connection], ResultT]
+    done: "asyncio.Future[ResultT]"
+
+
+_Job = _Insert | _Operation[Any]
+_Answer = tuple["asyncio.Future[Any]", Any, BaseException | None]
+
+
+class GroupCommit:
+    """Runs operations on a connection, in transactions that they share.
+
+    `connect` opens the connection, in autocommit mode; `insert` writes the rows of all inserts of
+    a group at once.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        insert: Callable[[sqlite3.Connection, list[Row]], None],
+    ) -> None:
+        self._connect = connect
+        self._insert = insert
+        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="queue-commits", daemon=True)
+        self._opened: asyncio.Future[None]
+
+    async def start(self) -> None:
+        """Open the connection; raises what `connect` raised."""
+        self._loop = asyncio.get_running_loop()
+        self._opened = self._loop.create_future()
+        self._thread.start()
+        await self._opened
+
+    async def stop(self) -> None:
+        """Finish what is queued, and close the connection."""
+        self._inbox.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    async def insert(self, rows: Sequence[Row]) -> None:
+        """Write rows; they are on disk when this returns."""
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._inbox.put(_Insert(rows, done))
+        await done
+
+    async def run(self, operation: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
+        """Run an operation; what it wrote is on disk when this returns."""
+        done: asyncio.Future[ResultT] = self._loop.create_future()
+        self._inbox.put(_Operation(operation, done))
+        return await done
+
+    def _serve(self) -> None:
+        try:
+            connection = self._connect()
+        except Exception as error:  # noqa: BLE001 - whatever it is, start() raises it
+            self._answer([(self._opened, None, error)])
+            return
+        self._answer([(self._opened, None, None)])
+        while group := self._next_group():
+            self._answer(self._commit(connection, group))
+        connection.close()
+
+    def _next_group(self) -> list[_Job]:
+        """Wait for a job, then take all that are there; empty when there is nothing more to do."""
+        if self._stopping:
+            return []
+        group = [self._inbox.get()]
+        while not self._inbox.empty():
+            group.append(self._inbox.get())
+        self._stopping = None in group
+        return [job for job in group if job is not None]
+
+    _stopping = False
+
+    def _commit(self, connection: sqlite3.Connection, group: list[_Job]) -> list[_Answer]:
+        """Run a group in one transaction. If a member raises, each is run again in its own."""
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            rows = [row for job in group if isinstance(job, _Insert) for row in job.rows]
+            if rows:
+                self._insert(connection, rows)
+            answers: list[_Answer] = [
+                (job.done, job.run(connection) if isinstance(job, _Operation) else None, None)
+                for job in group
+            ]
+            connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - each caller gets its own
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if len(group) > 1 and not _database_refuses(error):
+                return [answer for job in group for answer in self._commit(connection, [job])]
+            return [(job.done, None, _translated(error)) for job in group]
+        return answers
+
+    def _answer(self, answers: list[_Answer]) -> None:
+        self._loop.call_soon_threadsafe(_resolve, answers)
+
+
+def _database_refuses(error: Exception) -> bool:
+    """Whether the database itself is in trouble, so that every member would meet the same."""
+    return isinstance(error, sqlite3.OperationalError)
+
+
+def _translated(error: Exception) -> Exception:
+    if not isinstance(error, sqlite3.Error):
+        return error
+    kind = QueueFull if error.sqlite_errorcode == sqlite3.SQLITE_FULL else QueueUnavailable
+    translated = kind()
+    translated.__cause__ = error
+    return translated
+
+
+def _resolve(answers: list[_Answer]) -> None:
+    for future, result, error in answers:
+        if future.done():  # its caller was cancelled
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)

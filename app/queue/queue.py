@@ -1,0 +1,65 @@
+"""The queue as the rest of the app sees it: collect, commit, look, cancel, retry."""
+
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from app.queue.durable import Catalogue, DurableTasks
+from app.queue.engine import Engine
+from app.queue.events import Events, What
+from app.queue.retry import RetryPolicy
+from app.queue.task import Batch, Task
+
+ToolsT = TypeVar("ToolsT")
+
+
+class Queue(Generic[ToolsT]):
+    """An engine, the catalogue of what it may run, and the events that tell of it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        catalogue: Catalogue[ToolsT],
+        policy: RetryPolicy,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.engine = engine
+        self.catalogue = catalogue
+        self.policy = policy
+        self.events = Events()
+        self.now = now
+
+    def collect(self, request_id: str | None = None) -> DurableTasks[ToolsT]:
+        """Begin to collect tasks for one commit."""
+        return DurableTasks(
+            self.catalogue,
+            max_attempts=self.policy.attempts,
+            now=self.now,
+            request_id=request_id,
+        )
+
+    async def commit(self, batch: Batch) -> None:
+        """Make a batch a promise: it is on disk when this returns.
+
+        Raises QueueUnavailable or KeyTaken, and then nothing of it was written.
+        """
+        if batch.tasks or batch.records or batch.answer:
+            await self.engine.put(batch)
+            for task in batch.tasks:
+                self.events.emit(What.QUEUED, task)
+
+    async def cancel(self, task_id: str) -> Task:
+        """Withdraw a task that waits. Raises TaskNotFound, TaskHasStarted."""
+        task = await self.engine.cancel(task_id, self.now())
+        self.events.emit(What.CANCELLED, task)
+        return task
+
+    async def retry(self, task_id: str, batch: Batch) -> Task:
+        """Queue a failed or cancelled task afresh, and write the batch with it.
+
+        Raises TaskNotFound, TaskNotGivenUp, KeyTaken.
+        """
+        task = await self.engine.retry(task_id, self.now(), batch)
+        self.events.emit(What.QUEUED, task)
+        return task

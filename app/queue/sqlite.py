@@ -1,0 +1,478 @@
+"""The embedded engine: SQLite in WAL mode, for one process."""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from app.queue.errors import (
+    CannotStart,
+    KeyTaken,
+    RecordNotFound,
+    TaskHasStarted,
+    TaskNotFound,
+    TaskNotGivenUp,
+)
+from app.queue.group_commit import GroupCommit, Row
+from app.queue.retry import MAX_CRASHES
+from app.queue.task import (
+    FINISHED,
+    WAITING,
+    Answer,
+    Backlog,
+    Batch,
+    Outcome,
+    Record,
+    Status,
+    Task,
+    to_json,
+)
+
+SCHEMA_VERSION = 1
+ANSWERS_LIVE_SECONDS = 24 * 3600.0
+
+_COLUMNS = tuple(field.name for field in fields(Task))
+_TASK = ", ".join(_COLUMNS)
+_NEW = ("id", "kind", "arguments", "request_id", "status", "max_attempts")
+_NEW_TIMES = ("created_at", "updated_at", "due_at")
+
+ResultT = TypeVar("ResultT")
+
+
+class SQLite:
+    """An Engine on one SQLite file. See Engine for what each method promises."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock: int | None = None
+        self._commits = GroupCommit(self._open, _insert_tasks)
+        self._arrived = asyncio.Event()
+
+    async def start(self) -> None:
+        self._lock = _lock(self._path)
+        try:
+            await self._commits.start()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    async def stop(self) -> None:
+        await self._commits.stop()
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _open(self) -> sqlite3.Connection:
+        connection = None
+        try:
+            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            _prepare(connection)
+        except sqlite3.Error as error:
+            if connection is not None:
+                connection.close()
+            raise CannotStart(
+                f"{self._path} cannot be the queue's database: {error}. It was left as it is."
+            ) from error
+        return connection
+
+    async def put(self, batch: Batch) -> None:
+        if batch.records or batch.answer:
+            await self._commits.run(lambda connection: _write(connection, batch))
+        else:
+            # The common case has a way of its own, which many requests share: one statement.
+            await self._commits.insert([_row(task) for task in batch.tasks])
+        if batch.tasks:
+            self._arrived.set()
+
+    async def get(self, task_id: str) -> Task:
+        return await self._commits.run(lambda connection: _get(connection, task_id))
+
+    async def list_tasks(
+        self, *, status: Status | None, kind: str | None, after: str | None, limit: int
+    ) -> list[Task]:
+        filters = {"status = ?": status, "kind = ?": kind}
+        if after is not None:
+            filters["seq < (SELECT seq FROM tasks WHERE id = ?)"] = after
+        chosen = {sql: value for sql, value in filters.items() if value is not None}
+        where = " AND ".join(["TRUE", *chosen])
+
+        def page(connection: sqlite3.Connection) -> list[Task]:
+            if after is not None:
+                _get(connection, after)
+            rows = connection.execute(
+                f"SELECT {_TASK} FROM tasks WHERE {where} ORDER BY seq DESC LIMIT ?",
+                (*chosen.values(), limit),
+            )
+            return [_task(row) for row in rows]
+
+        return await self._commits.run(page)
+
+    async def cancel(self, task_id: str, now: float) -> Task:
+        return await self._change(
+            f"""
+            UPDATE tasks SET status = 'cancelled', updated_at = :now, finished_at = :now
+            WHERE id = :id AND status IN {_names(WAITING)}
+            """,
+            {"id": task_id, "now": now},
+            TaskHasStarted,
+        )
+
+    async def retry(self, task_id: str, now: float, batch: Batch) -> Task:
+        task = await self._change(
+            """
+            UPDATE tasks
+            SET status = 'queued', attempts = 0, crashes = 0, progress = NULL, result = NULL,
+                error = NULL, started_at = NULL, finished_at = NULL, updated_at = :now,
+                due_at = :now
+            WHERE id = :id AND status IN ('failed', 'cancelled')
+            """,
+            {"id": task_id, "now": now},
+            TaskNotGivenUp,
+            batch,
+        )
+        self._arrived.set()
+        return task
+
+    async def _change(
+        self,
+        update: str,
+        values: dict[str, Any],
+        refusal: type[Exception],
+        batch: Batch | None = None,
+    ) -> Task:
+        def change(connection: sqlite3.Connection) -> Task:
+            if batch is not None:
+                _write(connection, batch)
+            task = _first(connection.execute(f"{update} RETURNING {_TASK}", values))
+            if task is None:
+                _get(connection, values["id"])  # raises TaskNotFound
+                raise refusal
+            return task
+
+        return await self._commits.run(change)
+
+    async def backlog(self) -> Backlog:
+        def count(connection: sqlite3.Connection) -> Backlog:
+            counts = dict(connection.execute("SELECT status, tasks FROM counts"))
+            (oldest,) = connection.execute(
+                f"SELECT min(due_at) FROM tasks WHERE status IN {_names(WAITING)}"
+            ).fetchone()
+            return Backlog({Status(status): n for status, n in counts.items()}, oldest)
+
+        return await self._commits.run(count)
+
+    async def check(self) -> None:
+        await self._commits.run(
+            lambda connection: (
+                connection.execute("UPDATE counts SET tasks = tasks WHERE FALSE") and None
+            )
+        )
+
+    async def claim(self, owner: str, *, limit: int, now: float, lease: float) -> list[Task]:
+        def claim(connection: sqlite3.Connection) -> list[Task]:
+            rows = connection.execute(
+                f"""
+                UPDATE tasks
+                SET status = 'running', attempts = attempts + 1, claims = claims + 1,
+                    owner = :owner, lease_expires_at = :now + :lease,
+                    started_at = coalesce(started_at, :now), updated_at = :now
+                WHERE seq IN (
+                    SELECT seq FROM tasks
+                    WHERE status IN {_names(WAITING)} AND due_at <= :now
+                    ORDER BY due_at, seq LIMIT :limit
+                )
+                RETURNING {_TASK}
+                """,
+                {"owner": owner, "limit": limit, "now": now, "lease": lease},
+            ).fetchall()
+            return sorted(map(_task, rows), key=lambda task: task.due_at)
+
+        return await self._commits.run(claim)
+
+    async def extend(self, owner: str, *, now: float, lease: float) -> set[str]:
+        def extend(connection: sqlite3.Connection) -> set[str]:
+            rows = connection.execute(
+                """
+                UPDATE tasks SET lease_expires_at = :now + :lease
+                WHERE status = 'running' AND owner = :owner
+                RETURNING id
+                """,
+                {"owner": owner, "now": now, "lease": lease},
+            )
+            return {task_id for (task_id,) in rows.fetchall()}
+
+        return await self._commits.run(extend)
+
+    async def settle(self, task: Task, outcome: Outcome, now: float) -> Task | None:
+        values = {
+            "id": task.id,
+            "claims": task.claims,
+            "status": outcome.status,
+            "now": now,
+            "due_at": outcome.due_at,
+            "finished_at": now if outcome.status in FINISHED else None,
+            "result": outcome.result,
+            "error": outcome.error,
+            "not_counted": 0 if outcome.counts else 1,
+        }
+
+        def settle(connection: sqlite3.Connection) -> Task | None:
+            settled = _first(
+                connection.execute(
+                    f"""
+                    UPDATE tasks
+                    SET status = :status, updated_at = :now, finished_at = :finished_at,
+                        due_at = coalesce(:due_at, due_at), result = :result, error = :error,
+                        attempts = attempts - :not_counted, owner = NULL, lease_expires_at = NULL
+                    WHERE id = :id AND status = 'running' AND claims = :claims
+                    RETURNING {_TASK}
+                    """,
+                    values,
+                )
+            )
+            if settled is not None:
+                _write(connection, outcome.follow_ups)
+            return settled
+
+        settled = await self._commits.run(settle)
+        if outcome.follow_ups.tasks:
+            self._arrived.set()
+        return settled
+
+    async def report(self, task: Task, progress: float, now: float) -> Task | None:
+        return await self._commits.run(
+            lambda connection: _first(
+                connection.execute(
+                    f"""
+                    UPDATE tasks SET progress = ?, updated_at = ?
+                    WHERE id = ? AND status = 'running' AND claims = ?
+                    RETURNING {_TASK}
+                    """,
+                    (progress, now, task.id, task.claims),
+                )
+            )
+        )
+
+    async def recover(self, owner: str, *, now: float, longest_wait: float) -> list[Task]:
+        crash = to_json({"type": "WorkerDied", "detail": "the process died while it ran this task"})
+
+        def recover(connection: sqlite3.Connection) -> list[Task]:
+            connection.execute(
+                f"""
+                UPDATE tasks SET due_at = :now
+                WHERE status IN {_names(WAITING)} AND status = 'retrying' AND due_at > :latest
+                """,
+                {"now": now, "latest": now + longest_wait},
+            )
+            rows = connection.execute(
+                f"""
+                UPDATE tasks
+                SET crashes = crashes + 1, owner = NULL, lease_expires_at = NULL, error = :crash,
+                    updated_at = :now, due_at = :now,
+                    status = iif(crashes + 1 >= :most OR attempts >= max_attempts,
+                                 'failed', 'retrying'),
+                    finished_at = iif(crashes + 1 >= :most OR attempts >= max_attempts,
+                                      :now, NULL)
+                WHERE status = 'running' AND lease_expires_at <= :now AND owner <> :owner
+                RETURNING {_TASK}
+                """,
+                {"now": now, "most": MAX_CRASHES, "owner": owner, "crash": crash},
+            ).fetchall()
+            return [_task(row) for row in rows]
+
+        return await self._commits.run(recover)
+
+    async def wait_for_tasks(self, at_most: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._arrived.wait(), at_most)
+        self._arrived.clear()
+
+    async def purge(self, *, finished_before: float, answered_before: float, limit: int) -> int:
+        def purge(connection: sqlite3.Connection) -> int:
+            tasks = connection.execute(
+                """
+                DELETE FROM tasks WHERE seq IN
+                    (SELECT seq FROM tasks WHERE finished_at < ? ORDER BY finished_at LIMIT ?)
+                """,
+                (finished_before, limit),
+            ).rowcount
+            answers = connection.execute(
+                """
+                DELETE FROM answers WHERE key IN
+                    (SELECT key FROM answers WHERE created_at < ? ORDER BY created_at LIMIT ?)
+                """,
+                (answered_before, limit),
+            ).rowcount
+            return tasks + answers
+
+        return await self._commits.run(purge)
+
+    async def read_record(self, collection: str, record_id: str) -> Record:
+        def read(connection: sqlite3.Connection) -> Record:
+            row = connection.execute(
+                "SELECT id, body, created_at FROM records WHERE collection = ? AND id = ?",
+                (collection, record_id),
+            ).fetchone()
+            if row is None:
+                raise RecordNotFound
+            return _record(collection, row)
+
+        return await self._commits.run(read)
+
+    async def list_records(self, collection: str, *, after: str | None, limit: int) -> list[Record]:
+        def page(connection: sqlite3.Connection) -> list[Record]:
+            rows = connection.execute(
+                """
+                SELECT id, body, created_at FROM records
+                WHERE collection = :collection AND (:after IS NULL OR id < :after)
+                ORDER BY id DESC LIMIT :limit
+                """,
+                {"collection": collection, "after": after, "limit": limit},
+            )
+            return [_record(collection, row) for row in rows]
+
+        return await self._commits.run(page)
+
+    async def update_record(self, record: Record) -> bool:
+        return await self._affects_one(
+            "UPDATE records SET body = ? WHERE collection = ? AND id = ?",
+            (to_json(record.body), record.collection, record.id),
+        )
+
+    async def delete_record(self, collection: str, record_id: str) -> bool:
+        return await self._affects_one(
+            "DELETE FROM records WHERE collection = ? AND id = ?", (collection, record_id)
+        )
+
+    async def _affects_one(self, statement: str, values: tuple[str, ...]) -> bool:
+        return await self._commits.run(
+            lambda connection: connection.execute(statement, values).rowcount == 1
+        )
+
+
+def _lock(path: Path) -> int:
+    """Take the lock file beside the database for this process, or raise CannotStart.
+
+    One process it is: SQLite before 3.51.3 can corrupt a WAL that two connections write and
+    checkpoint at once, and the queue's wake-ups and group commit live in one process.
+    """
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotStart(f"{lock_path} cannot be opened: {error.strerror}.") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise CannotStart(
+            f"{path} is in use by another process. SQLite serves one process; for several, "
+            "set QUEUE_URL=postgresql://…"
+        ) from error
+    return lock
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")  # fsync before COMMIT returns
+    # With FULL, the checkpoint is a second fsync; a larger WAL makes it rarer.
+    connection.execute("PRAGMA wal_autocheckpoint = 4000")
+    connection.execute("PRAGMA cache_size = -16000")
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(f"it is damaged ({verdict})")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise sqlite3.DatabaseError(f"it was written by a newer version (schema {version})")
+    if version == 0:
+        schema = files("app.queue").joinpath("schema.sql").read_text()
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        )
+    # The lock says that no other process lives, so whoever held a lease is dead.
+    connection.execute("UPDATE tasks SET lease_expires_at = 0 WHERE status = 'running'")
+
+
+def _insert_tasks(connection: sqlite3.Connection, rows: list[Row]) -> None:
+    # One statement for any number of rows: each statement gives up Python's lock, and may wait
+    # for it again while the event loop is busy.
+    columns = _NEW + _NEW_TIMES
+    values = ", ".join(f"value ->> {n}" for n in range(len(columns)))
+    connection.execute(
+        f"INSERT INTO tasks ({', '.join(columns)}) SELECT {values} FROM json_each(?)",
+        (to_json(rows),),
+    )
+
+
+def _row(task: Task) -> Row:
+    return tuple(getattr(task, column) for column in _NEW + _NEW_TIMES)
+
+
+def _write(connection: sqlite3.Connection, batch: Batch) -> None:
+    if batch.answer is not None:
+        _keep_answer(connection, batch.answer)
+    if batch.tasks:
+        _insert_tasks(connection, [_row(task) for task in batch.tasks])
+    for record in batch.records:
+        connection.execute(
+            """
+            INSERT INTO records (collection, id, body, created_at) VALUES (?, ?, ?, ?)
+            ON CONFLICT (collection, id) DO UPDATE SET body = excluded.body
+            """,
+            (record.collection, record.id, to_json(record.body), record.created_at),
+        )
+
+
+def _keep_answer(connection: sqlite3.Connection, answer: Answer) -> None:
+    expired = answer.created_at - ANSWERS_LIVE_SECONDS
+    connection.execute(
+        "DELETE FROM answers WHERE key = ? AND created_at < ?", (answer.key, expired)
+    )
+    kept = connection.execute(
+        """
+        INSERT INTO answers (key, fingerprint, body, location, created_at)
+        VALUES (:key, :fingerprint, :body, :location, :created_at)
+        ON CONFLICT (key) DO NOTHING
+        """,
+        asdict(answer),
+    )
+    if kept.rowcount == 0:
+        row = connection.execute(
+            "SELECT key, fingerprint, body, location, created_at FROM answers WHERE key = ?",
+            (answer.key,),
+        ).fetchone()
+        raise KeyTaken(Answer(*row))
+
+
+def _get(connection: sqlite3.Connection, task_id: str) -> Task:
+    task = _first(connection.execute(f"SELECT {_TASK} FROM tasks WHERE id = ?", (task_id,)))
+    if task is None:
+        raise TaskNotFound
+    return task
+
+
+def _first(rows: Iterable[Row]) -> Task | None:
+    for row in rows:
+        return _task(row)
+    return None
+
+
+def _task(row: Row) -> Task:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    return Task(**values | {"status": Status(values["status"])})
+
+
+def _record(collection: str, row: Row) -> Record:
+    record_id, body, created_at = row
+    return Record(collection, record_id, json.loads(body), created_at)
+
+
+def _names(statuses: tuple[Status, ...]) -> str:
+    return "(" + ", ".join(f"'{status}'" for status in statuses) + ")"

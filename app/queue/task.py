@@ -1,0 +1,128 @@
+"""What a task is: its record, its states, and what it is given when it runs."""
+
+import json
+import os
+import uuid
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Status(StrEnum):
+    """Where a task stands; docs/states.md draws the ways between them."""
+
+    QUEUED = "queued"  # accepted and on disk; no worker has it
+    RUNNING = "running"  # one worker holds it, under a lease
+    RETRYING = "retrying"  # an attempt failed; the next one waits for its time
+    SUCCEEDED = "succeeded"  # its function returned
+    FAILED = "failed"  # given up: the error is kept with it
+    CANCELLED = "cancelled"  # withdrawn while it was waiting
+
+
+WAITING = (Status.QUEUED, Status.RETRYING)
+FINISHED = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One row of the record. Times are seconds since the epoch."""
+
+    id: str
+    kind: str
+    arguments: str  # JSON: {"args": [...], "kwargs": {...}}
+    created_at: float
+    updated_at: float
+    due_at: float  # not to be run before
+    max_attempts: int
+    request_id: str | None = None
+    status: Status = Status.QUEUED
+    attempts: int = 0  # counted before the run
+    crashes: int = 0  # attempts whose process died
+    claims: int = 0  # times it was ever claimed: the fencing token
+    owner: str | None = None
+    lease_expires_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    progress: float | None = None
+    result: str | None = None  # JSON
+    error: str | None = None  # JSON: {"type", "detail", ...}
+
+    @property
+    def next_attempt_at(self) -> float | None:
+        """When a failed attempt is made again; None for a task that waits for nothing."""
+        return self.due_at if self.status is Status.RETRYING else None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A small JSON document kept beside the tasks, and committed together with them."""
+
+    collection: str
+    id: str
+    body: dict[str, Any]
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was answered to a request that carried an idempotency key, to be answered again.
+
+    Two requests are the same if their fingerprints are.
+    """
+
+    key: str
+    fingerprint: str
+    body: str  # JSON
+    location: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction writes: all of it, or nothing."""
+
+    tasks: tuple[Task, ...] = ()
+    records: tuple[Record, ...] = ()
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended. Follow-ups are written in the transaction that settles the task."""
+
+    status: Status
+    due_at: float | None = None
+    result: str | None = None
+    error: str | None = None
+    counts: bool = True  # False: the attempt was given back, as if never begun
+    follow_ups: Batch = field(default_factory=Batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How many tasks stand where, and since when the oldest due one has waited."""
+
+    counts: dict[Status, int]
+    oldest_due_at: float | None
+
+    @property
+    def unfinished(self) -> int:
+        """Tasks that are still owed."""
+        return sum(n for status, n in self.counts.items() if status not in FINISHED)
+
+
+def new_id(now: float) -> str:
+    """A UUID of version 7: unique, and sorted by the time it was made (RFC 9562, section 5.7)."""
+    milliseconds = int(now * 1000) & (1 << 48) - 1
+    random = int.from_bytes(os.urandom(10), "big")
+    version, variant = 0x7 << 76, 0b10 << 62
+    high, low = (random >> 62 & 0xFFF) << 64, random & (1 << 62) - 1
+    return str(uuid.UUID(int=milliseconds << 80 | version | high | variant | low))
+
+
+def to_json(value: object) -> str:
+    """Compact ASCII JSON, which any database and any log takes.
+
+    Raises TypeError for what JSON has no form for, ValueError for NaN and infinities.
+    """
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)

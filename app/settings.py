@@ -1,0 +1,88 @@
+"""Every setting, from the environment or `.env`; `.env.example` says what each is for."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _queue_url(url: str) -> str:
+    if not url.startswith("sqlite:///") or url == "sqlite:///":
+        raise ValueError("must be sqlite:///PATH (four slashes for an absolute path)")
+    return url
+
+
+def _upload_url(url: str) -> str:
+    if not url.startswith("file:") or url == "file:":
+        raise ValueError("must be file:PATH (file:/PATH for an absolute path)")
+    return url
+
+
+def _log_format() -> Literal["console", "json"]:
+    return "console" if sys.stderr.isatty() else "json"
+
+
+class Settings(BaseSettings):
+    """Field names are the variables' names, in lower case."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+
+    queue_url: Annotated[str, AfterValidator(_queue_url)] = "sqlite:///var/queue.db"
+    upload_url: Annotated[str, AfterValidator(_upload_url)] = "file:var/uploads"
+    log_file: Path = Path("var/log.txt")
+
+    smtp_host: str = "127.0.0.1"
+    smtp_port: int = Field(1025, ge=1, le=65535)
+    smtp_username: str | None = None
+    smtp_password: SecretStr | None = None
+    smtp_security: Literal["none", "starttls", "tls"] = "none"
+    smtp_timeout: Seconds = 30
+    smtp_data_timeout: Seconds = 600
+    smtp_connections: int = Field(10, ge=1, le=1000)
+    mail_from: str = "notifications@example.com"
+
+    catcher: bool = False
+    catcher_directory: Path = Path("var/inbox")
+
+    task_timeout_seconds: Seconds = 900
+    lease_seconds: float = Field(30, ge=1, allow_inf_nan=False)
+    max_upload_bytes: int = Field(1 << 30, ge=0)
+    max_body_bytes: int = Field(1 << 20, ge=0)
+    worker_concurrency: int = Field(10, ge=0, le=1000)
+    retry_attempts: int = Field(8, ge=1)
+    retry_base_seconds: Seconds = 1
+    retry_max_seconds: Seconds = 3600
+    shutdown_grace_seconds: Seconds = 8
+    retention_days: Seconds = 7
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["console", "json"] = Field(default_factory=_log_format)
+
+
+class BadSettings(SystemExit):
+    """The settings cannot be used: the process ends with exit code 2, its reason printed."""
+
+
+def load_settings() -> Settings:
+    """Read the settings. If one is bad, print a line that names it, and never its value; exit 2."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        print("bad settings: " + "; ".join(_complaints(error)), file=sys.stderr)  # noqa: T201
+        raise BadSettings(2) from None
+
+
+def _complaints(error: ValidationError) -> list[str]:
+    return [
+        f"{str(problem['loc'][0]).upper()}: {problem['msg'].removeprefix('Value error, ')}"
+        for problem in error.errors(include_input=False, include_url=False)
+    ]

@@ -1,0 +1,19 @@
+"""The promise to save somebody's data."""
+
+from typing import Any
+
+import structlog
+
+from app.queue.task import Batch, Record
+from app.tasks.tools import Context
+
+COLLECTION = "data"
+
+log = structlog.get_logger(__name__)
+
+
+async def save_data(context: Context, *, user_id: str, data: dict[str, Any]) -> None:
+    """Keep the data under the user's id; the last one to be saved stays."""
+    record = Record(COLLECTION, user_id, data, context.task.created_at)
+    await context.tools.engine.put(Batch(records=(record,)))
+    log.info("data saved", fields=len(data))
