@@ -13,6 +13,7 @@ from app.api import inbox, notifications, operations, patterns, problems, promis
 from app.api.dependencies import State
 from app.api.feed import Feed
 from app.api.middleware import BodyLimit, LastResort, PlainStart, RequestId
+from app.files.log_file import LogFile
 from app.files.pictures import Pictures
 from app.files.store import open_store
 from app.mail.catcher import Catcher
@@ -44,6 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="0.1.0",
         lifespan=lambda _: run(settings),
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics has our own
     )
     for part in (notifications, uploads, tasks, patterns, operations, inbox):
         app.include_router(part.router)
@@ -71,6 +73,8 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         stack.push_async_callback(mailer.close)
         pictures = Pictures()
         stack.callback(pictures.close)
+        log_file = LogFile(settings.log_file)
+        stack.callback(log_file.close)
         store = open_store(settings.upload_url)
         engine = open_engine(settings.queue_url)
         await engine.start()
@@ -95,6 +99,7 @@ async def run(settings: Settings) -> AsyncIterator[State]:
             settings=settings,
             queue=queue,
             uploads=store,
+            log_file=log_file,
             mailer=mailer,
             metrics=metrics,
             feed=feed,

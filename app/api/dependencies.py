@@ -5,6 +5,7 @@ from typing import Annotated, TypedDict
 from fastapi import Depends, Request
 
 from app.api.feed import Feed
+from app.files.log_file import LogFile
 from app.files.store import Store
 from app.mail.catcher import Catcher
 from app.mail.smtp import Mailer
@@ -20,6 +21,7 @@ class State(TypedDict):
     settings: Settings
     queue: Queue[Tools]
     uploads: Store
+    log_file: LogFile
     mailer: Mailer
     metrics: Metrics
     feed: Feed
@@ -37,6 +39,10 @@ async def _queue(request: Request) -> Queue[Tools]:
 
 async def _uploads(request: Request) -> Store:
     return request.state.uploads  # type: ignore[no-any-return]
+
+
+async def _log_file(request: Request) -> LogFile:
+    return request.state.log_file  # type: ignore[no-any-return]
 
 
 async def _mailer(request: Request) -> Mailer:
@@ -58,6 +64,7 @@ async def _catcher(request: Request) -> Catcher | None:
 SettingsDep = Annotated[Settings, Depends(_settings)]
 QueueDep = Annotated[Queue[Tools], Depends(_queue)]
 UploadsDep = Annotated[Store, Depends(_uploads)]
+LogFileDep = Annotated[LogFile, Depends(_log_file)]
 MailerDep = Annotated[Mailer, Depends(_mailer)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 FeedDep = Annotated[Feed, Depends(_feed)]

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, BackgroundTasks, Body, Depends
 
 from app.api.body import StrictRoute
-from app.api.dependencies import SettingsDep
+from app.api.dependencies import LogFileDep
 from app.api.problems import documented
 from app.api.promises import DurableTasksDep
 from app.api.schemas import Address, LogText, Notification, Queued
@@ -16,11 +16,11 @@ router = APIRouter(tags=["notifications"], route_class=StrictRoute)
 
 
 async def log_query(
-    background_tasks: BackgroundTasks, settings: SettingsDep, q: LogText | None = None
+    background_tasks: BackgroundTasks, log_file: LogFileDep, q: LogText | None = None
 ) -> None:
     """Log the query, if there is one: a task added in a dependency joins those of the route."""
     if q:
-        background_tasks.add_task(write_log, settings.log_file, f"found query: {q}")
+        background_tasks.add_task(write_log, log_file, f"found query: {q}")
 
 
 @router.post(
@@ -37,13 +37,13 @@ async def log_query(
 )
 async def send_notification(
     email: Address,
-    settings: SettingsDep,
+    log_file: LogFileDep,
     background_tasks: BackgroundTasks,
     durable_tasks: DurableTasksDep,
     notification: Annotated[Notification | None, Body()] = None,
 ) -> Queued:
     """Queue a mail to `email`. It is on disk before the 202, and sent after it."""
     mail = notification or Notification()
-    background_tasks.add_task(write_log, settings.log_file, f"message to {email}")
+    background_tasks.add_task(write_log, log_file, f"message to {email}")
     task = durable_tasks.add_task(send_email, to=email, subject=mail.subject, message=mail.message)
     return durable_tasks.accepted(Queued.of(task, "Notification queued"))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, BackgroundTasks, Query
 
 from app.api.body import StrictRoute
-from app.api.dependencies import QueueDep, SettingsDep
+from app.api.dependencies import LogFileDep, QueueDep
 from app.api.problems import documented
 from app.api.promises import DurableTasksDep
 from app.api.schemas import Accepted, Address, Document, Name, Queued, QueuedItem
@@ -57,11 +57,11 @@ async def read_user_data(user_id: Name, queue: QueueDep) -> Document:
 
 
 @post("/multiple-tasks/", 413)
-async def run_multiple_tasks(background_tasks: BackgroundTasks, settings: SettingsDep) -> Accepted:
+async def run_multiple_tasks(background_tasks: BackgroundTasks, log_file: LogFileDep) -> Accepted:
     """Tasks of one request run one after the other; the second raises, and the third still runs."""
-    background_tasks.add_task(write_log, settings.log_file, "first task")
+    background_tasks.add_task(write_log, log_file, "first task")
     background_tasks.add_task(process_data, {"error": "the task between the two"})
-    background_tasks.add_task(write_log, settings.log_file, "second task")
+    background_tasks.add_task(write_log, log_file, "second task")
     return Accepted(message="Tasks queued")
 
 
@@ -88,7 +88,7 @@ async def create_item(
 
 
 @post("/test-task/", 413)
-async def run_test_task(background_tasks: BackgroundTasks, settings: SettingsDep) -> Accepted:
+async def run_test_task(background_tasks: BackgroundTasks, log_file: LogFileDep) -> Accepted:
     """How a background task is tested: TestClient waits for it; a real client does not."""
-    background_tasks.add_task(write_log, settings.log_file, "test task")
+    background_tasks.add_task(write_log, log_file, "test task")
     return Accepted(message="Test task queued")

@@ -13,6 +13,7 @@ import os
 import stat
 import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -54,7 +55,7 @@ class LocalStore:
     ) -> Received:
         """See `Store.receive`. Holds two blocks at most: one arrives while one is written."""
         target = self._received / checked_id(upload_id)
-        file = _IncomingFile()
+        file = _IncomingFile(self._incoming)
         step: asyncio.Future[Any] = _in_thread(self._open, file)
         try:
             block, size = bytearray(), 0
@@ -77,7 +78,7 @@ class LocalStore:
 
     def _open(self, file: "_IncomingFile") -> None:
         self._make_folders()
-        file.open(self._incoming)
+        file.open()
 
     async def received(self, older_than: float) -> list[str]:
         """See `Store.received`."""
@@ -126,7 +127,7 @@ class LocalStore:
         await _in_thread(self._save_thumbnail, checked_id(upload_id), data)
 
     def _save_thumbnail(self, upload_id: str, data: bytes) -> None:
-        file = _IncomingFile()
+        file = _IncomingFile(self._incoming)
         try:
             self._open(file)
             file.write(data)
@@ -182,18 +183,21 @@ class _IncomingFile:
     """A file on its way in: opened, written, and then either kept or discarded.
 
     Its methods block, so they run in threads, never two at a time.
+
+    Args:
+        folder: where it is until it is kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / uuid.uuid4().hex
         self._descriptor = -1
-        self._path: Path | None = None
         self._size = 0
         self._sha256 = hashlib.sha256()
 
-    def open(self, folder: Path) -> None:
-        # mkstemp opens with O_EXCL, O_NOFOLLOW and mode 0600: no planted name is ever written to.
-        self._descriptor, path = tempfile.mkstemp(dir=folder)
-        self._path = Path(path)
+    def open(self) -> None:
+        # O_EXCL and O_NOFOLLOW: whatever somebody planted under this name is never written to.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor = os.open(self._path, flags, 0o600)
 
     def write(self, data: bytes | bytearray) -> None:
         rest = memoryview(data)
@@ -206,15 +210,13 @@ class _IncomingFile:
         """Gives the file its name, once that name can only ever mean the whole file."""
         os.fsync(self._descriptor)
         self._close()
-        assert self._path is not None
         self._path = self._path.rename(target)
         _sync_folder(target.parent)
         return Received(self._size, self._sha256.hexdigest())
 
     def discard(self) -> None:
         self._close()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1

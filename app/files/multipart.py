@@ -58,7 +58,7 @@ def _boundary(content_type: str) -> bytes:
         raise NotMultipart
     media_type, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
-    if media_type.strip() != b"multipart/form-data" or not _BOUNDARY.fullmatch(boundary):
+    if media_type != b"multipart/form-data" or not _BOUNDARY.fullmatch(boundary):
         raise NotMultipart
     return boundary
 
@@ -171,7 +171,7 @@ def _filename(raw: bytes) -> str:
 
 def _declared_type(header: bytes) -> str:
     media_type, _ = parse_options_header(header)
-    media_type = media_type.strip().lower()
+    media_type = media_type.lower()
     return media_type.decode() if _MEDIA_TYPE.fullmatch(media_type) else "application/octet-stream"
 
 

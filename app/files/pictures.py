@@ -83,9 +83,8 @@ def _prepare_worker() -> None:
 
 def _die_with_parent() -> None:
     """Ends this process when its parent is gone, even by SIGKILL, which tells nobody."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)
 
 
@@ -104,13 +103,14 @@ def thumbnail(source: Path) -> bytes:
             with Image.open(file, formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise PictureRefused("The picture has too many pixels.")
-                # A JPEG can be decoded at an eighth of its size, for an eighth of the effort.
-                picture.draft("RGB", (EDGE, EDGE))
-                # A palette cannot be scaled smoothly, and PNG has no CMYK.
-                small = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-                small.thumbnail((EDGE, EDGE))
+                colours = "RGBA" if picture.has_transparency_data else "RGB"
+                # Palettes and bitmaps cannot be scaled smoothly; all others are smaller afterwards.
+                full = picture.convert(colours) if picture.mode in {"1", "P", "PA"} else picture
+                # Decodes a JPEG at a fraction of its size already (Image.draft).
+                full.thumbnail((EDGE, EDGE))
+                upright = ImageOps.exif_transpose(full).convert(colours)
                 png = BytesIO()
-                ImageOps.exif_transpose(small).save(png, "PNG")
+                upright.save(png, "PNG", icc_profile=None)
                 return png.getvalue()
         except PictureRefused:
             raise
@@ -120,7 +120,7 @@ def thumbnail(source: Path) -> bytes:
             raise PictureRefused("The picture has too many pixels.") from None
         except MemoryError:
             raise PictureRefused("The picture takes too much memory.") from None
-        except Exception as error:  # decoders of broken input raise anything
+        except Exception as error:  # decoders of broken input raise anything at all
             raise PictureRefused("The picture is damaged.") from error
 
 

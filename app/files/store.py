@@ -11,14 +11,14 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def open_store(url: str) -> "Store":
-    """The store that a URL names (RFC 8089): `file:var/uploads` relative, `file:/var/up` absolute.
+    """The store that a URL names: `file:var/uploads`, or `file:/var/uploads` (RFC 8089).
 
     Nothing is touched until the store is used. Raises ValueError for a URL that names no store.
     """
     scheme, _, place = url.partition(":")
     if scheme != "file":
         raise ValueError("An upload store's URL begins with file:")
-    if not place or place.startswith("//"):
+    if not place or re.match("//[^/]", place):
         raise ValueError("A file: URL is file:relative/path or file:/absolute/path")
     from app.files.local import LocalStore
 

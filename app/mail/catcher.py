@@ -113,11 +113,7 @@ class Catcher:
         content = envelope.original_content or b""
         # A kill -9 leaves whole mails only: one that is renamed is complete.
         half_written = self._directory / f"{caught_id}.tmp"
-        half_written.write_bytes(
-            b"".join(
-                [_ENVELOPE, json.dumps(record).encode(), b"\r\n", envelope.original_content or b""]
-            )
-        )
+        half_written.write_bytes(b"".join([_ENVELOPE, record.encode(), b"\r\n", content]))
         half_written.rename(self._path(caught_id))
         self._ids.append(caught_id)
         while len(self._ids) > self._keep:

@@ -7,6 +7,7 @@ from email.header import Header
 from email.message import EmailMessage
 from email.policy import EmailPolicy
 from email.utils import format_datetime
+from functools import lru_cache
 
 from email_validator import EmailNotValidError, validate_email
 
@@ -46,6 +47,7 @@ def message_id(task_id: str, sender: str) -> str:
     return f"<{task_id}@{sender.rpartition('@')[2]}>"
 
 
+@lru_cache(maxsize=1024)  # asked when a mail is queued, built and sent
 def address(value: str) -> str:
     """Return one bare mailbox in ASCII, its domain in lower case and after IDNA.
 
@@ -119,7 +121,7 @@ _NOT_IN_BODIES = (
 
 def _boundary(*parts: str) -> str:
     """Part the alternatives by a line that neither can hold, as it is a hash over both."""
-    return "=_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    return "=_" + hashlib.blake2s("\0".join(parts).encode(), digest_size=12).hexdigest()
 
 
 class _HeadersAsGiven(EmailPolicy):
@@ -132,6 +134,9 @@ class _HeadersAsGiven(EmailPolicy):
 
     def header_store_parse(self, name: str, value: str) -> tuple[str, str]:
         return name, header_text(value)
+
+    def header_max_count(self, name: str) -> None:
+        """Leave out the look-up of how often a header may stand: `compose` sets each once."""
 
     def header_fetch_parse(self, name: str, value: str) -> str:  # noqa: ARG002 -- the base's signature
         return value

@@ -22,6 +22,7 @@ from aiosmtplib import (
 )
 from aiosmtplib.protocol import SMTPProtocol
 
+from app.mail.message import address
 from app.mail.replies import classify, one_line
 
 Security = Literal["none", "starttls", "tls"]
@@ -80,6 +81,8 @@ class Mailer:
         """
         try:
             content = _on_the_wire(message.as_bytes())
+            # aiosmtplib parses what it is given, and of `a@x> <b@y` would take the second.
+            sender, recipient = address(sender), address(recipient)
             async with self._slots:
                 reply = await self._deliver(content, sender, recipient)
         except Exception as error:
@@ -135,7 +138,7 @@ class Mailer:
 
     @contextlib.asynccontextmanager
     async def _using(self, connection: "_Connection") -> AsyncIterator["_Connection"]:
-        """Keep the connection afterwards, unless anything about its state is in doubt."""
+        """Keep the connection warm afterwards, unless anything about its state is in doubt."""
         try:
             yield connection
         except SMTPResponseException:
@@ -145,9 +148,12 @@ class Mailer:
             connection.close()
             raise
         finally:
-            if connection.is_connected:
-                connection.is_warm = True
-                self._idle[connection] = asyncio.create_task(self._retire(connection))
+            self._keep(connection)
+
+    def _keep(self, connection: "_Connection") -> None:
+        if connection.is_connected:
+            connection.is_warm = True
+            self._idle[connection] = asyncio.create_task(self._retire(connection))
 
     async def _retire(self, connection: "_Connection") -> None:
         await asyncio.sleep(IDLE_SECONDS)

@@ -11,14 +11,14 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from app.queue.events import Event, What
 
 _LEVELS = {
-    What.QUEUED: "debug",
-    What.STARTED: "debug",
-    What.PROGRESSED: "debug",
-    What.RETRYING: "warning",
-    What.FAILED: "error",
-    What.RECOVERED: "warning",
-    What.GIVEN_BACK: "warning",
-    What.LOST: "warning",
+    What.QUEUED: logging.DEBUG,
+    What.STARTED: logging.DEBUG,
+    What.PROGRESSED: logging.DEBUG,
+    What.RETRYING: logging.WARNING,
+    What.FAILED: logging.ERROR,
+    What.RECOVERED: logging.WARNING,
+    What.GIVEN_BACK: logging.WARNING,
+    What.LOST: logging.WARNING,
 }
 
 log = structlog.get_logger("app.tasks")
@@ -57,6 +57,9 @@ def configure_logging(level: str, form: str) -> None:
 
 def log_event(event: Event) -> None:
     """Write what happened to a task; a listener of the queue's events."""
+    level = _LEVELS.get(event.what, logging.INFO)
+    if not log.is_enabled_for(level):
+        return
     task = event.task
     facts: dict[str, Any] = {"task_id": task.id, "kind": task.kind, "attempt": task.attempts}
     if task.request_id is not None:
@@ -69,7 +72,7 @@ def log_event(event: Event) -> None:
         facts["next_attempt_in"] = round(task.next_attempt_at - task.updated_at, 3)
     if event.what in (What.RETRYING, What.FAILED):
         facts["exc_info"] = event.exception
-    getattr(log, _LEVELS.get(event.what, "info"))(f"task {event.what}", **facts)
+    log.log(level, f"task {event.what}", **facts)
 
 
 def _without_colour(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -45,7 +45,7 @@ class DurableTasks(Generic[ToolsT]):
         catalogue, cannot be called like this, or an argument has no form in JSON.
         """
         kind = self._catalogue.kind_of(function)
-        inspect.signature(function).bind(None, *args, **kwargs)
+        self._catalogue.signature(kind).bind(None, *args, **kwargs)
         now = self._now()
         task = Task(
             id=new_id(now),
@@ -86,6 +86,7 @@ class Catalogue(Generic[ToolsT]):
 
     def __init__(self, *functions: Callable[..., Awaitable[Any]]) -> None:
         self._functions: dict[str, Callable[..., Awaitable[Any]]] = {}
+        self._signatures: dict[str, inspect.Signature] = {}
         for function in functions:
             name = function.__name__
             if not asyncio.iscoroutinefunction(function):
@@ -94,6 +95,7 @@ class Catalogue(Generic[ToolsT]):
                 )
             if self._functions.setdefault(name, function) is not function:
                 raise TypeError(f"two tasks are named {name}")
+            self._signatures[name] = inspect.signature(function)
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
@@ -105,6 +107,10 @@ class Catalogue(Generic[ToolsT]):
         if self._functions.get(kind) is not function:
             raise TypeError(f"{kind} is not in the catalogue of tasks: name it there")
         return kind
+
+    def signature(self, kind: str) -> inspect.Signature:
+        """The signature of the function of this name."""
+        return self._signatures[kind]
 
     def function(self, kind: str) -> Callable[..., Awaitable[Any]] | None:
         """The function of this name, if there is one."""

@@ -53,7 +53,9 @@ class GroupCommit:
     ) -> None:
         self._connect = connect
         self._insert = insert
-        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._waiting: list[_Job] = []
+        self._committing = False
+        self._groups: queue.SimpleQueue[list[_Job]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="queue-commits", daemon=True)
         self._opened: asyncio.Future[None]
 
@@ -65,44 +67,53 @@ class GroupCommit:
         await self._opened
 
     async def stop(self) -> None:
-        """Finish what is queued, and close the connection."""
-        self._inbox.put(None)
+        """Finish what was asked for, and close the connection."""
+        while self._committing:
+            await asyncio.sleep(0.001)
+        self._groups.put([])
         await asyncio.to_thread(self._thread.join)
 
     async def insert(self, rows: Sequence[Row]) -> None:
         """Write rows; they are on disk when this returns."""
         done: asyncio.Future[None] = self._loop.create_future()
-        self._inbox.put(_Insert(rows, done))
+        self._add(_Insert(rows, done))
         await done
 
     async def run(self, operation: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
         """Run an operation; what it wrote is on disk when this returns."""
         done: asyncio.Future[ResultT] = self._loop.create_future()
-        self._inbox.put(_Operation(operation, done))
+        self._add(_Operation(operation, done))
         return await done
 
+    def _add(self, job: _Job) -> None:
+        self._waiting.append(job)
+        if not self._committing:
+            self._committing = True
+            # At the end of this turn of the loop, so that all the requests of a turn come along.
+            self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        group, self._waiting = self._waiting, []
+        self._groups.put(group)
+
+    def _settle(self, answers: list[_Answer]) -> None:
+        """Give a group its answers, and hand over what has come in meanwhile."""
+        _resolve(answers)
+        self._committing = bool(self._waiting)
+        if self._waiting:
+            self._hand_over()
+
     def _serve(self) -> None:
+        """Commit group after group, until an empty one; this is the thread."""
         try:
             connection = self._connect()
         except Exception as error:  # noqa: BLE001 - whatever it is, start() raises it
-            self._answer([(self._opened, None, error)])
+            self._loop.call_soon_threadsafe(_resolve, [(self._opened, None, error)])
             return
-        self._answer([(self._opened, None, None)])
-        while group := self._next_group():
-            self._answer(self._commit(connection, group))
+        self._loop.call_soon_threadsafe(_resolve, [(self._opened, None, None)])
+        while group := self._groups.get():
+            self._loop.call_soon_threadsafe(self._settle, self._commit(connection, group))
         connection.close()
-
-    def _next_group(self) -> list[_Job]:
-        """Wait for a job, then take all that are there; empty when there is nothing more to do."""
-        if self._stopping:
-            return []
-        group = [self._inbox.get()]
-        while not self._inbox.empty():
-            group.append(self._inbox.get())
-        self._stopping = None in group
-        return [job for job in group if job is not None]
-
-    _stopping = False
 
     def _commit(self, connection: sqlite3.Connection, group: list[_Job]) -> list[_Answer]:
         """Run a group in one transaction. If a member raises, each is run again in its own."""
@@ -123,9 +134,6 @@ class GroupCommit:
                 return [answer for job in group for answer in self._commit(connection, [job])]
             return [(job.done, None, _translated(error)) for job in group]
         return answers
-
-    def _answer(self, answers: list[_Answer]) -> None:
-        self._loop.call_soon_threadsafe(_resolve, answers)
 
 
 def _database_refuses(error: Exception) -> bool:

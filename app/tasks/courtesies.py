@@ -5,24 +5,25 @@ close the connection under the next request. So each of these logs its own error
 """
 
 import functools
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec
 
 import structlog
+
+from app.files.log_file import LogFile
 
 P = ParamSpec("P")
 
 log = structlog.get_logger(__name__)
 
 
-def courtesy(function: Callable[P, None]) -> Callable[P, None]:
+def courtesy(function: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
     """Log what `function` raises, with its traceback, and go on."""
 
     @functools.wraps(function)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+    async def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            function(*args, **kwargs)
+            await function(*args, **kwargs)
         except Exception:
             log.exception("background task failed", task=function.__name__)
 
@@ -30,16 +31,13 @@ def courtesy(function: Callable[P, None]) -> Callable[P, None]:
 
 
 @courtesy
-def write_log(log_file: Path, message: str) -> None:
-    """Append a line to the log file, whatever the message contains."""
-    line = message if message.isprintable() else message.encode("unicode_escape").decode("ascii")
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    with log_file.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+async def write_log(log_file: LogFile, message: str) -> None:
+    """Append a line to the log file."""
+    log_file.append(message)
 
 
 @courtesy
-def process_data(data: dict[str, Any]) -> None:
+async def process_data(data: dict[str, Any]) -> None:
     """Process data; raises ValueError where the data asks for it."""
     if "error" in data:
         raise ValueError("the data asked for an error")

@@ -1,0 +1,204 @@
+"""The one file of a form, read while it arrives."""
+
+import time
+from collections.abc import AsyncIterator, Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.files.multipart import (
+    MAX_AROUND,
+    InvalidForm,
+    MalformedMultipart,
+    NotMultipart,
+    PartInfo,
+    file_part,
+)
+
+pytestmark = pytest.mark.anyio
+
+TYPE = "multipart/form-data; boundary=b"
+FILE = b'Content-Disposition: form-data; name="file"; filename="a.txt"'
+
+
+def part(content: bytes, *headers: bytes) -> bytes:
+    return b"--b\r\n" + b"".join(header + b"\r\n" for header in headers) + b"\r\n" + content
+
+
+def form(*parts: bytes) -> bytes:
+    return b"\r\n".join(parts) + b"\r\n--b--\r\n"
+
+
+async def stream(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+async def read(chunks: Iterable[bytes], content_type: str = TYPE) -> tuple[PartInfo, bytes]:
+    info, content = await file_part(content_type, stream(chunks))
+    return info, b"".join([piece async for piece in content])
+
+
+async def test_a_form_with_one_file_gives_its_name_its_type_and_its_bytes() -> None:
+    body = form(part(b"Hello\r\n", FILE, b"Content-Type: Text/Plain; charset=utf-8"))
+    assert await read([body]) == (PartInfo("a.txt", "text/plain"), b"Hello\r\n")
+
+
+async def test_an_empty_file_is_a_file() -> None:
+    assert await read([form(part(b"", FILE))]) == (
+        PartInfo("a.txt", "application/octet-stream"),
+        b"",
+    )
+
+
+# All that looks like the delimiter `CRLF--b`, and is not.
+NEARLY = b"\r\n-\r\n--\r\n--c\r\r\n\r\n--\r--b\n--b\r\n--b-\r\n--bb\r\n--b\rX\r\n--b-X-\r"
+
+
+@pytest.mark.parametrize("cut", range(len(form(part(NEARLY, FILE))) + 1))
+async def test_where_the_network_cuts_a_body_makes_no_difference(cut: int) -> None:
+    body = form(part(NEARLY, FILE))
+    assert (await read([body[:cut], b"", body[cut:]]))[1] == NEARLY
+
+
+async def test_a_body_that_arrives_byte_by_byte_is_read_all_the_same() -> None:
+    body = form(part(NEARLY, FILE))
+    assert (await read(body[i : i + 1] for i in range(len(body))))[1] == NEARLY
+
+
+@given(st.lists(st.sampled_from([b"\r", b"\n", b"-", b"--b", b"\r\n--b", b"x"])), st.integers(1, 9))
+async def test_any_content_without_a_delimiter_is_given_back(
+    pieces: list[bytes], size: int
+) -> None:
+    # With a letter after it, a delimiter is none.
+    content = b"".join(piece + b"x" for piece in pieces)
+    body = form(part(content, FILE))
+    chunks = [body[i : i + size] for i in range(0, len(body), size)]
+    assert (await read(chunks))[1] == content
+
+
+async def test_what_surrounds_the_form_is_skipped() -> None:
+    body = b"\r\n" + form(part(b"Hello", FILE)) + b"Good bye"
+    assert (await read([body]))[1] == b"Hello"
+
+
+@pytest.mark.parametrize(
+    ("filename", "shown"),
+    [
+        ("naïve 名前.txt".encode(), "naïve 名前.txt"),
+        (b"../../etc/passwd", "passwd"),
+        (b'a \\"b\\".txt', 'a "b".txt'),
+        (b"..", "upload"),
+        (b"a.txt\"; filename*=\"UTF-8''b.txt", "a.txt"),
+    ],
+)
+async def test_a_file_name_is_one_to_be_shown(filename: bytes, shown: str) -> None:
+    header = b'Content-Disposition: form-data; name="file"; filename="' + filename + b'"'
+    assert (await read([form(part(b"", header))]))[0].filename == shown
+
+
+@pytest.mark.parametrize("declared", [b"nonsense", b"a/b\n", b"text/pl\xe4in", b"a/" + b"x" * 200])
+async def test_a_media_type_that_is_none_is_not_passed_on(declared: bytes) -> None:
+    info, _ = await read([form(part(b"", FILE, b"Content-Type: " + declared))])
+    assert info.content_type == "application/octet-stream"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "",
+        "application/json",
+        "multipart/mixed; boundary=b",
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        'multipart/form-data; boundary="b "',
+        'multipart/form-data; boundary="\r\n"',
+        "multipart/form-data; boundary=" + "b" * 71,
+        "multipart/form-data; boundary=" + "b" * 300,
+        "multipart/form-data; boundary=b€",
+    ],
+)
+async def test_a_body_of_another_type_is_not_read(content_type: str) -> None:
+    with pytest.raises(NotMultipart):
+        await read([form(part(b"", FILE))], content_type)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "detail"),
+    [
+        (b"--b--\r\n", "/file", "required"),
+        (form(part(b"", b'Content-Disposition: form-data; name="file"')), "/file", "no file was"),
+        (form(part(b"", FILE.replace(b"a.txt", b""))), "/file", "no file was"),
+        (form(part(b"", FILE.replace(b'filename="', b"filename*=\"UTF-8''"))), "/file", "no file"),
+        (form(part(b"", FILE.replace(b"a.txt", b"\xff"))), "/file", "UTF-8"),
+        (form(part(b"", FILE.replace(b"a.txt", b"a\0b"))), "/file", "control"),
+        (form(part(b"", b'Content-Disposition: form-data; name="secret"')), "", "no other"),
+        (form(part(b"", FILE), part(b"", FILE)), "/file", "one file"),
+        (form(part(b"", FILE), part(b"", FILE.replace(b'"file"', b'"secret"'))), "", "no other"),
+    ],
+)
+async def test_a_form_of_another_shape_is_invalid_and_is_not_repeated(
+    body: bytes, pointer: str, detail: str
+) -> None:
+    with pytest.raises(InvalidForm, match=detail) as refused:
+        await read([body])
+    assert refused.value.pointer == pointer
+    assert "secret" not in refused.value.detail
+
+
+@pytest.mark.parametrize("length", range(len(form(part(b"Hello", FILE))) - 2))
+async def test_a_body_that_ends_too_early_is_malformed(length: int) -> None:
+    with pytest.raises(MalformedMultipart):
+        await read([form(part(b"Hello", FILE))[:length]])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Hello",
+        form(part(b"")),
+        form(part(b"", b"Content-Disposition: attachment; name=file; filename=a")),
+        form(part(b"", b"Content-Disposition: form-data; filename=a")),
+        form(part(b"", FILE, FILE)),
+        form(part(b"", b": empty", FILE)),
+        form(part(b"", b"X: " + b"x" * 5000, FILE)),
+        form(part(b"", FILE, *(b"X-%d: x" % i for i in range(8)))),
+    ],
+)
+async def test_a_body_with_broken_or_boundless_headers_is_malformed(body: bytes) -> None:
+    with pytest.raises(MalformedMultipart):
+        await read([body])
+
+
+async def test_a_thousand_and_one_parts_are_refused_at_the_second() -> None:
+    seen = 0
+
+    def parts() -> Iterable[bytes]:
+        nonlocal seen
+        for seen in range(1001):  # noqa: B007  # read below
+            yield part(b"", FILE) + b"\r\n"
+
+    with pytest.raises(InvalidForm):
+        await read(parts())
+    assert seen == 1
+
+
+async def test_nothing_but_line_ends_is_refused_at_once() -> None:
+    began = time.perf_counter()
+    with pytest.raises(MalformedMultipart):
+        await read([b"\r\n" * 32_768] * 160)
+    assert time.perf_counter() - began < 0.5
+
+
+async def test_ten_megabytes_of_line_ends_are_a_file_like_any_other() -> None:
+    body = form(part(b"\r\n" * 5_000_000, FILE))
+    began = time.perf_counter()
+    _, content = await read(body[i : i + 65_536] for i in range(0, len(body), 65_536))
+    assert len(content) == 10_000_000
+    assert time.perf_counter() - began < 1
+
+
+async def test_what_follows_the_form_does_not_go_on_for_ever() -> None:
+    with pytest.raises(MalformedMultipart):
+        await read([form(part(b"", FILE)), *[b"x"] * (MAX_AROUND + 1)])

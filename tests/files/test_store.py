@@ -1,0 +1,450 @@
+"""What every store promises; then what only the local one can get wrong."""
+
+import asyncio
+import errno
+import hashlib
+import os
+import re
+import stat
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from app.files.local import LocalStore
+from app.files.store import (
+    NoSuchUpload,
+    Received,
+    Store,
+    StoreFull,
+    StoreUnavailable,
+    UploadTooLarge,
+    checked_id,
+    open_store,
+)
+
+pytestmark = pytest.mark.anyio
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(params=["file"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """Every store, one after the other."""
+    return open_store(f"{request.param}:{tmp_path}/var/uploads")
+
+
+@pytest.fixture
+def upload_id() -> str:
+    return str(uuid.uuid4())
+
+
+async def stream(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+# Every store.
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 7])
+async def test_what_is_received_is_what_was_sent(store: Store, upload_id: str, size: int) -> None:
+    data = os.urandom(size)
+    chunks = [data[i : i + 65_537] for i in range(0, size, 65_537)]
+    received = await store.receive(upload_id, stream(*chunks), limit=size)
+    assert received == Received(size, hashlib.sha256(data).hexdigest())
+    async with store.as_file(upload_id) as path:
+        assert path.read_bytes() == data
+    assert await store.head(upload_id, 10) == data[:10]
+
+
+async def test_an_upload_can_be_downloaded_once_it_is_published(
+    store: Store, upload_id: str
+) -> None:
+    await store.receive(upload_id, stream(b"Hello"), limit=5)
+    with pytest.raises(NoSuchUpload):
+        await store.path(upload_id)
+    await store.publish(upload_id)
+    assert (await store.path(upload_id)).read_bytes() == b"Hello"
+    assert await store.head(upload_id) == b"Hello"
+    async with store.as_file(upload_id) as path:
+        assert path.read_bytes() == b"Hello"
+
+
+async def test_publishing_again_after_a_crash_succeeds(store: Store, upload_id: str) -> None:
+    await store.receive(upload_id, stream(b"Hello"), limit=5)
+    await store.publish(upload_id)
+    await store.publish(upload_id)
+    assert (await store.path(upload_id)).read_bytes() == b"Hello"
+
+
+async def test_one_byte_over_the_limit_is_too_large(store: Store, upload_id: str) -> None:
+    with pytest.raises(UploadTooLarge, match="larger than this service takes"):
+        await store.receive(upload_id, stream(b"Hello", b"!"), limit=5)
+    with pytest.raises(NoSuchUpload):
+        await store.head(upload_id)
+
+
+async def test_a_stream_that_breaks_leaves_nothing(store: Store, upload_id: str) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield bytes(2 * MIB)
+        raise EOFError
+
+    with pytest.raises(EOFError):
+        await store.receive(upload_id, broken(), limit=3 * MIB)
+    with pytest.raises(NoSuchUpload):
+        await store.head(upload_id)
+    assert await store.sweep(-1) == 0
+
+
+async def test_an_unknown_upload_is_not_there(store: Store, upload_id: str) -> None:
+    for verb in (store.head, store.path, store.publish, store.thumbnail_path):
+        with pytest.raises(NoSuchUpload):
+            await verb(upload_id)
+    with pytest.raises(NoSuchUpload):
+        async with store.as_file(upload_id):
+            pass
+
+
+async def test_an_upload_has_one_thumbnail_and_the_last_one_counts(
+    store: Store, upload_id: str
+) -> None:
+    await store.save_thumbnail(upload_id, b"first")
+    await store.save_thumbnail(upload_id, b"second")
+    assert (await store.thumbnail_path(upload_id)).read_bytes() == b"second"
+
+
+@pytest.mark.parametrize("published", [False, True])
+async def test_a_deleted_upload_is_gone_in_every_state(
+    store: Store, upload_id: str, *, published: bool
+) -> None:
+    await store.receive(upload_id, stream(b"Hello"), limit=5)
+    await store.save_thumbnail(upload_id, b"small")
+    if published:
+        await store.publish(upload_id)
+    await store.delete(upload_id)
+    await store.delete(upload_id)
+    for verb in (store.head, store.path, store.publish, store.thumbnail_path):
+        with pytest.raises(NoSuchUpload):
+            await verb(upload_id)
+
+
+async def test_uploads_that_wait_for_long_are_listed_until_they_are_published(
+    store: Store, upload_id: str
+) -> None:
+    assert await store.received(-1) == []
+    await store.receive(upload_id, stream(b"Hello"), limit=5)
+    assert await store.received(60) == []
+    assert await store.received(-1) == [upload_id]
+    await store.publish(upload_id)
+    assert await store.received(-1) == []
+
+
+async def test_a_store_that_works_says_so_and_keeps_nothing(store: Store) -> None:
+    assert await store.check()
+    assert await store.sweep(-1) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "..", "../../etc/passwd", "a/b", "\0", str(uuid.uuid4()).upper(), "0" * 32, "0\n"]
+)
+async def test_an_id_that_is_not_ours_names_nothing(store: Store, wrong: str) -> None:
+    with pytest.raises(NoSuchUpload):
+        checked_id(wrong)
+    with pytest.raises(NoSuchUpload):
+        await store.receive(wrong, stream(), limit=5)
+    for verb in (store.head, store.path, store.publish, store.thumbnail_path, store.delete):
+        with pytest.raises(NoSuchUpload):
+            await verb(wrong)
+
+
+# The local store.
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "up")
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+def test_a_relative_url_is_a_directory_below_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = open_store("file:var/uploads")
+    monkeypatch.chdir("/")
+    assert asyncio.run(store.check())
+    assert (tmp_path / "var" / "uploads" / "received").is_dir()
+
+
+@pytest.mark.parametrize("slashes", ["", "//"])
+def test_an_absolute_url_may_have_one_slash_or_three(tmp_path: Path, slashes: str) -> None:
+    assert asyncio.run(open_store(f"file:{slashes}{tmp_path}/up").check())
+    assert (tmp_path / "up" / "received").is_dir()
+
+
+@pytest.mark.parametrize("url", ["", "uploads", "ftp://host/path", "file:", "file://host/path"])
+def test_a_url_that_names_no_store_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="file:"):
+        open_store(url)
+
+
+async def test_only_the_service_can_read_what_is_stored(
+    local: LocalStore, tmp_path: Path, upload_id: str
+) -> None:
+    await local.receive(upload_id, stream(b"Hello"), limit=5)
+    await local.publish(upload_id)
+    assert modes(tmp_path) == {(True, 0o700), (False, 0o600)}
+
+
+def modes(folder: Path) -> set[tuple[bool, int]]:
+    return {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in folder.rglob("*")}
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for what happens in a moment, and fails after five seconds."""
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("It did not happen.")
+
+
+@pytest.mark.parametrize("step", ["open", "write", "keep"])
+@pytest.mark.parametrize("cancellations", [1, 5])
+async def test_a_cancelled_upload_leaves_nothing_wherever_it_was(
+    local: LocalStore,
+    tmp_path: Path,
+    upload_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    cancellations: int,
+) -> None:
+    blocked, go_on = threading.Event(), threading.Event()
+    name = {"open": "open", "write": "write", "keep": "fsync"}[step]
+    real: Callable[..., int] = getattr(os, name)
+
+    def slow(*args: object) -> int:
+        blocked.set()
+        go_on.wait(5)
+        return real(*args)
+
+    await local.check()
+    monkeypatch.setattr(os, name, slow)
+    receiving = asyncio.create_task(
+        local.receive(upload_id, stream(bytes(MIB), bytes(MIB)), limit=2 * MIB)
+    )
+    await asyncio.to_thread(blocked.wait, 5)
+    for _ in range(cancellations):
+        receiving.cancel()
+        await asyncio.sleep(0.001)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
+    # More than one cancellation: the request is over before its clean-up is.
+    await until(lambda: not files(tmp_path))
+
+
+async def test_a_stream_that_breaks_while_the_disk_refuses_leaves_nothing(
+    local: LocalStore, tmp_path: Path, upload_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "write", refusing(errno.ENOSPC))
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield bytes(MIB)
+        raise EOFError
+
+    with pytest.raises(EOFError):
+        await local.receive(upload_id, broken(), limit=MIB)
+    assert files(tmp_path) == []
+
+
+def refusing(number: int) -> Callable[..., int]:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync"])
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (errno.ENOSPC, StoreFull),
+        (errno.EDQUOT, StoreFull),
+        (errno.EROFS, StoreUnavailable),
+        (errno.EIO, StoreUnavailable),
+    ],
+)
+async def test_what_the_disk_refuses_is_not_kept_and_the_store_goes_on(
+    local: LocalStore,
+    tmp_path: Path,
+    upload_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    number: int,
+    error: type[Exception],
+) -> None:
+    await local.check()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, call, refusing(number))
+        with pytest.raises(error):
+            await local.receive(upload_id, stream(bytes(3 * MIB)), limit=3 * MIB)
+        with pytest.raises(error):
+            await local.save_thumbnail(upload_id, b"small")
+    assert files(tmp_path) == []
+    await local.receive(upload_id, stream(b"Hello"), limit=5)
+    assert await local.head(upload_id) == b"Hello"
+
+
+async def test_a_write_that_takes_only_some_bytes_is_continued(
+    local: LocalStore, upload_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:1000]))
+    data = os.urandom(10_001)
+    await local.receive(upload_id, stream(data), limit=10_001)
+    assert await local.head(upload_id, 20_000) == data
+
+
+async def test_a_full_disk_is_reported_as_such(tmp_path: Path) -> None:
+    """A real limit of the system's, in a process of its own: 1 MiB a file."""
+    program = """if True:
+        import asyncio, resource, sys, uuid
+        from app.files.store import StoreFull, open_store
+
+        async def megabytes(count):
+            for _ in range(count):
+                yield bytes(1024 * 1024)
+
+        async def main():
+            store = open_store("file:" + sys.argv[1])
+            try:
+                await store.receive(str(uuid.uuid4()), megabytes(3), limit=2**30)
+            except StoreFull:
+                await store.receive(str(uuid.uuid4()), megabytes(1), limit=2**30)
+                print(len(await store.received(-1)), await store.sweep(-1))
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * 1024, 1024 * 1024))
+        asyncio.run(main())
+    """
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert done.stdout == "1 0\n"
+
+
+async def test_a_store_below_a_file_is_unavailable(tmp_path: Path, upload_id: str) -> None:
+    (tmp_path / "file").touch()
+    store = LocalStore(tmp_path / "file")
+    assert not await store.check()
+    with pytest.raises(StoreUnavailable):
+        await store.receive(upload_id, stream(b"Hello"), limit=5)
+
+
+async def test_everything_is_made_durable_before_it_is_promised(
+    local: LocalStore, tmp_path: Path, upload_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await local.check()
+    synced: list[str] = []
+    real = os.fsync
+
+    def noted(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append(path.relative_to(tmp_path / "up").parts[0] + "/" * path.is_file())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    await local.receive(upload_id, stream(b"Hello"), limit=5)
+    assert synced == ["incoming/", "received"]
+    await local.publish(upload_id)
+    assert synced[2:] == ["published", "received"]
+    await local.save_thumbnail(upload_id, b"small")
+    assert synced[4:] == ["incoming/", "thumbnails"]
+    await local.delete(upload_id)
+    assert synced[6:] == ["published", "thumbnails"]
+
+
+@pytest.mark.parametrize("folder", ["received", "published", "thumbnails"])
+async def test_a_planted_link_is_never_followed(
+    local: LocalStore, tmp_path: Path, upload_id: str, folder: str
+) -> None:
+    await local.check()
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (tmp_path / "up" / folder / upload_id).symlink_to(secret)
+    for verb in (local.head, local.path, local.thumbnail_path):
+        with pytest.raises(NoSuchUpload):
+            await verb(upload_id)
+    await local.receive(upload_id, stream(b"Hello"), limit=5)
+    await local.publish(upload_id)
+    await local.save_thumbnail(upload_id, b"small")
+    assert (await local.path(upload_id)).read_bytes() == b"Hello"
+    assert (await local.thumbnail_path(upload_id)).read_bytes() == b"small"
+    assert secret.read_text() == "secret"
+
+
+async def test_a_link_planted_under_a_temporary_name_is_refused(
+    local: LocalStore, tmp_path: Path, upload_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await local.check()
+    name = uuid.uuid4()
+    monkeypatch.setattr(uuid, "uuid4", lambda: name)
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (tmp_path / "up" / "incoming" / name.hex).symlink_to(secret)
+    with pytest.raises(StoreUnavailable):
+        await local.receive(upload_id, stream(b"Hello"), limit=5)
+    assert secret.read_text() == "secret"
+
+
+async def test_what_a_crash_left_half_written_is_swept_once_it_is_old(
+    local: LocalStore, tmp_path: Path, upload_id: str
+) -> None:
+    assert await local.sweep(0) == 0
+    await local.receive(upload_id, stream(b"Hello"), limit=5)
+    old, new = tmp_path / "up/incoming/old", tmp_path / "up/incoming/new"
+    old.touch()
+    new.touch()
+    os.utime(old, (time.time() - 100, time.time() - 100))
+    assert await local.sweep(60) == 1
+    assert files(tmp_path / "up") == sorted(["incoming/new", f"received/{upload_id}"])
+
+
+async def test_an_upload_leaves_the_event_loop_to_others(
+    local: LocalStore, upload_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, loop_thread = os.write, threading.get_ident()
+
+    def elsewhere(descriptor: int, data: bytes) -> int:
+        assert threading.get_ident() != loop_thread
+        time.sleep(0.05)
+        return real(descriptor, data)
+
+    with monkeypatch.context() as slow:
+        slow.setattr(os, "write", elsewhere)
+        receiving = asyncio.create_task(
+            local.receive(upload_id, stream(*[bytes(MIB)] * 3), limit=3 * MIB)
+        )
+        ticks = 0
+        while not receiving.done():
+            await asyncio.sleep(0.005)
+            ticks += 1
+    assert (await receiving).size == 3 * MIB
+    assert ticks > 10
+
+
+def test_errors_say_what_their_docstrings_say() -> None:
+    assert re.match("There is no room", str(StoreFull()))

@@ -1,0 +1,231 @@
+"""What may stand in a mail, and what its bytes are."""
+
+import re
+import string
+from datetime import UTC, datetime
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from app.mail.message import address, body_text, compose, header_text, message_id
+
+NOON = datetime(2025, 1, 2, 12, 0, tzinfo=UTC)
+UNPAIRED = "\ud800"
+
+FORBIDDEN_IN_HEADERS = [
+    *(chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)]),
+    "\u2028",
+    "\u2029",
+    "\r\n",
+    "\r\nBcc: eve@example.com",
+    UNPAIRED,
+    "\udfff",
+    "\u202e",
+    "\u2066",
+    "=?utf-8?q?Bcc=3A?=",
+    "=?utf-8?B?QmNj?=",
+    "=?iso-8859-1?Q?=0D=0ABcc:_eve=40example.com?=",
+]
+
+PRINTABLE = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=200)
+BODIES = st.text(
+    st.one_of(st.sampled_from("\r\n\t. a=é"), st.characters(exclude_categories=["Cc", "Cs"])),
+    max_size=500,
+)
+
+
+def build(**changes: str | None) -> EmailMessage:
+    values: dict[str, str | None] = {
+        "sender": "notifications@example.com",
+        "recipient": "ada@example.org",
+        "subject": "Hello",
+        "text": "Dear Ada",
+        "message_id": "<task-1@example.com>",
+    }
+    return compose(date=NOON, **(values | changes))  # type: ignore[arg-type]
+
+
+def parsed(message: EmailMessage) -> EmailMessage:
+    return message_from_bytes(message.as_bytes(), policy=policy.default)
+
+
+def body(message: EmailMessage, kind: str) -> str:
+    part = parsed(message).get_body((kind,))
+    assert part is not None
+    content: str = part.get_content()
+    return content.replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("html", [None, "<p>Dear Ada</p>"])
+def test_the_same_inputs_give_the_same_bytes(html: str | None) -> None:
+    assert build(html=html).as_bytes() == build(html=html).as_bytes()
+
+
+def test_the_headers_are_a_fixed_set() -> None:
+    assert parsed(build(html="<p>Dear Ada</p>")).keys() == [
+        "From",
+        "To",
+        "Subject",
+        "Message-ID",
+        "Date",
+        "MIME-Version",
+        "Content-Type",
+    ]
+
+
+def test_the_message_id_is_made_of_the_task_and_the_senders_domain() -> None:
+    assert message_id("7f3a", "notifications@example.com") == "<7f3a@example.com>"
+
+
+def test_text_and_html_are_alternatives_and_the_text_comes_first() -> None:
+    message = build(text="plain", html="<p>rich</p>")
+    kinds = [part.get_content_type() for part in parsed(message).iter_parts()]
+    assert kinds == ["text/plain", "text/html"]
+    assert body(message, "plain") == "plain\n"
+    assert body(message, "html") == "<p>rich</p>\n"
+
+
+def test_a_body_cannot_end_its_own_part() -> None:
+    first = build(text="x", html="<p>y</p>").get_boundary()
+    message = build(text=f"x\n--{first}--\n", html="<p>y</p>")
+    assert body(message, "plain") == f"x\n--{first}--\n"
+
+
+@given(subject=PRINTABLE)
+def test_a_subject_arrives_as_it_was_given(subject: str) -> None:
+    assume("=?" not in subject)
+    assume(not re.search("[\u202a-\u202e\u2066-\u2069]", subject))
+    raw = build(subject=subject).as_bytes()
+    assert message_from_bytes(raw, policy=policy.default)["Subject"] == subject
+    header, _, _ = raw.partition(b"\r\nMessage-ID")
+    assert max(map(len, header.split(b"\r\n"))) <= 78
+
+
+@given(text=BODIES, html=st.none() | BODIES)
+def test_lines_end_in_crlf_are_short_and_hold_only_ascii(text: str, html: str | None) -> None:
+    raw = build(text=text, html=html).as_bytes()
+    assert not re.search(rb"\r(?!\n)|(?<!\r)\n|[^\t\r\n\x20-\x7e]", raw)
+    assert max(map(len, raw.split(b"\r\n"))) <= 998
+
+
+@given(text=BODIES)
+def test_a_body_arrives_as_it_was_given_but_for_its_line_ends(text: str) -> None:
+    # Only CR, LF and CRLF end a line in a mail; splitlines knows more of them.
+    expected = re.sub("\r\n|\r|\n", "\n", text).removesuffix("\n") + "\n"
+    assert body(build(text=text), "plain") == expected
+
+
+@pytest.mark.parametrize("text", ["a\n.\nb", "a\r.\rb", "a\r\n.\r\nb", "a\nb", "x" * 3000])
+def test_no_body_smuggles_a_line_end(text: str) -> None:
+    raw = build(text=text, html=text).as_bytes()
+    assert not re.search(rb"\r(?!\n)|(?<!\r)\n", raw)
+    assert max(map(len, raw.split(b"\r\n"))) <= 78
+
+
+@pytest.mark.parametrize("forbidden", FORBIDDEN_IN_HEADERS)
+@pytest.mark.parametrize("place", ["{}", "{}after", "before{}", "before{}after"])
+def test_a_header_refuses_what_could_become_another(forbidden: str, place: str) -> None:
+    subject = place.format(forbidden)
+    with pytest.raises(ValueError, match=r"^must not hold") as complaint:
+        header_text(subject)
+    assert forbidden not in str(complaint.value)
+    with pytest.raises(ValueError, match=r"^must not hold"):
+        build(subject=subject)
+
+
+@pytest.mark.parametrize("name", ["sender", "recipient", "message_id"])
+def test_no_header_can_be_injected_anywhere(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^must "):
+        build(**{name: "<x@example.com>\r\nBcc: eve@example.com"})
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "",
+        "Ünïcödé, and no end",
+        "👩\u200d💻 and 🏳\ufe0f\u200d🌈",
+        "می\u200cخواهم",  # noqa: RUF001 -- Persian
+        "\u200fעברית",  # noqa: RUF001 -- Hebrew
+        "what=? is =?this",
+    ],
+)
+def test_a_header_takes_any_language_and_emoji(subject: str) -> None:
+    assert header_text(subject) == subject
+
+
+@pytest.mark.parametrize("forbidden", ["\0", "\x0b", "\x0c", "\x1b", "\x7f", "\x85", UNPAIRED])
+def test_a_body_refuses_controls_and_lone_surrogates(forbidden: str) -> None:
+    with pytest.raises(ValueError, match=r"^must not hold") as complaint:
+        body_text(f"before{forbidden}after")
+    assert forbidden not in str(complaint.value)
+
+
+def test_a_body_takes_tabs_and_every_line_end() -> None:
+    text = "a\tb\rc\nd\r\ne\u2028f"
+    assert body_text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("given_address", "mailbox"),
+    [
+        ("ada@example.com", "ada@example.com"),
+        ("Ada@EXAMPLE.com", "Ada@example.com"),
+        ("ada+tag@example.com", "ada+tag@example.com"),
+        ("-oQ@example.com", "-oQ@example.com"),
+        ("ada@bücher.example.com", "ada@xn--bcher-kva.example.com"),
+        ("ada@ⓔxample.com", "ada@example.com"),
+        ("x" * 64 + "@example.com", "x" * 64 + "@example.com"),
+    ],
+)
+def test_an_address_becomes_ascii(given_address: str, mailbox: str) -> None:
+    assert address(given_address) == mailbox
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        "",
+        "ada",
+        "ada@",
+        "@example.com",
+        "a,v@example.com",
+        "ada@example.com,eve@example.com",
+        "Ada <ada@example.com>",
+        "g: a@example.com, b@example.com;",
+        '"a b"@example.com',
+        "ada@[127.0.0.1]",
+        "ada@localhost",
+        "ada@example.com\r\nRCPT TO:<eve@example.com>",
+        "ada\0@example.com",
+        "ada%0d%0a@example.com\n",
+        "ada@example.com\udcff",
+        f"ada{UNPAIRED}@example.com",
+        "ädä@example.com",
+        "=?utf-8?q?eve=40example.com?=@example.com",
+        "x" * 65 + "@example.com",
+        "ada@" + ".".join(["x" * 60] * 4) + ".example.com",
+        "ada@" + ".".join(["ü" * 30] * 8) + ".com",
+    ],
+)
+def test_an_address_is_one_plain_mailbox(refused: str) -> None:
+    with pytest.raises(ValueError, match=r"^must ") as complaint:
+        address(refused)
+    assert str(complaint.value) in {
+        "must be one email address, such as ada@example.com",
+        "must not hold an encoded-word (=?…?=)",
+    }
+
+
+@given(st.text(st.characters() | st.sampled_from(string.printable), max_size=300))
+def test_an_address_is_safe_on_a_command_line_or_refused(text: str) -> None:
+    for value in (text, f"{text}@example.com", f"ada@{text}"):
+        try:
+            mailbox = address(value)
+        except ValueError:
+            continue
+        assert re.fullmatch(r"[!#-'*+\-/-9=?A-Z^-~.]+@[a-z0-9.-]+", mailbox)
+        assert len(mailbox) <= 254

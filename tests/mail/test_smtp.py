@@ -1,0 +1,501 @@
+"""The mailer against a real server that misbehaves in every way we know of."""
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+
+from app.mail import smtp
+from app.mail.replies import MailDeferred, MailError, MailRefused
+from app.mail.smtp import Mailer
+from tests.support.mails import RECIPIENT, SENDER, TIMEOUT, a_mail, send
+from tests.support.smtp_server import DEAF, DRIP, DROP, HANG, SmtpServer
+
+pytestmark = pytest.mark.anyio
+
+MakeMailer = Callable[..., Mailer]
+STAGES = ["connect", "ehlo", "mail", "rcpt", "data", "dot"]
+
+
+async def failure(sending: Awaitable[str]) -> MailError:
+    with pytest.raises(MailError) as raised:
+        await sending
+    return raised.value
+
+
+# -- what goes over the wire
+
+
+async def test_a_mail_arrives_as_it_was_built(server: SmtpServer, mailer_to: MakeMailer) -> None:
+    assert await send(mailer_to(server)) == "250 2.0.0 Ok"
+    (received,) = server.received
+    assert (received.sender, received.recipients) == (SENDER, (RECIPIENT,))
+    assert received.content == a_mail().as_bytes().replace(b"\r\n.", b"\r\n..")
+
+
+async def test_a_message_of_any_make_has_no_bare_line_ends(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    message = EmailMessage()
+    message.set_payload("a\r.\rb\n.\nc")
+    await mailer_to(server).send(message, sender=SENDER, recipient=RECIPIENT)
+    assert server.received[0].content == b"\r\na\r\n..\r\nb\r\n..\r\nc\r\n"
+
+
+async def test_a_recipient_that_is_no_address_is_refused(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    for recipient in (
+        "ada lovelace@example.org",
+        "a@example.org> <b@example.org",
+        "ädä@example.org",
+    ):
+        sending = mailer_to(server).send(a_mail(), sender=SENDER, recipient=recipient)
+        assert isinstance(await failure(sending), MailRefused)
+    assert not any(line.startswith("RCPT") for line in server.commands)
+
+
+# -- every stage, every misbehaviour
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("code", [421, 450, 451, 452])
+async def test_a_deferral_at_any_stage_is_temporary(
+    server: SmtpServer, mailer_to: MakeMailer, stage: str, code: int
+) -> None:
+    server.always[stage] = f"{code} 4.0.0 Later"
+    error = await failure(send(mailer_to(server)))
+    assert isinstance(error, MailDeferred)
+    assert (error.smtp_code, error.detail) == (code, f"{code} 4.0.0 Later")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("code", [550, 552, 554])
+async def test_a_refusal_at_any_stage_is_permanent(
+    server: SmtpServer, mailer_to: MakeMailer, stage: str, code: int
+) -> None:
+    server.always[stage] = f"{code} 5.0.0 Never"
+    error = await failure(send(mailer_to(server)))
+    assert isinstance(error, MailRefused)
+    assert (error.smtp_code, error.detail) == (code, f"{code} 5.0.0 Never")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("misbehaviour", [HANG, DROP, DRIP])
+async def test_silence_at_any_stage_is_temporary_and_ends_in_time(
+    server: SmtpServer, mailer_to: MakeMailer, stage: str, misbehaviour: str
+) -> None:
+    server.always[stage] = misbehaviour
+    mailer = mailer_to(server)
+    started = time.monotonic()
+    error = await failure(send(mailer))
+    assert time.monotonic() - started < TIMEOUT + 1
+    assert isinstance(error, MailDeferred)
+    assert error.smtp_code is None
+    assert mailer.open_connections == 0
+
+
+@pytest.mark.parametrize("answer", ["nonsense", "252 2.0.0 Perhaps"])
+@pytest.mark.parametrize("stage", STAGES)
+async def test_an_answer_that_makes_no_sense_is_temporary(
+    server: SmtpServer, mailer_to: MakeMailer, stage: str, answer: str
+) -> None:
+    server.always[stage] = answer
+    assert isinstance(await failure(send(mailer_to(server))), MailDeferred)
+
+
+async def test_a_server_that_is_down_is_temporary(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    mailer = mailer_to(server)
+    await server.stop()
+    assert isinstance(await failure(send(mailer)), MailDeferred)
+    await server.start()
+    assert await send(mailer)
+
+
+async def test_a_hang_at_data_does_not_take_as_long_as_one_at_the_dot_may(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    server.always["data"] = HANG
+    started = time.monotonic()
+    await failure(send(mailer_to(server, data_timeout=60)))
+    assert time.monotonic() - started < TIMEOUT + 1
+
+
+async def test_a_late_answer_to_the_dot_is_waited_for(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    server.delay["dot"] = 3 * TIMEOUT
+    assert await send(mailer_to(server, data_timeout=60)) == "250 2.0.0 Ok"
+    assert len(server.received) == 1
+
+
+async def test_a_connection_lost_after_the_dot_leaves_one_copy_an_attempt_all_the_same(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    server.once["dot"].append(DROP)
+    mailer = mailer_to(server)
+    assert isinstance(await failure(send(mailer)), MailDeferred)
+    await send(mailer)
+    first, second = server.received
+    assert first == second
+
+
+# -- credentials
+
+
+@pytest.fixture
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust the server's certificate."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+
+
+@pytest.fixture
+async def starttls_server(server_tls: ssl.SSLContext) -> AsyncIterator[SmtpServer]:
+    async with SmtpServer(starttls=server_tls) as smtp_server:
+        yield smtp_server
+
+
+@pytest.fixture
+async def tls_server(server_tls: ssl.SSLContext) -> AsyncIterator[SmtpServer]:
+    async with SmtpServer(tls=server_tls) as smtp_server:
+        yield smtp_server
+
+
+LOGIN = {"username": "ada", "password": "secret"}
+AUTH = "AUTH PLAIN AGFkYQBzZWNyZXQ="
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_starttls_comes_before_the_login(
+    starttls_server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    await send(mailer_to(starttls_server, security="starttls", timeout=5, **LOGIN))
+    verbs = [line.split()[0] for line in starttls_server.commands]
+    assert verbs == ["EHLO", "STARTTLS", "EHLO", "AUTH", "MAIL", "RCPT", "DATA"]
+    assert AUTH in starttls_server.commands
+    assert starttls_server.received
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_tls_comes_before_anything(tls_server: SmtpServer, mailer_to: MakeMailer) -> None:
+    await send(mailer_to(tls_server, security="tls", timeout=5, **LOGIN))
+    assert AUTH in tls_server.commands
+    assert tls_server.received
+
+
+async def test_a_bad_certificate_gets_no_credentials(
+    starttls_server: SmtpServer, tls_server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    for server, security in ((starttls_server, "starttls"), (tls_server, "tls")):
+        error = await failure(send(mailer_to(server, security=security, timeout=5, **LOGIN)))
+        assert isinstance(error, MailDeferred)
+        assert "CERTIFICATE_VERIFY_FAILED" in error.detail
+        assert not any(line.startswith("AUTH") for line in server.commands)
+        assert not server.received
+
+
+async def test_a_server_without_starttls_gets_no_credentials(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    error = await failure(send(mailer_to(server, security="starttls", **LOGIN)))
+    assert isinstance(error, MailDeferred)
+    assert "STARTTLS" in error.detail
+    assert not any(line.startswith(("AUTH", "MAIL")) for line in server.commands)
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("stage", ["auth", "mail"])
+async def test_no_socket_lingers_on_a_server_that_has_gone_deaf_under_tls(
+    tls_server: SmtpServer, mailer_to: MakeMailer, stage: str
+) -> None:
+    tls_server.always[stage] = DEAF
+    mailer = mailer_to(tls_server, security="tls", **LOGIN)
+    sending = asyncio.create_task(send(mailer))
+    while not any(line.startswith(stage.upper()) for line in tls_server.commands):  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    (connection,) = mailer._open
+    tcp = connection.get_transport_info("socket")
+    await failure(sending)
+    await asyncio.sleep(0.01)
+    assert tcp.fileno() == -1
+    assert mailer.open_connections == 0
+
+
+async def test_a_wrong_password_is_temporary_and_never_shown(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    server.always["auth"] = f"535 5.7.8 Go away: {AUTH}"
+    error = await failure(send(mailer_to(server, **LOGIN)))
+    assert isinstance(error, MailDeferred)
+    assert error.smtp_code == 535
+    assert error.detail == "The SMTP server refused our login: 535 5.7.8"
+
+
+@pytest.mark.parametrize("host", ["mail.example.com", "192.0.2.1", "localhost.example.com"])
+def test_credentials_never_leave_the_machine_in_clear(host: str) -> None:
+    with pytest.raises(ValueError, match="in clear") as refusal:
+        Mailer(host=host, port=25, username="ada", password="secret")
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1"])
+def test_credentials_may_be_in_clear_on_loopback(host: str) -> None:
+    Mailer(host=host, port=25, username="ada", password="secret")
+
+
+# -- warm connections
+
+
+async def test_a_connection_is_used_again(server: SmtpServer, mailer_to: MakeMailer) -> None:
+    mailer = mailer_to(server)
+    for number in range(5):
+        await send(mailer, f"task-{number}")
+    assert server.open_total == mailer.open_connections == 1
+    assert [line.split()[0] for line in server.commands].count("EHLO") == 1
+
+
+@pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "dot"])
+async def test_a_refusal_leaves_the_connection_warm(
+    server: SmtpServer, mailer_to: MakeMailer, stage: str
+) -> None:
+    server.once[stage].append("550 5.0.0 Never")
+    mailer = mailer_to(server)
+    await failure(send(mailer))
+    await send(mailer)
+    assert server.open_total == 1
+    assert "RSET" in server.commands
+
+
+@pytest.mark.parametrize("answer", [DROP, HANG, "451 4.0.0 Later"])
+async def test_a_connection_that_cannot_be_reset_is_not_kept(
+    server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr(smtp, "GOODBYE_SECONDS", 0.1)
+    server.once["rcpt"].append("550 5.0.0 Never")
+    server.once["rset"].append(answer)
+    mailer = mailer_to(server)
+    assert (await failure(send(mailer))).smtp_code == 550
+    assert mailer.open_connections == 0
+    await send(mailer)
+
+
+async def test_a_sender_cancelled_while_resetting_leaves_no_connection(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    server.once["rcpt"].append("550 5.0.0 Never")
+    server.once["rset"].append(HANG)
+    mailer = mailer_to(server)
+    sending = asyncio.create_task(send(mailer))
+    while "RSET" not in server.commands:  # noqa: ASYNC110 -- a test may poll
+        await asyncio.sleep(0.005)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert mailer.open_connections == 0
+
+
+@pytest.mark.parametrize("answer", [DROP, "421 4.7.0 Too many mails on this connection"])
+async def test_a_warm_connection_that_ends_at_mail_is_replaced_silently(
+    server: SmtpServer, mailer_to: MakeMailer, answer: str
+) -> None:
+    mailer = mailer_to(server)
+    await send(mailer)
+    server.once["mail"].append(answer)
+    await send(mailer)
+    assert (server.open_total, len(server.received)) == (2, 2)
+
+
+@pytest.mark.parametrize("stage", ["rcpt", "data", "dot"])
+async def test_a_warm_connection_that_ends_later_is_not_replaced_within_the_attempt(
+    server: SmtpServer, mailer_to: MakeMailer, stage: str
+) -> None:
+    mailer = mailer_to(server)
+    await send(mailer)
+    server.once[stage].append(DROP)
+    assert isinstance(await failure(send(mailer)), MailDeferred)
+    assert server.open_total == 1
+
+
+async def test_a_connection_that_the_server_closed_while_idle_is_replaced(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    mailer = mailer_to(server)
+    await send(mailer)
+    await server.drop_connections()
+    await asyncio.sleep(0.05)
+    assert mailer.open_connections == 0
+    await send(mailer)
+    assert server.open_total == 2
+
+
+async def test_an_idle_connection_retires_with_a_goodbye(
+    server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smtp, "IDLE_SECONDS", 0.05)
+    mailer = mailer_to(server)
+    await send(mailer)
+    await asyncio.sleep(0.2)
+    assert mailer.open_connections == 0
+    assert server.commands[-1] == "QUIT"
+    await send(mailer)
+    assert server.open_total == 2
+
+
+async def test_a_connection_that_takes_its_leave_still_counts(
+    server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smtp, "IDLE_SECONDS", 0.01)
+    server.delay["quit"] = 0.1
+    mailer = mailer_to(server, connections=1)
+    await send(mailer)
+    while "QUIT" not in server.commands:  # noqa: ASYNC110 -- a test may poll
+        await asyncio.sleep(0.005)
+    await send(mailer)
+    assert (server.open_most, server.open_total) == (1, 2)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_a_cancelled_sender_leaves_no_connection_and_no_slot_behind(
+    server: SmtpServer, mailer_to: MakeMailer, stage: str
+) -> None:
+    server.always[stage] = HANG
+    mailer = mailer_to(server, connections=1, timeout=60, data_timeout=60)
+    sending = asyncio.create_task(send(mailer))
+    await asyncio.sleep(0.05)
+    assert mailer.open_connections == 1
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert mailer.open_connections == 0
+    server.always.clear()
+    await send(mailer)
+
+
+async def test_a_server_that_comes_back_sees_no_stampede(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    mailer = mailer_to(server, connections=3, timeout=5, data_timeout=5)
+    await server.stop()
+    down = await asyncio.gather(
+        *(send(mailer, f"task-{number}") for number in range(100)), return_exceptions=True
+    )
+    assert {type(outcome) for outcome in down} == {MailDeferred}
+    await server.start()
+    await asyncio.gather(*(send(mailer, f"task-{number}") for number in range(300)))
+    assert len(server.received) == 300
+    assert server.open_most == server.open_total == 3
+
+
+async def test_connections_stay_bounded_while_they_fail_and_are_replaced(
+    server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smtp, "IDLE_SECONDS", 0.001)
+    mailer = mailer_to(server, connections=3, timeout=5, data_timeout=5)
+    seen = 0
+
+    async def watch() -> None:
+        nonlocal seen
+        while True:
+            seen = max(seen, mailer.open_connections)
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    for stage in STAGES[1:]:
+        server.once[stage].extend([DROP, "421 4.0.0 Later", "550 5.0.0 Never"] * 3)
+    await asyncio.gather(
+        *(send(mailer, f"task-{number}") for number in range(100)), return_exceptions=True
+    )
+    watching.cancel()
+    assert seen == 3
+    assert len(server.received) > 50
+
+
+# -- can it be reached?
+
+
+async def test_a_server_that_greets_us_can_be_reached(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    mailer = mailer_to(server)
+    assert await mailer.check()
+    await send(mailer)
+    assert server.open_total == 1
+
+
+async def test_a_server_that_is_down_cannot_be_reached(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    mailer = mailer_to(server)
+    await server.stop()
+    assert not await mailer.check()
+    await server.start()
+
+
+@pytest.mark.parametrize("answer", ["554 5.0.0 No", DROP, HANG])
+async def test_a_server_that_does_not_greet_us_cannot_be_reached(
+    server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr(smtp, "CHECK_SECONDS", 0.1)
+    server.always["connect"] = answer
+    mailer = mailer_to(server, timeout=60)
+    assert not await mailer.check()
+    assert mailer.open_connections == 0
+
+
+async def test_what_is_known_stays_known_for_a_while(
+    server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smtp, "CHECK_CACHE_SECONDS", 0.1)
+    mailer = mailer_to(server)
+    assert all(await asyncio.gather(*(mailer.check() for _ in range(20))))
+    assert server.commands.count("NOOP") == 1
+    await asyncio.sleep(0.15)
+    assert await mailer.check()
+    assert server.commands.count("NOOP") == 2
+
+
+async def test_a_busy_mailer_tells_what_it_found_when_it_last_connected(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    server.delay["connect"] = 0.1
+    server.delay["dot"] = 0.3
+    mailer = mailer_to(server, connections=1, timeout=5, data_timeout=5)
+    sending = asyncio.create_task(send(mailer))
+    await asyncio.sleep(0.05)
+    assert not await mailer.check()
+    await asyncio.sleep(0.15)
+    assert await mailer.check()
+    await sending
+    assert server.open_total == 1
+
+
+# -- the end
+
+
+async def test_closing_says_goodbye(server: SmtpServer, mailer_to: MakeMailer) -> None:
+    mailer = mailer_to(server)
+    await asyncio.gather(send(mailer), send(mailer))
+    await mailer.close()
+    assert mailer.open_connections == 0
+    assert server.commands.count("QUIT") == 2
+
+
+@pytest.mark.parametrize("answer", [HANG, DROP, "451 4.0.0 Later"])
+async def test_closing_does_not_wait_for_a_server_that_will_not_let_go(
+    server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr(smtp, "GOODBYE_SECONDS", 0.1)
+    server.always["quit"] = answer
+    mailer = mailer_to(server)
+    await send(mailer)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await mailer.close()
+    assert mailer.open_connections == 0

@@ -1,0 +1,152 @@
+"""An SMTP server that does as it is told: refuse, defer, hang, drop or drip, at any stage."""
+
+import asyncio
+import contextlib
+import ssl
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from typing import Self
+
+HANG = "hang"  # say nothing until the client goes away
+DEAF = "deaf"  # say nothing, and not even notice that the client goes away
+DROP = "drop"  # close the connection without a word
+DRIP = "drip"  # a byte now and then, and never a whole line
+
+USUAL = {
+    "connect": "220 test ESMTP",
+    "ehlo": "250-test\r\n250-8BITMIME\r\n250 AUTH PLAIN",
+    "starttls": "220 2.0.0 Ready",
+    "auth": "235 2.7.0 Welcome",
+    "mail": "250 2.1.0 Ok",
+    "rcpt": "250 2.1.5 Ok",
+    "data": "354 Go ahead",
+    "dot": "250 2.0.0 Ok",
+    "rset": "250 2.0.0 Ok",
+    "noop": "250 2.0.0 Ok",
+    "quit": "221 2.0.0 Bye",
+}
+
+
+@dataclass(frozen=True)
+class Received:
+    """One mail that came up to its final dot, whatever was answered."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    content: bytes  # as it came, without the final dot
+
+
+class SmtpServer:
+    """Listens on loopback; counts connections, keeps command lines and mails.
+
+    `always` and `once` script its answers, by stage (see USUAL), each a reply or one of HANG, DEAF,
+    DROP and DRIP; `delay` slows them, in seconds. All may change while it runs.
+    """
+
+    def __init__(
+        self, *, starttls: ssl.SSLContext | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.port = 0  # chosen at the first start, and kept
+        self.starttls = starttls
+        self.tls = tls
+        self.always: dict[str, str] = {}
+        if starttls:
+            self.always["ehlo"] = "250-test\r\n250-STARTTLS\r\n250 AUTH PLAIN"
+        self.once: defaultdict[str, deque[str]] = defaultdict(deque)
+        self.delay: dict[str, float] = {}
+        self.received: list[Received] = []
+        self.commands: list[str] = []
+        self.open_now = self.open_most = self.open_total = 0
+        self._server: asyncio.Server | None = None
+        self._sessions: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen, at the same port as before if there was one."""
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", self.port, ssl=self.tls, limit=1 << 24
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Go down at once: no new connections, and the open ones are lost."""
+        assert self._server is not None
+        self._server.close()
+        await self.drop_connections()
+        await self._server.wait_closed()
+
+    async def drop_connections(self) -> None:
+        """Lose every open connection without a word."""
+        sessions = list(self._sessions)
+        for session in sessions:
+            session.cancel()
+        await asyncio.gather(*sessions, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:  # noqa: D105
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:  # noqa: D105
+        await self.stop()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        session = asyncio.current_task()
+        assert session is not None
+        self._sessions.add(session)
+        self.open_total += 1
+        self.open_now += 1
+        self.open_most = max(self.open_most, self.open_now)
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await self._converse(reader, writer)
+        finally:
+            self.open_now -= 1
+            self._sessions.discard(session)
+            writer.transport.abort()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sender, recipients = "", list[str]()
+        stage = "connect"
+        await self._answer(stage, reader, writer)
+        while stage != "quit":
+            line = (await reader.readuntil(b"\r\n")).decode().removesuffix("\r\n")
+            self.commands.append(line)
+            verb, _, argument = line.partition(" ")
+            stage = verb.lower()
+            accepted = await self._answer(stage, reader, writer)
+            match stage:
+                case "mail":
+                    sender, recipients = argument[len("FROM:<") : -1], []
+                case "rcpt":
+                    recipients.append(argument[len("TO:<") : -1])
+                case "data" if accepted:
+                    content = (await reader.readuntil(b"\r\n.\r\n")).removesuffix(b".\r\n")
+                    self.received.append(Received(sender, tuple(recipients), content))
+                    await self._answer("dot", reader, writer)
+                case "starttls" if accepted and self.starttls:
+                    await writer.start_tls(self.starttls)
+
+    async def _answer(
+        self, stage: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        """Say what the script says, or the usual; tell whether that means to go on."""
+        await asyncio.sleep(self.delay.get(stage, 0))
+        usual = USUAL.get(stage, "500 5.5.1 What?")
+        answer = self.always.get(stage, usual)
+        if self.once[stage]:
+            answer = self.once[stage].popleft()
+        if answer == DRIP:
+            while not reader.at_eof():
+                writer.write(b"2")
+                await asyncio.sleep(0.05)
+        if answer == HANG:
+            await reader.read()
+        if answer == DEAF:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await asyncio.get_running_loop().create_future()
+        if answer in {DROP, DRIP, HANG}:
+            raise ConnectionAbortedError
+        writer.write(answer.encode() + b"\r\n")
+        await writer.drain()
+        if answer.startswith("421"):
+            raise ConnectionAbortedError
+        return answer[0] == usual[0]
