@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import signal
 import sys
 
@@ -37,8 +38,10 @@ def serve(settings: Settings) -> None:
     """Run the API until SIGTERM or SIGINT."""
     from app.main import create_app
 
+    app = create_app(settings)
+    _spare_the_garbage_collector()
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -46,6 +49,17 @@ def serve(settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
     )
+
+
+def _spare_the_garbage_collector() -> None:
+    """Leave what lives as long as the process out of every collection, and collect less often.
+
+    The app's routes and schemas are some hundred thousand objects, and sixty requests in flight
+    keep each other's garbage alive: looking at all that over and over took a tenth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 async def work(settings: Settings) -> None:

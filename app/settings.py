@@ -2,9 +2,9 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -67,6 +67,14 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = Field(default_factory=_log_format)
 
+    @model_validator(mode="after")
+    def _catcher_takes_no_login(self) -> Self:
+        if self.catcher and self.smtp_username:
+            raise ValueError(
+                "SMTP_USERNAME: the embedded catcher takes no login; unset one of both"
+            )
+        return self
+
 
 class BadSettings(SystemExit):
     """The settings cannot be used: the process ends with exit code 2, its reason printed."""
@@ -83,6 +91,10 @@ def load_settings() -> Settings:
 
 def _complaints(error: ValidationError) -> list[str]:
     return [
-        f"{str(problem['loc'][0]).upper()}: {problem['msg'].removeprefix('Value error, ')}"
+        ": ".join([*(str(name).upper() for name in problem["loc"][:1]), _reason(problem["msg"])])
         for problem in error.errors(include_input=False, include_url=False)
     ]
+
+
+def _reason(message: str) -> str:
+    return message.removeprefix("Value error, ")

@@ -1,9 +1,16 @@
 """All that speaks HTTP.
 
-notifications, uploads, tasks, patterns, operations, inbox    the routes, thin
-dependencies    the names that routes ask for, as Annotated aliases
-promises        durable_tasks of a request: committed before its answer, once for each key
-schemas         what goes in and out         feed        server-sent events
-problems        every error as problem+json  body        strict JSON
-middleware      request ids, limits on bodies, and the last resort
+The routes, thin, by what they are about:
+
+    notifications, uploads, tasks, patterns, operations, inbox
+
+What they stand on:
+
+    routes          what every route does around its function
+    promises        durable_tasks of a request: committed before its answer, once for each key
+    dependencies    the names that routes ask for, as Annotated aliases
+    schemas, body   what goes in and out; strict JSON
+    problems        every error as problem+json
+    pages, feed     HTML; server-sent events
+    middleware      request ids, limits on bodies, and the last resort
 """

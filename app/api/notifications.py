@@ -2,25 +2,24 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Body, Depends
+from fastapi import APIRouter, BackgroundTasks, Body, Depends, Request
 
-from app.api.body import StrictRoute
-from app.api.dependencies import LogFileDep
 from app.api.problems import documented
 from app.api.promises import DurableTasksDep
+from app.api.routes import Route
 from app.api.schemas import Address, LogText, Notification, Queued
 from app.tasks.courtesies import write_log
 from app.tasks.mail import send_email
 
-router = APIRouter(tags=["notifications"], route_class=StrictRoute)
+router = APIRouter(tags=["notifications"], route_class=Route)
 
 
 async def log_query(
-    background_tasks: BackgroundTasks, log_file: LogFileDep, q: LogText | None = None
+    request: Request, background_tasks: BackgroundTasks, q: LogText | None = None
 ) -> None:
     """Log the query, if there is one: a task added in a dependency joins those of the route."""
     if q:
-        background_tasks.add_task(write_log, log_file, f"found query: {q}")
+        background_tasks.add_task(write_log, request.state.log_file, f"found query: {q}")
 
 
 @router.post(
@@ -37,13 +36,13 @@ async def log_query(
 )
 async def send_notification(
     email: Address,
-    log_file: LogFileDep,
+    request: Request,
     background_tasks: BackgroundTasks,
     durable_tasks: DurableTasksDep,
     notification: Annotated[Notification | None, Body()] = None,
 ) -> Queued:
     """Queue a mail to `email`. It is on disk before the 202, and sent after it."""
     mail = notification or Notification()
-    background_tasks.add_task(write_log, log_file, f"message to {email}")
+    background_tasks.add_task(write_log, request.state.log_file, f"message to {email}")
     task = durable_tasks.add_task(send_email, to=email, subject=mail.subject, message=mail.message)
-    return durable_tasks.accepted(Queued.of(task, "Notification queued"))
+    return Queued.of(task, "Notification queued")

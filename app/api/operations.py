@@ -7,16 +7,16 @@ from http import HTTPStatus
 from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
-from app.api.body import StrictRoute
 from app.api.dependencies import MailerDep, MetricsDep, QueueDep, SettingsDep, UploadsDep
 from app.api.pages import page
 from app.api.problems import documented
+from app.api.routes import Route
 from app.api.schemas import Readiness
 from app.queue.errors import QueueError
 
 CHECK_SECONDS = 3.0
 
-router = APIRouter(tags=["operations"], route_class=StrictRoute)
+router = APIRouter(tags=["operations"], route_class=Route)
 
 
 @router.get("/", response_class=HTMLResponse)

@@ -5,16 +5,16 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, BackgroundTasks, Query
 
-from app.api.body import StrictRoute
 from app.api.dependencies import LogFileDep, QueueDep
 from app.api.problems import documented
 from app.api.promises import DurableTasksDep
+from app.api.routes import Route
 from app.api.schemas import Accepted, Address, Document, Name, Queued, QueuedItem
 from app.tasks.courtesies import process_data, write_log
 from app.tasks.data import COLLECTION, save_data
 from app.tasks.mail import send_email
 
-router = APIRouter(tags=["patterns"], route_class=StrictRoute)
+router = APIRouter(tags=["patterns"], route_class=Route)
 
 RouteT = TypeVar("RouteT", bound=Callable[..., Any])
 
@@ -37,7 +37,7 @@ async def send_simple_email(email: Address, durable_tasks: DurableTasksDep) -> Q
     task = durable_tasks.add_task(
         send_email, to=email, subject="Hello", message="This mail was sent in the background."
     )
-    return durable_tasks.accepted(Queued.of(task, "Email queued"))
+    return Queued.of(task, "Email queued")
 
 
 @post("/save-data/", 400, 409, 413, 415, 422, 503, 507)
@@ -46,7 +46,7 @@ async def save_user_data(
 ) -> Queued:
     """Arguments go with the task: what is saved is the object that came in."""
     task = durable_tasks.add_task(save_data, user_id=user_id, data=data)
-    return durable_tasks.accepted(Queued.of(task, "Data queued to be saved"))
+    return Queued.of(task, "Data queued to be saved")
 
 
 @router.get("/save-data/{user_id}", responses=documented(404, 422, 503))
@@ -83,8 +83,7 @@ async def create_item(
         subject=f"Item {item_id} created",
         message=f"Your item {item_id} was created.",
     )
-    queued = QueuedItem.of(task, "Confirmation queued", item_id=item_id)
-    return durable_tasks.accepted(queued)
+    return QueuedItem.of(task, "Confirmation queued", item_id=item_id)
 
 
 @post("/test-task/", 413)

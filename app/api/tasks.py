@@ -6,14 +6,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app.api.body import StrictRoute
 from app.api.dependencies import FeedDep, QueueDep
 from app.api.problems import documented
 from app.api.promises import DurableTasksDep
+from app.api.routes import Route
 from app.api.schemas import Queued, TaskPage, TaskView
 from app.queue.task import FINISHED, Status, Task
 
-router = APIRouter(tags=["tasks"], route_class=StrictRoute)
+router = APIRouter(tags=["tasks"], route_class=Route)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 After = Annotated[str | None, Query(description="The last id of the page before.", max_length=64)]
@@ -54,14 +54,10 @@ async def cancel_task(task_id: str, queue: QueueDep) -> TaskView:
 @router.post(
     "/tasks/{task_id}/retry", status_code=202, responses=documented(400, 404, 409, 422, 503, 507)
 )
-async def retry_task(task: ExistingTask, queue: QueueDep, durable_tasks: DurableTasksDep) -> Queued:
+async def retry_task(task: ExistingTask, durable_tasks: DurableTasksDep) -> Queued:
     """Queue a failed or cancelled task afresh, with all its attempts."""
-    queued = durable_tasks.accepted(Queued.of(task, "Task queued again"))
-    # The answer to a repeated key is written here and not after the route: in one transaction
-    # with the retry.
-    await queue.retry(task.id, await durable_tasks.to_commit())
-    durable_tasks.committed()
-    return queued
+    durable_tasks.retry_task(task)
+    return Queued.of(task, "Task queued again")
 
 
 @router.get(

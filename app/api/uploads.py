@@ -9,10 +9,10 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 
-from app.api.body import StrictRoute
 from app.api.dependencies import QueueDep, SettingsDep, UploadsDep
 from app.api.problems import InvalidRequest, documented
 from app.api.promises import DurableTasksDep
+from app.api.routes import Route
 from app.api.schemas import QueuedUpload, UploadPage, UploadSummary, UploadView
 from app.files.multipart import InvalidForm, MalformedMultipart, NotMultipart, file_part
 from app.files.store import Store
@@ -20,7 +20,7 @@ from app.queue.errors import RecordNotFound
 from app.queue.task import Record, new_id
 from app.tasks.uploads import COLLECTION, save_upload
 
-router = APIRouter(tags=["uploads"], route_class=StrictRoute)
+router = APIRouter(tags=["uploads"], route_class=Route)
 
 _FORM = {
     "requestBody": {
@@ -80,7 +80,6 @@ async def _arrival(uploads: UploadsDep, settings: SettingsDep) -> AsyncIterator[
 ArrivalDep = Annotated[Arrival, Depends(_arrival, scope="function")]
 
 
-# `arrival` stands before `durable_tasks`, so that it ends after it and hears of a failed commit.
 @router.post(
     "/upload",
     status_code=202,
@@ -97,8 +96,7 @@ async def upload(
     durable_tasks.body_digest = f"{summary.filename}\n{summary.sha256}".encode()
     durable_tasks.keep(COLLECTION, summary.id, facts | {"status": "received"})
     task = durable_tasks.add_task(save_upload, upload_id=summary.id)
-    queued = QueuedUpload.of(task, "Upload queued", upload=summary)
-    return durable_tasks.accepted(queued)
+    return QueuedUpload.of(task, "Upload queued", upload=summary)
 
 
 @router.get("/uploads", responses=documented(422, 503))

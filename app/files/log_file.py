@@ -1,14 +1,15 @@
 """A text file that lines are appended to."""
 
+import asyncio
 import os
 import time
 from pathlib import Path
 
-LOOK_AGAIN_SECONDS = 1.0
+LOOK_AGAIN_SECONDS = 1.0  # how soon a file that was moved away (rotated) is noticed
 
 
 class LogFile:
-    """Appends lines to a file, which stays open; within a second it is noticed if it was moved away.
+    """Appends lines to a file; those of one turn of the event loop go out in one write.
 
     An append reaches the operating system's cache in microseconds, so it is made right on the
     event loop: a thread for each line would cost fifty times as much.
@@ -16,16 +17,22 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._descriptor: int | None = None
-        self._looked_at = 0.0
+        self._opened_at = 0.0
 
-    def append(self, text: str) -> None:
+    async def append(self, text: str) -> None:
         """Append one line; whatever could break it or command a terminal is escaped.
 
         Raises OSError if the file cannot be written.
         """
         line = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-        os.write(self._open(), line.encode() + b"\n")
+        loop = asyncio.get_running_loop()
+        written = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._write)
+        self._waiting.append((line.encode() + b"\n", written))
+        await written
 
     def close(self) -> None:
         """Close the file, if it is open."""
@@ -33,22 +40,27 @@ class LogFile:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def _write(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        failure = None
+        try:
+            os.write(self._open(), b"".join(line for line, _ in waiting))
+        except OSError as error:
+            failure = error
+        for _, written in waiting:
+            if written.done():  # its task was cancelled
+                continue
+            if failure is None:
+                written.set_result(None)
+            else:
+                written.set_exception(failure)
+
     def _open(self) -> int:
         now = time.monotonic()
-        if self._descriptor is not None:
-            if now - self._looked_at < LOOK_AGAIN_SECONDS:
-                return self._descriptor
-            self._looked_at = now
-            if self._is_still_there(self._descriptor):
-                return self._descriptor
-        self.close()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._descriptor = os.open(self._path, flags, 0o600)
+        if self._descriptor is None or now - self._opened_at > LOOK_AGAIN_SECONDS:
+            self.close()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            self._descriptor = os.open(self._path, flags, 0o600)
+            self._opened_at = now
         return self._descriptor
-
-    def _is_still_there(self, descriptor: int) -> bool:
-        try:
-            return os.path.samestat(os.stat(self._path), os.fstat(descriptor))  # noqa: PTH116
-        except FileNotFoundError:
-            return False

@@ -51,14 +51,15 @@ def configure_logging(level: str, form: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    # Its line for each connection and each command would drown ours.
+    # Lines about each command of a client, and about each malformed form, would drown ours.
     logging.getLogger("mail.log").setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 def log_event(event: Event) -> None:
     """Write what happened to a task; a listener of the queue's events."""
     level = _LEVELS.get(event.what, logging.INFO)
-    if not log.is_enabled_for(level):
+    if not logging.root.isEnabledFor(level):
         return
     task = event.task
     facts: dict[str, Any] = {"task_id": task.id, "kind": task.kind, "attempt": task.attempts}
@@ -72,7 +73,7 @@ def log_event(event: Event) -> None:
         facts["next_attempt_in"] = round(task.next_attempt_at - task.updated_at, 3)
     if event.what in (What.RETRYING, What.FAILED):
         facts["exc_info"] = event.exception
-    log.log(level, f"task {event.what}", **facts)
+    log.log(level, "task " + event.what, **facts)
 
 
 def _without_colour(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -42,7 +42,8 @@ class DurableTasks(Generic[ToolsT]):
         """Collect a call of `function`, which gets a Context first and then these arguments.
 
         Gives the task as it will be queued. Raises TypeError if the function is not in the
-        catalogue, cannot be called like this, or an argument has no form in JSON.
+        catalogue, cannot be called like this, or an argument has no form in JSON; ValueError for
+        NaN and infinities.
         """
         kind = self._catalogue.kind_of(function)
         self._catalogue.signature(kind).bind(None, *args, **kwargs)
@@ -61,7 +62,8 @@ class DurableTasks(Generic[ToolsT]):
         return task
 
     def keep(self, collection: str, record_id: str, body: dict[str, Any]) -> None:
-        """Collect a record, to be written together with the tasks."""
+        """Collect a record, to be written together with the tasks; raises as add_task does."""
+        to_json(body)
         self._records.append(Record(collection, record_id, body, self._now()))
 
     def batch(self, answer: Answer | None = None) -> Batch:

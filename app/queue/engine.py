@@ -67,8 +67,8 @@ class Engine(Protocol):
     async def recover(self, owner: str, *, now: float, longest_wait: float) -> list[Task]:
         """Take back tasks of other owners whose lease ran out; the third crash fails a task.
 
-        Retries further off than `longest_wait` seconds become due: only a clock that was set back
-        puts them there.
+        Waiting tasks further off than `longest_wait` seconds become due: only a clock that was set
+        back puts them there.
         """
 
     async def wait_for_tasks(self, at_most: float) -> None:

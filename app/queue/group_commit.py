@@ -68,8 +68,7 @@ class GroupCommit:
 
     async def stop(self) -> None:
         """Finish what was asked for, and close the connection."""
-        while self._committing:
-            await asyncio.sleep(0.001)
+        await self.run(lambda _: None)
         self._groups.put([])
         await asyncio.to_thread(self._thread.join)
 
@@ -108,9 +107,9 @@ class GroupCommit:
         try:
             connection = self._connect()
         except Exception as error:  # noqa: BLE001 - whatever it is, start() raises it
-            self._loop.call_soon_threadsafe(_resolve, [(self._opened, None, error)])
+            self._loop.call_soon_threadsafe(self._opened.set_exception, error)
             return
-        self._loop.call_soon_threadsafe(_resolve, [(self._opened, None, None)])
+        self._loop.call_soon_threadsafe(self._opened.set_result, None)
         while group := self._groups.get():
             self._loop.call_soon_threadsafe(self._settle, self._commit(connection, group))
         connection.close()
@@ -118,8 +117,11 @@ class GroupCommit:
     def _commit(self, connection: sqlite3.Connection, group: list[_Job]) -> list[_Answer]:
         """Run a group in one transaction. If a member raises, each is run again in its own."""
         try:
-            connection.execute("BEGIN IMMEDIATE")
             rows = [row for job in group if isinstance(job, _Insert) for row in job.rows]
+            if not any(isinstance(job, _Operation) for job in group):
+                self._insert(connection, rows)  # one statement is a transaction of its own
+                return [(job.done, None, None) for job in group]
+            connection.execute("BEGIN IMMEDIATE")
             if rows:
                 self._insert(connection, rows)
             answers: list[_Answer] = [

@@ -6,9 +6,10 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from importlib.resources import files
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,11 +38,21 @@ from app.queue.task import (
 
 SCHEMA_VERSION = 1
 ANSWERS_LIVE_SECONDS = 24 * 3600.0
+LOCKED_SECONDS = 1.0  # how long a statement waits for somebody else's lock on the file
 
 _COLUMNS = tuple(field.name for field in fields(Task))
 _TASK = ", ".join(_COLUMNS)
-_NEW = ("id", "kind", "arguments", "request_id", "status", "max_attempts")
-_NEW_TIMES = ("created_at", "updated_at", "due_at")
+_NEW = (
+    "id",
+    "kind",
+    "arguments",
+    "request_id",
+    "status",
+    "max_attempts",
+    "created_at",
+    "updated_at",
+    "due_at",
+)
 
 ResultT = TypeVar("ResultT")
 
@@ -71,7 +82,11 @@ class SQLite:
     def _open(self) -> sqlite3.Connection:
         connection = None
         try:
-            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            if self._path.exists():
+                _check(self._path)
+            connection = sqlite3.connect(
+                self._path, timeout=LOCKED_SECONDS, isolation_level=None, check_same_thread=False
+            )
             _prepare(connection)
         except sqlite3.Error as error:
             if connection is not None:
@@ -161,7 +176,10 @@ class SQLite:
         def count(connection: sqlite3.Connection) -> Backlog:
             counts = dict(connection.execute("SELECT status, tasks FROM counts"))
             (oldest,) = connection.execute(
-                f"SELECT min(due_at) FROM tasks WHERE status IN {_names(WAITING)}"
+                f"""
+                SELECT min(due_at) FROM tasks INDEXED BY tasks_due
+                WHERE status IN {_names(WAITING)}
+                """
             ).fetchone()
             return Backlog({Status(status): n for status, n in counts.items()}, oldest)
 
@@ -183,7 +201,7 @@ class SQLite:
                     owner = :owner, lease_expires_at = :now + :lease,
                     started_at = coalesce(started_at, :now), updated_at = :now
                 WHERE seq IN (
-                    SELECT seq FROM tasks
+                    SELECT seq FROM tasks INDEXED BY tasks_due
                     WHERE status IN {_names(WAITING)} AND due_at <= :now
                     ORDER BY due_at, seq LIMIT :limit
                 )
@@ -265,14 +283,14 @@ class SQLite:
         def recover(connection: sqlite3.Connection) -> list[Task]:
             connection.execute(
                 f"""
-                UPDATE tasks SET due_at = :now
-                WHERE status IN {_names(WAITING)} AND status = 'retrying' AND due_at > :latest
+                UPDATE tasks INDEXED BY tasks_due SET due_at = :now
+                WHERE status IN {_names(WAITING)} AND due_at > :latest
                 """,
                 {"now": now, "latest": now + longest_wait},
             )
             rows = connection.execute(
                 f"""
-                UPDATE tasks
+                UPDATE tasks INDEXED BY tasks_held
                 SET crashes = crashes + 1, owner = NULL, lease_expires_at = NULL, error = :crash,
                     updated_at = :now, due_at = :now,
                     status = iif(crashes + 1 >= :most OR attempts >= max_attempts,
@@ -379,18 +397,24 @@ def _lock(path: Path) -> int:
     return lock
 
 
+def _check(path: Path) -> None:
+    """Refuse a damaged or a foreign file, read-only: then even its WAL stays as it is."""
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(f"it is damaged ({verdict})")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"it was written by a newer version (schema {version})")
+
+
 def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # fsync before COMMIT returns
     # With FULL, the checkpoint is a second fsync; a larger WAL makes it rarer.
     connection.execute("PRAGMA wal_autocheckpoint = 4000")
     connection.execute("PRAGMA cache_size = -16000")
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(f"it is damaged ({verdict})")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA_VERSION:
-        raise sqlite3.DatabaseError(f"it was written by a newer version (schema {version})")
     if version == 0:
         schema = files("app.queue").joinpath("schema.sql").read_text()
         connection.executescript(
@@ -403,16 +427,13 @@ def _prepare(connection: sqlite3.Connection) -> None:
 def _insert_tasks(connection: sqlite3.Connection, rows: list[Row]) -> None:
     # One statement for any number of rows: each statement gives up Python's lock, and may wait
     # for it again while the event loop is busy.
-    columns = _NEW + _NEW_TIMES
-    values = ", ".join(f"value ->> {n}" for n in range(len(columns)))
+    values = ", ".join(f"value ->> {n}" for n in range(len(_NEW)))
     connection.execute(
-        f"INSERT INTO tasks ({', '.join(columns)}) SELECT {values} FROM json_each(?)",
-        (to_json(rows),),
+        f"INSERT INTO tasks ({', '.join(_NEW)}) SELECT {values} FROM json_each(?)", (to_json(rows),)
     )
 
 
-def _row(task: Task) -> Row:
-    return tuple(getattr(task, column) for column in _NEW + _NEW_TIMES)
+_row: Callable[[Task], Row] = attrgetter(*_NEW)
 
 
 def _write(connection: sqlite3.Connection, batch: Batch) -> None:

@@ -104,6 +104,8 @@ class Worker(Generic[ToolsT]):
             self.owner, limit=free, now=self._queue.now(), lease=self._lease
         )
         for task in tasks:
+            if earlier := self._attempts.get(task.id):  # lost to another worker, and won back
+                await _end([earlier], within=0)
             self._attempts[task.id] = asyncio.create_task(self._attempt(task), name=task.id)
         return bool(tasks)
 
@@ -116,8 +118,8 @@ class Worker(Generic[ToolsT]):
         ):
             self._queue.events.emit(What.STARTED, task)
             began = time.monotonic()
-            outcome, error = await self._run(task)
             try:
+                outcome, error = await self._run(task)
                 settled = await self._persist(
                     lambda: self._queue.engine.settle(task, outcome, self._queue.now())
                 )
@@ -137,13 +139,15 @@ class Worker(Generic[ToolsT]):
             async with deadline:
                 return await self._call(task), None
         except asyncio.CancelledError as error:
+            if not self._attempts[task.id].cancelling():  # the task cancelled itself
+                return self._after_failure(task, error), error
             # The worker stops, or has lost the task to another: none of the task's doing.
             return Outcome(Status.QUEUED, due_at=self._queue.now(), counts=False), error
         except TimeoutError as error:
             if deadline.expired():
                 error.args = (f"the attempt took longer than {self._task_timeout:g} s",)
             return self._after_failure(task, error), error
-        except Exception as error:  # noqa: BLE001 - a task may raise anything; none is lost silently
+        except BaseException as error:  # noqa: BLE001 - a task may raise anything; none is lost silently
             return self._after_failure(task, error), error
 
     async def _call(self, task: Task) -> Outcome:
@@ -160,7 +164,7 @@ class Worker(Generic[ToolsT]):
             follow_ups=follow_ups.batch(),
         )
 
-    def _after_failure(self, task: Task, error: Exception) -> Outcome:
+    def _after_failure(self, task: Task, error: BaseException) -> Outcome:
         wait = self._queue.policy.wait_after(task.attempts, task.max_attempts, error)
         if wait is None:
             return Outcome(Status.FAILED, error=_described(error))
