@@ -39,6 +39,8 @@ def serve(settings: Settings) -> None:
     from app.main import create_app
 
     app = create_app(settings)
+    # Once it has stopped, uvicorn raises the signal again: by then it has been obeyed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _spare_the_garbage_collector()
     uvicorn.run(
         app,

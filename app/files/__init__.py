@@ -2,6 +2,7 @@
 
     multipart   the one file of a form, while its body still arrives
     names       what a file is called and what it is, as far as a stranger can be believed
+    log_file    a text file that lines are appended to
     store       the protocol of every store, its errors, and `open_store`, which picks one by URL
     local       a store in a directory of this machine
     pictures    thumbnails, made in a process of their own

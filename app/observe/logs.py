@@ -73,7 +73,8 @@ def log_event(event: Event) -> None:
         facts["next_attempt_in"] = round(task.next_attempt_at - task.updated_at, 3)
     if event.what in (What.RETRYING, What.FAILED):
         facts["exc_info"] = event.exception
-    log.log(level, "task " + event.what, **facts)
+    line = f"task {event.what}"
+    log.log(level, line, **facts)
 
 
 def _without_colour(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -62,7 +62,7 @@ class SQLite:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock: int | None = None
+        self._lock: int
         self._commits = GroupCommit(self._open, _insert_tasks)
         self._arrived = asyncio.Event()
 
@@ -76,8 +76,7 @@ class SQLite:
 
     async def stop(self) -> None:
         await self._commits.stop()
-        if self._lock is not None:
-            os.close(self._lock)
+        os.close(self._lock)
 
     def _open(self) -> sqlite3.Connection:
         connection = None
@@ -402,8 +401,10 @@ def _check(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise sqlite3.DatabaseError(f"it is damaged ({verdict})")
+            raise sqlite3.DatabaseError(f"it is damaged ({verdict.splitlines()[-1]})")
         (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version == 0 and db.execute("SELECT 1 FROM sqlite_schema").fetchone():
+            raise sqlite3.DatabaseError("it belongs to another program")
         if version > SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"it was written by a newer version (schema {version})")
 

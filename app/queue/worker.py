@@ -192,9 +192,8 @@ class Worker(Generic[ToolsT]):
     async def _hold_on(self) -> None:
         running = set(self._attempts)
         held = await self._queue.engine.extend(self.owner, now=self._queue.now(), lease=self._lease)
-        for lost in running - held:
-            if attempt := self._attempts.get(lost):
-                attempt.cancel()
+        for lost in (running - held) & self._attempts.keys():
+            self._attempts[lost].cancel()
 
     async def _recover(self) -> None:
         recovered = await self._queue.engine.recover(

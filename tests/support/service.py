@@ -1,0 +1,175 @@
+"""The service for tests: `settings_in` for one in this process, `Service` for a real server."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import httpx2
+
+from app.mail.catcher import Catcher, Caught
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "app")
+PATIENCE = 10.0  # seconds, for what ought to take a moment
+
+Json = dict[str, Any]
+
+
+def settings_in(directory: Path, **changes: object) -> Settings:
+    """Settings that keep everything below `directory`; mail goes to the embedded catcher."""
+    return Settings(_env_file=None, **(_defaults(directory) | changes))
+
+
+def _defaults(directory: Path) -> dict[str, Any]:
+    return {
+        "queue_url": f"sqlite:///{directory}/queue.db",
+        "upload_url": f"file:{directory}/uploads",
+        "log_file": directory / "log.txt",
+        "catcher": True,
+        "catcher_directory": directory / "inbox",
+        "smtp_port": free_port(),
+        "retry_base_seconds": 0.01,
+        "log_format": "json",
+    }
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_for(client: httpx2.Client, task_id: str, status: str = "succeeded") -> Json:
+    """Wait until a task has this status; returns the task."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        task: Json = client.get(f"/tasks/{task_id}").raise_for_status().json()
+        if task["status"] == status:
+            return task
+        assert time.monotonic() < deadline, f"the task is not {status}: {task}"
+        time.sleep(0.01)
+
+
+def mails_in(directory: Path) -> list[Caught]:
+    """What the catcher of the service in `directory` has caught, newest first."""
+    return list(Catcher("", 0, directory / "inbox").list())
+
+
+def files_below(directory: Path) -> list[str]:
+    """The files, and nothing but the files, at any depth."""
+    return sorted(
+        str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()
+    )
+
+
+class Service:
+    """`python -m app` as a process of its own, on a free port, with all its data in `directory`.
+
+        with Service(tmp_path, retry_attempts=1) as service:
+            task = service.post("/send-notification/ada@example.com").json()
+            service.kill()
+            service.start()
+            service.wait_for(task["id"])
+
+    Settings are named as in `Settings`. What the process writes is in `log`.
+    """
+
+    def __init__(
+        self, directory: Path, *, command: Sequence[str] = COMMAND, **settings: object
+    ) -> None:
+        self.directory = directory
+        self._command = command
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._settings = _defaults(directory) | {"port": self.port} | settings
+        self._log = directory / "service.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Start, and wait until it answers."""
+        self.client = httpx2.Client(base_url=self.url, timeout=PATIENCE)
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it at once, if it still runs."""
+        self.kill()
+        self.client.close()
+
+    def start(self) -> None:
+        """Start it, again perhaps, on the same data and port; wait until it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self.directory,
+                env=environment(**self._settings),
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + PATIENCE
+        while not self._answers():
+            assert self._process.poll() is None, f"it ended:\n{self.log}"
+            assert time.monotonic() < deadline, f"it does not answer:\n{self.log}"
+            time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        try:
+            return self.get("/livez").is_success
+        except httpx2.TransportError:
+            return False
+
+    def stop(self) -> int:
+        """Send SIGTERM and wait for the end; returns the exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        """Send SIGKILL, if it still runs."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(PATIENCE)
+
+    def get(self, path: str, **options: Any) -> httpx2.Response:
+        """Send a GET request."""
+        return self.client.get(path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx2.Response:
+        """Send a POST request."""
+        return self.client.post(path, **options)
+
+    def wait_for(self, task_id: str, status: str = "succeeded") -> Json:
+        """Wait until a task has this status; returns the task."""
+        return wait_for(self.client, task_id, status)
+
+    @property
+    def log(self) -> str:
+        """All that was written to standard output and standard error so far."""
+        return self._log.read_text()
+
+    @property
+    def mails(self) -> list[Caught]:
+        """What the embedded catcher has caught, newest first."""
+        return mails_in(self.directory)
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """The environment variables of a process of the service; nothing of ours leaks into it."""
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error",
+        **{name.upper(): str(value) for name, value in settings.items()},
+    }
