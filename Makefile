@@ -30,6 +30,9 @@ check: $(INSTALLED) ## lint, types, tests, coverage
 	$(BIN)/compose-lint --fail-on low docker-compose.yml
 	$(BIN)/python -m pytest --cov --cov-fail-under=100
 
+torture: $(INSTALLED) ## the long forms of the tests: 200 kills
+	KILLS=$${KILLS:-200} $(BIN)/python -m pytest -s tests/tour/test_4_a_kill_and_a_restart.py -k "kill_9 or plain"
+
 bench: $(INSTALLED) ## measure against the tutorial's route, side by side (needs wrk)
 	$(BIN)/python -m benchmarks
 
@@ -40,10 +43,10 @@ down: ## stop them; the volumes stay
 	docker compose down
 
 demo: ## send a mail through what `make run` or `make up` started, and show what became of it
-	@$(BIN)/python -m scripts.demo
+	@scripts/demo.sh
 
 lock: ## resolve the dependencies anew, with hashes (needs uv)
 	uv pip compile --universal --generate-hashes --no-annotate --no-header --no-emit-index-url --python-version 3.11 pyproject.toml -o requirements.txt
 	uv pip compile --universal --generate-hashes --no-annotate --no-header --no-emit-index-url --python-version 3.11 pyproject.toml --group dev -o requirements-dev.txt
 
-.PHONY: help install run test check bench up down demo lock
+.PHONY: help install run test check torture bench up down demo lock

@@ -1,4 +1,4 @@
-"""The tutorial's route as it stands everywhere, with the same validation and a task that does nothing."""
+"""The tutorial's route as it stands everywhere, with the same validation and an idle task."""
 
 from typing import Annotated
 

@@ -393,6 +393,8 @@ def _lock(path: Path) -> int:
             f"{path} is in use by another process. SQLite serves one process; for several, "
             "set QUEUE_URL=postgresql://…"
         ) from error
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())  # for people; only the lock itself counts
     return lock
 
 

@@ -9,6 +9,7 @@ Context, and name it in CATALOGUE.
     data       save_data
     courtesies write_log and the others that BackgroundTasks runs
     clean_up   what is done now and then
+    tools      what durable tasks work with
 """
 
 from app.queue.durable import Catalogue

@@ -1,0 +1,58 @@
+"""One good request for each route that queues something, and what every problem must look like."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+
+MAX_UPLOAD_BYTES = 200_000
+LARGEST_PROBLEM = 4096  # bytes
+
+
+@dataclass(frozen=True)
+class Call:
+    """A POST request that is answered 202."""
+
+    path: str
+    options: dict[str, Any] = field(default_factory=dict)
+    kind: str | None = None  # of the task that is queued; None for a mere courtesy
+
+    def send(self, client: httpx2.Client, **headers: str) -> httpx2.Response:
+        """Send it."""
+        return client.post(self.path, headers=headers, **self.options)
+
+    def with_other_slash(self) -> "Call":
+        """The same request with a trailing slash, or without one if it has one."""
+        path, question_mark, query = self.path.partition("?")
+        path = path[:-1] if path.endswith("/") else path + "/"
+        return Call(path + question_mark + query, self.options, self.kind)
+
+
+def upload_of(content: bytes = b"Hello", name: str = "hello.txt", kind: str = "text/plain") -> Call:
+    """An upload of one file."""
+    return Call("/upload", {"files": {"file": (name, content, kind)}}, "save_upload")
+
+
+PROMISES = [
+    Call("/send-notification/ada@example.com", kind="send_email"),
+    Call("/send-email/?email=ada@example.com", kind="send_email"),
+    Call("/save-data/?user_id=ada", {"json": {"colour": "green"}}, "save_data"),
+    Call("/items/7", kind="send_email"),
+    upload_of(),
+]
+COURTESIES = [
+    Call("/multiple-tasks/"),
+    Call("/process/", {"json": {"colour": "green"}}),
+    Call("/test-task/"),
+]
+
+
+def problem_of(response: httpx2.Response, *statuses: int) -> dict[str, Any]:
+    """The problem that a response is; it must be one, small, and with one of these statuses."""
+    assert response.status_code in statuses, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert len(response.content) <= LARGEST_PROBLEM
+    problem: dict[str, Any] = response.json()
+    assert problem.keys() - {"errors"} == {"type", "title", "status", "detail", "instance"}
+    assert problem["status"] == response.status_code
+    return problem

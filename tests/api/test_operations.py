@@ -1,0 +1,184 @@
+"""For operators and passers-by: alive, ready, how busy, and what there is."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.message import EmailMessage
+from pathlib import Path
+from smtplib import SMTP
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.queue.errors import QueueUnavailable
+from tests.api.requests import problem_of
+from tests.support.service import free_port, settings_in, wait_for
+
+
+@contextmanager
+def without_smtp(directory: Path) -> Iterator[TestClient]:
+    """A service whose SMTP server is down."""
+    settings = settings_in(directory, catcher=False, smtp_port=free_port(), retry_base_seconds=60)
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+# Alive and ready.
+
+
+def test_a_service_that_runs_is_alive(client: TestClient) -> None:
+    response = client.get("/livez")
+    assert (response.status_code, response.text) == (200, "ok")
+
+
+def test_a_service_that_can_accept_everything_is_ready(client: TestClient) -> None:
+    response = client.get("/readyz")
+    assert response.status_code == 200
+    assert response.json() == {
+        "status": "ready",
+        "checks": {"database": "ok", "uploads": "ok", "smtp": "ok"},
+    }
+
+
+def test_without_smtp_the_service_is_degraded_and_mail_waits(tmp_path: Path) -> None:
+    with without_smtp(tmp_path) as client:
+        response = client.get("/readyz")
+        assert response.status_code == 200
+        assert response.json() == {
+            "status": "degraded",
+            "checks": {"database": "ok", "uploads": "ok", "smtp": "degraded"},
+        }
+        queued = client.post("/send-notification/ada@example.com")
+        assert queued.status_code == 202
+        assert wait_for(client, queued.json()["id"], "retrying")["attempts"] == 1
+
+
+def test_a_database_that_refuses_makes_the_service_unready_but_not_dead(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse() -> None:
+        raise QueueUnavailable
+
+    monkeypatch.setattr(client.app_state["queue"].engine, "check", refuse)
+    response = client.get("/readyz")
+    assert response.status_code == 503
+    assert response.json() == {
+        "status": "unready",
+        "checks": {"database": "failing", "uploads": "ok", "smtp": "ok"},
+    }
+    assert client.get("/livez").status_code == 200
+
+
+def test_a_store_that_cannot_be_written_makes_the_service_unready(
+    client: TestClient, tmp_path: Path
+) -> None:
+    (tmp_path / "uploads").write_text("a file where the folder should be")
+    response = client.get("/readyz")
+    assert response.status_code == 503
+    assert response.json()["checks"] == {"database": "ok", "uploads": "failing", "smtp": "ok"}
+
+
+# Numbers.
+
+
+def metric(client: TestClient, line: str) -> float:
+    """The value of one line of /metrics; 0 if it is not there (yet)."""
+    found = re.search(rf"^{re.escape(line)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def test_the_metrics_are_in_the_text_format_of_prometheus(client: TestClient) -> None:
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "# TYPE afterward_tasks_total counter" in response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/send-email/?email=ada@example.com", "send_email"), ("/items/7", None)]
+)
+def test_a_task_is_counted_when_it_is_queued_and_when_it_is_done(
+    client: TestClient, path: str, kind: str | None
+) -> None:
+    wait_for(client, client.post(path).json()["id"])
+    labels = f'kind="{kind or "send_email"}",outcome='
+    for outcome in ("queued", "started", "succeeded"):
+        assert metric(client, f'afterward_tasks_total{{{labels}"{outcome}"}}') == 1
+    assert metric(client, f'afterward_task_duration_seconds_count{{{labels}"succeeded"}}') == 1
+    assert metric(client, 'afterward_backlog{status="succeeded"}') == 1
+    assert metric(client, "afterward_smtp_connections") == 1
+
+
+def test_the_backlog_and_its_age_are_what_waits(idle_client: TestClient) -> None:
+    assert metric(idle_client, "afterward_backlog_age_seconds") == 0
+    for _ in range(3):
+        idle_client.post("/send-notification/ada@example.com")
+    assert metric(idle_client, 'afterward_backlog{status="queued"}') == 3
+    assert metric(idle_client, "afterward_backlog_age_seconds") > 0
+
+
+def test_an_attempt_that_failed_is_counted(tmp_path: Path) -> None:
+    with without_smtp(tmp_path) as client:
+        queued = client.post("/send-notification/ada@example.com").json()
+        wait_for(client, queued["id"], "retrying")
+        outcome = 'kind="send_email",outcome="retrying"'
+        assert metric(client, f"afterward_tasks_total{{{outcome}}}") == 1
+
+
+# Pages.
+
+
+def test_every_link_of_the_home_page_leads_somewhere(client: TestClient) -> None:
+    links = re.findall('href="([^"]+)"', client.get("/").text)
+    assert {"/docs", "/inbox", "/tasks", "/uploads", "/metrics"} <= set(links)
+    for link in set(links) - {"/events"}:  # which has no end
+        assert client.get(link).status_code == 200
+
+
+def test_without_the_catcher_there_is_no_inbox_and_no_link_to_it(tmp_path: Path) -> None:
+    with without_smtp(tmp_path) as client:
+        assert "/inbox" not in client.get("/").text
+        for path in ("/inbox", "/inbox/", "/inbox/x", "/inbox/x/html"):
+            problem_of(client.get(path), 404)
+
+
+def catch(client: TestClient, subject: str, text: str, html: str | None) -> str:
+    """Send a mail to the catcher, as any program could; returns the address of its page."""
+    mail = EmailMessage()
+    mail["Subject"] = subject
+    mail.set_content(text)
+    if html is not None:
+        mail.add_alternative(html, subtype="html")
+    with SMTP("127.0.0.1", client.app_state["settings"].smtp_port) as smtp:
+        smtp.send_message(mail, "eve@example.com", ["ada@example.com"])
+    (page,) = re.findall('href="(/inbox/[^"]+)"', client.get("/inbox").text)
+    return str(page)
+
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def test_a_mail_is_listed_and_shown_with_everything_escaped(client: TestClient) -> None:
+    page = catch(client, f"Hello {HOSTILE}", f"Text {HOSTILE}", None)
+    for response in (client.get("/inbox"), client.get(page)):
+        assert "ada@example.com" in response.text
+        assert "Hello &lt;script&gt;" in response.text
+        assert HOSTILE not in response.text
+        assert response.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "Text &lt;script&gt;" in client.get(page).text
+    assert "<iframe" not in client.get(page).text
+    problem_of(client.get(f"{page}/html"), 404)
+
+
+def test_the_html_of_a_mail_is_shown_in_a_sandbox(client: TestClient) -> None:
+    page = catch(client, "Hello", "Text", f"<p>HTML</p>{HOSTILE}")
+    assert f'<iframe sandbox src="{page}/html"' in client.get(page).text
+    assert HOSTILE not in client.get(page).text
+    response = client.get(f"{page}/html")
+    assert "<p>HTML</p>" in response.text
+    policy = response.headers["content-security-policy"].split("; ")
+    assert {"sandbox", "default-src 'none'"} <= set(policy)
+
+
+def test_an_empty_inbox_says_how_to_fill_it(client: TestClient) -> None:
+    assert "/send-notification/" in client.get("/inbox").text

@@ -1,0 +1,194 @@
+"""Tasks: found, followed, withdrawn, and tried again."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+from fastapi.testclient import TestClient
+
+from tests.api.requests import problem_of
+from tests.support.service import PATIENCE, Json, Service, wait_for
+
+NOWHERE: Json = {"smtp_port": 1, "catcher": False}  # nobody listens there
+
+
+def queue_mails(client: httpx2.Client, number: int = 1) -> list[str]:
+    """Queue some mails; returns the ids of their tasks, newest first."""
+    paths = [f"/send-notification/user{n}@example.com" for n in range(number)]
+    return [client.post(path).json()["id"] for path in paths][::-1]
+
+
+def ids(page: httpx2.Response) -> list[str]:
+    return [task["id"] for task in page.raise_for_status().json()["data"]]
+
+
+# Lists.
+
+
+def test_the_newest_tasks_come_first_page_by_page(idle_client: TestClient) -> None:
+    queued = queue_mails(idle_client, 5)
+    first = idle_client.get("/tasks?limit=2")
+    second = idle_client.get(f"/tasks?limit=2&after={ids(first)[-1]}")
+    third = idle_client.get(f"/tasks?limit=2&after={ids(second)[-1]}")
+    assert [ids(first), ids(second), ids(third)] == [queued[:2], queued[2:4], queued[4:]]
+    assert [page.json()["has_more"] for page in (first, second, third)] == [True, True, False]
+
+
+def test_a_page_that_just_fits_has_no_more_after_it(idle_client: TestClient) -> None:
+    queue_mails(idle_client, 2)
+    assert idle_client.get("/tasks?limit=2").json()["has_more"] is False
+
+
+def test_a_page_holds_fifty_tasks_unless_told_otherwise(idle_client: TestClient) -> None:
+    queued = queue_mails(idle_client, 51)
+    assert ids(idle_client.get("/tasks")) == queued[:50]
+    assert ids(idle_client.get("/tasks?limit=100")) == queued
+
+
+def test_tasks_are_found_by_status_and_by_kind(idle_client: TestClient) -> None:
+    saved = idle_client.post("/save-data/?user_id=ada", json={}).json()["id"]
+    cancelled, queued = queue_mails(idle_client, 2)
+    idle_client.post(f"/tasks/{cancelled}/cancel")
+    for query, found in {
+        "": [cancelled, queued, saved],
+        "status=queued": [queued, saved],
+        "status=cancelled": [cancelled],
+        "status=failed": [],
+        "kind=send_email": [cancelled, queued],
+        "kind=save_data": [saved],
+        "kind=nothing": [],
+        "status=queued&kind=send_email": [queued],
+        f"status=queued&after={queued}": [saved],
+    }.items():
+        assert ids(idle_client.get(f"/tasks?{query}")) == found, query
+
+
+# Cancel.
+
+
+def test_a_waiting_task_can_be_cancelled_once(idle_client: TestClient) -> None:
+    (task_id,) = queue_mails(idle_client)
+    response = idle_client.post(f"/tasks/{task_id}/cancel")
+    assert response.status_code == 200
+    assert response.json() == idle_client.get(f"/tasks/{task_id}").json()
+    assert response.json()["status"] == "cancelled"
+    assert response.json()["finished_at"] is not None
+    problem_of(idle_client.post(f"/tasks/{task_id}/cancel"), 409)
+
+
+def test_a_finished_task_cannot_be_cancelled(client: TestClient) -> None:
+    (task_id,) = queue_mails(client)
+    wait_for(client, task_id)
+    problem_of(client.post(f"/tasks/{task_id}/cancel"), 409)
+    assert client.get(f"/tasks/{task_id}").json()["status"] == "succeeded"
+
+
+def test_a_task_between_two_attempts_can_be_cancelled(tmp_path: Path) -> None:
+    with Service(tmp_path, retry_base_seconds=1000, **NOWHERE) as service:
+        (task_id,) = queue_mails(service.client)
+        service.wait_for(task_id, "retrying")
+        assert service.post(f"/tasks/{task_id}/cancel").json()["status"] == "cancelled"
+
+
+# Retry.
+
+
+def test_a_cancelled_task_can_be_tried_again(idle_client: TestClient) -> None:
+    (task_id,) = queue_mails(idle_client)
+    idle_client.post(f"/tasks/{task_id}/cancel")
+    response = idle_client.post(f"/tasks/{task_id}/retry")
+    assert response.status_code == 202
+    assert response.headers["location"] == f"/tasks/{task_id}"
+    assert response.json().keys() == {"id", "kind", "status", "message", "created_at"}
+    assert (response.json()["id"], response.json()["status"]) == (task_id, "queued")
+    task = idle_client.get(f"/tasks/{task_id}").json()
+    assert (task["status"], task["attempts"], task["finished_at"]) == ("queued", 0, None)
+
+
+def test_a_failed_task_can_be_tried_again_with_all_its_attempts(tmp_path: Path) -> None:
+    with Service(tmp_path, retry_attempts=2, **NOWHERE) as service:
+        (task_id,) = queue_mails(service.client)
+        assert service.wait_for(task_id, "failed")["attempts"] == 2
+        service.post(f"/tasks/{task_id}/retry").raise_for_status()
+        assert service.wait_for(task_id, "failed")["attempts"] == 2
+        assert service.log.count('"task failed"') == 2
+
+
+def test_a_waiting_task_cannot_be_tried_again(idle_client: TestClient) -> None:
+    (task_id,) = queue_mails(idle_client)
+    problem_of(idle_client.post(f"/tasks/{task_id}/retry"), 409)
+
+
+def test_a_task_that_succeeded_cannot_be_tried_again(client: TestClient) -> None:
+    (task_id,) = queue_mails(client)
+    wait_for(client, task_id)
+    problem_of(client.post(f"/tasks/{task_id}/retry"), 409)
+
+
+# Events, on a real server.
+
+
+@contextmanager
+def events(service: Service, path: str) -> Iterator[Iterator[Json]]:
+    """Follow a stream of tasks until the server ends it; it has begun when the block begins."""
+    with httpx2.stream("GET", service.url + path, timeout=PATIENCE) as stream:
+        assert stream.status_code == 200
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        assert stream.headers["cache-control"] == "no-cache"
+        lines = (line.partition("data: ") for line in stream.iter_lines())
+        yield (json.loads(data) for _, found, data in lines if found)
+
+
+def test_a_task_is_followed_until_it_is_finished(service: Service) -> None:
+    (task_id,) = queue_mails(service.client)
+    with events(service, f"/tasks/{task_id}/events") as changes:
+        seen = list(changes)
+    assert {task["id"] for task in seen} == {task_id}
+    assert seen[-1] == service.get(f"/tasks/{task_id}").json()
+    assert seen[-1]["status"] == "succeeded"
+
+
+def test_a_finished_task_is_told_once(service: Service) -> None:
+    (task_id,) = queue_mails(service.client)
+    service.wait_for(task_id)
+    with events(service, f"/tasks/{task_id}/events") as changes:
+        assert [task["status"] for task in changes] == ["succeeded"]
+
+
+def test_every_change_of_every_task_is_told(service: Service) -> None:
+    with events(service, "/events") as changes:
+        waiting = set(queue_mails(service.client, 3))
+        stories: dict[str, list[str]] = {task_id: [] for task_id in waiting}
+        for task in changes:
+            stories[task["id"]].append(task["status"])
+            if task["status"] == "succeeded":
+                waiting.discard(task["id"])
+            if not waiting:
+                break
+    assert list(stories.values()) == [["queued", "running", "succeeded"]] * 3
+
+
+def test_a_task_that_ends_another_way_ends_its_stream_too(tmp_path: Path) -> None:
+    with Service(tmp_path, worker_concurrency=0) as service:
+        (task_id,) = queue_mails(service.client)
+        with events(service, f"/tasks/{task_id}/events") as changes:
+            service.post(f"/tasks/{task_id}/cancel")
+            assert [task["status"] for task in changes] == ["queued", "cancelled"]
+
+
+def test_an_open_event_stream_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with Service(tmp_path, worker_concurrency=0) as service:
+        (task_id,) = queue_mails(service.client)
+        with (
+            events(service, "/events") as all_changes,
+            events(service, f"/tasks/{task_id}/events") as changes,
+        ):
+            began = time.monotonic()
+            exit_code = service.stop()
+            assert time.monotonic() - began < 2
+            assert list(all_changes) == []
+            assert [task["status"] for task in changes] == ["queued"]
+    assert exit_code == 0

@@ -1,0 +1,60 @@
+"""The pages, looked at in a real browser."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from tests.support.service import Service
+
+SUBJECT = "Hello <script>alert(1)</script>"
+MESSAGE = "It is done.\n<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def page(chromium: str, tmp_path: Path) -> Iterator[Page]:
+    """A page in a browser that complains of nothing: an error in its console fails the test."""
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        page = browser.new_page(viewport={"width": 900, "height": 900})
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("dialog", lambda dialog: complaints.append(f"a dialog: {dialog.message}"))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        yield page
+        browser.close()
+    assert complaints == []
+
+
+def test_a_mail_is_seen_in_the_inbox(page: Page, tmp_path: Path) -> None:
+    """From the front page to the mail; what it contains is shown, and never run."""
+    with Service(tmp_path) as service:
+        answer = service.post(
+            "/send-notification/ada@example.com", json={"subject": SUBJECT, "message": MESSAGE}
+        )
+        service.wait_for(answer.json()["id"])
+
+        page.goto(service.url)
+        page.screenshot(path=tmp_path / "home.png")
+        page.get_by_role("link", name="/inbox").click()
+        page.screenshot(path=tmp_path / "inbox.png")
+        page.get_by_role("link", name=SUBJECT).click()
+        frame = page.frame_locator("iframe")
+        frame.get_by_text("It is done.").wait_for()
+        page.screenshot(path=tmp_path / "mail.png", full_page=True)
+
+        assert SUBJECT in page.get_by_role("heading", level=1).inner_text()
+        assert "onerror=alert(1)" in frame.locator("body").inner_text()
+        assert "It is done." in page.locator("pre").inner_text()
+
+
+def test_an_empty_inbox_says_how_to_fill_it(page: Page, tmp_path: Path) -> None:
+    """With the command to send a mail."""
+    with Service(tmp_path) as service:
+        page.goto(f"{service.url}/inbox")
+
+        assert "curl -i -X POST" in page.locator("pre").inner_text()

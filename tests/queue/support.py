@@ -1,0 +1,125 @@
+"""A clock to set, tasks to put, a diary of events: what the queue's tests are made of."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, Concatenate, ParamSpec
+
+from app.queue.durable import Catalogue, Context
+from app.queue.engine import Engine
+from app.queue.events import Event, What
+from app.queue.queue import Queue
+from app.queue.retry import RetryPolicy
+from app.queue.task import Batch, Task, new_id
+from app.queue.worker import Worker
+
+P = ParamSpec("P")
+
+NOW = 1_700_000_000.0
+LEASE = 30.0
+DAY = 24 * 3600.0
+
+LONGEST_WAITS = RetryPolicy(attempts=3, base=10.0, uniform=lambda _, longest: longest)
+NO_WAITS = RetryPolicy(attempts=3, base=0.0)
+
+
+class Clock:
+    """Stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.now
+
+
+class Diary:
+    """Every event of a queue, in order."""
+
+    def __init__(self, queue: Queue[Any]) -> None:
+        self.events: list[Event] = []
+        self._written = asyncio.Event()
+        queue.events.listen(self._write)
+
+    @property
+    def whats(self) -> list[str]:
+        """What happened, in words."""
+        return [event.what.value for event in self.events]
+
+    async def until(self, what: What, *, times: int = 1) -> Event:
+        """Wait until this has happened so many times; give the last of them."""
+        async with asyncio.timeout(5):
+            while len(found := [event for event in self.events if event.what is what]) < times:
+                self._written.clear()
+                await self._written.wait()
+        return found[times - 1]
+
+    def _write(self, event: Event) -> None:
+        self.events.append(event)
+        self._written.set()
+
+
+def a_task(*, at: float = NOW, **changes: Any) -> Task:
+    """A task as it is put: accepted at this time, and due at once."""
+    task = Task(
+        id=new_id(at),
+        kind="greet",
+        arguments='{"args":[],"kwargs":{}}',
+        created_at=at,
+        updated_at=at,
+        due_at=at,
+        max_attempts=8,
+    )
+    return replace(task, **changes)
+
+
+async def put(engine: Engine, *tasks: Task) -> None:
+    """Put tasks, in one batch."""
+    await engine.put(Batch(tasks))
+
+
+async def claim_one(engine: Engine, owner: str = "worker-1", *, now: float = NOW) -> Task:
+    """Claim the task that has waited longest."""
+    (task,) = await engine.claim(owner, limit=1, now=now, lease=LEASE)
+    return task
+
+
+async def claim_all(engine: Engine, owner: str = "worker-1", *, now: float = NOW) -> list[Task]:
+    """Claim whatever is due."""
+    return await engine.claim(owner, limit=1_000_000, now=now, lease=LEASE)
+
+
+def queue_of(
+    engine: Engine,
+    *functions: Callable[..., Awaitable[Any]],
+    now: Callable[[], float],
+    policy: RetryPolicy = NO_WAITS,
+) -> Queue[None]:
+    """A queue that knows these functions."""
+    return Queue(engine, Catalogue(*functions), policy, now=now)
+
+
+async def promise(
+    queue: Queue[None],
+    function: Callable[Concatenate[Context[None], P], Awaitable[Any]],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> Task:
+    """Add one task, and commit."""
+    durable_tasks = queue.collect()
+    task = durable_tasks.add_task(function, *args, **kwargs)
+    await queue.commit(durable_tasks.batch())
+    return task
+
+
+@asynccontextmanager
+async def working(queue: Queue[None], **settings: Any) -> AsyncIterator[Worker[None]]:
+    """Let a worker run meanwhile."""
+    worker: Worker[None] = Worker(queue, None, **settings)
+    await worker.start()
+    try:
+        yield worker
+    finally:
+        await worker.stop(grace=0)

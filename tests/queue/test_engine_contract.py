@@ -1,0 +1,537 @@
+"""What every engine promises, whichever database is under it."""
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from app.queue.engine import Engine, open_engine
+from app.queue.errors import (
+    CannotStart,
+    KeyTaken,
+    RecordNotFound,
+    TaskHasStarted,
+    TaskNotFound,
+    TaskNotGivenUp,
+)
+from app.queue.retry import MAX_CRASHES
+from app.queue.task import Answer, Batch, Outcome, Record, Status, Task
+from tests.queue.support import DAY, LEASE, NOW, a_task, claim_all, claim_one, put
+
+pytestmark = pytest.mark.anyio
+
+HOUR = 3600.0
+
+
+def an_answer(key: str = "key", *, at: float = NOW, **changes: Any) -> Answer:
+    return replace(Answer(key, "fingerprint", "{}", "/tasks/1", at), **changes)
+
+
+def a_record(record_id: str = "1", *, collection: str = "uploads", **body: Any) -> Record:
+    return Record(collection, record_id, body, NOW)
+
+
+async def listed(
+    engine: Engine,
+    *,
+    status: Status | None = None,
+    kind: str | None = None,
+    after: str | None = None,
+    limit: int = 100,
+) -> list[Task]:
+    return await engine.list_tasks(status=status, kind=kind, after=after, limit=limit)
+
+
+async def recover(engine: Engine, owner: str = "worker-2", *, now: float) -> list[Task]:
+    return await engine.recover(owner, now=now, longest_wait=HOUR)
+
+
+# Choosing
+
+
+def test_an_engine_is_chosen_by_its_url() -> None:
+    """A URL of no known database is refused, without telling the password in it."""
+    with pytest.raises(CannotStart, match="no known database: 'oracle'") as raised:
+        open_engine("oracle://scott:tiger@localhost")
+    assert "tiger" not in str(raised.value)
+
+
+# Putting and looking
+
+
+async def test_a_task_reads_back_as_it_was_put(engine: Engine) -> None:
+    task = a_task(request_id="request-1", arguments='{"args":["\\u00e4\\u0000"],"kwargs":{}}')
+    await put(engine, task)
+    assert await engine.get(task.id) == task
+
+
+async def test_an_unknown_task_is_not_found(engine: Engine) -> None:
+    with pytest.raises(TaskNotFound, match="no such task"):
+        await engine.get("unknown")
+
+
+async def test_a_batch_is_written_whole(engine: Engine) -> None:
+    """Tasks, records and the answer to the request are one transaction."""
+    tasks = (a_task(), a_task())
+    await engine.put(Batch(tasks, (a_record(size=1),), an_answer()))
+    assert [await engine.get(task.id) for task in tasks] == list(tasks)
+    assert await engine.read_record("uploads", "1") == a_record(size=1)
+    with pytest.raises(KeyTaken):
+        await engine.put(Batch(answer=an_answer()))
+
+
+async def test_a_batch_that_fails_leaves_nothing(engine: Engine) -> None:
+    await engine.put(Batch(answer=an_answer()))
+    task = a_task()
+    with pytest.raises(KeyTaken):
+        await engine.put(Batch((task,), (a_record(),), an_answer()))
+    with pytest.raises(TaskNotFound):
+        await engine.get(task.id)
+    with pytest.raises(RecordNotFound):
+        await engine.read_record("uploads", "1")
+
+
+async def test_an_empty_batch_is_written_too(engine: Engine) -> None:
+    await engine.put(Batch())
+    assert await listed(engine) == []
+
+
+async def test_tasks_are_listed_newest_first_page_by_page(engine: Engine) -> None:
+    tasks = [a_task(at=NOW + n) for n in range(5)]
+    await put(engine, *tasks)
+    newest_first = tasks[::-1]
+    assert await listed(engine) == newest_first
+    assert await listed(engine, limit=2) == newest_first[:2]
+    assert await listed(engine, after=newest_first[1].id, limit=2) == newest_first[2:4]
+    assert await listed(engine, after=newest_first[4].id) == []
+
+
+async def test_a_list_is_narrowed_by_status_and_by_kind(engine: Engine) -> None:
+    mails = [a_task(at=NOW + n, kind="send_email") for n in range(3)]
+    await put(engine, *mails, a_task(at=NOW + 9))
+    cancelled = await engine.cancel(mails[0].id, NOW)
+    assert await listed(engine, kind="send_email") == [mails[2], mails[1], cancelled]
+    assert await listed(engine, status=Status.CANCELLED) == [cancelled]
+    waiting = await listed(engine, status=Status.QUEUED, kind="send_email", after=mails[2].id)
+    assert waiting == [mails[1]]
+
+
+async def test_a_page_after_an_unknown_task_is_not_found(engine: Engine) -> None:
+    with pytest.raises(TaskNotFound):
+        await listed(engine, after="unknown")
+
+
+# Claiming
+
+
+async def test_what_is_due_longest_is_claimed_first(engine: Engine) -> None:
+    """The order is that of due times; of two due at once, the one accepted first."""
+    late, early, same = a_task(due_at=NOW - 1), a_task(due_at=NOW - 2), a_task(due_at=NOW - 1)
+    await put(engine, late, early, same)
+    assert (await claim_one(engine)).id == early.id
+    assert [task.id for task in await claim_all(engine)] == [late.id, same.id]
+
+
+async def test_no_more_is_claimed_than_asked_for(engine: Engine) -> None:
+    await put(engine, *(a_task() for _ in range(5)))
+    assert len(await engine.claim("worker-1", limit=3, now=NOW, lease=LEASE)) == 3
+    assert len(await claim_all(engine)) == 2
+
+
+async def test_nothing_is_claimed_before_it_is_due(engine: Engine) -> None:
+    await put(engine, a_task(due_at=NOW + 10))
+    assert await claim_all(engine, now=NOW + 9.9) == []
+    assert len(await claim_all(engine, now=NOW + 10)) == 1
+
+
+async def test_an_attempt_is_counted_before_it_runs(engine: Engine) -> None:
+    """So that a task which kills its process every time is counted every time."""
+    task = a_task()
+    await put(engine, task)
+    claimed = await claim_one(engine, now=NOW + 1)
+    assert claimed == await engine.get(task.id)
+    assert claimed == replace(
+        task,
+        status=Status.RUNNING,
+        attempts=1,
+        claims=1,
+        owner="worker-1",
+        lease_expires_at=NOW + 1 + LEASE,
+        started_at=NOW + 1,
+        updated_at=NOW + 1,
+    )
+
+
+async def test_a_task_is_claimed_by_one_worker_only(engine: Engine) -> None:
+    tasks = [a_task() for _ in range(50)]
+    await put(engine, *tasks)
+    claims = await asyncio.gather(
+        *(engine.claim(f"worker-{n % 5}", limit=10, now=NOW, lease=LEASE) for n in range(10))
+    )
+    claimed = [task.id for claim in claims for task in claim]
+    assert sorted(claimed) == sorted(task.id for task in tasks)
+
+
+async def test_a_heartbeat_extends_all_that_its_owner_holds(engine: Engine) -> None:
+    await put(engine, a_task(), a_task(), a_task())
+    mine = [await claim_one(engine), await claim_one(engine)]
+    theirs = await claim_one(engine, "worker-2")
+    held = await engine.extend("worker-1", now=NOW + 10, lease=LEASE)
+    assert held == {task.id for task in mine}
+    leases = [(await engine.get(task.id)).lease_expires_at for task in (*mine, theirs)]
+    assert leases == [NOW + 10 + LEASE, NOW + 10 + LEASE, NOW + LEASE]
+
+
+# Settling
+
+
+@pytest.mark.parametrize(
+    ("outcome", "finished_at", "attempts"),
+    [
+        (Outcome(Status.SUCCEEDED, result="1"), NOW + 5, 1),
+        (Outcome(Status.FAILED, error="{}"), NOW + 5, 1),
+        (Outcome(Status.RETRYING, due_at=NOW + 60, error="{}"), None, 1),
+        (Outcome(Status.QUEUED, due_at=NOW + 5, counts=False), None, 0),
+    ],
+    ids=["success", "failure", "retry", "given back"],
+)
+async def test_an_outcome_is_written(
+    engine: Engine, outcome: Outcome, finished_at: float | None, attempts: int
+) -> None:
+    """It ends the claim; an attempt that was given back is not counted."""
+    await put(engine, a_task())
+    claimed = await claim_one(engine)
+    settled = await engine.settle(claimed, outcome, NOW + 5)
+    assert settled == await engine.get(claimed.id)
+    assert settled == replace(
+        claimed,
+        status=outcome.status,
+        attempts=attempts,
+        owner=None,
+        lease_expires_at=None,
+        due_at=outcome.due_at or claimed.due_at,
+        updated_at=NOW + 5,
+        finished_at=finished_at,
+        result=outcome.result,
+        error=outcome.error,
+    )
+
+
+async def test_follow_ups_are_written_with_the_success(engine: Engine) -> None:
+    await put(engine, a_task())
+    follow_up = a_task()
+    outcome = Outcome(Status.SUCCEEDED, follow_ups=Batch((follow_up,), (a_record(),)))
+    await engine.settle(await claim_one(engine), outcome, NOW)
+    assert await engine.get(follow_up.id) == follow_up
+    assert await engine.read_record("uploads", "1") == a_record()
+
+
+async def test_a_stale_owner_settles_nothing(engine: Engine) -> None:
+    """A worker that was taken for dead may come back; what it says then changes nothing."""
+    await put(engine, a_task())
+    stale = await claim_one(engine, "worker-1")
+    await recover(engine, now=NOW + LEASE)
+    current = await claim_one(engine, "worker-2", now=NOW + LEASE)
+
+    follow_up = a_task()
+    outcome = Outcome(Status.SUCCEEDED, follow_ups=Batch((follow_up,), (a_record(),)))
+    assert await engine.settle(stale, outcome, NOW + LEASE) is None
+    assert await engine.report(stale, 0.5, NOW + LEASE) is None
+
+    assert await engine.get(stale.id) == current
+    assert await listed(engine) == [current]
+    assert await engine.list_records("uploads", after=None, limit=10) == []
+
+
+async def test_a_task_is_settled_once(engine: Engine) -> None:
+    await put(engine, a_task())
+    claimed = await claim_one(engine)
+    settled = await engine.settle(claimed, Outcome(Status.SUCCEEDED), NOW)
+    assert await engine.settle(claimed, Outcome(Status.FAILED, error="{}"), NOW) is None
+    assert await engine.get(claimed.id) == settled
+
+
+async def test_progress_is_noted(engine: Engine) -> None:
+    await put(engine, a_task())
+    claimed = await claim_one(engine)
+    reported = await engine.report(claimed, 0.5, NOW + 1)
+    assert reported == replace(claimed, progress=0.5, updated_at=NOW + 1)
+    assert reported == await engine.get(claimed.id)
+
+
+# Workers that die
+
+
+async def test_the_tasks_of_a_silent_worker_are_taken_back(engine: Engine) -> None:
+    """Once its lease has run out, and not before; the task is due at once."""
+    await put(engine, a_task())
+    claimed = await claim_one(engine, "worker-1")
+    assert await recover(engine, now=NOW + LEASE - 0.1) == []
+    (recovered,) = await recover(engine, now=NOW + LEASE)
+    assert recovered == await engine.get(claimed.id)
+    assert (recovered.status, recovered.crashes) == (Status.RETRYING, 1)
+    assert (recovered.owner, recovered.lease_expires_at) == (None, None)
+    assert recovered.next_attempt_at == NOW + LEASE
+    assert "WorkerDied" in str(recovered.error)
+
+
+async def test_a_worker_never_takes_back_its_own_tasks(engine: Engine) -> None:
+    """It would know if it were dead: its heartbeat was late, no more."""
+    await put(engine, a_task())
+    claimed = await claim_one(engine, "worker-1")
+    assert await recover(engine, "worker-1", now=NOW + DAY) == []
+    assert await engine.get(claimed.id) == claimed
+
+
+async def test_a_task_that_kills_its_process_fails_after_three_crashes(engine: Engine) -> None:
+    """However many attempts it has left; and then nobody claims it again."""
+    await put(engine, a_task(max_attempts=100))
+    statuses = []
+    for crash in range(1, MAX_CRASHES + 1):
+        now = NOW + crash * LEASE
+        await claim_one(engine, f"worker-{crash}", now=now - LEASE)
+        (recovered,) = await recover(engine, "worker-0", now=now)
+        statuses.append(recovered.status)
+    assert statuses == [Status.RETRYING, Status.RETRYING, Status.FAILED]
+    assert recovered.finished_at == now
+    assert await claim_all(engine, now=now) == []
+
+
+async def test_a_crash_in_the_last_attempt_fails_the_task(engine: Engine) -> None:
+    await put(engine, a_task(max_attempts=1))
+    await claim_one(engine, "worker-1")
+    (recovered,) = await recover(engine, now=NOW + LEASE)
+    assert (recovered.status, recovered.attempts) == (Status.FAILED, 1)
+
+
+# Clocks that jump
+
+
+async def test_a_clock_set_forward_loses_no_task_and_repeats_none(engine: Engine) -> None:
+    """What runs is still held by its worker, what waits is due."""
+    await put(engine, a_task(), a_task(due_at=NOW + HOUR))
+    running = await claim_one(engine)
+    assert await recover(engine, "worker-1", now=NOW + DAY) == []
+    assert len(await claim_all(engine, now=NOW + DAY)) == 1
+    assert await engine.settle(running, Outcome(Status.SUCCEEDED), NOW + DAY) is not None
+
+
+async def test_a_clock_set_back_delays_nothing_beyond_the_longest_wait(engine: Engine) -> None:
+    """Neither a new task nor a retry waits a day until the clock is there again."""
+    await put(engine, a_task(), a_task())
+    failed = await claim_one(engine)
+    await engine.settle(failed, Outcome(Status.RETRYING, due_at=NOW + 60), NOW)
+    yesterday = NOW - DAY
+    assert await claim_all(engine, now=yesterday) == []
+    await recover(engine, "worker-1", now=yesterday)
+    assert len(await claim_all(engine, now=yesterday)) == 2
+
+
+async def test_a_retry_within_the_longest_wait_keeps_its_time(engine: Engine) -> None:
+    await put(engine, a_task(due_at=NOW + HOUR))
+    await recover(engine, now=NOW)
+    assert await claim_all(engine, now=NOW + HOUR - 1) == []
+
+
+# Cancelling and retrying by hand
+
+
+async def test_a_waiting_task_can_be_cancelled(engine: Engine) -> None:
+    task = a_task()
+    await put(engine, task)
+    cancelled = await engine.cancel(task.id, NOW + 1)
+    assert cancelled == await engine.get(task.id)
+    assert (cancelled.status, cancelled.finished_at) == (Status.CANCELLED, NOW + 1)
+    assert await claim_all(engine) == []
+
+
+async def test_a_task_that_has_started_cannot_be_cancelled(engine: Engine) -> None:
+    await put(engine, a_task())
+    claimed = await claim_one(engine)
+    with pytest.raises(TaskHasStarted):
+        await engine.cancel(claimed.id, NOW)
+    with pytest.raises(TaskNotFound):
+        await engine.cancel("unknown", NOW)
+    assert await engine.get(claimed.id) == claimed
+
+
+async def test_a_task_that_was_given_up_can_be_queued_afresh(engine: Engine) -> None:
+    """As if it were new, but for its claims: an owner from before must not settle it."""
+    task = a_task()
+    await put(engine, task)
+    await engine.report(claimed := await claim_one(engine), 0.5, NOW)
+    await engine.settle(claimed, Outcome(Status.FAILED, error="{}"), NOW)
+    retried = await engine.retry(task.id, NOW + 7, Batch())
+    assert retried == await engine.get(task.id)
+    assert retried == replace(task, claims=1, updated_at=NOW + 7, due_at=NOW + 7)
+
+
+async def test_only_what_was_given_up_can_be_retried(engine: Engine) -> None:
+    task = a_task()
+    await put(engine, task)
+    with pytest.raises(TaskNotGivenUp):
+        await engine.retry(task.id, NOW, Batch(answer=an_answer()))
+    with pytest.raises(TaskNotFound):
+        await engine.retry("unknown", NOW, Batch(answer=an_answer()))
+    await engine.put(Batch(answer=an_answer()))  # the refusals left the key free
+
+
+async def test_a_retry_with_a_used_key_does_nothing(engine: Engine) -> None:
+    task = a_task()
+    await engine.put(Batch((task,), answer=an_answer()))
+    cancelled = await engine.cancel(task.id, NOW)
+    with pytest.raises(KeyTaken):
+        await engine.retry(task.id, NOW, Batch(answer=an_answer()))
+    assert await engine.get(task.id) == cancelled
+
+
+# Idempotency keys
+
+
+async def test_a_used_key_brings_back_its_first_answer(engine: Engine) -> None:
+    first = an_answer(body='{"id":1}')
+    await engine.put(Batch(answer=first))
+    with pytest.raises(KeyTaken, match="used before") as raised:
+        await engine.put(Batch(answer=an_answer(body='{"id":2}', fingerprint="another")))
+    assert raised.value.answer == first
+
+
+async def test_a_key_is_free_again_after_a_day(engine: Engine) -> None:
+    await engine.put(Batch(answer=an_answer()))
+    with pytest.raises(KeyTaken):
+        await engine.put(Batch(answer=an_answer(at=NOW + DAY)))
+    await engine.put(Batch(answer=an_answer(at=NOW + DAY + 1)))
+
+
+async def test_a_hundred_requests_with_one_key_make_one_task(engine: Engine) -> None:
+    batches = [Batch((a_task(),), answer=an_answer()) for _ in range(100)]
+    outcomes = await asyncio.gather(*map(engine.put, batches), return_exceptions=True)
+    assert Counter(map(type, outcomes)) == {type(None): 1, KeyTaken: 99}
+    assert len(await listed(engine)) == 1
+
+
+# Records
+
+
+async def test_a_record_is_written_over(engine: Engine) -> None:
+    await engine.put(Batch(records=(a_record(size=1),)))
+    await engine.put(Batch(records=(a_record(size=2),)))
+    assert (await engine.read_record("uploads", "1")).body == {"size": 2}
+
+
+async def test_records_are_listed_by_descending_id_page_by_page(engine: Engine) -> None:
+    records = [a_record(str(n)) for n in range(5)]
+    await engine.put(Batch(records=(*records, a_record(collection="saved"))))
+    page = await engine.list_records("uploads", after=None, limit=2)
+    assert page == [records[4], records[3]]
+    assert await engine.list_records("uploads", after="3", limit=9) == records[2::-1]
+
+
+async def test_a_record_is_updated_only_while_it_is_there(engine: Engine) -> None:
+    """What was deleted meanwhile does not come back."""
+    await engine.put(Batch(records=(a_record(size=1),)))
+    assert await engine.update_record(a_record(size=2))
+    assert (await engine.read_record("uploads", "1")).body == {"size": 2}
+    assert await engine.delete_record("uploads", "1")
+    assert not await engine.update_record(a_record(size=3))
+    assert not await engine.delete_record("uploads", "1")
+    with pytest.raises(RecordNotFound):
+        await engine.read_record("uploads", "1")
+
+
+# Cleaning up and counting
+
+
+async def test_what_finished_before_the_retention_time_is_removed(engine: Engine) -> None:
+    """Whatever is unfinished stays, however old it is."""
+    old, recent, waiting = a_task(), a_task(), a_task()
+    await put(engine, old, recent, waiting)
+    await engine.cancel(old.id, NOW)
+    await engine.cancel(recent.id, NOW + 1)
+    assert await engine.purge(finished_before=NOW + 1, answered_before=0, limit=10) == 1
+    assert {task.id for task in await listed(engine)} == {recent.id, waiting.id}
+
+
+async def test_old_answers_are_removed(engine: Engine) -> None:
+    await engine.put(Batch(answer=an_answer("old")))
+    await engine.put(Batch(answer=an_answer("recent", at=NOW + 1)))
+    assert await engine.purge(finished_before=0, answered_before=NOW + 1, limit=10) == 1
+    await engine.put(Batch(answer=an_answer("old")))
+    with pytest.raises(KeyTaken):
+        await engine.put(Batch(answer=an_answer("recent")))
+
+
+async def test_no_more_is_removed_at_once_than_asked_for(engine: Engine) -> None:
+    """So that nobody waits long behind a large clean-up."""
+    for n in range(3):
+        task = a_task()
+        await engine.put(Batch((task,), answer=an_answer(str(n))))
+        await engine.cancel(task.id, NOW + n)
+    purges = [
+        await engine.purge(finished_before=NOW + DAY, answered_before=NOW + DAY, limit=2)
+        for _ in range(3)
+    ]
+    assert purges == [4, 2, 0]
+
+
+async def test_the_backlog_tells_since_when_the_oldest_task_waits(engine: Engine) -> None:
+    assert (await engine.backlog()).oldest_due_at is None
+    await put(engine, a_task(due_at=NOW - 5), a_task(due_at=NOW - 9))
+    assert (await engine.backlog()).oldest_due_at == NOW - 9
+    await claim_one(engine)
+    backlog = await engine.backlog()
+    assert (backlog.oldest_due_at, backlog.unfinished) == (NOW - 5, 2)
+
+
+async def test_the_backlog_counts_exactly(engine: Engine) -> None:
+    """Whatever happened before; the counts are kept aside, and must not drift."""
+    dice = random.Random(1)
+    statuses = [Status.SUCCEEDED, Status.FAILED, Status.RETRYING, Status.QUEUED]
+    for _ in range(40):
+        await put(engine, *(a_task() for _ in range(dice.randrange(5))))
+        for task in await engine.claim("worker-1", limit=3, now=NOW, lease=LEASE):
+            if dice.random() < 0.7:
+                await engine.settle(task, Outcome(dice.choice(statuses)), NOW)
+        for task in await listed(engine, status=Status.QUEUED, limit=1):
+            await engine.cancel(task.id, NOW)
+        if dice.random() < 0.2:
+            await recover(engine, now=NOW + LEASE)
+            await engine.purge(finished_before=NOW + 1, answered_before=0, limit=3)
+    counted = Counter(task.status for task in await listed(engine, limit=1_000))
+    backlog = await engine.backlog()
+    assert {status: n for status, n in backlog.counts.items() if n} == counted
+    assert backlog.unfinished == sum(
+        counted[status] for status in (Status.QUEUED, Status.RETRYING, Status.RUNNING)
+    )
+
+
+# Staying ready
+
+
+async def test_a_check_passes_while_the_database_takes_writes(engine: Engine) -> None:
+    await engine.check()
+
+
+async def test_a_worker_that_waits_is_woken_by_new_tasks(engine: Engine) -> None:
+    """New ones, follow-ups, and those that are queued afresh."""
+    waiting = asyncio.create_task(engine.wait_for_tasks(60))
+    await put(engine, a_task())
+    await asyncio.wait_for(waiting, 5)
+
+    follow_up = a_task()
+    outcome = Outcome(Status.SUCCEEDED, follow_ups=Batch((follow_up,)))
+    waiting = asyncio.create_task(engine.wait_for_tasks(60))
+    await engine.settle(await claim_one(engine), outcome, NOW)
+    await asyncio.wait_for(waiting, 5)
+
+    await engine.cancel(follow_up.id, NOW)
+    waiting = asyncio.create_task(engine.wait_for_tasks(60))
+    await engine.retry(follow_up.id, NOW, Batch())
+    await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_worker_waits_no_longer_than_it_asked_for(engine: Engine) -> None:
+    await asyncio.wait_for(engine.wait_for_tasks(0.01), 5)

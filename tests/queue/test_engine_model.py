@@ -1,0 +1,224 @@
+"""Any engine behaves like a plain dict, whatever is asked of it in whatever order."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from app.queue.engine import Engine, open_engine
+from app.queue.errors import TaskHasStarted, TaskNotFound, TaskNotGivenUp
+from app.queue.retry import MAX_CRASHES
+from app.queue.task import FINISHED, WAITING, Batch, Outcome, Status, Task
+from tests.queue.support import LEASE, NOW, a_task
+
+GIVEN_UP = (Status.FAILED, Status.CANCELLED)
+OWNERS = st.sampled_from(["worker-1", "worker-2"])
+ENDINGS = st.sampled_from([Status.SUCCEEDED, Status.FAILED, Status.RETRYING, Status.QUEUED])
+
+SHORT = settings(
+    max_examples=40, stateful_step_count=30, deadline=None, derandomize=True, database=None
+)
+
+
+def test_an_engine_behaves_like_a_dict(engine_url: str) -> None:
+    with asyncio.Runner() as runner:
+        engine = open_engine(engine_url)
+        runner.run(engine.start())
+        run_state_machine_as_test(
+            lambda: _EngineMachine(runner, engine),  # type: ignore[arg-type]
+            settings=SHORT,
+        )
+        runner.run(engine.stop())
+
+
+class _EngineMachine(RuleBasedStateMachine):
+    """Asks the same of an engine and of a model, and compares."""
+
+    ids = Bundle[str]("ids")
+    claims = Bundle[Task]("claims")
+
+    def __init__(self, runner: asyncio.Runner, engine: Engine) -> None:
+        super().__init__()
+        self.ask = runner.run
+        self.engine = engine
+        self.model: dict[str, Task] = {}
+        self.now = NOW
+
+    @rule(seconds=st.sampled_from([1.0, LEASE, 10 * LEASE]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(target=ids, wait=st.sampled_from([0.0, 5.0]), max_attempts=st.integers(1, 4))
+    def put(self, wait: float, max_attempts: int) -> str:
+        task = a_task(at=self.now, due_at=self.now + wait, max_attempts=max_attempts)
+        self.ask(self.engine.put(Batch((task,))))
+        self.model[task.id] = task
+        return task.id
+
+    @rule(target=claims, owner=OWNERS, limit=st.integers(1, 3))
+    def claim(self, owner: str, limit: int) -> MultipleResults[Task]:
+        due = [task for task in self.those(*WAITING) if task.due_at <= self.now]
+        first = sorted(due, key=lambda task: task.due_at)[:limit]
+        for task in first:
+            self.change(
+                task.id,
+                status=Status.RUNNING,
+                attempts=task.attempts + 1,
+                claims=task.claims + 1,
+                owner=owner,
+                lease_expires_at=self.now + LEASE,
+                started_at=task.started_at or self.now,
+            )
+        claimed = self.ask(self.engine.claim(owner, limit=limit, now=self.now, lease=LEASE))
+        assert claimed == [self.model[task.id] for task in first]
+        return multiple(*claimed)
+
+    @rule(owner=OWNERS)
+    def extend(self, owner: str) -> None:
+        mine = {task.id for task in self.model.values() if task.owner == owner}
+        for task_id in mine:
+            self.model[task_id] = replace(self.model[task_id], lease_expires_at=self.now + LEASE)
+        assert self.ask(self.engine.extend(owner, now=self.now, lease=LEASE)) == mine
+
+    @rule(claimed=claims, progress=st.sampled_from([0.0, 0.5]))
+    def report(self, claimed: Task, progress: float) -> None:
+        held = self.holds(claimed)
+        if held:
+            self.change(claimed.id, progress=progress)
+        reported = self.ask(self.engine.report(claimed, progress, self.now))
+        assert reported == (self.model[claimed.id] if held else None)
+
+    @rule(claimed=consumes(claims), ending=ENDINGS, counts=st.booleans())
+    def settle(self, claimed: Task, ending: Status, counts: bool) -> None:
+        held = self.holds(claimed)
+        if held:
+            self.change(
+                claimed.id,
+                status=ending,
+                attempts=claimed.attempts - (not counts),
+                owner=None,
+                lease_expires_at=None,
+                due_at=self.now,
+                finished_at=self.now if ending in FINISHED else None,
+                result="1",
+                error="{}",
+            )
+        outcome = Outcome(ending, due_at=self.now, result="1", error="{}", counts=counts)
+        settled = self.ask(self.engine.settle(claimed, outcome, self.now))
+        assert settled == (self.model[claimed.id] if held else None)
+
+    @rule(owner=OWNERS)
+    def recover(self, owner: str) -> None:
+        silent = {
+            task.id: task
+            for task in self.those(Status.RUNNING)
+            if task.owner != owner and (task.lease_expires_at or 0) <= self.now
+        }
+        recovered = self.ask(self.engine.recover(owner, now=self.now, longest_wait=LEASE))
+        assert {task.id for task in recovered} == set(silent)
+        for task in recovered:
+            crashes, attempts = task.crashes, task.attempts
+            hopeless = crashes == MAX_CRASHES or attempts == task.max_attempts
+            self.change(
+                task.id,
+                status=Status.FAILED if hopeless else Status.RETRYING,
+                crashes=silent[task.id].crashes + 1,
+                owner=None,
+                lease_expires_at=None,
+                due_at=self.now,
+                finished_at=self.now if hopeless else None,
+                error=task.error,
+            )
+            assert task == self.model[task.id]
+
+    @rule(task_id=ids)
+    def cancel(self, task_id: str) -> None:
+        refusal = self.refusal(task_id, WAITING, TaskHasStarted)
+        if self.done(self.engine.cancel(task_id, self.now), refusal):
+            self.change(task_id, status=Status.CANCELLED, finished_at=self.now)
+
+    @rule(task_id=ids)
+    def retry(self, task_id: str) -> None:
+        refusal = self.refusal(task_id, GIVEN_UP, TaskNotGivenUp)
+        if self.done(self.engine.retry(task_id, self.now, Batch()), refusal):
+            self.change(
+                task_id,
+                status=Status.QUEUED,
+                attempts=0,
+                crashes=0,
+                due_at=self.now,
+                started_at=None,
+                finished_at=None,
+                progress=None,
+                result=None,
+                error=None,
+            )
+
+    @rule()
+    def purge(self) -> None:
+        old = [task for task in self.those(*FINISHED) if (task.finished_at or 0) < self.now]
+        for task in old:
+            del self.model[task.id]
+        purging = self.engine.purge(finished_before=self.now, answered_before=0, limit=1_000)
+        assert self.ask(purging) == len(old)
+
+    @invariant()
+    def both_hold_the_same(self) -> None:
+        listing = self.engine.list_tasks(status=None, kind=None, after=None, limit=1_000)
+        assert self.ask(listing) == list(self.model.values())[::-1]
+
+    @invariant()
+    def both_count_the_same(self) -> None:
+        backlog = self.ask(self.engine.backlog())
+        counts = Counter(task.status for task in self.model.values())
+        assert backlog.counts == {status: counts[status] for status in Status}
+        due = [task.due_at for task in self.those(*WAITING)]
+        assert backlog.oldest_due_at == min(due, default=None)
+
+    def teardown(self) -> None:
+        """Leave the engine empty for the next example."""
+        for task in self.those(*WAITING):
+            self.ask(self.engine.cancel(task.id, self.now))
+        for task in self.those(Status.RUNNING):
+            self.ask(self.engine.settle(task, Outcome(Status.SUCCEEDED), self.now))
+        self.ask(self.engine.purge(finished_before=self.now + 1, answered_before=0, limit=1_000))
+
+    # The model
+
+    def those(self, *statuses: Status) -> list[Task]:
+        return [task for task in self.model.values() if task.status in statuses]
+
+    def holds(self, claimed: Task) -> bool:
+        task = self.model.get(claimed.id)
+        return task is not None and task.owner is not None and task.claims == claimed.claims
+
+    def change(self, task_id: str, **changes: Any) -> None:
+        self.model[task_id] = replace(self.model[task_id], updated_at=self.now, **changes)
+
+    def refusal(
+        self, task_id: str, allowed: tuple[Status, ...], otherwise: type[Exception]
+    ) -> type[Exception] | None:
+        if task_id not in self.model:
+            return TaskNotFound
+        return None if self.model[task_id].status in allowed else otherwise
+
+    def done(self, asking: Coroutine[Any, Any, Task], refusal: type[Exception] | None) -> bool:
+        with pytest.raises(refusal) if refusal else contextlib.nullcontext():
+            self.ask(asking)
+        return refusal is None

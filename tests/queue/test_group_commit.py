@@ -1,0 +1,167 @@
+"""Durability is shared: what arrives together is committed together, and fails alone."""
+
+import asyncio
+import json
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from app.queue.errors import QueueUnavailable
+from app.queue.group_commit import GroupCommit, Row
+
+pytestmark = pytest.mark.anyio
+
+Connection = sqlite3.Connection
+
+
+@pytest.fixture
+def statements() -> list[str]:
+    """Every statement, as the database gets it."""
+    return []
+
+
+@pytest.fixture
+async def commits(tmp_path: Path, statements: list[str]) -> AsyncIterator[GroupCommit]:
+    """A group commit over one table of numbers, each of which may be written once."""
+
+    def connect() -> Connection:
+        connection = sqlite3.connect(tmp_path / "numbers.db", timeout=0.05, isolation_level=None)
+        connection.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY)")
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    commits = GroupCommit(connect, insert)
+    await commits.start()
+    yield commits
+    await commits.stop()
+
+
+def insert(connection: Connection, rows: list[Row]) -> None:
+    connection.execute(
+        "INSERT INTO numbers SELECT value ->> 0 FROM json_each(?)", (json.dumps(rows),)
+    )
+
+
+def writing(n: int) -> Callable[[Connection], int]:
+    """An operation that writes a number, and gives it back."""
+
+    def write(connection: Connection) -> int:
+        insert(connection, [(n,)])
+        return n
+
+    return write
+
+
+def numbers(connection: Connection) -> list[int]:
+    return [n for (n,) in connection.execute("SELECT n FROM numbers ORDER BY n")]
+
+
+async def test_what_arrives_together_shares_a_transaction(
+    commits: GroupCommit, statements: list[str]
+) -> None:
+    results = await asyncio.gather(*(commits.run(writing(n)) for n in range(50)))
+    assert results == list(range(50))
+    assert statements.count("BEGIN IMMEDIATE") == statements.count("COMMIT") == 1
+
+
+async def test_what_arrives_during_a_commit_shares_the_next_one(
+    commits: GroupCommit, statements: list[str]
+) -> None:
+    disk_is_slow = threading.Event()
+    first = asyncio.create_task(commits.run(lambda _: disk_is_slow.wait(5)))
+    await asyncio.sleep(0.01)
+    others = [asyncio.create_task(commits.run(writing(n))) for n in range(50)]
+    await asyncio.sleep(0.01)
+    assert not any(other.done() for other in others)
+    disk_is_slow.set()
+    assert await first
+    assert await asyncio.gather(*others) == list(range(50))
+    assert statements.count("COMMIT") == 2
+
+
+async def test_inserts_that_arrive_together_are_one_statement(
+    commits: GroupCommit, statements: list[str]
+) -> None:
+    await asyncio.gather(*(commits.insert([(n,), (-n,)]) for n in range(1, 50)))
+    (statement,) = statements
+    assert statement.startswith("INSERT")
+
+
+async def test_an_operation_sees_the_inserts_of_its_group(commits: GroupCommit) -> None:
+    _, seen = await asyncio.gather(commits.insert([(1,)]), commits.run(numbers))
+    assert seen == [1]
+
+
+async def test_an_operation_that_fails_fails_alone(commits: GroupCommit) -> None:
+    """What it had written is undone; the others of its group are committed all the same."""
+
+    def write_and_fail(connection: Connection) -> None:
+        insert(connection, [(666,)])
+        raise LookupError("its own error")
+
+    outcomes = await asyncio.gather(
+        commits.run(writing(1)),
+        commits.run(write_and_fail),
+        commits.insert([(2,)]),
+        return_exceptions=True,
+    )
+    assert outcomes[0] == 1
+    assert isinstance(outcomes[1], LookupError)
+    assert outcomes[2] is None
+    assert await commits.run(numbers) == [1, 2]
+
+
+async def test_an_insert_that_fails_fails_alone(commits: GroupCommit) -> None:
+    """And with all its rows."""
+    outcomes = await asyncio.gather(
+        commits.insert([(1,)]), commits.insert([(2,), (1,)]), return_exceptions=True
+    )
+    assert outcomes[0] is None
+    assert isinstance(outcomes[1], QueueUnavailable)
+    assert await commits.run(numbers) == [1]
+
+
+async def test_a_database_that_refuses_refuses_the_whole_group(
+    commits: GroupCommit, tmp_path: Path, statements: list[str]
+) -> None:
+    """It is asked once: each further time, all would wait for it again."""
+    with closing(sqlite3.connect(tmp_path / "numbers.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writes = (commits.run(writing(n)) for n in range(50))
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {QueueUnavailable}
+    assert statements == ["BEGIN IMMEDIATE"]
+
+
+async def test_a_caller_that_is_cancelled_disturbs_nobody(commits: GroupCommit) -> None:
+    """A request whose client went away was still accepted, or was not: both are fine."""
+    tasks = [asyncio.create_task(commits.run(writing(n))) for n in range(10)]
+    await asyncio.sleep(0)
+    tasks[3].cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcomes.pop(3), asyncio.CancelledError)
+    assert outcomes == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+async def test_what_was_asked_is_finished_before_the_end(tmp_path: Path) -> None:
+    def connect() -> Connection:
+        return sqlite3.connect(tmp_path / "empty.db", isolation_level=None)
+
+    commits = GroupCommit(connect, insert)
+    await commits.start()
+    asked = [asyncio.create_task(commits.run(lambda _: "done")) for _ in range(10)]
+    await asyncio.sleep(0)
+    await commits.stop()
+    assert await asyncio.gather(*asked) == ["done"] * 10
+
+
+async def test_a_start_raises_what_went_wrong() -> None:
+    def connect() -> Connection:
+        raise LookupError("no such place")
+
+    with pytest.raises(LookupError, match="no such place"):
+        await GroupCommit(connect, insert).start()

@@ -1,0 +1,274 @@
+"""What only the embedded engine can get wrong: its one file, and its one process."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.queue import sqlite
+from app.queue.errors import CannotStart, QueueFull, QueueUnavailable
+from app.queue.sqlite import SQLite
+from app.queue.task import Status
+from tests.queue.support import LEASE, NOW, a_task, claim_all, claim_one, put
+
+pytestmark = pytest.mark.anyio
+
+HOLD_A_TASK = """
+import asyncio, sys
+from pathlib import Path
+from app.queue.sqlite import SQLite
+from tests.queue.support import a_task, claim_one, put
+
+async def hold_a_task():
+    engine = SQLite(Path(sys.argv[1]))
+    await engine.start()
+    await put(engine, a_task())
+    await claim_one(engine)
+    print("held", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(hold_a_task())
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "var" / "queue.db"
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[SQLite]:
+    engine = SQLite(path)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+@pytest.fixture
+async def engine(path: Path) -> AsyncIterator[SQLite]:
+    async with opened(path) as engine:
+        yield engine
+
+
+async def rows(engine: SQLite, statement: str) -> list[Any]:
+    return await engine._commits.run(lambda connection: connection.execute(statement).fetchall())
+
+
+async def refusal(path: Path) -> str:
+    """Try to start on this file, and tell why it did not."""
+    with pytest.raises(CannotStart) as raised:
+        await SQLite(path).start()
+    message = str(raised.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+# One process
+
+
+@pytest.fixture
+def process(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process, which has started on the file and holds its only task."""
+    command = [sys.executable, "-c", HOLD_A_TASK, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.usefixtures("process")
+async def test_a_second_process_is_sent_to_postgresql(path: Path) -> None:
+    assert "postgresql://" in await refusal(path)
+
+
+async def test_a_killed_process_frees_the_file_and_its_tasks(
+    path: Path, process: subprocess.Popen[str]
+) -> None:
+    """At once: the lock tells that it is dead, so nobody waits for its leases."""
+    process.kill()
+    process.wait()
+    async with opened(path) as engine:
+        (recovered,) = await engine.recover("worker-2", now=NOW, longest_wait=LEASE)
+        assert (recovered.status, recovered.crashes) == (Status.RETRYING, 1)
+
+
+async def test_a_second_engine_in_this_process_is_refused_too(engine: SQLite, path: Path) -> None:
+    assert "in use" in await refusal(path)
+    await engine.check()
+
+
+async def test_what_was_put_is_there_at_the_next_start(path: Path) -> None:
+    task = a_task()
+    async with opened(path) as engine:
+        await put(engine, task)
+    async with opened(path) as engine:
+        assert await engine.get(task.id) == task
+
+
+async def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be opened" in await refusal(tmp_path / "file" / "queue.db")
+
+
+# Files that are not ours, or no longer in order
+
+
+async def refused_and_left_alone(path: Path) -> str:
+    before = contents(path)
+    reason = await refusal(path)
+    assert contents(path) == before
+    return reason
+
+
+def contents(path: Path) -> list[bytes]:
+    """The bytes of a database, and of its write-ahead log if there is anything in it."""
+    files = [path, path.with_name(f"{path.name}-wal")]
+    return [data for file in files if file.exists() and (data := file.read_bytes())]
+
+
+@pytest.fixture
+def connection(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection of somebody else, which knows nothing of the lock file."""
+    path.parent.mkdir(exist_ok=True)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        yield connection
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "diary.txt"
+    path.write_text("Dear diary, " * 1000)
+    assert "not a database" in await refused_and_left_alone(path)
+
+
+async def test_a_database_of_another_program_is_refused(
+    path: Path, connection: sqlite3.Connection
+) -> None:
+    connection.execute("CREATE TABLE tasks (title TEXT)")
+    assert "another program" in await refused_and_left_alone(path)
+
+
+async def test_a_database_of_a_newer_version_is_refused(path: Path) -> None:
+    async with opened(path) as engine:
+        await rows(engine, f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
+    assert "newer version" in await refused_and_left_alone(path)
+
+
+async def test_a_damaged_page_is_found_at_the_start(path: Path, tmp_path: Path) -> None:
+    """Not even what a killed process left in the write-ahead log is moved into such a file."""
+    async with opened(path) as engine:
+        await put(engine, *(a_task() for _ in range(500)))
+    async with opened(path) as engine:
+        await put(engine, a_task())
+        killed = Path(shutil.copytree(path.parent, tmp_path / "killed")) / path.name
+    with killed.open("r+b") as file:
+        file.seek(killed.stat().st_size // 2 // 4096 * 4096)
+        file.write(b"\xff" * 4096)
+    assert len(contents(killed)) == 2
+    assert "damaged (Page" in await refused_and_left_alone(killed)
+
+
+# Durability
+
+
+async def test_every_commit_waits_for_the_disk(engine: SQLite) -> None:
+    """2 is FULL: the WAL is synced before COMMIT returns, so power loss forgets no promise."""
+    assert await rows(engine, "PRAGMA synchronous") == [(2,)]
+    assert await rows(engine, "PRAGMA journal_mode") == [("wal",)]
+
+
+async def test_a_full_disk_is_refused_and_recovered_from(engine: SQLite) -> None:
+    """SQLite reports a bound on the file's pages exactly as it does a full disk."""
+    await rows(engine, "PRAGMA max_page_count = 1")
+    large = a_task(arguments="x" * 100_000)
+    with pytest.raises(QueueFull, match="disk is full; nothing was accepted"):
+        await put(engine, large)
+    await engine.backlog()
+    await rows(engine, "PRAGMA max_page_count = 1000000")
+    await put(engine, large)
+    assert await claim_one(engine)
+
+
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait less long for somebody else's lock than the service does."""
+    assert sqlite.LOCKED_SECONDS <= 1
+    monkeypatch.setattr(sqlite, "LOCKED_SECONDS", 0.1)
+
+
+async def test_a_locked_database_is_refused_and_recovered_from(
+    engine: SQLite, connection: sqlite3.Connection
+) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    with pytest.raises(QueueUnavailable) as raised:
+        await put(engine, a_task())
+    assert "locked" in str(raised.value.__cause__)
+    with pytest.raises(QueueUnavailable):
+        await engine.check()
+    connection.execute("ROLLBACK")
+    await put(engine, a_task())
+    assert len(await claim_all(engine)) == 1
+
+
+async def test_no_start_on_a_locked_database(path: Path, connection: sqlite3.Connection) -> None:
+    async with opened(path):
+        pass
+    connection.execute("BEGIN IMMEDIATE")
+    assert "locked" in await refusal(path)
+
+
+# Speed
+
+
+def recover(engine: SQLite) -> Awaitable[object]:
+    return engine.recover("worker-1", now=NOW, longest_wait=LEASE)
+
+
+def extend(engine: SQLite) -> Awaitable[object]:
+    return engine.extend("worker-1", now=NOW, lease=LEASE)
+
+
+def purge(engine: SQLite) -> Awaitable[object]:
+    return engine.purge(finished_before=NOW, answered_before=NOW, limit=10)
+
+
+def list_failed(engine: SQLite) -> Awaitable[object]:
+    return engine.list_tasks(status=Status.FAILED, kind=None, after=None, limit=10)
+
+
+@pytest.mark.parametrize(
+    ("ask", "indexes"),
+    [
+        (claim_all, {"tasks_due"}),
+        (SQLite.backlog, {"tasks_due"}),
+        (recover, {"tasks_due", "tasks_held"}),
+        (extend, {"tasks_by_status"}),
+        (list_failed, {"tasks_by_status"}),
+        (purge, {"tasks_finished", "answers_by_age"}),
+    ],
+)
+async def test_nothing_reads_more_tasks_than_it_needs(
+    engine: SQLite, ask: Callable[[SQLite], Awaitable[object]], indexes: set[str]
+) -> None:
+    """It goes by an index and sorts nothing, so that a backlog of 100,000 slows nobody down."""
+    statements: list[str] = []
+    await engine._commits.run(lambda connection: connection.set_trace_callback(statements.append))
+    await ask(engine)
+    await engine._commits.run(lambda connection: connection.set_trace_callback(None))
+    steps = [
+        step
+        for statement in statements
+        if statement.strip().startswith(("SELECT", "UPDATE", "DELETE"))
+        for *_, step in await rows(engine, f"EXPLAIN QUERY PLAN {statement}")
+    ]
+    assert indexes <= {word for step in steps for word in step.split()}
+    assert not {"SCAN tasks", "SCAN answers", "USE TEMP B-TREE FOR ORDER BY"} & set(steps)

@@ -1,0 +1,604 @@
+"""A worker does what was promised, and writes down how it ended: whatever happens meanwhile."""
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+
+from app.queue import worker as worker_module
+from app.queue.durable import Catalogue, Context
+from app.queue.engine import Engine
+from app.queue.errors import PermanentError, QueueUnavailable, TaskNotFound, TemporaryError
+from app.queue.events import What
+from app.queue.queue import Queue
+from app.queue.retry import MAX_CRASHES
+from app.queue.task import Status, Task
+from app.queue.worker import Worker
+from tests.queue.support import (
+    LEASE,
+    LONGEST_WAITS,
+    NOW,
+    Clock,
+    Diary,
+    a_task,
+    claim_all,
+    claim_one,
+    promise,
+    put,
+    queue_of,
+    working,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def frequent_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notice retries sooner than the service needs to."""
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.02)
+
+
+async def settled(queue: Queue[None], task: Task, **settings: Any) -> Task:
+    """Work until nothing is due, and read what became of the task."""
+    await Worker(queue, None, **settings).run_until_idle()
+    return await queue.engine.get(task.id)
+
+
+def error_of(task: Task) -> dict[str, Any]:
+    assert task.error is not None
+    error: dict[str, Any] = json.loads(task.error)
+    return error
+
+
+async def wait_forever(context: Context[None]) -> None:
+    """Give a test the time to disturb it."""
+    await asyncio.Event().wait()
+
+
+# Success
+
+
+async def test_a_task_gets_its_arguments_and_leaves_its_result(
+    engine: Engine, clock: Clock
+) -> None:
+    async def greet(context: Context[None], name: str, *, greeting: str) -> dict[str, str]:
+        return {"said": f"{greeting} {name}"}
+
+    queue = queue_of(engine, greet, now=clock)
+    task = await settled(queue, await promise(queue, greet, "Ada", greeting="Hello"))
+    assert (task.status, task.result) == (Status.SUCCEEDED, '{"said":"Hello Ada"}')
+    assert (task.attempts, task.finished_at, task.error) == (1, NOW, None)
+
+
+async def test_a_task_that_returns_nothing_has_no_result(engine: Engine, clock: Clock) -> None:
+    async def nothing(context: Context[None]) -> None:
+        pass
+
+    queue = queue_of(engine, nothing, now=clock)
+    task = await settled(queue, await promise(queue, nothing))
+    assert (task.status, task.result) == (Status.SUCCEEDED, None)
+
+
+async def test_a_task_is_told_about_itself_and_given_its_tools(
+    engine: Engine, clock: Clock
+) -> None:
+    seen = []
+
+    async def look(context: Context[str]) -> None:
+        seen.append((context.task.id, context.task.attempts, context.tools))
+
+    queue = Queue[str](engine, Catalogue(look), LONGEST_WAITS, now=clock)
+    durable_tasks = queue.collect()
+    task = durable_tasks.add_task(look)
+    await queue.commit(durable_tasks.batch())
+    await Worker(queue, "a hammer").run_until_idle()
+    assert seen == [(task.id, 1, "a hammer")]
+
+
+async def test_what_happens_is_told_in_order(engine: Engine, clock: Clock) -> None:
+    """Each event carries the task as it stands then, the last one also how long it took."""
+
+    async def halve(context: Context[None]) -> None:
+        await context.report_progress(0.5)
+
+    queue = queue_of(engine, halve, now=clock)
+    diary = Diary(queue)
+    task = await settled(queue, await promise(queue, halve))
+    assert diary.whats == ["queued", "started", "progressed", "succeeded"]
+    statuses = [event.task.status for event in diary.events]
+    assert statuses == ["queued", "running", "running", "succeeded"]
+    *before, last = diary.events
+    assert {event.seconds for event in before} == {None}
+    assert last.task == task
+    assert (last.seconds or 0) > 0
+    assert last.exception is None
+
+
+async def test_follow_ups_are_committed_with_the_success(engine: Engine, clock: Clock) -> None:
+    async def follow_up(context: Context[None]) -> str:
+        return str(context.task.request_id)
+
+    async def upload(context: Context[None]) -> None:
+        context.durable_tasks.add_task(follow_up)
+        context.durable_tasks.keep("uploads", "1", {"size": 3})
+
+    queue = queue_of(engine, upload, follow_up, now=clock)
+    diary = Diary(queue)
+    durable_tasks = queue.collect("request-1")
+    durable_tasks.add_task(upload)
+    await queue.commit(durable_tasks.batch())
+    await Worker(queue, None).run_until_idle()
+    assert diary.whats == ["queued", "started", "succeeded", "queued", "started", "succeeded"]
+    assert diary.events[-1].task.result == '"request-1"'
+    assert (await engine.read_record("uploads", "1")).body == {"size": 3}
+
+
+# Failure
+
+
+async def test_a_failed_attempt_is_made_again_when_its_wait_is_over(
+    engine: Engine, clock: Clock
+) -> None:
+    async def fail_at_first(context: Context[None]) -> str:
+        if context.task.attempts == 1:
+            raise TemporaryError("mailbox busy", smtp_code=450, smtp_text=None)
+        return "at last"
+
+    queue = queue_of(engine, fail_at_first, now=clock, policy=LONGEST_WAITS)
+    diary = Diary(queue)
+    task = await settled(queue, await promise(queue, fail_at_first))
+    assert (task.status, task.attempts, task.next_attempt_at) == (Status.RETRYING, 1, NOW + 10)
+    assert error_of(task) == {
+        "type": "TemporaryError",
+        "detail": "mailbox busy",
+        "smtp_code": 450,
+    }
+    assert isinstance(diary.events[-1].exception, TemporaryError)
+
+    clock.now = NOW + 10
+    task = await settled(queue, task)
+    assert (task.status, task.attempts, task.result) == (Status.SUCCEEDED, 2, '"at last"')
+    assert (task.next_attempt_at, task.error) == (None, None)
+    assert diary.whats == ["queued", "started", "retrying", "started", "succeeded"]
+
+
+async def test_a_task_fails_when_its_attempts_run_out(engine: Engine, clock: Clock) -> None:
+    async def fail(context: Context[None]) -> None:
+        raise OSError("x" * 5000)
+
+    queue = queue_of(engine, fail, now=clock)
+    diary = Diary(queue)
+    task = await settled(queue, await promise(queue, fail))
+    assert (task.status, task.attempts) == (Status.FAILED, 3)
+    assert error_of(task) == {"type": "OSError", "detail": "x" * 1000}
+    assert diary.whats == ["queued", *["started", "retrying"] * 2, "started", "failed"]
+
+
+async def test_a_permanent_error_fails_a_task_at_once(engine: Engine, clock: Clock) -> None:
+    """With what is known about it, for whoever reads the task."""
+
+    async def refuse(context: Context[None]) -> None:
+        raise PermanentError("no such mailbox", smtp_code=550)
+
+    queue = queue_of(engine, refuse, now=clock)
+    task = await settled(queue, await promise(queue, refuse))
+    assert (task.status, task.attempts) == (Status.FAILED, 1)
+    assert error_of(task) == {
+        "type": "PermanentError",
+        "detail": "no such mailbox",
+        "smtp_code": 550,
+    }
+
+
+async def test_an_attempt_that_takes_too_long_is_ended(engine: Engine, clock: Clock) -> None:
+    queue = queue_of(engine, wait_forever, now=clock)
+    task = await settled(queue, await promise(queue, wait_forever), task_timeout=0.01)
+    assert (task.status, task.attempts) == (Status.FAILED, 3)
+    assert error_of(task) == {
+        "type": "TimeoutError",
+        "detail": "the attempt took longer than 0.01 s",
+    }
+
+
+async def test_a_timeout_of_the_tasks_own_keeps_its_words(engine: Engine, clock: Clock) -> None:
+    async def connect(context: Context[None]) -> None:
+        raise TimeoutError("the server did not answer")
+
+    queue = queue_of(engine, connect, now=clock)
+    task = await settled(queue, await promise(queue, connect))
+    assert error_of(task)["detail"] == "the server did not answer"
+
+
+async def test_a_task_of_an_unknown_name_fails(engine: Engine, clock: Clock) -> None:
+    """It may stem from another version of the service; to try again would not help."""
+    await put(engine, task := a_task(kind="renamed"))
+    task = await settled(queue_of(engine, now=clock), task)
+    assert (task.status, task.attempts) == (Status.FAILED, 1)
+    assert "no task is named renamed" in error_of(task)["detail"]
+
+
+@pytest.mark.parametrize("where", ["result", "record", "follow-up"])
+async def test_what_json_has_no_form_for_is_a_failure(
+    engine: Engine, clock: Clock, where: str
+) -> None:
+    """Of the task, not of the worker."""
+
+    async def careless(context: Context[None], value: Any = None) -> Any:
+        match where:
+            case "record":
+                context.durable_tasks.keep("uploads", "1", {"value": object()})
+            case "follow-up":
+                context.durable_tasks.add_task(careless, object())
+        return object()
+
+    queue = queue_of(engine, careless, now=clock)
+    task = await settled(queue, await promise(queue, careless))
+    assert task.status is Status.FAILED
+    assert error_of(task)["type"] == "TypeError"
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, KeyboardInterrupt])
+async def test_nothing_that_a_task_raises_stops_the_worker(
+    engine: Engine, clock: Clock, error: type[BaseException]
+) -> None:
+    """Not even what is no Exception; and the attempt counts, or it would be made for ever."""
+
+    async def wild(context: Context[None]) -> None:
+        raise error
+
+    queue = queue_of(engine, wild, now=clock)
+    first, second = await promise(queue, wild), await promise(queue, wild)
+    await Worker(queue, None, concurrency=1).run_until_idle()
+    for task in (await engine.get(first.id), await engine.get(second.id)):
+        assert (task.status, task.attempts) == (Status.FAILED, 3)
+        assert error_of(task)["type"] == error.__name__
+
+
+async def test_follow_ups_of_a_failure_are_forgotten(engine: Engine, clock: Clock) -> None:
+    """The next attempt adds them again."""
+    added = []
+
+    async def fail_late(context: Context[None]) -> None:
+        added.append(context.durable_tasks.add_task(wait_forever))
+        raise OSError
+
+    queue = queue_of(engine, fail_late, wait_forever, now=clock)
+    await settled(queue, await promise(queue, fail_late))
+    assert len(added) == 3
+    for task in added:
+        with pytest.raises(TaskNotFound):
+            await engine.get(task.id)
+
+
+# Progress
+
+
+@pytest.mark.parametrize(("told", "noted"), [(0.25, 0.25), (-1, 0), (7, 1)])
+async def test_progress_is_between_nothing_and_all(
+    engine: Engine, clock: Clock, told: float, noted: float
+) -> None:
+    async def tell(context: Context[None]) -> None:
+        await context.report_progress(told)
+
+    queue = queue_of(engine, tell, now=clock)
+    task = await settled(queue, await promise(queue, tell))
+    assert task.progress == noted
+
+
+async def test_progress_that_cannot_be_noted_is_let_go(engine: Engine, clock: Clock) -> None:
+    async def tell(context: Context[None]) -> None:
+        await context.report_progress(0.5)
+
+    queue = queue_of(refusing(engine, "report"), tell, now=clock)
+    task = await settled(queue, await promise(queue, tell))
+    assert (task.status, task.progress) == (Status.SUCCEEDED, None)
+
+
+async def test_progress_after_a_task_was_lost_is_not_told(engine: Engine, clock: Clock) -> None:
+    async def tell(context: Context[None]) -> None:
+        await engine.recover("another worker", now=NOW + LEASE, longest_wait=LEASE)
+        await context.report_progress(0.5)
+
+    queue = queue_of(engine, tell, now=clock)
+    diary = Diary(queue)
+    task = await settled(queue, await promise(queue, tell))
+    assert diary.whats == ["queued", "started", "lost"]
+    assert (task.status, task.progress) == (Status.RETRYING, None)
+
+
+# Running
+
+
+async def test_no_more_tasks_run_at_once_than_allowed(engine: Engine, clock: Clock) -> None:
+    running = most = 0
+
+    async def count(context: Context[None]) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.005)
+        running -= 1
+
+    queue = queue_of(engine, count, now=clock)
+    diary = Diary(queue)
+    for _ in range(20):
+        await promise(queue, count)
+    async with working(queue, concurrency=3):
+        await diary.until(What.SUCCEEDED, times=20)
+    assert most == 3
+
+
+async def test_each_task_runs_once_however_many_workers_there_are(
+    engine: Engine, clock: Clock
+) -> None:
+    ran = []
+
+    async def run(context: Context[None]) -> None:
+        ran.append(context.task.id)
+        await asyncio.sleep(0.001)
+
+    queue = queue_of(engine, run, now=clock)
+    diary = Diary(queue)
+    tasks = [await promise(queue, run) for _ in range(50)]
+    async with working(queue, concurrency=3), working(queue, concurrency=3):
+        await diary.until(What.SUCCEEDED, times=50)
+    assert sorted(ran) == sorted(task.id for task in tasks)
+
+
+async def test_an_idle_worker_begins_at_once(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not look in from time to time: the commit wakes it."""
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 60.0)
+
+    async def greet(context: Context[None]) -> None:
+        pass
+
+    queue = queue_of(engine, greet, now=clock)
+    diary = Diary(queue)
+    async with working(queue):
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await promise(queue, greet)
+        await diary.until(What.SUCCEEDED)
+        assert time.monotonic() - began < 0.5
+
+
+async def test_a_retry_needs_nobody_to_wake_the_worker(engine: Engine) -> None:
+    async def fail_at_first(context: Context[None]) -> None:
+        if context.task.attempts == 1:
+            raise OSError
+
+    queue = queue_of(engine, fail_at_first, now=time.time)
+    diary = Diary(queue)
+    async with working(queue):
+        await promise(queue, fail_at_first)
+        await diary.until(What.SUCCEEDED)
+
+
+# Leases
+
+
+async def test_a_task_longer_than_its_lease_is_not_stolen(engine: Engine) -> None:
+    """As long as the heartbeat of its worker goes on."""
+
+    async def outlast(context: Context[None]) -> None:
+        await asyncio.sleep(1.2)
+
+    queue = queue_of(engine, outlast, now=time.time)
+    diary = Diary(queue)
+    await promise(queue, outlast)
+    async with working(queue, lease=0.6), working(queue, lease=0.6):
+        await diary.until(What.SUCCEEDED)
+    assert diary.whats == ["queued", "started", "succeeded"]
+
+
+async def test_an_attempt_whose_task_was_lost_is_cancelled(engine: Engine, clock: Clock) -> None:
+    """At the next heartbeat; what it did since then changes nothing in the record."""
+    queue = queue_of(engine, wait_forever, now=clock)
+    diary = Diary(queue)
+    await promise(queue, wait_forever)
+    async with working(queue, lease=0.15):
+        await diary.until(What.STARTED)
+        (taken,) = await engine.recover("another worker", now=NOW + 1, longest_wait=LEASE)
+        lost = await diary.until(What.LOST)
+    assert isinstance(lost.exception, asyncio.CancelledError)
+    assert await engine.get(taken.id) == taken
+
+
+async def test_a_task_lost_and_won_back_runs_once_at_a_time(engine: Engine, clock: Clock) -> None:
+    """The earlier attempt ends before the next one begins."""
+    running = 0
+
+    async def only_one(context: Context[None]) -> None:
+        nonlocal running
+        running += 1
+        assert running == 1
+        try:
+            await asyncio.sleep(60 if context.task.attempts == 1 else 0)
+        finally:
+            running -= 1
+
+    queue = queue_of(engine, only_one, now=clock)
+    diary = Diary(queue)
+    await promise(queue, only_one)
+    async with working(queue):
+        await diary.until(What.STARTED)
+        await engine.recover("another worker", now=NOW + LEASE, longest_wait=LEASE)
+        clock.now = NOW + LEASE
+        await diary.until(What.SUCCEEDED)
+    assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
+
+
+async def test_the_tasks_of_dead_workers_are_taken_back_at_the_start(
+    engine: Engine, clock: Clock
+) -> None:
+    """And told of: those to be run again, and those that crashed once too often."""
+
+    async def survive(context: Context[None]) -> None:
+        pass
+
+    queue = queue_of(engine, survive, now=clock)
+    diary = Diary(queue)
+    await promise(queue, survive)
+    await put(engine, deadly := a_task(max_attempts=1, kind="survive"))
+    await claim_all(engine, "a dead worker")
+    clock.now = NOW + LEASE
+    async with working(queue):
+        await diary.until(What.SUCCEEDED)
+    assert sorted(diary.whats[1:3]) == ["failed", "recovered"]
+    assert error_of(await engine.get(deadly.id))["type"] == "WorkerDied"
+
+
+async def test_the_tasks_of_a_worker_that_dies_later_are_taken_back_too(
+    engine: Engine, clock: Clock
+) -> None:
+    async def survive(context: Context[None]) -> None:
+        pass
+
+    queue = queue_of(engine, survive, now=clock)
+    diary = Diary(queue)
+    await promise(queue, survive)
+    await claim_one(engine, "a worker that lives")
+    async with working(queue, lease=0.15):
+        await asyncio.sleep(0.1)
+        clock.now = NOW + LEASE
+        await diary.until(What.SUCCEEDED)
+    assert diary.whats == ["queued", "recovered", "started", "succeeded"]
+    assert diary.events[-1].task.crashes == 1 < MAX_CRASHES
+
+
+# Stopping
+
+
+async def test_a_stopping_worker_lets_tasks_finish_within_the_grace(
+    engine: Engine, clock: Clock
+) -> None:
+    """And takes no others."""
+    release = asyncio.Event()
+
+    async def finish(context: Context[None]) -> None:
+        await release.wait()
+
+    queue = queue_of(engine, finish, now=clock)
+    diary = Diary(queue)
+    first, second = await promise(queue, finish), await promise(queue, finish)
+    worker = Worker(queue, None, concurrency=1)
+    await worker.start()
+    await diary.until(What.STARTED)
+    stopping = asyncio.create_task(worker.stop(grace=5))
+    await asyncio.sleep(0.05)
+    release.set()
+    await asyncio.wait_for(stopping, 1)
+    assert (await engine.get(first.id)).status is Status.SUCCEEDED
+    assert await engine.get(second.id) == second
+
+
+async def test_a_stopping_worker_gives_back_what_does_not_finish(
+    engine: Engine, clock: Clock
+) -> None:
+    """Uncounted, due at once, and within a second after the grace."""
+    queue = queue_of(engine, wait_forever, now=clock)
+    diary = Diary(queue)
+    task = await promise(queue, wait_forever)
+    worker = Worker(queue, None)
+    await worker.start()
+    await diary.until(What.STARTED)
+    async with asyncio.timeout(1.1):
+        await worker.stop(grace=0.1)
+    given_back = await engine.get(task.id)
+    assert (given_back.status, given_back.attempts, given_back.owner) == (Status.QUEUED, 0, None)
+    assert diary.whats == ["queued", "started", "given_back"]
+    assert (await claim_one(engine)).id == task.id
+
+
+async def test_what_a_stopping_worker_has_just_claimed_runs(engine: Engine, clock: Clock) -> None:
+    async def greet(context: Context[None]) -> None:
+        pass
+
+    queue = queue_of(engine, greet, now=clock)
+    task = await promise(queue, greet)
+    worker = Worker(queue, None)
+    await worker.start()
+    await asyncio.sleep(0)  # the claim is under way
+    await worker.stop(grace=5)
+    assert (await engine.get(task.id)).status is Status.SUCCEEDED
+
+
+async def test_a_worker_stops_even_while_the_database_refuses(engine: Engine, clock: Clock) -> None:
+    """It goes without its last write; the next worker takes the task back."""
+    database = refusing(engine)
+    queue = queue_of(database, wait_forever, now=clock)
+    diary = Diary(queue)
+    task = await promise(queue, wait_forever)
+    worker = Worker(queue, None)
+    await worker.start()
+    await diary.until(What.STARTED)
+    database.refused |= {"claim", "settle"}
+    async with asyncio.timeout(2):
+        await worker.stop(grace=0)
+    assert (await engine.get(task.id)).status is Status.RUNNING
+    (recovered,) = await engine.recover("worker-2", now=NOW + LEASE, longest_wait=LEASE)
+    assert recovered.id == task.id
+
+
+# A database that refuses
+
+
+class Refusing:
+    """An engine whose database refuses some of its verbs, as a full disk would."""
+
+    def __init__(self, engine: Engine, refused: set[str]) -> None:
+        self._engine = engine
+        self.refused = refused
+
+    def __getattr__(self, verb: str) -> Any:
+        """Refuse, or pass on what is asked."""
+        return self._refuse if verb in self.refused else getattr(self._engine, verb)
+
+    async def _refuse(self, *_: object, **__: object) -> None:
+        raise QueueUnavailable
+
+
+def refusing(engine: Engine, *verbs: str) -> Any:
+    return Refusing(engine, set(verbs))
+
+
+async def test_no_result_is_lost_while_the_database_refuses(engine: Engine, clock: Clock) -> None:
+    """The task has run, so it must not run again: its outcome is kept until it can be written."""
+    ran = []
+
+    async def send(context: Context[None]) -> str:
+        ran.append(context.task.id)
+        return "sent"
+
+    database = refusing(engine, "settle")
+    queue = queue_of(database, send, now=clock)
+    diary = Diary(queue)
+    task = await promise(queue, send)
+    async with working(queue):
+        await diary.until(What.STARTED)
+        await asyncio.sleep(0.05)
+        assert (await engine.get(task.id)).status is Status.RUNNING
+        database.refused.clear()
+        await diary.until(What.SUCCEEDED)
+    assert ran == [task.id]
+    assert (await engine.get(task.id)).result == '"sent"'
+
+
+async def test_a_worker_goes_on_when_the_database_does(engine: Engine, clock: Clock) -> None:
+    async def greet(context: Context[None]) -> None:
+        pass
+
+    database = refusing(engine)
+    queue = queue_of(database, greet, now=clock)
+    diary = Diary(queue)
+    async with working(queue, lease=0.15):
+        database.refused |= {"claim", "extend", "recover"}
+        await promise(queue, greet)
+        await asyncio.sleep(0.1)
+        assert diary.whats == ["queued"]
+        database.refused.clear()
+        await diary.until(What.SUCCEEDED)
