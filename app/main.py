@@ -48,7 +48,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics has our own
     )
     for part in (notifications, uploads, tasks, patterns, operations, inbox):
-        app.include_router(part.router)
+        # Not include_router: it matches each request twice, and nothing is to be added to a route.
+        app.router.routes.extend(part.router.routes)
     problems.install(app)
     app.add_exception_handler(promises.Replay, promises.replayed)
     upload_limit = settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES

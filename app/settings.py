@@ -1,9 +1,12 @@
 """Every setting, from the environment or `.env`; `.env.example` says what each is for."""
 
+import re
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -17,9 +20,16 @@ def _queue_url(url: str) -> str:
 
 
 def _upload_url(url: str) -> str:
-    if not url.startswith("file:") or url == "file:":
+    if not re.fullmatch(r"file:(?!//[^/]).+", url):
         raise ValueError("must be file:PATH (file:/PATH for an absolute path)")
     return url
+
+
+def _address(address: str) -> str:
+    try:
+        return validate_email(address, check_deliverability=False).ascii_email or ""
+    except EmailNotValidError:
+        raise ValueError("must be an e-mail address") from None
 
 
 def _log_format() -> Literal["console", "json"]:
@@ -48,7 +58,7 @@ class Settings(BaseSettings):
     smtp_timeout: Seconds = 30
     smtp_data_timeout: Seconds = 600
     smtp_connections: int = Field(10, ge=1, le=1000)
-    mail_from: str = "notifications@example.com"
+    mail_from: Annotated[str, AfterValidator(_address)] = "notifications@example.com"
 
     catcher: bool = False
     catcher_directory: Path = Path("var/inbox")
@@ -68,12 +78,19 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field(default_factory=_log_format)
 
     @model_validator(mode="after")
-    def _catcher_takes_no_login(self) -> Self:
-        if self.catcher and self.smtp_username:
-            raise ValueError(
-                "SMTP_USERNAME: the embedded catcher takes no login; unset one of both"
-            )
+    def _login_can_work(self) -> Self:
+        if self.smtp_username and self.catcher:
+            raise ValueError("SMTP_USERNAME: the embedded catcher takes no login; unset one")
+        if self.smtp_username and self.smtp_security == "none" and not _loopback(self.smtp_host):
+            raise ValueError("SMTP_SECURITY: must be starttls or tls, or the login goes in clear")
         return self
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class BadSettings(SystemExit):

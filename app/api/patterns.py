@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, BackgroundTasks, Query
+from fastapi import APIRouter, BackgroundTasks, Path, Query
 
 from app.api.dependencies import LogFileDep, QueueDep
 from app.api.problems import documented
@@ -56,7 +56,7 @@ async def read_user_data(user_id: Name, queue: QueueDep) -> Document:
     return record.body
 
 
-@post("/multiple-tasks/", 413)
+@post("/multiple-tasks/", 400, 409, 413, 422, 503, 507)
 async def run_multiple_tasks(background_tasks: BackgroundTasks, log_file: LogFileDep) -> Accepted:
     """Tasks of one request run one after the other; the second raises, and the third still runs."""
     background_tasks.add_task(write_log, log_file, "first task")
@@ -65,7 +65,7 @@ async def run_multiple_tasks(background_tasks: BackgroundTasks, log_file: LogFil
     return Accepted(message="Tasks queued")
 
 
-@post("/process/", 400, 413, 415, 422)
+@post("/process/", 400, 409, 413, 415, 422, 503, 507)
 async def process(data: Document, background_tasks: BackgroundTasks) -> Accepted:
     """An error inside a task is logged; the client has its 202, and the service goes on."""
     background_tasks.add_task(process_data, data)
@@ -74,7 +74,9 @@ async def process(data: Document, background_tasks: BackgroundTasks) -> Accepted
 
 @post("/items/{item_id}", 400, 409, 413, 422, 503, 507)
 async def create_item(
-    item_id: int, durable_tasks: DurableTasksDep, email: Address = "customer@example.com"
+    item_id: Annotated[int, Path(ge=0, le=2**63 - 1)],
+    durable_tasks: DurableTasksDep,
+    email: Address = "customer@example.com",
 ) -> QueuedItem:
     """A confirmation by mail after something was created."""
     task = durable_tasks.add_task(
@@ -86,7 +88,7 @@ async def create_item(
     return QueuedItem.of(task, "Confirmation queued", item_id=item_id)
 
 
-@post("/test-task/", 413)
+@post("/test-task/", 400, 409, 413, 422, 503, 507)
 async def run_test_task(background_tasks: BackgroundTasks, log_file: LogFileDep) -> Accepted:
     """How a background task is tested: TestClient waits for it; a real client does not."""
     background_tasks.add_task(write_log, log_file, "test task")

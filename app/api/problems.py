@@ -5,11 +5,13 @@ import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.api.schemas import Problem as ProblemSchema
 from app.files.store import NoSuchUpload, StoreFull, StoreUnavailable, UploadTooLarge
@@ -22,9 +24,9 @@ from app.queue.errors import (
     TaskNotGivenUp,
 )
 
-MOST_ERRORS = 20  # of one request; with the bounds below, a problem stays under 4 KB
+MOST_ERRORS = 10  # of one request; with the bounds below, a problem stays under 4 KB
 LONGEST_DETAIL = 120
-DEEPEST_POINTER = 5
+DEEPEST_POINTER = 3
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 # What the floors below raise, as a status; their docstrings are the details.
@@ -40,6 +42,7 @@ _STATUS: dict[type[Exception], HTTPStatus] = {
     QueueFull: HTTPStatus.INSUFFICIENT_STORAGE,
     StoreFull: HTTPStatus.INSUFFICIENT_STORAGE,
 }
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110; Python 3.13 on
 _RETRY_LATER = {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE}
 
 log = structlog.get_logger(__name__)
@@ -82,11 +85,10 @@ def problem(
     """One error as a response. `path` is the request's, for `instance`."""
     body = {
         "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
+        "title": _TITLES.get(status) or HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
-        # Non-ASCII is shown escaped: a path may hold what is no text at all.
-        "instance": path[:200],
+        "instance": quote(path, errors="replace")[:200],
     }
     if errors is not None:
         body["errors"] = errors
@@ -99,20 +101,25 @@ def problem(
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    detail = error.detail
-    if detail == HTTPStatus(error.status_code).phrase:
-        detail = _EXPLAINED.get(error.status_code, detail)
-    return problem(request.url.path, error.status_code, detail, headers=error.headers)
+    detail, headers = error.detail, error.headers
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # Starlette names the methods of the first route that matches, and there may be more.
+        detail, headers = "This address does not take this method.", {"Allow": _allowed(request)}
+    elif detail == HTTPStatus.NOT_FOUND.phrase:
+        detail = "There is nothing at this address."
+    return problem(request.url.path, error.status_code, detail, headers=headers)
 
 
-_EXPLAINED = {
-    404: "There is nothing at this address.",
-    405: "This address does not take this method.",
-}
+def _allowed(request: Request) -> str:
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods
+    return ", ".join(sorted(methods))
 
 
 async def _known(request: Request, error: Exception) -> Response:
-    status = next(status for kind, status in _STATUS.items() if type(error) is kind)
+    status = _STATUS[type(error)]
     if status in _RETRY_LATER:
         log.error("request refused", reason=repr(error.__cause__ or error))
     return problem(request.url.path, status, str(error))

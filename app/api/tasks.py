@@ -39,13 +39,13 @@ async def _existing(task_id: str, queue: QueueDep) -> Task:
 ExistingTask = Annotated[Task, Depends(_existing)]
 
 
-@router.get("/tasks/{task_id}", responses=documented(404, 503))
+@router.get("/tasks/{task_id}", responses=documented(404, 422, 503))
 async def read_task(task: ExistingTask) -> TaskView:
     """One task."""
     return TaskView.of(task)
 
 
-@router.post("/tasks/{task_id}/cancel", responses=documented(404, 409, 503, 507))
+@router.post("/tasks/{task_id}/cancel", responses=documented(404, 409, 422, 503, 507))
 async def cancel_task(task_id: str, queue: QueueDep) -> TaskView:
     """Withdraw a task that waits for its first or its next attempt."""
     return TaskView.of(await queue.cancel(task_id))
@@ -63,7 +63,7 @@ async def retry_task(task: ExistingTask, durable_tasks: DurableTasksDep) -> Queu
 @router.get(
     "/tasks/{task_id}/events",
     response_class=EventSourceResponse,
-    responses=documented(404, 503),
+    responses=documented(404, 422, 503),
 )
 async def task_events(
     task: ExistingTask, queue: QueueDep, feed: FeedDep

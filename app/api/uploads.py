@@ -121,7 +121,7 @@ async def _existing(upload_id: str, queue: QueueDep) -> Record:
 ExistingUpload = Annotated[Record, Depends(_existing)]
 
 
-@router.get("/uploads/{upload_id}", responses=documented(404, 503))
+@router.get("/uploads/{upload_id}", responses=documented(404, 422, 503))
 async def read_upload(upload: ExistingUpload) -> UploadView:
     """What is known of an upload."""
     return UploadView.of(upload)
@@ -130,7 +130,7 @@ async def read_upload(upload: ExistingUpload) -> UploadView:
 @router.get(
     "/uploads/{upload_id}/content",
     response_class=FileResponse,
-    responses=documented(404, 409, 503),
+    responses=documented(404, 409, 422, 503),
 )
 async def download(upload: ExistingUpload, uploads: UploadsDep) -> FileResponse:
     """The bytes, as an attachment: a browser saves them, and runs nothing that is in them."""
@@ -142,14 +142,16 @@ async def download(upload: ExistingUpload, uploads: UploadsDep) -> FileResponse:
 
 
 @router.get(
-    "/uploads/{upload_id}/thumbnail", response_class=FileResponse, responses=documented(404, 503)
+    "/uploads/{upload_id}/thumbnail",
+    response_class=FileResponse,
+    responses=documented(404, 422, 503),
 )
 async def thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> FileResponse:
     """A small picture of a picture."""
     return _attachment(await uploads.thumbnail_path(upload.id), "image/png", "thumbnail.png")
 
 
-@router.delete("/uploads/{upload_id}", status_code=204, responses=documented(404, 503))
+@router.delete("/uploads/{upload_id}", status_code=204, responses=documented(404, 422, 503))
 async def delete_upload(upload: ExistingUpload, queue: QueueDep, uploads: UploadsDep) -> None:
     """Remove an upload: first from the list, then its bytes."""
     await queue.engine.delete_record(COLLECTION, upload.id)

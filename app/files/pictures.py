@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
+MEDIA_TYPES = {f"image/{name.lower()}" for name in FORMATS}
 MAX_PIXELS = 50_000_000
 EDGE = 256  # pixels, of the longer side of a thumbnail
 

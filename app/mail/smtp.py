@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import re
 import socket
 import ssl
@@ -39,7 +38,7 @@ class Mailer:
     `timeout` is in seconds, for each step (connecting, TLS, each command's answer); `data_timeout`
     for the answer to the final dot, where haste makes duplicates (RFC 5321, 4.5.3.2.6; RFC 1047).
     `starttls` insists on STARTTLS. Certificates are checked against the system's authorities
-    (`SSL_CERT_FILE` names others). Raises ValueError if credentials would travel in clear.
+    (`SSL_CERT_FILE` names others).
     """
 
     def __init__(
@@ -54,8 +53,6 @@ class Mailer:
         data_timeout: float = 600,
         connections: int = 10,
     ) -> None:
-        if username is not None and security == "none" and not _is_loopback(host):
-            raise ValueError("SMTP credentials would travel in clear: use starttls or tls")
         self._host = host
         self._port = port
         self._username = username
@@ -259,13 +256,6 @@ class _Connection(SMTP):
             cast(asyncio.WriteTransport, self.transport).abort()
         super().close()
         self._open_connections.discard(self)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _local_hostname() -> str:

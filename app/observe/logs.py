@@ -34,7 +34,13 @@ def configure_logging(level: str, form: str) -> None:
     ]
     render: list[Processor]
     if form == "console":
-        render = [_escape_values, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        render = [
+            structlog.processors.format_exc_info,
+            _escape_values,
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ]
     else:
         render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dumps)]
     structlog.configure(
@@ -90,6 +96,12 @@ def _dumps(event: EventDict, **options: Any) -> str:
 def _escape_values(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Keep what came from outside on its line: line breaks and terminal codes are shown escaped."""
     for key, value in event.items():
-        if isinstance(value, str) and not value.isprintable():
-            event[key] = value.encode("unicode_escape").decode("ascii")
+        if key == "exception":  # a traceback has lines of its own
+            event[key] = "\n".join(map(_escape, value.split("\n")))
+        elif isinstance(value, str):
+            event[key] = _escape(value)
     return event
+
+
+def _escape(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -93,7 +93,18 @@ class Worker(Generic[ToolsT]):
             if len(self._attempts) >= self._concurrency:
                 await self._slot_free.wait()
             else:
-                await self._queue.engine.wait_for_tasks(POLL_SECONDS)
+                await self._rest()
+
+    async def _rest(self) -> None:
+        """Wait until tasks may have come, or the worker is to stop."""
+        waits = [
+            asyncio.create_task(self._queue.engine.wait_for_tasks(POLL_SECONDS)),
+            asyncio.create_task(self._stopping.wait()),
+        ]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
 
     async def _claim_due(self) -> bool:
         """Claim as many due tasks as there are free slots, and begin them; False if none."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import structlog
 
 from app.files.names import media_type
-from app.files.pictures import PictureRefused
+from app.files.pictures import MEDIA_TYPES, PictureRefused
 from app.files.store import NoSuchUpload
 from app.queue.errors import PermanentError, RecordNotFound
 from app.tasks.tools import Context
@@ -33,7 +33,7 @@ async def save_upload(context: Context, *, upload_id: str) -> dict[str, str] | N
     if not await tools.engine.update_record(replace(record, body=body)):
         await tools.uploads.delete(upload_id)
         return None
-    if actual.startswith("image/"):
+    if actual in MEDIA_TYPES:
         context.durable_tasks.add_task(make_thumbnail, upload_id=upload_id)
     log.info("upload published", upload_id=upload_id, content_type=actual)
     return {"upload_id": upload_id, "content_type": actual}

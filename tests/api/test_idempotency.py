@@ -109,11 +109,24 @@ def test_a_quoted_key_and_a_bare_one_are_the_same(client: TestClient, key: str) 
     assert is_replay(send(client, NOTIFICATION, f'"{key}"'), of=first)
 
 
-@pytest.mark.parametrize(
-    "key",
-    [b"", b" ", b'"', b'""', b'"open', b'"two" "keys"', b"two keys", b"x" * 256, b"\x7f", b"a\tb"]
-    + ["é".encode(), "é".encode("latin-1"), b"\xff"],
-)
+NO_KEYS = [
+    b"",
+    b" ",
+    b'"',
+    b'""',
+    b'"open',
+    b'"two" "keys"',
+    b"two keys",
+    b"a\ttab",
+    b"\x7f",
+    b"\xff",
+    "é".encode(),
+    "é".encode("latin-1"),
+    b"x" * 256,
+]
+
+
+@pytest.mark.parametrize("key", NO_KEYS)
 @pytest.mark.parametrize("call", [NOTIFICATION, upload_of()], ids=lambda call: call.path)
 def test_a_malformed_key_is_refused(client: TestClient, call: Call, key: bytes) -> None:
     problem_of(client.post(call.path, headers={b"Idempotency-Key": key}, **call.options), 400)

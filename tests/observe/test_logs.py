@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from app.main import create_app
 from app.observe.logs import configure_logging
+from app.queue import worker
 from tests.support.service import Service, mails_in, settings_in, wait_for
 
 HOSTILE = {
@@ -50,6 +51,12 @@ WRITERS: dict[str, Write] = {
 }
 
 each_form = pytest.mark.parametrize("form", ["json", "console"])
+
+
+@pytest.fixture(autouse=True)
+def retry_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker looks often for what is due."""
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
 
 
 @pytest.fixture(autouse=True)

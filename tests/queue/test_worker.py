@@ -226,12 +226,11 @@ async def test_what_json_has_no_form_for_is_a_failure(
     """Of the task, not of the worker."""
 
     async def careless(context: Context[None], value: Any = None) -> Any:
-        match where:
-            case "record":
-                context.durable_tasks.keep("uploads", "1", {"value": object()})
-            case "follow-up":
-                context.durable_tasks.add_task(careless, object())
-        return object()
+        if where == "record":
+            context.durable_tasks.keep("uploads", "1", {"value": object()})
+        if where == "follow-up":
+            context.durable_tasks.add_task(careless, object())
+        return object() if where == "result" else None
 
     queue = queue_of(engine, careless, now=clock)
     task = await settled(queue, await promise(queue, careless))
@@ -294,18 +293,6 @@ async def test_progress_that_cannot_be_noted_is_let_go(engine: Engine, clock: Cl
     queue = queue_of(refusing(engine, "report"), tell, now=clock)
     task = await settled(queue, await promise(queue, tell))
     assert (task.status, task.progress) == (Status.SUCCEEDED, None)
-
-
-async def test_progress_after_a_task_was_lost_is_not_told(engine: Engine, clock: Clock) -> None:
-    async def tell(context: Context[None]) -> None:
-        await engine.recover("another worker", now=NOW + LEASE, longest_wait=LEASE)
-        await context.report_progress(0.5)
-
-    queue = queue_of(engine, tell, now=clock)
-    diary = Diary(queue)
-    task = await settled(queue, await promise(queue, tell))
-    assert diary.whats == ["queued", "started", "lost"]
-    assert (task.status, task.progress) == (Status.RETRYING, None)
 
 
 # Running
@@ -406,6 +393,23 @@ async def test_an_attempt_whose_task_was_lost_is_cancelled(engine: Engine, clock
         lost = await diary.until(What.LOST)
     assert isinstance(lost.exception, asyncio.CancelledError)
     assert await engine.get(taken.id) == taken
+
+
+async def test_an_attempt_whose_task_was_lost_is_heard_no_more(
+    engine: Engine, clock: Clock
+) -> None:
+    """Neither its progress, nor its success, nor its follow-ups."""
+
+    async def lose(context: Context[None]) -> None:
+        await engine.recover("another worker", now=NOW + LEASE, longest_wait=LEASE)
+        await context.report_progress(0.5)
+        context.durable_tasks.add_task(lose)
+
+    queue = queue_of(engine, lose, now=clock)
+    diary = Diary(queue)
+    task = await settled(queue, await promise(queue, lose))
+    assert diary.whats == ["queued", "started", "lost"]
+    assert (task.status, task.progress) == (Status.RETRYING, None)
 
 
 async def test_a_task_lost_and_won_back_runs_once_at_a_time(engine: Engine, clock: Clock) -> None:
@@ -512,6 +516,16 @@ async def test_a_stopping_worker_gives_back_what_does_not_finish(
     assert (given_back.status, given_back.attempts, given_back.owner) == (Status.QUEUED, 0, None)
     assert diary.whats == ["queued", "started", "given_back"]
     assert (await claim_one(engine)).id == task.id
+
+
+async def test_an_idle_worker_stops_at_once(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 60.0)
+    async with working(queue_of(engine, now=clock)) as worker:
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(worker_module.LAST_WRITES_SECONDS / 2):
+            await worker.stop(grace=60)
 
 
 async def test_what_a_stopping_worker_has_just_claimed_runs(engine: Engine, clock: Clock) -> None:

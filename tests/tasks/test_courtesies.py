@@ -39,7 +39,7 @@ async def test_a_courtesy_can_be_cancelled() -> None:
     async def wait() -> None:
         await asyncio.Event().wait()
 
-    waiting = asyncio.create_task(wait())  # type: ignore[arg-type]
+    waiting = asyncio.ensure_future(wait())
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
