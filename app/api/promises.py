@@ -24,6 +24,8 @@ _KEY = re.compile(r'"([!#-~]{1,255})"|([!#-~][!-~]{0,254})')
 class Promises(DurableTasks[Tools]):
     """`durable_tasks` in a route. The route class commits it once the route has answered."""
 
+    # It must not hold the request, whose state holds it: a cycle would leave every request to the
+    # garbage collector.
     def __init__(self, request: Request) -> None:
         self._queue: Queue[Tools] = request.state.queue
         super().__init__(
@@ -32,8 +34,8 @@ class Promises(DurableTasks[Tools]):
             now=self._queue.now,
             request_id=request.state.request_id,
         )
-        self._request = request
         self._key = _idempotency_key(request)
+        self._keys_in_flight: set[str] = request.state.keys_in_flight
         self._retried: Task | None = None
         self.body_digest: bytes | None = None
         """Stands for the body where that was read as a stream."""
@@ -48,20 +50,19 @@ class Promises(DurableTasks[Tools]):
         if self._key is None:
             yield
             return
-        in_flight: set[str] = self._request.state.keys_in_flight
-        if self._key in in_flight:
+        if self._key in self._keys_in_flight:
             raise HTTPException(
                 409,
                 "The first request with this Idempotency-Key is under way.",
                 {"Retry-After": "1"},
             )
-        in_flight.add(self._key)
+        self._keys_in_flight.add(self._key)
         try:
             yield
         finally:
-            in_flight.discard(self._key)
+            self._keys_in_flight.discard(self._key)
 
-    async def commit(self, response: Response) -> None:
+    async def commit(self, request: Request, response: Response) -> None:
         """Write what was collected, and the answer if the request has a key.
 
         Raises Replay or InvalidRequest if the key was used before, QueueUnavailable if the
@@ -70,7 +71,7 @@ class Promises(DurableTasks[Tools]):
         promised = self._retried or next(iter(self.batch().tasks), None)
         if promised is not None:
             response.headers["Location"] = f"/tasks/{promised.id}"
-        answer = None if self._key is None else await self._answer(self._key, response)
+        answer = None if self._key is None else await self._answer(self._key, request, response)
         batch = self.batch(answer)
         try:
             if self._retried is not None:
@@ -84,12 +85,12 @@ class Promises(DurableTasks[Tools]):
                 "/Idempotency-Key", "This key was used before, for another request."
             ) from None
 
-    async def _answer(self, key: str, response: Response) -> Answer | None:
+    async def _answer(self, key: str, request: Request, response: Response) -> Answer | None:
         if response.status_code != 202:  # noqa: PLR2004 - nothing was queued
             return None
-        url = self._request.url
-        body = self.body_digest or await self._request.body()
-        asked = f"{self._request.method} {url.path}?{url.query}\n".encode()
+        url = request.url
+        body = self.body_digest or await request.body()
+        asked = f"{request.method} {url.path}?{url.query}\n".encode()
         return Answer(
             key=key,
             fingerprint=hashlib.sha256(asked + body).hexdigest(),

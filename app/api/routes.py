@@ -32,7 +32,7 @@ class Route(APIRoute):
             request.state.promises = promises = Promises(request)
             with promises.key_in_flight():
                 response = await handle(request)
-                await promises.commit(response)
+                await promises.commit(request, response)
             return response
 
         return handle_and_keep_promises

@@ -6,6 +6,7 @@ request almost nothing, and an idle service answers as fast as the disk does.
 """
 
 import asyncio
+import contextlib
 import queue
 import sqlite3
 import threading
@@ -68,7 +69,8 @@ class GroupCommit:
 
     async def stop(self) -> None:
         """Finish what was asked for, and close the connection."""
-        await self.run(lambda _: None)
+        with contextlib.suppress(QueueUnavailable):
+            await self.run(lambda _: None)
         self._groups.put([])
         await asyncio.to_thread(self._thread.join)
 
@@ -146,8 +148,9 @@ def _database_refuses(error: Exception) -> bool:
 def _translated(error: Exception) -> Exception:
     if not isinstance(error, sqlite3.Error):
         return error
-    kind = QueueFull if error.sqlite_errorcode == sqlite3.SQLITE_FULL else QueueUnavailable
-    translated = kind()
+    # An error of the module itself, such as a wrong binding, has no code.
+    code = getattr(error, "sqlite_errorcode", None)
+    translated = QueueFull() if code == sqlite3.SQLITE_FULL else QueueUnavailable()
     translated.__cause__ = error
     return translated
 

@@ -33,7 +33,7 @@ def courtesy(function: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[No
 @courtesy
 async def write_log(log_file: LogFile, message: str) -> None:
     """Append a line to the log file."""
-    await log_file.append(message)
+    log_file.append(message)
 
 
 @courtesy
