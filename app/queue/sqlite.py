@@ -400,7 +400,10 @@ def _lock(path: Path) -> int:
 
 def _check(path: Path) -> None:
     """Refuse a damaged or a foreign file, read-only: then even its WAL stays as it is."""
-    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+    # A process that died while it made the file left a journal, which is rolled back by writing.
+    mode = "rw" if path.with_name(path.name + "-journal").exists() else "ro"
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(f"it is damaged ({verdict.splitlines()[-1]})")

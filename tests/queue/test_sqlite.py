@@ -102,6 +102,29 @@ async def test_a_killed_process_frees_the_file_and_its_tasks(
         assert (recovered.status, recovered.crashes) == (Status.RETRYING, 1)
 
 
+def die_in_the_middle_of_the_first_write(path: Path) -> None:
+    """Leave half a file and a rollback journal, as a process does that is killed at that moment."""
+    dying = f"""
+import os, sqlite3
+db = sqlite3.connect({str(path)!r}, isolation_level=None)
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN")
+db.execute("CREATE TABLE half (a)")
+db.executemany("INSERT INTO half VALUES (?)", [("x" * 1000,)] * 500)
+os._exit(1)
+"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-c", dying], check=False)
+    assert path.with_name(path.name + "-journal").stat().st_size > 0
+
+
+async def test_a_process_killed_while_it_made_the_file_stops_nobody(path: Path) -> None:
+    die_in_the_middle_of_the_first_write(path)
+
+    async with opened(path) as engine:
+        await put(engine, a_task())
+
+
 async def test_a_second_engine_in_this_process_is_refused_too(engine: SQLite, path: Path) -> None:
     assert "in use" in await refusal(path)
     await engine.check()
