@@ -6,5 +6,5 @@ Floors; imports only point down:
     main        create_app(settings) and the lifespan: the one place where objects meet
     api/        all that speaks HTTP
     tasks/      every kind of background work: one short function each; observe/ logs and counts
-    queue/  mail/  files/  settings    what they stand on; none of these knows another
+    queue/  mail/  files/  settings  signals    what they stand on; none knows another
 """

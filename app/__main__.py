@@ -36,9 +36,8 @@ def main() -> None:
 
 def serve(settings: Settings) -> None:
     """Run the API until SIGTERM or SIGINT."""
-    from app.main import create_app
+    from app.main import app
 
-    app = create_app(settings)
     # Once it has stopped, uvicorn raises the signal again: by then it has been obeyed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _spare_the_garbage_collector()

@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from types import FrameType
+from collections.abc import AsyncIterator
 
 import structlog
 from fastapi import FastAPI
@@ -26,6 +24,7 @@ from app.queue.queue import Queue
 from app.queue.retry import RetryPolicy
 from app.queue.worker import Worker
 from app.settings import Settings, load_settings
+from app.signals import Stop
 from app.tasks import CATALOGUE
 from app.tasks.clean_up import clean_up_regularly
 from app.tasks.tools import Tools
@@ -91,7 +90,19 @@ async def run(settings: Settings) -> AsyncIterator[State]:
             queue.events.listen(listener)
 
         tools = Tools(mailer, settings.mail_from, store, pictures, engine)
-        await _start_worker(settings, queue, tools, feed, stack)
+        worker = (
+            await _start_worker(settings, queue, tools) if settings.worker_concurrency else None
+        )
+
+        async def stop_working() -> None:
+            feed.close()
+            if worker is not None:
+                log.info("stopping", grace_seconds=settings.shutdown_grace_seconds)
+                await worker.stop(settings.shutdown_grace_seconds)
+
+        stop = Stop(stop_working)
+        stack.push_async_callback(stop.finish)
+        stack.enter_context(stop.begun_by_signals())
         cleaning = asyncio.create_task(
             clean_up_regularly(engine, store, retention_days=settings.retention_days, now=queue.now)
         )
@@ -135,70 +146,16 @@ def _mailer(settings: Settings) -> Mailer:
     )
 
 
-async def _start_worker(
-    settings: Settings,
-    queue: Queue[Tools],
-    tools: Tools,
-    feed: Feed,
-    stack: contextlib.AsyncExitStack,
-) -> None:
-    """Start the worker, and stop it as soon as the process is told to end.
-
-    The server first waits for open requests; the worker's grace begins with the signal, at once.
-    """
-    loop = asyncio.get_running_loop()
-    stopping: list[asyncio.Task[None]] = []
-    worker = None
-    if settings.worker_concurrency:
-        worker = Worker(
-            queue,
-            tools,
-            concurrency=settings.worker_concurrency,
-            lease=settings.lease_seconds,
-            task_timeout=settings.task_timeout_seconds,
-        )
-        await worker.start()
-
-    def begin_to_stop() -> None:
-        if not stopping:
-            feed.close()
-            if worker is not None:
-                log.info("stopping", grace_seconds=settings.shutdown_grace_seconds)
-                stopping.append(asyncio.create_task(worker.stop(settings.shutdown_grace_seconds)))
-            else:
-                stopping.append(asyncio.create_task(asyncio.sleep(0)))
-
-    async def stop() -> None:
-        begin_to_stop()
-        await asyncio.gather(*stopping)
-
-    stack.push_async_callback(stop)
-    stack.enter_context(_on_signal(lambda: loop.call_soon_threadsafe(begin_to_stop)))
-
-
-@contextlib.contextmanager
-def _on_signal(begin_to_stop: Callable[[], object]) -> Iterator[None]:
-    """Call `begin_to_stop` on SIGTERM and SIGINT, before the server's own handler."""
-
-    def chained(handler: Callable[[int, FrameType | None], object]) -> Callable[..., None]:
-        def handle(number: int, frame: FrameType | None) -> None:
-            begin_to_stop()
-            handler(number, frame)
-
-        return handle
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    chains = {number: chained(old) for number, old in before.items() if callable(old)}
-    try:
-        for number, handle in chains.items():
-            signal.signal(number, handle)
-    except ValueError:  # not the main thread: a test's client, which sends no signals
-        chains = {}
-    try:
-        yield
-    finally:
-        for number in chains:
-            signal.signal(number, before[number])
+async def _start_worker(settings: Settings, queue: Queue[Tools], tools: Tools) -> Worker[Tools]:
+    worker = Worker(
+        queue,
+        tools,
+        concurrency=settings.worker_concurrency,
+        lease=settings.lease_seconds,
+        task_timeout=settings.task_timeout_seconds,
+    )
+    await worker.start()
+    return worker
 
 
 app = create_app()

@@ -13,7 +13,7 @@ from tests.support.service import ROOT
 
 # The floors, lowest first. Those on one floor do not know each other.
 FLOORS = [
-    {"queue", "mail", "files", "settings"},
+    {"queue", "mail", "files", "settings", "signals"},
     {"tasks", "observe"},
     {"api"},
     {"main"},

@@ -215,7 +215,11 @@ class Worker(Generic[ToolsT]):
             self._queue.events.emit(what, task)
 
     async def _persist(self, ask: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        """Ask the engine until it answers: a full disk or a locked database passes."""
+        """Ask the engine until it answers: a full disk or a locked database passes.
+
+        Whatever else it raises is logged, and asked again too: a worker that ended here would
+        leave a service that accepts and does nothing.
+        """
         pause = 0.1
         while True:
             try:
@@ -224,8 +228,10 @@ class Worker(Generic[ToolsT]):
                 log.warning(
                     "database refuses", error=repr(error.__cause__ or error), again_in=pause
                 )
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+            except Exception:
+                log.exception("database fails", again_in=pause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 
 async def _end(tasks: list[asyncio.Task[None]], *, within: float) -> None:

@@ -567,13 +567,14 @@ class Refusing:
     def __init__(self, engine: Engine, refused: set[str]) -> None:
         self._engine = engine
         self.refused = refused
+        self.error: Exception = QueueUnavailable()
 
     def __getattr__(self, verb: str) -> Any:
         """Refuse, or pass on what is asked."""
         return self._refuse if verb in self.refused else getattr(self._engine, verb)
 
     async def _refuse(self, *_: object, **__: object) -> None:
-        raise QueueUnavailable
+        raise self.error
 
 
 def refusing(engine: Engine, *verbs: str) -> Any:
@@ -602,7 +603,10 @@ async def test_no_result_is_lost_while_the_database_refuses(engine: Engine, cloc
     assert (await engine.get(task.id)).result == '"sent"'
 
 
-async def test_a_worker_goes_on_when_the_database_does(engine: Engine, clock: Clock) -> None:
+@pytest.mark.parametrize("error", [QueueUnavailable(), RuntimeError("a bug")], ids=repr)
+async def test_a_worker_goes_on_when_the_database_does(
+    engine: Engine, clock: Clock, error: Exception
+) -> None:
     async def greet(context: Context[None]) -> None:
         pass
 
@@ -610,6 +614,7 @@ async def test_a_worker_goes_on_when_the_database_does(engine: Engine, clock: Cl
     queue = queue_of(database, greet, now=clock)
     diary = Diary(queue)
     async with working(queue, lease=0.15):
+        database.error = error
         database.refused |= {"claim", "extend", "recover"}
         await promise(queue, greet)
         await asyncio.sleep(0.1)
