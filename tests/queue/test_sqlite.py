@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.queue import sqlite
+from app.queue import sqlite_file
 from app.queue.errors import CannotStart, QueueFull, QueueUnavailable
 from app.queue.sqlite import SQLite
 from app.queue.task import Status
@@ -182,7 +182,7 @@ async def test_a_database_of_another_program_is_refused(
 
 async def test_a_database_of_a_newer_version_is_refused(path: Path) -> None:
     async with opened(path) as engine:
-        await rows(engine, f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
+        await rows(engine, f"PRAGMA user_version = {sqlite_file.SCHEMA_VERSION + 1}")
     assert "newer version" in await refused_and_left_alone(path)
 
 
@@ -224,8 +224,8 @@ async def test_a_full_disk_is_refused_and_recovered_from(engine: SQLite) -> None
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait less long for somebody else's lock than the service does."""
-    assert sqlite.LOCKED_SECONDS <= 1
-    monkeypatch.setattr(sqlite, "LOCKED_SECONDS", 0.1)
+    assert sqlite_file.LOCKED_SECONDS <= 1
+    monkeypatch.setattr(sqlite_file, "LOCKED_SECONDS", 0.1)
 
 
 async def test_a_locked_database_is_refused_and_recovered_from(
