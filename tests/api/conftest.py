@@ -4,20 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from anyio.from_thread import start_blocking_portal
 from fastapi.testclient import TestClient
 
 from app.main import create_app
-from app.queue import worker
 from tests.api.requests import MAX_UPLOAD_BYTES
 from tests.support.service import Service, settings_in
-from tests.support.smtp_server import SmtpServer
-
-
-@pytest.fixture(autouse=True)
-def stop_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker with nothing to do looks at once whether it is to stop."""
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -42,13 +33,3 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     directory = tmp_path_factory.mktemp("service")
     with Service(directory, max_upload_bytes=MAX_UPLOAD_BYTES) as service:
         yield service
-
-
-@pytest.fixture
-def smtp_server() -> Iterator[SmtpServer]:
-    """An SMTP server that takes everything, until it is told otherwise."""
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(SmtpServer()) as server,
-    ):
-        yield server

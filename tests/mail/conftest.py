@@ -14,11 +14,6 @@ from tests.support.smtp_server import SmtpServer
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def server() -> AsyncIterator[SmtpServer]:
     """An SMTP server that takes everything, until it is told otherwise."""
     async with SmtpServer() as smtp_server:
