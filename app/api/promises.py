@@ -68,9 +68,8 @@ class Promises(DurableTasks[Tools]):
         Raises Replay or InvalidRequest if the key was used before, QueueUnavailable if the
         database refuses; and then nothing was written.
         """
-        promised = self._retried or next(iter(self.batch().tasks), None)
-        if promised is not None:
-            response.headers["Location"] = f"/tasks/{promised.id}"
+        if promised := [self._retried] if self._retried else self._tasks:
+            response.headers["Location"] = f"/tasks/{promised[0].id}"
         answer = None if self._key is None else await self._answer(self._key, request, response)
         batch = self.batch(answer)
         try:
