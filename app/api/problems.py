@@ -66,11 +66,11 @@ def install(app: FastAPI) -> None:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """These errors, for a route's `responses`."""
+    """These errors, and 500, for a route's `responses`."""
     content = {"application/problem+json": {"schema": ProblemSchema.model_json_schema()}}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": content}
-        for status in statuses
+        for status in (*statuses, HTTPStatus.INTERNAL_SERVER_ERROR)
     }
 
 

@@ -1,6 +1,7 @@
 """What every route does around its function: strict JSON in, promises on disk before the answer."""
 
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request, Response
@@ -11,6 +12,17 @@ from app.api.body import StrictRequest, says_json
 from app.api.promises import Promises
 
 
+# Read from the request itself, so that it costs nothing where it is not used; and so named here.
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same key with the same request is carried out once, and answered as the "
+    "first time. 1 to 255 visible ASCII characters; kept for 24 hours.",
+    "schema": {"type": "string", "maxLength": 257},
+}
+
+
 class Route(APIRoute):
     """The route class of every router here.
 
@@ -19,6 +31,12 @@ class Route(APIRoute):
     costs a fifth of the request, and does not see the response, which a repeated
     Idempotency-Key is to be answered with.
     """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if options.get("status_code") == HTTPStatus.ACCEPTED:
+            extra = options.get("openapi_extra") or {}
+            options["openapi_extra"] = {**extra, "parameters": [_IDEMPOTENCY_KEY]}
+        super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap FastAPI's handler."""

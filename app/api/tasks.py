@@ -81,7 +81,7 @@ async def task_events(
                     return
 
 
-@router.get("/events", response_class=EventSourceResponse)
+@router.get("/events", response_class=EventSourceResponse, responses=documented())
 async def all_events(feed: FeedDep) -> AsyncIterator[ServerSentEvent]:
     """Each change of any task, from now on."""
     with feed.changes() as changes:

@@ -221,3 +221,13 @@ def test_a_hundred_requests_at_once_with_one_key_make_one_task(
     )
     for response in waiting:
         problem_of(response, 409)
+
+
+def test_the_documentation_names_the_header_wherever_something_is_queued(
+    idle_client: TestClient,
+) -> None:
+    paths = idle_client.get("/openapi.json").json()["paths"]
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            names = [parameter["name"] for parameter in operation.get("parameters", [])]
+            assert ("Idempotency-Key" in names) == ("202" in operation["responses"]), (path, method)
