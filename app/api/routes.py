@@ -11,7 +11,6 @@ from starlette.exceptions import HTTPException
 from app.api.body import StrictRequest, says_json
 from app.api.promises import Promises
 
-
 # Read from the request itself, so that it costs nothing where it is not used; and so named here.
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
