@@ -5,7 +5,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from app.queue.events import Event, What
-from app.queue.task import Backlog
+from app.queue.task import FINISHED, Backlog
 
 
 class Metrics:
@@ -45,7 +45,8 @@ class Metrics:
     def exposition(self, backlog: Backlog, now: float) -> bytes:
         """Prometheus' text format, with the backlog as it stands."""
         for status, tasks in backlog.counts.items():
-            self._backlog.labels(status).set(tasks)
+            if status not in FINISHED:
+                self._backlog.labels(status).set(tasks)
         oldest = backlog.oldest_due_at
         self._age.set(0 if oldest is None else max(0.0, now - oldest))
         return generate_latest(self._registry)

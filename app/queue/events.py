@@ -44,13 +44,12 @@ class Events:
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
 
-    def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` with each event from now on, until the returned function is called."""
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` with each event from now on."""
         self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
 
     def emit(self, what: What, task: Task, **details: float | BaseException | None) -> None:
         """Tell every listener."""
         event = Event(what, task, **details)  # type: ignore[arg-type]
-        for listener in tuple(self._listeners):
+        for listener in self._listeners:
             listener(event)

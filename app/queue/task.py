@@ -1,4 +1,4 @@
-"""What a task is: its record, its states, and what it is given when it runs."""
+"""What a task is: its record, its states, and what is written together with it."""
 
 import json
 import random
@@ -103,11 +103,6 @@ class Backlog:
 
     counts: dict[Status, int]
     oldest_due_at: float | None
-
-    @property
-    def unfinished(self) -> int:
-        """Tasks that are still owed."""
-        return sum(n for status, n in self.counts.items() if status not in FINISHED)
 
 
 def new_id(now: float) -> str:

@@ -483,7 +483,8 @@ async def test_the_backlog_tells_since_when_the_oldest_task_waits(engine: Engine
     assert (await engine.backlog()).oldest_due_at == NOW - 9
     await claim_one(engine)
     backlog = await engine.backlog()
-    assert (backlog.oldest_due_at, backlog.unfinished) == (NOW - 5, 2)
+    assert backlog.oldest_due_at == NOW - 5
+    assert (backlog.counts[Status.QUEUED], backlog.counts[Status.RUNNING]) == (1, 1)
 
 
 async def test_the_backlog_counts_exactly(engine: Engine) -> None:
@@ -503,9 +504,6 @@ async def test_the_backlog_counts_exactly(engine: Engine) -> None:
     counted = Counter(task.status for task in await listed(engine, limit=1_000))
     backlog = await engine.backlog()
     assert {status: n for status, n in backlog.counts.items() if n} == counted
-    assert backlog.unfinished == sum(
-        counted[status] for status in (Status.QUEUED, Status.RETRYING, Status.RUNNING)
-    )
 
 
 # Staying ready

@@ -5,7 +5,6 @@ import pytest
 from app.queue.durable import Context
 from app.queue.engine import Engine
 from app.queue.errors import KeyTaken, TaskHasStarted, TaskNotGivenUp
-from app.queue.events import Event
 from app.queue.task import Answer, Batch, Status
 from tests.queue.support import NOW, Clock, Diary, claim_one, promise, queue_of
 
@@ -70,13 +69,3 @@ async def test_what_cannot_be_changed_is_not_told_of(engine: Engine, clock: Cloc
     with pytest.raises(TaskNotGivenUp, match="failed or a cancelled task"):
         await queue.retry(running.id, Batch())
     assert diary.events == []
-
-
-async def test_a_listener_can_stop_listening(engine: Engine, clock: Clock) -> None:
-    queue = queue_of(engine, greet, now=clock)
-    diary, heard = Diary(queue), list[Event]()
-    stop = queue.events.listen(heard.append)
-    await promise(queue, greet, "Ada")
-    stop()
-    await promise(queue, greet, "Grace")
-    assert (len(heard), len(diary.events)) == (1, 2)
