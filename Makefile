@@ -46,7 +46,7 @@ demo: ## send a mail through what `make run` or `make up` started, and show what
 	@scripts/demo.sh
 
 lock: ## resolve the dependencies anew, with hashes (needs uv)
-	uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 pyproject.toml -o requirements.txt
-	uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 pyproject.toml --group dev -o requirements-dev.txt
+	uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 --all-extras pyproject.toml -o requirements.txt
+	uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 --all-extras pyproject.toml --group dev -o requirements-dev.txt
 
 .PHONY: help install run test check torture bench up down demo lock
