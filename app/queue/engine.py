@@ -53,7 +53,11 @@ class Engine(Protocol):
     # What a worker asks.
 
     async def claim(self, owner: str, *, limit: int, now: float, lease: float) -> list[Task]:
-        """Take up to `limit` due tasks, oldest first, for `lease` seconds; counts the attempt."""
+        """Take up to `limit` due tasks, oldest first, for `lease` seconds; counts the attempt.
+
+        They come as running. With them come those of other owners whose lease had run out: taken
+        back, as retrying, or as failed after the third crash.
+        """
 
     async def extend(self, owner: str, *, now: float, lease: float) -> set[str]:
         """Hold on to every task of this owner for `lease` seconds more; gives their ids."""
@@ -64,12 +68,8 @@ class Engine(Protocol):
     async def report(self, task: Task, progress: float, now: float) -> Task | None:
         """Note the progress, 0 to 1. None, and nothing written, if the claim was lost."""
 
-    async def recover(self, owner: str, *, now: float, longest_wait: float) -> list[Task]:
-        """Take back tasks of other owners whose lease ran out; the third crash fails a task.
-
-        Waiting tasks further off than `longest_wait` seconds become due: only a clock that was set
-        back puts them there.
-        """
+    async def pull_forward(self, *, now: float, longest_wait: float) -> None:
+        """Make due what waits for longer than `longest_wait` seconds: a clock was set back."""
 
     async def wait_for_tasks(self, at_most: float) -> None:
         """Return when tasks may have been put, after `at_most` seconds in any case."""

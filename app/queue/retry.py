@@ -5,8 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.queue.errors import PermanentError
+from app.queue.task import to_json
 
 MAX_CRASHES = 3
+WORKER_DIED = to_json({"type": "WorkerDied", "detail": "the process died while it ran this task"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from app.queue.errors import (
     TaskNotGivenUp,
 )
 from app.queue.group_commit import GroupCommit, Row
-from app.queue.retry import MAX_CRASHES
+from app.queue.retry import MAX_CRASHES, WORKER_DIED
 from app.queue.sqlite_file import lock, open_database
 from app.queue.task import (
     FINISHED,
@@ -187,7 +187,8 @@ class SQLite:
                 """,
                 {"owner": owner, "limit": limit, "now": now, "lease": lease},
             ).fetchall()
-            return sorted(map(_task, rows), key=lambda task: task.due_at)
+            claimed = sorted(map(_task, rows), key=lambda task: task.due_at)
+            return claimed + _take_back(connection, owner, now)
 
         return await self._commits.run(claim)
 
@@ -255,34 +256,19 @@ class SQLite:
             )
         )
 
-    async def recover(self, owner: str, *, now: float, longest_wait: float) -> list[Task]:
-        crash = to_json({"type": "WorkerDied", "detail": "the process died while it ran this task"})
-
-        def recover(connection: sqlite3.Connection) -> list[Task]:
-            connection.execute(
-                f"""
-                UPDATE tasks INDEXED BY tasks_due SET due_at = :now
-                WHERE status IN {_names(WAITING)} AND due_at > :latest
-                """,
-                {"now": now, "latest": now + longest_wait},
+    async def pull_forward(self, *, now: float, longest_wait: float) -> None:
+        await self._commits.run(
+            lambda connection: (
+                connection.execute(
+                    f"""
+                    UPDATE tasks INDEXED BY tasks_due SET due_at = :now
+                    WHERE status IN {_names(WAITING)} AND due_at > :latest
+                    """,
+                    {"now": now, "latest": now + longest_wait},
+                )
+                and None
             )
-            rows = connection.execute(
-                f"""
-                UPDATE tasks INDEXED BY tasks_held
-                SET crashes = crashes + 1, owner = NULL, lease_expires_at = NULL, error = :crash,
-                    updated_at = :now, due_at = :now,
-                    status = iif(crashes + 1 >= :most OR attempts >= max_attempts,
-                                 'failed', 'retrying'),
-                    finished_at = iif(crashes + 1 >= :most OR attempts >= max_attempts,
-                                      :now, NULL)
-                WHERE status = 'running' AND lease_expires_at <= :now AND owner <> :owner
-                RETURNING {_TASK}
-                """,
-                {"now": now, "most": MAX_CRASHES, "owner": owner, "crash": crash},
-            ).fetchall()
-            return [_task(row) for row in rows]
-
-        return await self._commits.run(recover)
+        )
 
     async def wait_for_tasks(self, at_most: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -398,6 +384,23 @@ def _keep_answer(connection: sqlite3.Connection, answer: Answer) -> None:
             (answer.key,),
         ).fetchone()
         raise KeyTaken(Answer(*row))
+
+
+def _take_back(connection: sqlite3.Connection, owner: str, now: float) -> list[Task]:
+    """Take from the other owners what they have fallen silent about."""
+    rows = connection.execute(
+        f"""
+        UPDATE tasks INDEXED BY tasks_held
+        SET crashes = crashes + 1, owner = NULL, lease_expires_at = NULL, error = :crash,
+            updated_at = :now, due_at = :now,
+            status = iif(crashes + 1 >= :most OR attempts >= max_attempts, 'failed', 'retrying'),
+            finished_at = iif(crashes + 1 >= :most OR attempts >= max_attempts, :now, NULL)
+        WHERE status = 'running' AND lease_expires_at <= :now AND owner <> :owner
+        RETURNING {_TASK}
+        """,
+        {"now": now, "most": MAX_CRASHES, "owner": owner, "crash": WORKER_DIED},
+    ).fetchall()
+    return [_task(row) for row in rows]
 
 
 def _get(connection: sqlite3.Connection, task_id: str) -> Task:

@@ -39,7 +39,6 @@ class Task:
     crashes: int = 0  # attempts whose process died
     claims: int = 0  # times it was ever claimed: the fencing token
     owner: str | None = None
-    lease_expires_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
     progress: float | None = None

@@ -55,8 +55,7 @@ class Worker(Generic[ToolsT]):
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Take back what dead workers held, and begin to work."""
-        await self._recover()
+        """Begin to work."""
         self._loops = [
             asyncio.create_task(self._claim_tasks(), name="worker-claims"),
             asyncio.create_task(self._beat(), name="worker-heartbeat"),
@@ -79,7 +78,6 @@ class Worker(Generic[ToolsT]):
 
     async def run_until_idle(self) -> None:
         """Work until nothing is due and nothing runs; for tests, which then need not sleep."""
-        await self._recover()
         while await self._claim_due() or self._attempts:
             await asyncio.gather(*self._attempts.values())
 
@@ -107,7 +105,7 @@ class Worker(Generic[ToolsT]):
         await asyncio.gather(*waits, return_exceptions=True)
 
     async def _claim_due(self) -> bool:
-        """Claim as many due tasks as there are free slots, and begin them; False if none."""
+        """Claim as many due tasks as there are free slots, and begin them; False if none came."""
         free = self._concurrency - len(self._attempts)
         if free <= 0:
             return False
@@ -115,6 +113,10 @@ class Worker(Generic[ToolsT]):
             self.owner, limit=free, now=self._queue.now(), lease=self._lease
         )
         for task in tasks:
+            if task.status is not Status.RUNNING:  # taken back from a worker that died
+                failed = task.status is Status.FAILED
+                self._queue.events.emit(What.FAILED if failed else What.RECOVERED, task)
+                continue
             if earlier := self._attempts.get(task.id):  # lost to another worker, and won back
                 await _end([earlier], within=0)
             self._attempts[task.id] = asyncio.create_task(self._attempt(task), name=task.id)
@@ -194,11 +196,11 @@ class Worker(Generic[ToolsT]):
     # Staying alive
 
     async def _beat(self) -> None:
-        """Keep the leases of what runs, and take back those of workers that fell silent."""
+        """Keep the leases of what runs; and see that no clock holds up what waits."""
         while True:
+            await self._persist(self._pull_forward)
             await asyncio.sleep(self._lease / 3)
             await self._persist(self._hold_on)
-            await self._persist(self._recover)
 
     async def _hold_on(self) -> None:
         running = set(self._attempts)
@@ -206,13 +208,10 @@ class Worker(Generic[ToolsT]):
         for lost in (running - held) & self._attempts.keys():
             self._attempts[lost].cancel()
 
-    async def _recover(self) -> None:
-        recovered = await self._queue.engine.recover(
-            self.owner, now=self._queue.now(), longest_wait=self._queue.policy.maximum
+    async def _pull_forward(self) -> None:
+        await self._queue.engine.pull_forward(
+            now=self._queue.now(), longest_wait=self._queue.policy.maximum
         )
-        for task in recovered:
-            what = What.FAILED if task.status is Status.FAILED else What.RECOVERED
-            self._queue.events.emit(what, task)
 
     async def _persist(self, ask: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Ask the engine until it answers: a full disk or a locked database passes.

@@ -45,8 +45,10 @@ async def listed(
     return await engine.list_tasks(status=status, kind=kind, after=after, limit=limit)
 
 
-async def recover(engine: Engine, owner: str = "worker-2", *, now: float) -> list[Task]:
-    return await engine.recover(owner, now=now, longest_wait=HOUR)
+async def taken_back(engine: Engine, owner: str = "worker-2", *, now: float) -> list[Task]:
+    """What a claim finds to be without a worker."""
+    claimed = await claim_all(engine, owner, now=now)
+    return [task for task in claimed if task.status is not Status.RUNNING]
 
 
 # Choosing
@@ -159,7 +161,6 @@ async def test_an_attempt_is_counted_before_it_runs(engine: Engine) -> None:
         attempts=1,
         claims=1,
         owner="worker-1",
-        lease_expires_at=NOW + 1 + LEASE,
         started_at=NOW + 1,
         updated_at=NOW + 1,
     )
@@ -181,8 +182,11 @@ async def test_a_heartbeat_extends_all_that_its_owner_holds(engine: Engine) -> N
     theirs = await claim_one(engine, "worker-2")
     held = await engine.extend("worker-1", now=NOW + 10, lease=LEASE)
     assert held == {task.id for task in mine}
-    leases = [(await engine.get(task.id)).lease_expires_at for task in (*mine, theirs)]
-    assert leases == [NOW + 10 + LEASE, NOW + 10 + LEASE, NOW + LEASE]
+    (taken,) = await taken_back(engine, "worker-3", now=NOW + LEASE)
+    assert taken.id == theirs.id
+    assert await engine.extend("worker-2", now=NOW + LEASE, lease=LEASE) == set()
+    both = await taken_back(engine, "worker-3", now=NOW + 10 + LEASE)
+    assert {task.id for task in both} == {task.id for task in mine}
 
 
 # Settling
@@ -211,7 +215,6 @@ async def test_an_outcome_is_written(
         status=outcome.status,
         attempts=attempts,
         owner=None,
-        lease_expires_at=None,
         due_at=outcome.due_at or claimed.due_at,
         updated_at=NOW + 5,
         finished_at=finished_at,
@@ -233,7 +236,7 @@ async def test_a_stale_owner_settles_nothing(engine: Engine) -> None:
     """A worker that was taken for dead may come back; what it says then changes nothing."""
     await put(engine, a_task())
     stale = await claim_one(engine, "worker-1")
-    await recover(engine, now=NOW + LEASE)
+    await taken_back(engine, now=NOW + LEASE)
     current = await claim_one(engine, "worker-2", now=NOW + LEASE)
 
     follow_up = a_task()
@@ -269,11 +272,11 @@ async def test_the_tasks_of_a_silent_worker_are_taken_back(engine: Engine) -> No
     """Once its lease has run out, and not before; the task is due at once."""
     await put(engine, a_task())
     claimed = await claim_one(engine, "worker-1")
-    assert await recover(engine, now=NOW + LEASE - 0.1) == []
-    (recovered,) = await recover(engine, now=NOW + LEASE)
+    assert await taken_back(engine, now=NOW + LEASE - 0.1) == []
+    (recovered,) = await taken_back(engine, now=NOW + LEASE)
     assert recovered == await engine.get(claimed.id)
     assert (recovered.status, recovered.crashes) == (Status.RETRYING, 1)
-    assert (recovered.owner, recovered.lease_expires_at) == (None, None)
+    assert recovered.owner is None
     assert recovered.next_attempt_at == NOW + LEASE
     assert "WorkerDied" in str(recovered.error)
 
@@ -282,7 +285,7 @@ async def test_a_worker_never_takes_back_its_own_tasks(engine: Engine) -> None:
     """It would know if it were dead: its heartbeat was late, no more."""
     await put(engine, a_task())
     claimed = await claim_one(engine, "worker-1")
-    assert await recover(engine, "worker-1", now=NOW + DAY) == []
+    assert await taken_back(engine, "worker-1", now=NOW + DAY) == []
     assert await engine.get(claimed.id) == claimed
 
 
@@ -293,7 +296,7 @@ async def test_a_task_that_kills_its_process_fails_after_three_crashes(engine: E
     for crash in range(1, MAX_CRASHES + 1):
         now = NOW + crash * LEASE
         await claim_one(engine, f"worker-{crash}", now=now - LEASE)
-        (recovered,) = await recover(engine, "worker-0", now=now)
+        (recovered,) = await taken_back(engine, "worker-0", now=now)
         statuses.append(recovered.status)
     assert statuses == [Status.RETRYING, Status.RETRYING, Status.FAILED]
     assert recovered.finished_at == now
@@ -303,7 +306,7 @@ async def test_a_task_that_kills_its_process_fails_after_three_crashes(engine: E
 async def test_a_crash_in_the_last_attempt_fails_the_task(engine: Engine) -> None:
     await put(engine, a_task(max_attempts=1))
     await claim_one(engine, "worker-1")
-    (recovered,) = await recover(engine, now=NOW + LEASE)
+    (recovered,) = await taken_back(engine, now=NOW + LEASE)
     assert (recovered.status, recovered.attempts) == (Status.FAILED, 1)
 
 
@@ -314,8 +317,8 @@ async def test_a_clock_set_forward_loses_no_task_and_repeats_none(engine: Engine
     """What runs is still held by its worker, what waits is due."""
     await put(engine, a_task(), a_task(due_at=NOW + HOUR))
     running = await claim_one(engine)
-    assert await recover(engine, "worker-1", now=NOW + DAY) == []
-    assert len(await claim_all(engine, now=NOW + DAY)) == 1
+    (waiting,) = await claim_all(engine, "worker-1", now=NOW + DAY)
+    assert waiting.id != running.id
     assert await engine.settle(running, Outcome(Status.SUCCEEDED), NOW + DAY) is not None
 
 
@@ -326,13 +329,13 @@ async def test_a_clock_set_back_delays_nothing_beyond_the_longest_wait(engine: E
     await engine.settle(failed, Outcome(Status.RETRYING, due_at=NOW + 60), NOW)
     yesterday = NOW - DAY
     assert await claim_all(engine, now=yesterday) == []
-    await recover(engine, "worker-1", now=yesterday)
+    await engine.pull_forward(now=yesterday, longest_wait=HOUR)
     assert len(await claim_all(engine, now=yesterday)) == 2
 
 
 async def test_a_retry_within_the_longest_wait_keeps_its_time(engine: Engine) -> None:
     await put(engine, a_task(due_at=NOW + HOUR))
-    await recover(engine, now=NOW)
+    await engine.pull_forward(now=NOW, longest_wait=HOUR)
     assert await claim_all(engine, now=NOW + HOUR - 1) == []
 
 
@@ -499,7 +502,7 @@ async def test_the_backlog_counts_exactly(engine: Engine) -> None:
         for task in await listed(engine, status=Status.QUEUED, limit=1):
             await engine.cancel(task.id, NOW)
         if dice.random() < 0.2:
-            await recover(engine, now=NOW + LEASE)
+            await engine.claim("worker-2", limit=3, now=NOW + LEASE, lease=LEASE)
             await engine.purge(finished_before=NOW + 1, answered_before=0, limit=3)
     counted = Counter(task.status for task in await listed(engine, limit=1_000))
     backlog = await engine.backlog()

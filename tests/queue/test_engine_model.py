@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from app.queue.engine import Engine, open_engine
 from app.queue.errors import TaskHasStarted, TaskNotFound, TaskNotGivenUp
-from app.queue.retry import MAX_CRASHES
+from app.queue.retry import MAX_CRASHES, WORKER_DIED
 from app.queue.task import FINISHED, WAITING, Batch, Outcome, Status, Task
 from tests.queue.support import LEASE, NOW, a_task
 
@@ -59,6 +59,7 @@ class _EngineMachine(RuleBasedStateMachine):
         self.ask = runner.run
         self.engine = engine
         self.model: dict[str, Task] = {}
+        self.leases: dict[str, float] = {}
         self.now = NOW
 
     @rule(seconds=st.sampled_from([1.0, LEASE]))
@@ -73,29 +74,58 @@ class _EngineMachine(RuleBasedStateMachine):
         self.model[task.id] = task
         return task.id
 
-    @rule(target=claims, owner=OWNERS, limit=st.integers(1, 3))
-    def claim(self, owner: str, limit: int) -> MultipleResults[Task]:
-        due = [task for task in self.those(*WAITING) if task.due_at <= self.now]
-        first = sorted(due, key=lambda task: task.due_at)[:limit]
-        for task in first:
-            self.change(
-                task.id,
-                status=Status.RUNNING,
-                attempts=task.attempts + 1,
-                claims=task.claims + 1,
-                owner=owner,
-                lease_expires_at=self.now + LEASE,
-                started_at=task.started_at or self.now,
-            )
+    @rule(target=claims, owner=OWNERS, limit=st.integers(1, 3), silence=st.sampled_from([0, LEASE]))
+    def claim(self, owner: str, limit: int, silence: float) -> MultipleResults[Task]:
+        self.now += silence
+        self.extend(owner)  # as a worker does, which is not silent itself
+        due = {task.id: task for task in self.those(*WAITING) if task.due_at <= self.now}
+        silent = {
+            task.id: task
+            for task in self.those(Status.RUNNING)
+            if task.owner != owner and self.leases[task.id] <= self.now
+        }
         claimed = self.ask(self.engine.claim(owner, limit=limit, now=self.now, lease=LEASE))
-        assert claimed == [self.model[task.id] for task in first]
-        return multiple(*claimed)
+        running = [task for task in claimed if task.status is Status.RUNNING]
+        for task in claimed:
+            if task in running:
+                self.begin(due.pop(task.id), owner)
+            else:
+                self.take_back(silent.pop(task.id))
+            assert task == self.model[task.id]
+        assert len(running) <= limit
+        assert claimed or not (due or silent)
+        assert [task.due_at for task in running] == sorted(task.due_at for task in running)
+        if running and due:
+            assert running[-1].due_at <= min(task.due_at for task in due.values())
+        return multiple(*running)
+
+    def begin(self, task: Task, owner: str) -> None:
+        self.leases[task.id] = self.now + LEASE
+        self.change(
+            task.id,
+            status=Status.RUNNING,
+            attempts=task.attempts + 1,
+            claims=task.claims + 1,
+            owner=owner,
+            started_at=task.started_at or self.now,
+        )
+
+    def take_back(self, task: Task) -> None:
+        hopeless = task.crashes + 1 == MAX_CRASHES or task.attempts == task.max_attempts
+        self.change(
+            task.id,
+            status=Status.FAILED if hopeless else Status.RETRYING,
+            crashes=task.crashes + 1,
+            owner=None,
+            due_at=self.now,
+            finished_at=self.now if hopeless else None,
+            error=WORKER_DIED,
+        )
 
     @rule(owner=OWNERS)
     def extend(self, owner: str) -> None:
         mine = {task.id for task in self.model.values() if task.owner == owner}
-        for task_id in mine:
-            self.model[task_id] = replace(self.model[task_id], lease_expires_at=self.now + LEASE)
+        self.leases |= dict.fromkeys(mine, self.now + LEASE)
         assert self.ask(self.engine.extend(owner, now=self.now, lease=LEASE)) == mine
 
     @rule(claimed=claims, progress=st.sampled_from([0.0, 0.5]))
@@ -115,7 +145,6 @@ class _EngineMachine(RuleBasedStateMachine):
                 status=ending,
                 attempts=claimed.attempts - (not counts),
                 owner=None,
-                lease_expires_at=None,
                 due_at=self.now,
                 finished_at=self.now if ending in FINISHED else None,
                 result="1",
@@ -124,31 +153,6 @@ class _EngineMachine(RuleBasedStateMachine):
         outcome = Outcome(ending, due_at=self.now, result="1", error="{}", counts=counts)
         settled = self.ask(self.engine.settle(claimed, outcome, self.now))
         assert settled == (self.model[claimed.id] if held else None)
-
-    @rule(owner=OWNERS, silence=st.sampled_from([0.0, LEASE]))
-    def recover(self, owner: str, silence: float) -> None:
-        self.now += silence
-        silent = {
-            task.id: task
-            for task in self.those(Status.RUNNING)
-            if task.owner != owner and (task.lease_expires_at or 0) <= self.now
-        }
-        recovered = self.ask(self.engine.recover(owner, now=self.now, longest_wait=LEASE))
-        assert {task.id for task in recovered} == set(silent)
-        for task in recovered:
-            crashes, attempts = task.crashes, task.attempts
-            hopeless = crashes == MAX_CRASHES or attempts == task.max_attempts
-            self.change(
-                task.id,
-                status=Status.FAILED if hopeless else Status.RETRYING,
-                crashes=silent[task.id].crashes + 1,
-                owner=None,
-                lease_expires_at=None,
-                due_at=self.now,
-                finished_at=self.now if hopeless else None,
-                error=task.error,
-            )
-            assert task == self.model[task.id]
 
     @rule(task_id=ids)
     def cancel(self, task_id: str) -> None:

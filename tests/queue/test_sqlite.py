@@ -98,7 +98,7 @@ async def test_a_killed_process_frees_the_file_and_its_tasks(
     process.kill()
     process.wait()
     async with opened(path) as engine:
-        (recovered,) = await engine.recover("worker-2", now=NOW, longest_wait=LEASE)
+        (recovered,) = await claim_all(engine, "worker-2")
         assert (recovered.status, recovered.crashes) == (Status.RETRYING, 1)
 
 
@@ -252,8 +252,8 @@ async def test_no_start_on_a_locked_database(path: Path, connection: sqlite3.Con
 # Speed
 
 
-def recover(engine: SQLite) -> Awaitable[object]:
-    return engine.recover("worker-1", now=NOW, longest_wait=LEASE)
+def pull_forward(engine: SQLite) -> Awaitable[object]:
+    return engine.pull_forward(now=NOW, longest_wait=LEASE)
 
 
 def extend(engine: SQLite) -> Awaitable[object]:
@@ -273,7 +273,7 @@ def list_failed(engine: SQLite) -> Awaitable[object]:
     [
         (claim_all, {"tasks_due"}),
         (SQLite.backlog, {"tasks_due"}),
-        (recover, {"tasks_due", "tasks_held"}),
+        (pull_forward, {"tasks_due"}),
         (extend, {"tasks_by_status"}),
         (list_failed, {"tasks_by_status"}),
         (purge, {"tasks_finished", "answers_by_age"}),

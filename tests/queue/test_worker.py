@@ -389,7 +389,7 @@ async def test_an_attempt_whose_task_was_lost_is_cancelled(engine: Engine, clock
     await promise(queue, wait_forever)
     async with working(queue, lease=0.15):
         await diary.until(What.STARTED)
-        (taken,) = await engine.recover("another worker", now=NOW + 1, longest_wait=LEASE)
+        (taken,) = await engine.claim("another worker", limit=1, now=NOW + 1, lease=0.15)
         lost = await diary.until(What.LOST)
     assert isinstance(lost.exception, asyncio.CancelledError)
     assert await engine.get(taken.id) == taken
@@ -401,7 +401,7 @@ async def test_an_attempt_whose_task_was_lost_is_heard_no_more(
     """Neither its progress, nor its success, nor its follow-ups."""
 
     async def lose(context: Context[None]) -> None:
-        await engine.recover("another worker", now=NOW + LEASE, longest_wait=LEASE)
+        await claim_one(engine, "another worker", now=NOW + LEASE)
         await context.report_progress(0.5)
         context.durable_tasks.add_task(lose)
 
@@ -430,7 +430,7 @@ async def test_a_task_lost_and_won_back_runs_once_at_a_time(engine: Engine, cloc
     await promise(queue, only_one)
     async with working(queue):
         await diary.until(What.STARTED)
-        await engine.recover("another worker", now=NOW + LEASE, longest_wait=LEASE)
+        await claim_one(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
         await diary.until(What.SUCCEEDED)
     assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
@@ -554,7 +554,7 @@ async def test_a_worker_stops_even_while_the_database_refuses(engine: Engine, cl
     async with asyncio.timeout(2):
         await worker.stop(grace=0)
     assert (await engine.get(task.id)).status is Status.RUNNING
-    (recovered,) = await engine.recover("worker-2", now=NOW + LEASE, longest_wait=LEASE)
+    recovered = await claim_one(engine, "worker-2", now=NOW + LEASE)
     assert recovered.id == task.id
 
 
@@ -615,7 +615,7 @@ async def test_a_worker_goes_on_when_the_database_does(
     diary = Diary(queue)
     async with working(queue, lease=0.15):
         database.error = error
-        database.refused |= {"claim", "extend", "recover"}
+        database.refused |= {"claim", "extend", "pull_forward"}
         await promise(queue, greet)
         await asyncio.sleep(0.1)
         assert diary.whats == ["queued"]
