@@ -1,4 +1,4 @@
-"""The commands: `python -m app [serve | worker | catcher]`."""
+"""The commands: `python -m app [serve | worker | catcher | migrate]`."""
 
 import argparse
 import asyncio
@@ -11,8 +11,9 @@ import uvicorn
 
 from app.mail.catcher import Catcher
 from app.observe.logs import configure_logging
+from app.queue.engine import migrate
 from app.queue.errors import CannotStart
-from app.settings import Settings, load_settings
+from app.settings import BadSettings, Settings, load_settings
 
 
 def main() -> None:
@@ -22,14 +23,16 @@ def main() -> None:
     commands.add_parser("serve", help="the API with a worker inside (the default)")
     commands.add_parser("worker", help="a worker alone, without the API")
     commands.add_parser("catcher", help="the SMTP catcher alone, for development")
+    commands.add_parser("migrate", help="make or upgrade the tables on PostgreSQL")
     command = parser.parse_args().command
     settings = load_settings()
     if command in (None, "serve"):
         serve(settings)
     else:
         configure_logging(settings.log_level, settings.log_format)
+        run = {"worker": work, "catcher": catch, "migrate": make_tables}[command]
         try:
-            asyncio.run(work(settings) if command == "worker" else catch(settings))
+            asyncio.run(run(settings))
         except (CannotStart, OSError) as error:
             sys.exit(f"cannot start: {error}")
 
@@ -66,12 +69,19 @@ def _spare_the_garbage_collector() -> None:
 
 
 async def work(settings: Settings) -> None:
-    """Run a worker alone until SIGTERM or SIGINT."""
+    """Run a worker alone until SIGTERM or SIGINT; where there is a catcher, the API has it."""
     from app.main import run
 
+    if not settings.worker_concurrency:
+        raise BadSettings("WORKER_CONCURRENCY: must be 1 or more for a worker alone")
     ended = _ended()
-    async with run(settings):
+    async with run(settings.model_copy(update={"catcher": False})):
         await ended.wait()
+
+
+async def make_tables(settings: Settings) -> None:
+    """Make or upgrade the tables of QUEUE_URL; SQLite's are made at its start."""
+    await migrate(settings.queue_url)
 
 
 async def catch(settings: Settings) -> None:

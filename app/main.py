@@ -42,7 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Afterward",
         summary="Answers at once and does the work afterwards, and keeps every promise.",
         version="0.1.0",
-        lifespan=lambda _: run(settings),
+        lifespan=lambda _: _run_for_the_api(settings),
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics has our own
     )
@@ -62,6 +62,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestId)
     app.add_middleware(PlainStart)
     return app
+
+
+@contextlib.asynccontextmanager
+async def _run_for_the_api(settings: Settings) -> AsyncIterator[State]:
+    """Run, and tell of what other processes do as if it was done here."""
+    async with run(settings) as state:
+        await state["queue"].engine.hear(state["metrics"].listen, state["feed"].listen)
+        yield state
 
 
 @contextlib.asynccontextmanager
@@ -86,7 +94,7 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         queue = Queue(engine, CATALOGUE, policy)
         metrics = Metrics(smtp_connections=lambda: mailer.open_connections)
         feed = Feed()
-        for listener in (log_event, metrics.listen, feed.listen):
+        for listener in (log_event, metrics.listen, feed.listen, engine.tell):
             queue.events.listen(listener)
 
         tools = Tools(mailer, settings.mail_from, store, pictures, engine)

@@ -1,10 +1,12 @@
 """Every setting, from the environment or `.env`; `.env.example` says what each is for."""
 
+import contextlib
 import re
 import sys
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
@@ -14,8 +16,15 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def _queue_url(url: str) -> str:
+    parts = urlsplit(url)
+    with contextlib.suppress(ValueError):  # a port that is none
+        if parts.scheme in {"postgresql", "postgres"} and parts.path[1:] and parts.port != 0:
+            return url
     if not url.startswith("sqlite:///") or url == "sqlite:///":
-        raise ValueError("must be sqlite:///PATH (four slashes for an absolute path)")
+        raise ValueError(
+            "must be sqlite:///PATH (four slashes for an absolute path) "
+            "or postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
     return url
 
 
@@ -46,7 +55,10 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
 
-    queue_url: Annotated[str, AfterValidator(_queue_url)] = "sqlite:///var/queue.db"
+    # It may hold a password, so it is not shown.
+    queue_url: Annotated[str, AfterValidator(_queue_url)] = Field(
+        "sqlite:///var/queue.db", repr=False
+    )
     upload_url: Annotated[str, AfterValidator(_upload_url)] = "file:var/uploads"
     log_file: Path = Path("var/log.txt")
 
@@ -94,7 +106,11 @@ def _loopback(host: str) -> bool:
 
 
 class BadSettings(SystemExit):
-    """The settings cannot be used: the process ends with exit code 2, its reason printed."""
+    """The settings cannot be used: the process ends with exit code 2, the complaint printed."""
+
+    def __init__(self, complaint: str) -> None:
+        super().__init__(2)
+        print(f"bad settings: {complaint}", file=sys.stderr)  # noqa: T201
 
 
 def load_settings() -> Settings:
@@ -102,8 +118,7 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        print("bad settings: " + "; ".join(_complaints(error)), file=sys.stderr)  # noqa: T201
-        raise BadSettings(2) from None
+        raise BadSettings("; ".join(_complaints(error))) from None
 
 
 def _complaints(error: ValidationError) -> list[str]:

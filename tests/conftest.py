@@ -1,10 +1,13 @@
 """What every test shares."""
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from app.queue.postgres_schema import migrate
+from tests.support.postgres import Postgres
 from tests.support.smtp_server import SmtpServer
 
 
@@ -22,3 +25,25 @@ def smtp_server() -> Iterator[SmtpServer]:
         portal.wrap_async_context_manager(SmtpServer()) as server,
     ):
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for tests that leave it as it is; those that disturb it start their own."""
+    with Postgres(fsync="off") as postgres:
+        yield postgres
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: Postgres) -> str:
+    """The address of a database with the service's tables."""
+    url = postgres.new_database()
+    asyncio.run(migrate(url))
+    return url
+
+
+@pytest.fixture
+def database_url(postgres: Postgres, migrated: str) -> str:
+    """The service's tables on PostgreSQL, with nothing in them."""
+    postgres.empty(migrated)
+    return migrated

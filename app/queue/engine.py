@@ -1,10 +1,15 @@
-"""What the queue asks of a database; sqlite.py answers it for one process."""
+"""What the queue asks of a database: sqlite.py answers for one process, postgres.py for many."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from app.queue.errors import CannotStart
+from app.queue.events import Event, Listener
 from app.queue.task import Backlog, Batch, Outcome, Record, Status, Task
+
+_POSTGRESQL = ("postgresql://", "postgres://")
 
 
 class Engine(Protocol):
@@ -91,6 +96,17 @@ class Engine(Protocol):
     async def delete_record(self, collection: str, record_id: str) -> bool:
         """Remove a record; False if there was none."""
 
+    # What other processes do.
+
+    def tell(self, event: Event) -> None:
+        """Let other processes on this database know; a listener of the queue's events.
+
+        As a courtesy: it does not wait, and what cannot be told is not.
+        """
+
+    async def hear(self, *listeners: Listener) -> None:
+        """Pass to `listeners` what other processes tell, from now on."""
+
 
 def open_engine(url: str) -> Engine:
     """Choose the engine by its URL; its module is imported only then. Raises CannotStart."""
@@ -98,4 +114,26 @@ def open_engine(url: str) -> Engine:
         from app.queue.sqlite import SQLite
 
         return SQLite(Path(url.removeprefix("sqlite:///")))
+    if url.startswith(_POSTGRESQL):
+        with _extra_installed():
+            from app.queue.postgres import Postgres
+        return Postgres(url)
     raise CannotStart(f"QUEUE_URL names no known database: {url.partition(':')[0]!r}")
+
+
+async def migrate(url: str) -> None:
+    """Make or upgrade the tables where that is a step of its own. Raises CannotStart."""
+    if url.startswith(_POSTGRESQL):
+        with _extra_installed():
+            from app.queue import postgres_schema
+        await postgres_schema.migrate(url)
+
+
+@contextmanager
+def _extra_installed() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CannotStart(
+            f"QUEUE_URL: PostgreSQL needs {error.name}: pip install 'afterward[postgres]'"
+        ) from error

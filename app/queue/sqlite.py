@@ -18,10 +18,12 @@ from app.queue.errors import (
     TaskNotFound,
     TaskNotGivenUp,
 )
+from app.queue.events import Event, Listener
 from app.queue.group_commit import GroupCommit, Row
 from app.queue.retry import MAX_CRASHES, WORKER_DIED
 from app.queue.sqlite_file import lock, open_database
 from app.queue.task import (
+    ANSWERS_LIVE_SECONDS,
     FINISHED,
     WAITING,
     Answer,
@@ -33,8 +35,6 @@ from app.queue.task import (
     Task,
     to_json,
 )
-
-ANSWERS_LIVE_SECONDS = 24 * 3600.0
 
 _COLUMNS = tuple(field.name for field in fields(Task))
 _TASK = ", ".join(_COLUMNS)
@@ -294,6 +294,12 @@ class SQLite:
             return tasks + answers
 
         return await self._commits.run(purge)
+
+    def tell(self, event: Event) -> None:
+        """Tell nobody: there is no other process."""
+
+    async def hear(self, *listeners: Listener) -> None:
+        """Hear of nothing: there is no other process."""
 
     async def read_record(self, collection: str, record_id: str) -> Record:
         def read(connection: sqlite3.Connection) -> Record:

@@ -19,6 +19,7 @@ class Status(StrEnum):
 
 
 WAITING = (Status.QUEUED, Status.RETRYING)
+ANSWERS_LIVE_SECONDS = 24 * 3600.0
 FINISHED = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
 
 

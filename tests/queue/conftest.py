@@ -1,15 +1,20 @@
 """What the queue's tests share: every engine in turn, and a clock."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from app.queue.engine import Engine, open_engine
+from app.observe.logs import configure_logging
+from app.queue.engine import Engine
+from app.queue.postgres_schema import migrate
+from tests.queue import time_machine
 from tests.queue.support import Clock
+from tests.support.postgres import Postgres
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def engine_url(request: pytest.FixtureRequest) -> str:
     """An empty database for each engine in turn. A new engine is one more name, and its URL."""
     return str(request.getfixturevalue(f"{request.param}_url"))
@@ -20,10 +25,31 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/queue.db"
 
 
+@pytest.fixture(scope="session")
+def timeless(postgres: Postgres) -> str:
+    """The address of a database with the service's tables, seen from the time machine."""
+    url = postgres.new_database()
+    asyncio.run(migrate(url))
+    postgres.sql(time_machine.INSTALL, url)
+    return url
+
+
+@pytest.fixture
+def postgresql_url(postgres: Postgres, timeless: str) -> str:
+    postgres.empty(timeless)
+    return timeless + time_machine.ENTRANCE
+
+
+@pytest.fixture(autouse=True)
+def plain_log_lines() -> None:
+    """As the service writes them; structlog's own default draws tracebacks, which takes seconds."""
+    configure_logging("INFO", "json")
+
+
 @pytest.fixture
 async def engine(engine_url: str) -> AsyncIterator[Engine]:
-    """A started engine."""
-    engine = open_engine(engine_url)
+    """A started engine, whose database takes the time from those who ask it."""
+    engine = time_machine.opened(engine_url)
     await engine.start()
     yield engine
     await engine.stop()

@@ -22,10 +22,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from app.queue.engine import Engine, open_engine
+from app.queue.engine import Engine
 from app.queue.errors import TaskHasStarted, TaskNotFound, TaskNotGivenUp
 from app.queue.retry import MAX_CRASHES, WORKER_DIED
 from app.queue.task import FINISHED, WAITING, Batch, Outcome, Status, Task
+from tests.queue import time_machine
 from tests.queue.support import LEASE, NOW, a_task
 
 GIVEN_UP = (Status.FAILED, Status.CANCELLED)
@@ -39,7 +40,7 @@ SHORT = settings(
 
 def test_an_engine_behaves_like_a_dict(engine_url: str) -> None:
     with asyncio.Runner() as runner:
-        engine = open_engine(engine_url)
+        engine = time_machine.opened(engine_url)
         runner.run(engine.start())
         run_state_machine_as_test(
             lambda: _EngineMachine(runner, engine),  # type: ignore[arg-type]

@@ -271,7 +271,7 @@ def list_failed(engine: SQLite) -> Awaitable[object]:
 @pytest.mark.parametrize(
     ("ask", "indexes"),
     [
-        (claim_all, {"tasks_due"}),
+        (claim_all, {"tasks_due", "tasks_held"}),
         (SQLite.backlog, {"tasks_due"}),
         (pull_forward, {"tasks_due"}),
         (extend, {"tasks_by_status"}),

@@ -1,0 +1,96 @@
+"""Events told to other processes, and heard from them (NOTIFY): a courtesy, not a promise."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import fields
+
+import structlog
+
+from app.queue.errors import QueueError
+from app.queue.events import Event, Listener, What
+from app.queue.task import Status, Task, to_json
+
+CHANNEL = "afterward_events"
+_LONGEST = 7999  # bytes of one notification: PostgreSQL takes less than 8,000
+_SOON = 0.02  # seconds in which events are gathered, to be told together
+_TOLD = tuple(field.name for field in fields(Task) if field.name != "arguments")
+
+log = structlog.get_logger(__name__)
+
+
+class Grapevine:
+    """Passes events on between processes, each but the sender's own.
+
+    `notify` sends payloads to the channel; `read` gives the task of an id.
+    """
+
+    def __init__(
+        self,
+        notify: Callable[[Sequence[str]], Awaitable[object]],
+        read: Callable[[str], Awaitable[Task]],
+    ) -> None:
+        self._notify = notify
+        self._read = read
+        self._me = uuid.uuid4().hex
+        self._untold: list[Event] = []
+        self._listeners: tuple[Listener, ...] = ()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def tell(self, event: Event) -> None:
+        """Let the others know, soon."""
+        if event.what is What.LOST:  # it changed nothing
+            return
+        self._untold.append(event)
+        if len(self._untold) == 1:
+            self._run(self._tell_all())
+
+    def hear(self, listeners: Sequence[Listener]) -> None:
+        """Pass to these what others tell."""
+        self._listeners = tuple(listeners)
+
+    def heard(self, payload: str) -> None:
+        """Take a payload from the channel."""
+        sender, what, seconds, facts = json.loads(payload)
+        if sender == self._me:
+            return
+        if len(facts) == 1:  # too long to be told
+            self._run(self._read_up(what, seconds, **facts))
+        else:
+            task = Task(**facts | {"status": Status(facts["status"]), "arguments": ""})
+            self._pass_on(Event(What(what), task, seconds))
+
+    async def finish(self) -> None:
+        """Tell what is still untold."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _run(self, coroutine: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tell_all(self) -> None:
+        await asyncio.sleep(_SOON)
+        events, self._untold = self._untold, []
+        try:
+            await self._notify([self._payload(event) for event in events])
+        except QueueError as error:
+            log.debug("events untold", events=len(events), error=repr(error))
+
+    def _payload(self, event: Event) -> str:
+        facts = {name: getattr(event.task, name) for name in _TOLD}
+        payload = to_json([self._me, event.what, event.seconds, facts])
+        if len(payload) > _LONGEST:
+            payload = to_json([self._me, event.what, event.seconds, {"id": event.task.id}])
+        return payload
+
+    async def _read_up(self, what: str, seconds: float | None, id: str) -> None:  # noqa: A002
+        try:
+            self._pass_on(Event(What(what), await self._read(id), seconds))
+        except QueueError as error:
+            log.debug("event unread", task_id=id, error=repr(error))
+
+    def _pass_on(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)

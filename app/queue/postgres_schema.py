@@ -1,0 +1,130 @@
+"""PostgreSQL's connections and tables: reached, made, upgraded, and checked at every start."""
+
+import asyncio
+import time
+from importlib.resources import files
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import structlog
+
+from app.queue.errors import CannotStart
+from app.queue.postgres_entries import SCHEMA, queries_on
+
+SCHEMA_VERSION = 1
+PATIENCE_SECONDS = 20.0  # how long a start waits for a database that does not answer yet
+STATEMENT_SECONDS = 10.0  # longer than any statement here takes
+_MIGRATION = 0x41465457  # the number of the lock that lets one migrate at a time
+
+# Whoever vanishes in the middle of a transaction holds up nobody for long: without these, a
+# network that swallows packets leaves its locks in place for hours.
+SESSION = {
+    "application_name": "afterward",
+    "idle_in_transaction_session_timeout": "10s",
+    "statement_timeout": "10s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+
+# What connections raise, from the socket up to the server.
+Troubles = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+_HOPELESS = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.ClientConfigurationError,
+)
+
+log = structlog.get_logger(__name__)
+
+
+def options(url: str) -> dict[str, Any]:
+    """How to connect."""
+    return {
+        "dsn": url,
+        "timeout": 5.0,
+        "command_timeout": STATEMENT_SECONDS,
+        "server_settings": SESSION,
+    }
+
+
+async def connect(url: str) -> "asyncpg.Connection[Any]":
+    """Connect, once the database answers.
+
+    Raises CannotStart, without telling the password, when it has not for PATIENCE_SECONDS, and at
+    once where waiting cannot help.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            connection: asyncpg.Connection[Any] = await asyncpg.connect(**options(url))
+            # PGQueuer compares what the catalogue says, which depends on the path.
+            await connection.execute("SET search_path = pg_catalog")
+        except Troubles as error:
+            reason = f"{type(error).__name__}: {error}".split("\n")[0]
+            if isinstance(error, _HOPELESS):
+                raise CannotStart(f"QUEUE_URL: {_place(url)} refuses: {error}") from error
+            if time.monotonic() > deadline:
+                raise CannotStart(f"QUEUE_URL: {_place(url)} does not answer: {reason}") from error
+            log.warning("waiting for the database", place=_place(url), error=reason)
+            await asyncio.sleep(1.0)
+        else:
+            return connection
+
+
+def _place(url: str) -> str:
+    parts = urlsplit(url)
+    return f"PostgreSQL at {parts.hostname or 'its socket'}:{parts.port or 5432}"
+
+
+async def check(connection: "asyncpg.Connection[Any]") -> None:
+    """Raise CannotStart unless the tables are those of this version."""
+    version = await _version(connection)
+    if version > SCHEMA_VERSION:
+        raise CannotStart(
+            f"QUEUE_URL: the database was migrated by a newer version (schema {version}, this one "
+            f"knows {SCHEMA_VERSION}). It was left as it is."
+        )
+    if version < SCHEMA_VERSION or (await queries_on(connection).plan_upgrade()).statements:
+        raise CannotStart(
+            "QUEUE_URL: the database has no tables of this version: run `python -m app migrate`."
+        )
+
+
+async def migrate(url: str) -> None:
+    """Make the tables, ours and PGQueuer's, or bring them up to date; raises CannotStart."""
+    connection = await connect(url)
+    try:
+        # Waiting for another migration may take long, and so may a migration.
+        await connection.execute("SET statement_timeout = 0")
+        await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATION, timeout=600)
+        version = await _version(connection)
+        if version > SCHEMA_VERSION:
+            await check(connection)
+        queries = queries_on(connection)
+        if version == 0:
+            async with connection.transaction():
+                await queries.install()
+                await connection.execute(files("app.queue").joinpath("postgres.sql").read_text())
+            await queries.optimize_autovacuum()
+        await queries.apply_upgrade()
+        log.info("migrated", schema=SCHEMA, version=SCHEMA_VERSION)
+    except asyncpg.PostgresError as error:
+        raise CannotStart(f"QUEUE_URL: the database refuses the migration: {error}") from error
+    finally:
+        await connection.close()
+
+
+async def _version(connection: "asyncpg.Connection[Any]") -> int:
+    """The version of the tables; 0 if there are none."""
+    if await connection.fetchval("SELECT to_regclass($1)", f"{SCHEMA}.schema_version") is None:
+        return 0
+    version: int = await connection.fetchval(f"SELECT version FROM {SCHEMA}.schema_version")
+    return version
