@@ -84,7 +84,7 @@ class Postgres:
             await connection.close()
         self._pool = await asyncpg.create_pool(
             **options(self._url),
-            min_size=1,
+            min_size=0,
             max_size=CONNECTIONS,
             reset=_nothing_to_reset,
         )
