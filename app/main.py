@@ -68,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _run_for_the_api(settings: Settings) -> AsyncIterator[State]:
     """Run, and tell of what other processes do as if it was done here."""
     async with run(settings) as state:
-        await state["queue"].engine.hear(state["metrics"].listen, state["feed"].listen)
+        state["queue"].engine.hear(state["metrics"].listen, state["feed"].listen)
         yield state
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from app.queue.events import Event, What
 from app.queue.task import Task
 
+QUIET_SECONDS = 3.0
 MOST_UNREAD = 1000  # a reader further behind than this is let go, and may come back
 
 
@@ -37,8 +38,11 @@ class Feed:
         reader.put_nowait(None)
 
     @contextmanager
-    def changes(self) -> Iterator[AsyncIterator[Task]]:
-        """Read every change from now on, inside `with feed.changes() as changes:`."""
+    def changes(self) -> Iterator[AsyncIterator[Task | None]]:
+        """Read every change from now on, inside `with feed.changes() as changes:`.
+
+        After each while in which nothing changed comes a None.
+        """
         reader: asyncio.Queue[Task | None] = asyncio.Queue()
         self._readers.add(reader)
         if self._closed:
@@ -49,6 +53,13 @@ class Feed:
             self._readers.discard(reader)
 
 
-async def _read(reader: "asyncio.Queue[Task | None]") -> AsyncIterator[Task]:
-    while (task := await reader.get()) is not None:
-        yield task
+async def _read(reader: "asyncio.Queue[Task | None]") -> AsyncIterator[Task | None]:
+    while True:
+        try:
+            task = await asyncio.wait_for(reader.get(), QUIET_SECONDS)
+        except TimeoutError:
+            yield None
+        else:
+            if task is None:
+                return
+            yield task

@@ -1,5 +1,6 @@
 """Tasks as a resource: what became of them, and what can still be done about it."""
 
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -7,6 +8,7 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.dependencies import FeedDep, QueueDep
+from app.api.feed import QUIET_SECONDS
 from app.api.problems import documented
 from app.api.promises import DurableTasksDep
 from app.api.routes import Route
@@ -74,11 +76,20 @@ async def task_events(
         yield _event(task)
         if task.status in FINISHED:
             return
+        look_again = time.monotonic() + QUIET_SECONDS
         async for changed in changes:
-            if changed.id == task.id:
-                yield _event(changed)
-                if changed.status in FINISHED:
-                    return
+            if changed is None or changed.id != task.id:
+                if time.monotonic() < look_again:
+                    continue
+                # What another process did may go untold; the record knows.
+                look_again = time.monotonic() + QUIET_SECONDS
+                changed = await queue.engine.get(task.id)  # noqa: PLW2901
+                if changed.updated_at == task.updated_at:
+                    continue
+            task = changed
+            yield _event(task)
+            if task.status in FINISHED:
+                return
 
 
 @router.get("/events", response_class=EventSourceResponse, responses=documented())
@@ -86,7 +97,8 @@ async def all_events(feed: FeedDep) -> AsyncIterator[ServerSentEvent]:
     """Each change of any task, from now on."""
     with feed.changes() as changes:
         async for task in changes:
-            yield _event(task)
+            if task is not None:
+                yield _event(task)
 
 
 def _event(task: Task) -> ServerSentEvent:

@@ -68,7 +68,10 @@ class Engine(Protocol):
         """Hold on to every task of this owner for `lease` seconds more; gives their ids."""
 
     async def settle(self, task: Task, outcome: Outcome, now: float) -> Task | None:
-        """Write how the attempt ended. None, and nothing written, if the claim was lost."""
+        """Write how the attempt ended. None, and nothing written, if the claim was lost.
+
+        It may be asked again, with the same `now`, by whoever did not get the answer.
+        """
 
     async def report(self, task: Task, progress: float, now: float) -> Task | None:
         """Note the progress, 0 to 1. None, and nothing written, if the claim was lost."""
@@ -104,7 +107,7 @@ class Engine(Protocol):
         As a courtesy: it does not wait, and what cannot be told is not.
         """
 
-    async def hear(self, *listeners: Listener) -> None:
+    def hear(self, *listeners: Listener) -> None:
         """Pass to `listeners` what other processes tell, from now on."""
 
 

@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -12,25 +11,34 @@ import asyncpg
 from app.queue import postgres_entries as entries
 from app.queue.batcher import Batcher
 from app.queue.errors import (
-    KeyTaken,
     QueueFull,
     QueueUnavailable,
     RecordNotFound,
     TaskHasStarted,
-    TaskNotFound,
     TaskNotGivenUp,
 )
 from app.queue.events import Event, Listener
+from app.queue.outages import Outages
 from app.queue.postgres_entries import Session
 from app.queue.postgres_events import CHANNEL, Grapevine
 from app.queue.postgres_listener import Listener as Ear
+from app.queue.postgres_rows import (
+    TASK,
+    Row,
+    Settlement,
+    as_task,
+    begin_attempts,
+    end_attempts,
+    enter_again,
+    keep_answers,
+    read_task,
+    settled_before,
+    take_back,
+    write_batches,
+)
 from app.queue.postgres_schema import Troubles, check, connect, options
-from app.queue.retry import MAX_CRASHES, WORKER_DIED
 from app.queue.task import (
-    ANSWERS_LIVE_SECONDS,
-    FINISHED,
     WAITING,
-    Answer,
     Backlog,
     Batch,
     Outcome,
@@ -41,20 +49,8 @@ from app.queue.task import (
 )
 
 CONNECTIONS = 5  # of one process; and one more that listens
+LAST_SECONDS = 3.0  # for connections to end in an orderly way
 LARGEST_LOG = 32 * 1024 * 1024  # bytes of PGQueuer's log, which nobody reads
-
-_COLUMNS = tuple(field.name for field in fields(Task))
-_TASK = ", ".join(f"tasks.{column}" for column in _COLUMNS)
-_ANSWER = "key, fingerprint, body, location, created_at"
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Settlement:
-    task: Task
-    outcome: Outcome
-    now: float
 
 
 class Postgres:
@@ -73,6 +69,7 @@ class Postgres:
         self._settle = Batcher(self._settle_all)
         self._arrived = asyncio.Event()
         self._held: dict[str, Task] = {}  # claimed here, and not settled yet
+        self._outages = Outages(*Troubles)
         self._grapevine = Grapevine(self._notify, self.get)
         self._ear = Ear(lambda: asyncpg.connect(**options(url)), self._arrived.set)
 
@@ -80,24 +77,20 @@ class Postgres:
         connection = await connect(self._url)
         try:
             await check(connection)
-        finally:
+        except BaseException:
             await connection.close()
+            raise
+        self._ear.listen(entries.CHANNEL, self._entries_changed)
+        self._ear.start(connection)
         self._pool = await asyncpg.create_pool(
-            **options(self._url),
-            min_size=0,
-            max_size=CONNECTIONS,
-            reset=_nothing_to_reset,
+            **options(self._url), min_size=0, max_size=CONNECTIONS, reset=_nothing_to_reset
         )
-        await self._ear.start()
-        await self._ear.listen(entries.CHANNEL, self._entries_changed)
 
     async def stop(self) -> None:
-        for last in (self._put.finish(), self._settle.finish(), self._grapevine.finish()):
-            with contextlib.suppress(QueueUnavailable):
-                await last
+        await asyncio.gather(self._put.finish(), self._settle.finish(), self._grapevine.finish())
         await self._ear.stop()
         try:
-            await asyncio.wait_for(self._pool.close(), 5)
+            await asyncio.wait_for(self._pool.close(), LAST_SECONDS)
         except (TimeoutError, *Troubles):
             self._pool.terminate()
 
@@ -111,24 +104,24 @@ class Postgres:
     async def _put_all(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
         """Write several requests' batches in one transaction, but for those whose key is taken."""
         async with self._transaction() as session:
-            taken = await _keep_answers(session, [batch.answer for batch in batches])
+            taken = await keep_answers(session, [batch.answer for batch in batches])
             written = [batch for batch, key in zip(batches, taken, strict=True) if key is None]
-            await _write(session, written)
+            await write_batches(session, written)
         return taken
 
     async def get(self, task_id: str) -> Task:
         async with self._session() as session:
-            return await _get(session, task_id)
+            return await read_task(session, task_id)
 
     async def list_tasks(
         self, *, status: Status | None, kind: str | None, after: str | None, limit: int
     ) -> list[Task]:
         async with self._session() as session:
             if after is not None:
-                await _get(session, after)
+                await read_task(session, after)
             rows = await session.fetch(
                 f"""
-                SELECT {_TASK} FROM afterward.tasks
+                SELECT {TASK} FROM afterward.tasks
                 WHERE ($1::text IS NULL OR status = $1) AND ($2::text IS NULL OR kind = $2)
                 AND ($3::text IS NULL
                      OR seq < (SELECT seq FROM afterward.tasks WHERE id = $3))
@@ -139,27 +132,27 @@ class Postgres:
                 after,
                 limit,
             )
-        return [_task(row) for row in rows]
+        return [as_task(row) for row in rows]
 
     async def cancel(self, task_id: str, now: float) -> Task:
         async with self._session() as session:
             row = await session.fetchrow(
                 f"""
                 UPDATE afterward.tasks SET status = 'cancelled', updated_at = $2, finished_at = $2
-                WHERE id = $1 AND status = ANY($3) RETURNING {_TASK}
+                WHERE id = $1 AND status = ANY($3) RETURNING {TASK}
                 """,
                 task_id,
                 now,
                 WAITING,
             )
             if row is None:
-                await _get(session, task_id)  # raises TaskNotFound
+                await read_task(session, task_id)  # raises TaskNotFound
                 raise TaskHasStarted
-        return _task(row)
+        return as_task(row)
 
     async def retry(self, task_id: str, now: float, batch: Batch) -> Task:
         async with self._transaction() as session:
-            (taken,) = await _keep_answers(session, [batch.answer])
+            (taken,) = await keep_answers(session, [batch.answer])
             if taken is not None:
                 raise taken
             row = await session.fetchrow(
@@ -168,15 +161,15 @@ class Postgres:
                 SET status = 'queued', attempts = 0, crashes = 0, progress = NULL, result = NULL,
                     error = NULL, started_at = NULL, finished_at = NULL, updated_at = $2,
                     due_at = $2
-                WHERE id = $1 AND status IN ('failed', 'cancelled') RETURNING {_TASK}
+                WHERE id = $1 AND status IN ('failed', 'cancelled') RETURNING {TASK}
                 """,
                 task_id,
                 now,
             )
             if row is None:
-                await _get(session, task_id)  # raises TaskNotFound
+                await read_task(session, task_id)  # raises TaskNotFound
                 raise TaskNotGivenUp
-            await _enter_again(session, [task := _task(row)])
+            await enter_again(session, [task := as_task(row)])
         self._arrived.set()
         return task
 
@@ -200,8 +193,9 @@ class Postgres:
     async def claim(self, owner: str, *, limit: int, now: float, lease: float) -> list[Task]:
         while True:
             async with self._transaction() as session:
-                taken = await entries.take(session, owner, limit=limit, silence=lease)
-                claimed = await _begin(session, taken, owner, now) if taken else []
+                silence = lease + self._outages.recent(lease)
+                taken = await entries.take(session, owner, limit=limit, silence=silence)
+                claimed = await begin_attempts(session, taken, owner, now) if taken else []
                 strange = {entry for entry, _ in taken} - {entry for entry, _ in claimed}
                 back, dropped = await self._sort_out(session, strange, owner, now)
             tasks = sorted((task for _, task in claimed), key=lambda task: task.due_at)
@@ -230,7 +224,7 @@ class Postgres:
         dead = [row for row in rows if row["owner"] != owner or not self._holds(row)]
         if gone := strange - {row["entry"] for row in rows}:
             await entries.remove(session, [(entry, Status.CANCELLED) for entry in gone])
-        return await _take_back(session, dead, now) if dead else [], bool(gone)
+        return await take_back(session, dead, now) if dead else [], bool(gone)
 
     def _holds(self, row: Row) -> bool:
         held = self._held.get(row["id"])
@@ -251,45 +245,47 @@ class Postgres:
         return {row["id"] for row in rows}
 
     async def settle(self, task: Task, outcome: Outcome, now: float) -> Task | None:
-        settled = await self._settle(_Settlement(task, outcome, now))
+        settled = await self._settle(Settlement(task, outcome, now))
         if self._held.get(task.id) == task:
             del self._held[task.id]
         if outcome.follow_ups.tasks:
             self._arrived.set()
         return settled
 
-    async def _settle_all(self, settlements: Sequence[_Settlement]) -> list[Task | None]:
+    async def _settle_all(self, settlements: Sequence[Settlement]) -> list[Task | None]:
         """Write how several attempts ended, in one transaction."""
         async with self._transaction() as session:
-            settled = await _end(session, settlements)
+            settled = await end_attempts(session, settlements)
             tasks = [task for _, task in settled.values()]
             await entries.remove(
                 session, [(entry, task.status) for entry, task in settled.values()]
             )
             if again := [task for task in tasks if task.status in WAITING]:
-                await _enter_again(session, again)
+                await enter_again(session, again)
             follow_ups = [
                 settlement.outcome.follow_ups
                 for settlement in settlements
                 if settlement.task.id in settled
             ]
-            await _write(session, follow_ups)
-        none = (0, None)
-        return [settled.get(settlement.task.id, none)[1] for settlement in settlements]
+            await write_batches(session, follow_ups)
+            written = {task.id: task for task in tasks}
+            if lost := [s for s in settlements if s.task.id not in written]:
+                written |= await settled_before(session, lost)
+        return [written.get(settlement.task.id) for settlement in settlements]
 
     async def report(self, task: Task, progress: float, now: float) -> Task | None:
         async with self._session() as session:
             row = await session.fetchrow(
                 f"""
                 UPDATE afterward.tasks SET progress = $1, updated_at = $2
-                WHERE id = $3 AND status = 'running' AND claims = $4 RETURNING {_TASK}
+                WHERE id = $3 AND status = 'running' AND claims = $4 RETURNING {TASK}
                 """,
                 progress,
                 now,
                 task.id,
                 task.claims,
             )
-        return None if row is None else _task(row)
+        return None if row is None else as_task(row)
 
     async def pull_forward(self, *, now: float, longest_wait: float) -> None:
         async with self._transaction() as session:
@@ -397,9 +393,9 @@ class Postgres:
     def tell(self, event: Event) -> None:
         self._grapevine.tell(event)
 
-    async def hear(self, *listeners: Listener) -> None:
+    def hear(self, *listeners: Listener) -> None:
         self._grapevine.hear(listeners)
-        await self._ear.listen(CHANNEL, self._grapevine.heard)
+        self._ear.listen(CHANNEL, self._grapevine.heard)
 
     async def _notify(self, payloads: Sequence[str]) -> None:
         async with self._session() as session:
@@ -414,7 +410,7 @@ class Postgres:
     @contextlib.asynccontextmanager
     async def _session(self) -> AsyncIterator[Session]:
         """A connection; each statement on it is a transaction of its own."""
-        with _troubles_translated():
+        with _troubles_translated(), self._outages.noticed():
             async with self._pool.acquire(timeout=5) as session:
                 yield session
 
@@ -439,191 +435,6 @@ def _troubles_translated() -> Iterator[None]:
         raise QueueFull from error
     except Troubles as error:
         raise QueueUnavailable from error
-
-
-async def _write(session: Session, batches: Sequence[Batch]) -> None:
-    """Insert the tasks, with their entries, and the records of several batches."""
-    if tasks := [task for batch in batches for task in batch.tasks]:
-        numbers = await entries.enter(session, tasks)
-        await session.execute(
-            """
-            INSERT INTO afterward.tasks (entry, id, kind, arguments, request_id, status,
-                                         max_attempts, created_at, updated_at, due_at)
-            SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[],
-                                 $6::text[], $7::int[], $8::float8[], $9::float8[], $10::float8[])
-            """,
-            numbers,
-            [task.id for task in tasks],
-            [task.kind for task in tasks],
-            [task.arguments for task in tasks],
-            [task.request_id for task in tasks],
-            [task.status for task in tasks],
-            [task.max_attempts for task in tasks],
-            [task.created_at for task in tasks],
-            [task.updated_at for task in tasks],
-            [task.due_at for task in tasks],
-        )
-    # Of two that are written over each other the later counts; in order, so that two processes
-    # cannot wait for each other.
-    records = {(r.collection, r.id): r for batch in batches for r in batch.records}
-    if records:
-        await session.execute(
-            """
-            INSERT INTO afterward.records (collection, id, body, created_at)
-            SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[])
-            ON CONFLICT (collection, id) DO UPDATE SET body = excluded.body
-            """,
-            *zip(
-                *(
-                    (collection, record_id, to_json(record.body), record.created_at)
-                    for (collection, record_id), record in sorted(records.items())
-                ),
-                strict=True,
-            ),
-        )
-
-
-async def _keep_answers(
-    session: Session, answers: Sequence[Answer | None]
-) -> list[KeyTaken | None]:
-    """Keep the answers whose keys are free; gives what is in the way of each other one."""
-    first = {answer.key: answer for answer in reversed(answers) if answer is not None}
-    kept: set[str] = set()
-    earlier: dict[str, Answer] = {}
-    if first:
-        rows = await session.fetch(
-            f"""
-            INSERT INTO afterward.answers ({_ANSWER})
-            SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::float8[])
-            ON CONFLICT (key) DO UPDATE
-            SET fingerprint = excluded.fingerprint, body = excluded.body,
-                location = excluded.location, created_at = excluded.created_at
-            WHERE answers.created_at < excluded.created_at - {ANSWERS_LIVE_SECONDS}
-            RETURNING key
-            """,
-            *zip(*(tuple(asdict(first[key]).values()) for key in sorted(first)), strict=True),
-        )
-        kept = {row["key"] for row in rows}
-    if taken := first.keys() - kept:
-        rows = await session.fetch(
-            f"SELECT {_ANSWER} FROM afterward.answers WHERE key = ANY($1)", list(taken)
-        )
-        earlier = {row["key"]: Answer(**row) for row in rows}
-
-    def in_the_way(answer: Answer | None) -> KeyTaken | None:
-        if answer is None or (answer.key in kept and first[answer.key] is answer):
-            return None
-        return KeyTaken(earlier.get(answer.key, first[answer.key]))
-
-    return [in_the_way(answer) for answer in answers]
-
-
-async def _begin(
-    session: Session, taken: Sequence[tuple[int, str]], owner: str, now: float
-) -> list[tuple[int, Task]]:
-    """Begin an attempt of each task whose entry was taken and that waits; gives them by entry."""
-    rows = await session.fetch(
-        f"""
-        UPDATE afterward.tasks
-        SET status = 'running', attempts = attempts + 1, claims = claims + 1, owner = $3,
-            started_at = coalesce(started_at, $4), updated_at = $4
-        FROM unnest($1::bigint[], $2::text[]) AS taken (entry, id)
-        WHERE tasks.id = taken.id AND tasks.entry = taken.entry
-        AND tasks.status IN ('queued', 'retrying')
-        RETURNING tasks.entry, {_TASK}
-        """,
-        [entry for entry, _ in taken],
-        [task_id for _, task_id in taken],
-        owner,
-        now,
-    )
-    return [(row["entry"], _task(row)) for row in rows]
-
-
-async def _take_back(session: Session, rows: Sequence[Row], now: float) -> list[Task]:
-    """End the attempts of workers that died, and let those tasks wait again that still may."""
-    taken = await session.fetch(
-        f"""
-        UPDATE afterward.tasks
-        SET crashes = crashes + 1, owner = NULL, error = $3, updated_at = $2, due_at = $2,
-            status = CASE WHEN crashes + 1 >= {MAX_CRASHES} OR attempts >= max_attempts
-                     THEN 'failed' ELSE 'retrying' END,
-            finished_at = CASE WHEN crashes + 1 >= {MAX_CRASHES} OR attempts >= max_attempts
-                          THEN $2::float8 END
-        WHERE id = ANY($1) AND status = 'running'
-        RETURNING entry, {_TASK}
-        """,
-        [row["id"] for row in rows],
-        now,
-        WORKER_DIED,
-    )
-    tasks = [_task(row) for row in taken]
-    await entries.remove(session, [(row["entry"], Status(row["status"])) for row in taken])
-    await _enter_again(session, [task for task in tasks if task.status in WAITING])
-    return tasks
-
-
-async def _enter_again(session: Session, tasks: Sequence[Task]) -> None:
-    """Make an entry for the next attempt of tasks that were there before."""
-    await session.execute(
-        """
-        UPDATE afterward.tasks SET entry = new.entry
-        FROM unnest($1::text[], $2::bigint[]) AS new (id, entry) WHERE tasks.id = new.id
-        """,
-        [task.id for task in tasks],
-        await entries.enter(session, tasks),
-    )
-
-
-async def _end(session: Session, settlements: Sequence[_Settlement]) -> dict[str, tuple[int, Task]]:
-    """Write the outcomes of those attempts that still hold their tasks.
-
-    Gives the tasks, each with the entry that this attempt was, by their ids.
-    """
-    outcomes = [settlement.outcome for settlement in settlements]
-    rows = await session.fetch(
-        f"""
-        WITH outcome AS (
-            SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::float8[], $5::float8[],
-                                 $6::float8[], $7::text[], $8::text[], $9::int[])
-            AS outcome (id, claims, status, now, due_at, finished_at, result, error, not_counted)
-        ), locked AS MATERIALIZED (
-            SELECT id FROM {entries.NAMES.qualified.queue_table}
-            WHERE id IN (SELECT entry FROM afterward.tasks WHERE id = ANY($1))
-            ORDER BY id FOR UPDATE
-        )
-        UPDATE afterward.tasks
-        SET status = outcome.status, updated_at = outcome.now, finished_at = outcome.finished_at,
-            due_at = coalesce(outcome.due_at, tasks.due_at), result = outcome.result,
-            error = outcome.error, attempts = attempts - outcome.not_counted, owner = NULL
-        FROM outcome, locked
-        WHERE tasks.id = outcome.id AND tasks.claims = outcome.claims
-        AND tasks.status = 'running' AND tasks.entry = locked.id
-        RETURNING tasks.entry, {_TASK}
-        """,
-        [settlement.task.id for settlement in settlements],
-        [settlement.task.claims for settlement in settlements],
-        [outcome.status for outcome in outcomes],
-        [settlement.now for settlement in settlements],
-        [outcome.due_at for outcome in outcomes],
-        [s.now if s.outcome.status in FINISHED else None for s in settlements],
-        [outcome.result for outcome in outcomes],
-        [outcome.error for outcome in outcomes],
-        [0 if outcome.counts else 1 for outcome in outcomes],
-    )
-    return {row["id"]: (row["entry"], _task(row)) for row in rows}
-
-
-async def _get(session: Session, task_id: str) -> Task:
-    row = await session.fetchrow(f"SELECT {_TASK} FROM afterward.tasks WHERE id = $1", task_id)
-    if row is None:
-        raise TaskNotFound
-    return _task(row)
-
-
-def _task(row: Row) -> Task:
-    values = {column: row[column] for column in _COLUMNS}
-    return Task(**values | {"status": Status(values["status"])})
 
 
 def _record(collection: str, row: Row) -> Record:

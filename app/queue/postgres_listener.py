@@ -32,12 +32,12 @@ class Listener:
         self._connect = connect
         self._missed = missed
         self._channels: dict[str, Callable[[str], None]] = {}
-        self._connection: asyncpg.Connection[Any] | None = None
+        self._listening: set[str] = set()
+        self._asked = asyncio.Event()
         self._keeping: asyncio.Task[None]
 
-    async def start(self) -> None:
-        """Connect, and stay connected."""
-        connection = await self._connect()
+    def start(self, connection: "asyncpg.Connection[Any]") -> None:
+        """Listen on this connection; and when it breaks, on others."""
         self._keeping = asyncio.create_task(self._keep(connection), name="listener")
 
     async def stop(self) -> None:
@@ -45,12 +45,10 @@ class Listener:
         self._keeping.cancel()
         await asyncio.gather(self._keeping, return_exceptions=True)
 
-    async def listen(self, channel: str, hear: Callable[[str], None]) -> None:
-        """Call `hear` with each payload from now on."""
+    def listen(self, channel: str, hear: Callable[[str], None]) -> None:
+        """Call `hear` with each payload, in a moment and from then on."""
         self._channels[channel] = hear
-        if self._connection is not None:
-            with contextlib.suppress(*Troubles):  # the next connection listens to it
-                await self._connection.add_listener(channel, self._heard)
+        self._asked.set()
 
     def _heard(self, _: object, __: object, channel: str, payload: object) -> None:
         self._channels[channel](str(payload))
@@ -66,15 +64,17 @@ class Listener:
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _use(self, connection: "asyncpg.Connection[Any]") -> None:
-        """Listen until the connection breaks."""
+        """Listen until the connection breaks; nobody else uses it."""
+        self._listening.clear()
         try:
-            for channel in self._channels:
-                await connection.add_listener(channel, self._heard)
-            self._connection = connection
-            self._missed()
             while True:
-                await asyncio.sleep(PING_SECONDS)
+                self._asked.clear()
+                for channel in self._channels.keys() - self._listening:
+                    await connection.add_listener(channel, self._heard)
+                    self._listening.add(channel)
+                    self._missed()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._asked.wait(), PING_SECONDS)
                 await connection.execute("SELECT 1")
         finally:
-            self._connection = None
             connection.terminate()

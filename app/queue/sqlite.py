@@ -298,7 +298,7 @@ class SQLite:
     def tell(self, event: Event) -> None:
         """Tell nobody: there is no other process."""
 
-    async def hear(self, *listeners: Listener) -> None:
+    def hear(self, *listeners: Listener) -> None:
         """Hear of nothing: there is no other process."""
 
     async def read_record(self, collection: str, record_id: str) -> Record:

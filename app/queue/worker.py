@@ -133,8 +133,9 @@ class Worker(Generic[ToolsT]):
             began = time.monotonic()
             try:
                 outcome, error = await self._run(task)
+                ended_at = self._queue.now()
                 settled = await self._persist(
-                    lambda: self._queue.engine.settle(task, outcome, self._queue.now())
+                    lambda: self._queue.engine.settle(task, outcome, ended_at)
                 )
             finally:
                 del self._attempts[task.id]

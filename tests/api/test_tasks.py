@@ -1,9 +1,10 @@
 """Tasks: found, followed, withdrawn, and tried again."""
 
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -177,6 +178,22 @@ def test_a_task_that_ends_another_way_ends_its_stream_too(tmp_path: Path) -> Non
         with events(service, f"/tasks/{task_id}/events") as changes:
             service.post(f"/tasks/{task_id}/cancel")
             assert [task["status"] for task in changes] == ["queued", "cancelled"]
+
+
+def test_a_change_that_nobody_told_is_noticed_all_the_same(tmp_path: Path) -> None:
+    """Another process may change a task, and die before it can tell of it."""
+    with Service(tmp_path, worker_concurrency=0) as service:
+        task_id, other = queue_mails(service.client, 2)
+        with events(service, f"/tasks/{task_id}/events") as changes:
+            assert next(changes)["status"] == "queued"
+            with closing(sqlite3.connect(tmp_path / "queue.db")) as database, database:
+                database.execute(
+                    "UPDATE tasks SET status = 'cancelled', updated_at = updated_at + 1 "
+                    "WHERE id = ?",
+                    (task_id,),
+                )
+            service.post(f"/tasks/{other}/cancel")
+            assert [task["status"] for task in changes] == ["cancelled"]
 
 
 def test_an_open_event_stream_does_not_hold_up_the_end(tmp_path: Path) -> None:

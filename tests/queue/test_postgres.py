@@ -1,0 +1,371 @@
+"""What only PostgreSQL can get wrong; the rest is in the contract."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import asyncpg
+import pytest
+
+from app.queue import postgres as postgres_module
+from app.queue import postgres_events, postgres_listener
+from app.queue.errors import KeyTaken, QueueFull, QueueUnavailable, TaskNotFound
+from app.queue.events import Event, What
+from app.queue.outages import Outages
+from app.queue.postgres import Postgres as Engine
+from app.queue.retry import WORKER_DIED
+from app.queue.task import Answer, Batch, Outcome, Record, Status, Task
+from tests.queue.support import LEASE, NOW, a_task, put
+from tests.support.postgres import Postgres
+
+pytestmark = pytest.mark.anyio
+
+HEARTBEAT_STOPS = "UPDATE afterward.pgqueuer SET heartbeat = now() - interval '1 hour'"
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Engine]:
+    engine = Engine(url)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[Engine]:
+    """An engine whose database has its own clock."""
+    async with opened(database_url) as engine:
+        yield engine
+
+
+@pytest.fixture
+def sql(postgres: Postgres, database_url: str) -> Callable[[str], str]:
+    """What an operator asks with psql."""
+    return lambda statement: postgres.sql(statement, database_url)
+
+
+async def claim(engine: Engine, owner: str = "worker-1", *, limit: int = 100) -> list[Task]:
+    return await engine.claim(owner, limit=limit, now=NOW, lease=LEASE)
+
+
+async def eventually(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not true():  # noqa: ASYNC110 - what it waits for is in another process
+            await asyncio.sleep(0.01)
+
+
+# Transactions
+
+
+async def test_requests_that_come_together_share_a_transaction(
+    engine: Engine, sql: Callable[[str], str]
+) -> None:
+    await asyncio.gather(*(put(engine, a_task()) for _ in range(50)))
+    assert sql("SELECT count(*), count(DISTINCT xmin::text) FROM afterward.tasks") == "50|1"
+
+
+async def test_outcomes_that_come_together_share_a_transaction(
+    engine: Engine, sql: Callable[[str], str]
+) -> None:
+    await put(engine, *(a_task() for _ in range(20)))
+    claimed = await claim(engine)
+    await asyncio.gather(*(engine.settle(task, Outcome(Status.SUCCEEDED), NOW) for task in claimed))
+    assert sql("SELECT count(*), count(DISTINCT xmin::text) FROM afterward.tasks") == "20|1"
+    assert sql("SELECT count(*) FROM afterward.pgqueuer") == "0"
+
+
+async def test_a_task_that_is_there_already_spoils_none_of_the_others(engine: Engine) -> None:
+    task, other = a_task(), a_task()
+    await put(engine, task)
+    again, _ = await asyncio.gather(put(engine, task), put(engine, other), return_exceptions=True)
+    assert isinstance(again, asyncpg.UniqueViolationError)
+    assert await engine.get(other.id) == other
+
+
+async def test_records_of_one_name_in_one_transaction_are_written_in_order(engine: Engine) -> None:
+    batches = [Batch(records=(Record("saved", "ada", {"size": n}, NOW),)) for n in range(9)]
+    await asyncio.gather(*map(engine.put, batches))
+    assert (await engine.read_record("saved", "ada")).body == {"size": 8}
+
+
+async def test_one_key_in_two_processes_is_kept_once(engine: Engine, database_url: str) -> None:
+    """Each process sees the other's answer, whoever comes first."""
+    async with opened(database_url) as other:
+        batches = [Batch((a_task(),), answer=Answer("key", "f", "{}", "/", NOW)) for _ in range(40)]
+        engines = [engine, other] * 20
+        outcomes = await asyncio.gather(
+            *(engine.put(batch) for engine, batch in zip(engines, batches, strict=True)),
+            return_exceptions=True,
+        )
+    taken = [outcome for outcome in outcomes if isinstance(outcome, KeyTaken)]
+    assert len(taken) == 39
+    assert sum((await engine.backlog()).counts.values()) == 1
+
+
+async def test_claims_and_settlements_side_by_side_never_deadlock(
+    engine: Engine, database_url: str, sql: Callable[[str], str]
+) -> None:
+    """Two workers take each other's tasks for silent all the time, and settle them late."""
+    await put(engine, *(a_task(max_attempts=1000) for _ in range(20)))
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    before = sql(deadlocks)
+
+    async def work(engine: Engine, owner: str) -> None:
+        for _ in range(15):
+            tasks = await engine.claim(owner, limit=20, now=NOW, lease=0.0)
+            await asyncio.gather(
+                *(engine.settle(t, Outcome(Status.QUEUED, due_at=NOW), NOW) for t in tasks)
+            )
+
+    async with opened(database_url) as other:
+        await asyncio.gather(
+            *(work(e, f"{n}") for e in (engine, other) for n in (id(e), id(e) + 1))
+        )
+    assert sql(deadlocks) == before
+
+
+# Entries
+
+
+async def test_an_entry_that_no_task_refers_to_means_nothing(
+    engine: Engine, sql: Callable[[str], str]
+) -> None:
+    """A task that was cancelled and queued afresh has two; it is run once."""
+    await put(engine, task := a_task(), cancelled := a_task())
+    for withdrawn in (task, cancelled):
+        await engine.cancel(withdrawn.id, NOW)
+    await engine.retry(task.id, NOW, Batch())
+    assert sql("SELECT count(*) FROM afterward.pgqueuer") == "3"
+    assert [claimed.id for claimed in await claim(engine)] == [task.id]
+    assert sql("SELECT count(*) FROM afterward.pgqueuer") == "1"
+    assert await claim(engine) == []
+
+
+async def test_what_waits_is_found_behind_any_number_of_such_entries(engine: Engine) -> None:
+    for _ in range(5):
+        await put(engine, task := a_task())
+        await engine.cancel(task.id, NOW)
+    await put(engine, task := a_task())
+    assert [claimed.id for claimed in await claim(engine, limit=1)] == [task.id]
+
+
+async def test_a_late_heartbeat_costs_a_worker_nothing(
+    engine: Engine, sql: Callable[[str], str]
+) -> None:
+    """If nobody else has taken its tasks by then."""
+    await put(engine, a_task())
+    (task,) = await claim(engine)
+    sql(HEARTBEAT_STOPS)
+    assert await claim(engine) == []
+    assert await engine.get(task.id) == task
+
+
+async def test_a_claim_whose_answer_got_lost_is_taken_back(
+    engine: Engine, database_url: str, sql: Callable[[str], str]
+) -> None:
+    """Its worker lives, but nobody works on the task: its heartbeat does not cover it."""
+    await put(engine, task := a_task())
+    async with opened(database_url) as stands_for_the_lost_answer:
+        await claim(stands_for_the_lost_answer)
+    assert await engine.extend("worker-1", now=NOW, lease=LEASE) == set()
+    sql(HEARTBEAT_STOPS)
+    (taken,) = await claim(engine)
+    assert (taken.id, taken.status, taken.error) == (task.id, Status.RETRYING, WORKER_DIED)
+    assert [again.id for again in await claim(engine)] == [task.id]
+
+
+async def test_a_settlement_whose_answer_got_lost_can_be_asked_again(engine: Engine) -> None:
+    await put(engine, a_task())
+    (task,) = await claim(engine)
+    settled = await engine.settle(task, Outcome(Status.SUCCEEDED, result="1"), NOW + 1)
+    assert settled is not None
+    assert await engine.settle(task, Outcome(Status.SUCCEEDED, result="1"), NOW + 1) == settled
+    assert await engine.settle(task, Outcome(Status.SUCCEEDED, result="1"), NOW + 2) is None
+
+
+async def test_nobodys_environment_renames_the_tables(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PGQueuer would read these."""
+    monkeypatch.setenv("PGQUEUER_PREFIX", "other_")
+    monkeypatch.setenv("QUEUE_TABLE", "elsewhere")
+    monkeypatch.setenv("DURABILITY", "volatile")
+    async with opened(database_url) as engine:
+        await put(engine, a_task())
+        assert len(await claim(engine)) == 1
+
+
+# Cleaning up
+
+
+async def test_nobody_reads_pgqueuers_log_so_it_stays_small(
+    engine: Engine, sql: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(engine, a_task())
+    logged = "SELECT count(*) FROM afterward.pgqueuer_log"
+    await engine.purge(finished_before=0, answered_before=0, limit=1)
+    assert sql(logged) == "1"
+    monkeypatch.setattr(postgres_module, "LARGEST_LOG", 0)
+    await engine.purge(finished_before=0, answered_before=0, limit=1)
+    assert sql(logged) == "0"
+    assert len(await claim(engine)) == 1
+
+
+async def test_the_counts_are_added_up(engine: Engine, sql: Callable[[str], str]) -> None:
+    for _ in range(5):
+        await put(engine, a_task())
+    await claim(engine, limit=2)
+    before = (await engine.backlog()).counts
+    await engine.purge(finished_before=0, answered_before=0, limit=1)
+    assert sql("SELECT count(*) FROM afterward.counts") == "2"
+    assert (await engine.backlog()).counts == before
+
+
+# A database that refuses, or goes away
+
+
+async def test_a_full_disk_is_told_apart(engine: Engine, sql: Callable[[str], str]) -> None:
+    """The server's own error for it, raised by hand."""
+    sql(
+        "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = 'disk_full'; END $$;"
+        "CREATE TRIGGER no_room BEFORE INSERT ON afterward.tasks EXECUTE FUNCTION no_room()"
+    )
+    try:
+        with pytest.raises(QueueFull):
+            await put(engine, task := a_task())
+    finally:
+        sql("DROP TRIGGER no_room ON afterward.tasks; DROP FUNCTION no_room()")
+    with pytest.raises(TaskNotFound):
+        await engine.get(task.id)
+    assert sql("SELECT count(*) FROM afterward.pgqueuer") == "0"
+
+
+async def test_a_database_that_only_reads_is_noticed(
+    engine: Engine, database_url: str, postgres: Postgres
+) -> None:
+    """As a standby is, to which somebody switched too early."""
+    name = database_url.rpartition("/")[2]
+    postgres.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    try:
+        async with opened(database_url) as reader:
+            with pytest.raises(QueueUnavailable):
+                await reader.check()
+    finally:
+        postgres.sql(f"ALTER DATABASE {name} RESET ALL")
+    await engine.check()
+
+
+async def test_connections_that_broke_are_replaced(
+    engine: Engine, sql: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the one that listens: whoever waits for tasks is woken as before."""
+    monkeypatch.setattr(postgres_listener, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(postgres_listener, "PAUSE_SECONDS", 0.05)
+    await put(engine, a_task())
+    break_them = (
+        "SELECT count(pg_terminate_backend(pid)) > 0 FROM pg_stat_activity "
+        "WHERE application_name = 'afterward' AND datname = current_database()"
+    )
+    assert sql(break_them) == "t"
+    await eventually(lambda: sql(break_them.replace("pg_terminate_backend(pid)", "pid")) == "t")
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                await put(engine, a_task())
+            except QueueUnavailable:
+                continue
+            break
+    assert len(await claim(engine)) == 2
+
+
+async def test_nobody_is_taken_for_dead_because_the_database_was_away() -> None:
+    """While it was, no heartbeat could be written; afterwards each has as much longer to speak."""
+    outages = Outages(QueueUnavailable)
+    with outages.noticed():
+        pass
+    assert outages.recent(LEASE) == 0
+    with pytest.raises(QueueUnavailable), outages.noticed():
+        raise QueueUnavailable
+    time.sleep(0.1)  # noqa: ASYNC251 - the database is away meanwhile
+    assert outages.recent(LEASE) >= 0.1
+    with outages.noticed():
+        pass
+    assert LEASE > outages.recent(LEASE) >= 0.1
+    assert outages.recent(0) == 0
+
+
+async def test_the_end_does_not_wait_for_a_connection_for_ever(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_module, "LAST_SECONDS", 0.1)
+    async with asyncio.timeout(5):
+        async with opened(database_url) as engine:
+            await engine._pool.acquire()
+
+
+# Events of other processes
+
+
+@asynccontextmanager
+async def another(url: str, heard: list[Event]) -> AsyncIterator[Engine]:
+    """Another process, which hears what others do."""
+    async with opened(url) as engine:
+        engine.hear(heard.append)
+        await eventually(lambda: "afterward_events" in engine._ear._listening)
+        yield engine
+
+
+async def test_what_one_process_tells_the_others_hear(engine: Engine, database_url: str) -> None:
+    """The whole task but for its arguments; and nobody hears himself."""
+    heard: list[Event] = []
+    own: list[Event] = []
+    engine.hear(own.append)
+    async with another(database_url, heard):
+        task = a_task(arguments='{"args":[],"kwargs":{"password":"secret"}}', result='"done"')
+        engine.tell(Event(What.STARTED, task))
+        engine.tell(Event(What.LOST, task))
+        engine.tell(Event(What.SUCCEEDED, task, seconds=0.5, exception=ValueError()))
+        await eventually(lambda: len(heard) == 2)
+    bare = replace(task, arguments="")
+    assert heard == [Event(What.STARTED, bare), Event(What.SUCCEEDED, bare, seconds=0.5)]
+    assert own == []
+
+
+async def test_what_is_too_long_to_be_told_is_read(engine: Engine, database_url: str) -> None:
+    heard: list[Event] = []
+    await put(engine, a_task())
+    (task,) = await claim(engine)
+    settled = await engine.settle(task, Outcome(Status.SUCCEEDED, result=f'"{"x" * 9000}"'), NOW)
+    assert settled is not None
+    async with another(database_url, heard):
+        engine.tell(Event(What.SUCCEEDED, settled, seconds=0.5))
+        engine.tell(Event(What.SUCCEEDED, replace(settled, id="removed meanwhile")))
+        engine.tell(Event(What.SUCCEEDED, a_task()))
+        await eventually(lambda: len(heard) == 2)
+    assert Event(What.SUCCEEDED, settled, seconds=0.5) in heard
+
+
+async def test_what_cannot_be_told_is_let_go(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a courtesy."""
+
+    async def refuse(*_: object) -> None:
+        raise QueueUnavailable
+
+    monkeypatch.setattr(engine._grapevine, "_notify", refuse)
+    engine.tell(Event(What.STARTED, a_task()))
+    await engine._grapevine.finish()
+    assert engine._grapevine._untold == []
+
+
+async def test_a_notification_fits(engine: Engine) -> None:
+    """PostgreSQL refuses what has 8,000 bytes or more."""
+    for size in range(7000, 8200, 7):
+        payload = engine._grapevine._payload(Event(What.STARTED, a_task(error=f'"{"x" * size}"')))
+        assert len(payload) <= postgres_events._LONGEST < 8000
+        assert json.loads(payload)
