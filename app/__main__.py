@@ -11,7 +11,7 @@ import uvicorn
 
 from app.mail.catcher import Catcher
 from app.observe.logs import configure_logging
-from app.queue.engine import migrate
+from app.queue.engine import make_tables
 from app.queue.errors import CannotStart
 from app.settings import BadSettings, Settings, load_settings
 
@@ -30,7 +30,7 @@ def main() -> None:
         serve(settings)
     else:
         configure_logging(settings.log_level, settings.log_format)
-        run = {"worker": work, "catcher": catch, "migrate": make_tables}[command]
+        run = {"worker": work, "catcher": catch, "migrate": migrate}[command]
         try:
             asyncio.run(run(settings))
         except (CannotStart, OSError) as error:
@@ -79,9 +79,9 @@ async def work(settings: Settings) -> None:
         await ended.wait()
 
 
-async def make_tables(settings: Settings) -> None:
+async def migrate(settings: Settings) -> None:
     """Make or upgrade the tables of QUEUE_URL; SQLite's are made at its start."""
-    await migrate(settings.queue_url)
+    await make_tables(settings.queue_url)
 
 
 async def catch(settings: Settings) -> None:

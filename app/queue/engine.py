@@ -124,12 +124,12 @@ def open_engine(url: str) -> Engine:
     raise CannotStart(f"QUEUE_URL names no known database: {url.partition(':')[0]!r}")
 
 
-async def migrate(url: str) -> None:
+async def make_tables(url: str) -> None:
     """Make or upgrade the tables where that is a step of its own. Raises CannotStart."""
     if url.startswith(_POSTGRESQL):
         with _extra_installed():
-            from app.queue import postgres_schema
-        await postgres_schema.migrate(url)
+            from app.queue.postgres_schema import migrate
+        await migrate(url)
 
 
 @contextmanager

@@ -116,21 +116,22 @@ class Postgres:
     async def list_tasks(
         self, *, status: Status | None, kind: str | None, after: str | None, limit: int
     ) -> list[Task]:
+        # A condition that is not asked for is left out: else one plan would have to fit all cases.
+        filters = {
+            "status = ${}": status,
+            "kind = ${}": kind,
+            "seq < (SELECT seq FROM afterward.tasks WHERE id = ${})": after,
+        }
+        chosen = {sql: value for sql, value in filters.items() if value is not None}
+        conditions = [sql.format(number) for number, sql in enumerate(chosen, start=2)]
+        where = " AND ".join(["TRUE", *conditions])
         async with self._session() as session:
             if after is not None:
                 await read_task(session, after)
             rows = await session.fetch(
-                f"""
-                SELECT {TASK} FROM afterward.tasks
-                WHERE ($1::text IS NULL OR status = $1) AND ($2::text IS NULL OR kind = $2)
-                AND ($3::text IS NULL
-                     OR seq < (SELECT seq FROM afterward.tasks WHERE id = $3))
-                ORDER BY seq DESC LIMIT $4
-                """,
-                status,
-                kind,
-                after,
+                f"SELECT {TASK} FROM afterward.tasks WHERE {where} ORDER BY seq DESC LIMIT $1",
                 limit,
+                *chosen.values(),
             )
         return [as_task(row) for row in rows]
 
@@ -139,16 +140,15 @@ class Postgres:
             row = await session.fetchrow(
                 f"""
                 UPDATE afterward.tasks SET status = 'cancelled', updated_at = $2, finished_at = $2
-                WHERE id = $1 AND status = ANY($3) RETURNING {TASK}
+                WHERE id = $1 AND status IN ('queued', 'retrying') RETURNING {TASK}
                 """,
                 task_id,
                 now,
-                WAITING,
             )
-            if row is None:
-                await read_task(session, task_id)  # raises TaskNotFound
-                raise TaskHasStarted
-        return as_task(row)
+            if row is not None:
+                return as_task(row)
+            await read_task(session, task_id)  # raises TaskNotFound
+            raise TaskHasStarted
 
     async def retry(self, task_id: str, now: float, batch: Batch) -> Task:
         async with self._transaction() as session:
@@ -269,8 +269,8 @@ class Postgres:
             ]
             await write_batches(session, follow_ups)
             written = {task.id: task for task in tasks}
-            if lost := [s for s in settlements if s.task.id not in written]:
-                written |= await settled_before(session, lost)
+            lost = [s for s in settlements if s.task.id not in written]
+            written |= await settled_before(session, lost) if lost else {}
         return [written.get(settlement.task.id) for settlement in settlements]
 
     async def report(self, task: Task, progress: float, now: float) -> Task | None:

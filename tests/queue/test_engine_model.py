@@ -34,7 +34,7 @@ OWNERS = st.sampled_from(["worker-1", "worker-2"])
 ENDINGS = st.sampled_from([Status.SUCCEEDED, Status.FAILED, Status.RETRYING, Status.QUEUED])
 
 SHORT = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True, database=None
+    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None
 )
 
 

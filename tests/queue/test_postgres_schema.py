@@ -1,0 +1,139 @@
+"""PostgreSQL is reached, and its tables are made and checked; else one line says what is wrong."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from threading import Timer
+
+import pytest
+
+from app.queue import postgres_schema
+from app.queue.engine import make_tables, open_engine
+from app.queue.errors import CannotStart
+from tests.queue.support import a_task, put
+from tests.support.postgres import PASSWORD, Postgres
+from tests.support.service import free_port
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def empty_url(postgres: Postgres) -> str:
+    """A database with no tables."""
+    return postgres.new_database()
+
+
+async def refusal(url: str) -> str:
+    """Try to start on this database, and tell why it did not."""
+    with pytest.raises(CannotStart) as raised:
+        await open_engine(url).start()
+    message = str(raised.value)
+    assert message.startswith("QUEUE_URL: ")
+    assert "\n" not in message
+    assert PASSWORD not in message
+    return message
+
+
+async def starts(url: str) -> None:
+    engine = open_engine(url)
+    await engine.start()
+    await put(engine, a_task())
+    await engine.stop()
+
+
+# Tables
+
+
+async def test_without_tables_the_migration_is_named(empty_url: str) -> None:
+    assert "python -m app migrate" in await refusal(empty_url)
+    await make_tables(empty_url)
+    await starts(empty_url)
+
+
+async def test_a_migration_can_be_repeated(postgres: Postgres, empty_url: str) -> None:
+    """By several at once, too; nothing that is there is lost."""
+    await asyncio.gather(*(make_tables(empty_url) for _ in range(3)))
+    await starts(empty_url)
+    await make_tables(empty_url)
+    assert postgres.sql("SELECT count(*) FROM afterward.tasks", empty_url) == "1"
+
+
+async def test_tables_of_a_newer_version_are_left_as_they_are(
+    postgres: Postgres, empty_url: str
+) -> None:
+    await make_tables(empty_url)
+    postgres.sql("UPDATE afterward.schema_version SET version = 1000", empty_url)
+    assert "newer version (schema 1000" in await refusal(empty_url)
+    with pytest.raises(CannotStart, match="newer version"):
+        await make_tables(empty_url)
+
+
+async def test_tables_of_another_pgqueuer_are_noticed(postgres: Postgres, empty_url: str) -> None:
+    """Its releases bring changes of their own, which the migration makes."""
+    await make_tables(empty_url)
+    postgres.sql("DROP INDEX afterward.pgqueuer_ep_prio_id_idx", empty_url)
+    assert "python -m app migrate" in await refusal(empty_url)
+    await make_tables(empty_url)
+    await starts(empty_url)
+
+
+async def test_whoever_may_not_make_tables_is_told_so(postgres: Postgres, empty_url: str) -> None:
+    postgres.sql(f"CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")
+    with pytest.raises(CannotStart, match="refuses the migration: permission denied"):
+        await make_tables(empty_url.replace("//afterward", "//guest"))
+    assert "migrate" in await refusal(empty_url)
+
+
+async def test_sqlite_needs_no_migration() -> None:
+    await make_tables("sqlite:///nowhere.db")
+
+
+async def test_the_vacuum_keeps_up_with_the_entries(postgres: Postgres, migrated: str) -> None:
+    """They are written and removed all the time; the default waits for a fifth of the table."""
+    for table in ("tasks", "counts", "pgqueuer"):
+        named = f"SELECT reloptions::text FROM pg_class WHERE oid = 'afterward.{table}'::regclass"
+        assert "autovacuum_vacuum_scale_factor=0" in postgres.sql(named, migrated)
+
+
+# Connections
+
+
+async def test_a_wrong_password_is_refused_at_once(postgres: Postgres) -> None:
+    """Naming the user; waiting would not help."""
+    message = await refusal(postgres.url(password="secret"))
+    assert 'password authentication failed for user "afterward"' in message
+    assert "secret" not in message
+
+
+async def test_a_missing_database_is_refused_at_once(postgres: Postgres) -> None:
+    assert 'database "nowhere" does not exist' in await refusal(postgres.url("nowhere"))
+
+
+async def test_a_server_that_does_not_answer_yet_is_waited_for() -> None:
+    with Postgres() as postgres:
+        url = postgres.new_database()
+        await make_tables(url)
+        postgres.stop()
+        Timer(0.5, postgres.start).start()
+        await starts(url)
+
+
+async def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_schema, "PATIENCE_SECONDS", 0.5)
+    message = await refusal(f"postgresql://afterward:{PASSWORD}@127.0.0.1:{free_port()}/queue")
+    assert "does not answer" in message
+    assert "Connection refused" in message or "Connect call failed" in message
+
+
+# The extra
+
+
+@pytest.mark.parametrize("ask", [open_engine, lambda url: asyncio.run(make_tables(url))])
+def test_without_the_extra_the_start_names_it(
+    ask: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("app.queue.postgres")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(CannotStart, match=r"needs asyncpg: pip install 'afterward\[postgres\]'"):
+        ask("postgresql://localhost/queue")
