@@ -7,6 +7,9 @@
     events      what happened, for listeners     errors  what can be wrong
     engine      what is asked of a database
     sqlite      the embedded one; sqlite_file opens it, group_commit shares its transactions
+    postgres    the one for many processes; batcher shares its transactions, postgres_rows writes
+                them, postgres_entries is PGQueuer's part, postgres_events tells other processes,
+                postgres_listener hears them, postgres_schema makes the tables; outages remembers
 
 It imports nothing else from app, and knows neither HTTP nor mail.
 """

@@ -11,18 +11,33 @@ from tests.api.requests import MAX_UPLOAD_BYTES
 from tests.support.service import Service, settings_in
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of a module that names ENGINES with each of them."""
+    engines = getattr(metafunc.module, "ENGINES", None)
+    if engines and {"client", "idle_client"} & set(metafunc.fixturenames):
+        metafunc.parametrize("queue_url", engines, indirect=True)
+
+
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
+def queue_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database: on SQLite, unless something else is asked for."""
+    if getattr(request, "param", "sqlite") == "postgresql":
+        return str(request.getfixturevalue("database_url"))
+    return f"sqlite:///{tmp_path}/queue.db"
+
+
+@pytest.fixture
+def client(tmp_path: Path, queue_url: str) -> Iterator[TestClient]:
     """A client of a service of its own, whose data is in `tmp_path`."""
-    settings = settings_in(tmp_path, max_upload_bytes=MAX_UPLOAD_BYTES)
+    settings = settings_in(tmp_path, queue_url=queue_url, max_upload_bytes=MAX_UPLOAD_BYTES)
     with TestClient(create_app(settings), follow_redirects=False) as client:
         yield client
 
 
 @pytest.fixture
-def idle_client(tmp_path: Path) -> Iterator[TestClient]:
+def idle_client(tmp_path: Path, queue_url: str) -> Iterator[TestClient]:
     """The same without a worker: what is queued stays queued."""
-    settings = settings_in(tmp_path, worker_concurrency=0)
+    settings = settings_in(tmp_path, queue_url=queue_url, worker_concurrency=0)
     with TestClient(create_app(settings), follow_redirects=False) as client:
         yield client
 

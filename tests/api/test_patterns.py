@@ -16,6 +16,8 @@ from app.main import create_app
 from tests.api.requests import upload_of
 from tests.support.service import PATIENCE, Service, mails_in, settings_in, wait_for
 
+ENGINES = ["sqlite", "postgresql"]
+
 
 def log_lines(directory: Path) -> list[str]:
     """What `write_log` has written."""

@@ -15,6 +15,8 @@ from tests.support.service import PATIENCE, Json, Service, wait_for
 
 NOWHERE: Json = {"smtp_port": 1, "catcher": False}  # nobody listens there
 
+ENGINES = ["sqlite", "postgresql"]
+
 
 def queue_mails(client: httpx2.Client, number: int = 1) -> list[str]:
     """Queue some mails; returns the ids of their tasks, newest first."""
