@@ -184,7 +184,7 @@ async def end_attempts(
             AS outcome (id, claims, status, now, due_at, finished_at, result, error, not_counted)
         ), locked AS MATERIALIZED (
             SELECT id FROM {entries.NAMES.qualified.queue_table}
-            WHERE id IN (SELECT entry FROM afterward.tasks WHERE id = ANY($1))
+            WHERE id = ANY(ARRAY(SELECT entry FROM afterward.tasks WHERE id = ANY($1)))
             ORDER BY id FOR UPDATE
         )
         UPDATE afterward.tasks

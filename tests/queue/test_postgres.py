@@ -18,7 +18,7 @@ from app.queue.outages import Outages
 from app.queue.postgres import Postgres as Engine
 from app.queue.retry import WORKER_DIED
 from app.queue.task import Answer, Batch, Outcome, Record, Status, Task
-from tests.queue.support import LEASE, NOW, a_task, put
+from tests.queue.support import DAY, LEASE, NOW, a_task, put
 from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
@@ -222,6 +222,42 @@ async def test_the_counts_are_added_up(engine: Engine, sql: Callable[[str], str]
     await engine.purge(finished_before=0, answered_before=0, limit=1)
     assert sql("SELECT count(*) FROM afterward.counts") == "2"
     assert (await engine.backlog()).counts == before
+
+
+# A backlog
+
+ROWS_READ = """
+SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = 'afterward')
+     + (SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE schemaname = 'afterward')
+"""
+
+
+async def test_nothing_reads_more_rows_than_it_needs(
+    database_url: str, sql: Callable[[str], str]
+) -> None:
+    """Not even when the backlog is so new that the planner's statistics do not know of it."""
+    sql(
+        "INSERT INTO afterward.pgqueuer (priority, entrypoint, payload, execute_after, status) "
+        "SELECT 0, 'task', 'x', now() + n % 2 * interval '1 hour', 'queued' "
+        "FROM generate_series(1, 100000) AS n"
+    )
+    async with opened(database_url) as engine:
+        await put(engine, *(a_task() for _ in range(100)))
+    sql("SELECT pg_stat_reset()")
+    async with opened(database_url) as engine:  # at its end, what it read is counted
+        tasks = await claim(engine, limit=10)
+        await asyncio.gather(
+            *(engine.settle(t, Outcome(Status.RETRYING, due_at=NOW + 9), NOW) for t in tasks)
+        )
+        await claim(engine, limit=10)
+        await engine.extend("worker-1", now=NOW, lease=LEASE)
+        await engine.pull_forward(now=NOW, longest_wait=DAY)
+        await engine.purge(finished_before=NOW, answered_before=NOW, limit=10)
+        await engine.backlog()
+        for status in (None, Status.FAILED):
+            await engine.list_tasks(status=status, kind=None, after=tasks[0].id, limit=10)
+    await eventually(lambda: sql(ROWS_READ) not in {"", "0"})
+    assert int(sql(ROWS_READ)) < 1000
 
 
 # A database that refuses, or goes away
