@@ -8,6 +8,7 @@ from anyio.from_thread import start_blocking_portal
 
 from app.queue.postgres_schema import migrate
 from tests.support.postgres import Postgres
+from tests.support.s3 import Bucket, FaultyS3, S3Server, credentials
 from tests.support.smtp_server import SmtpServer
 
 
@@ -30,7 +31,7 @@ def smtp_server() -> Iterator[SmtpServer]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL for tests that leave it as it is; those that disturb it start their own."""
-    with Postgres(fsync="off") as postgres:
+    with Postgres() as postgres:
         yield postgres
 
 
@@ -47,3 +48,28 @@ def database_url(postgres: Postgres, migrated: str) -> str:
     """The service's tables on PostgreSQL, with nothing in them."""
     postgres.empty(migrated)
     return migrated
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A server that speaks S3's protocol; those who disturb it start their own."""
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket with nothing in it, which the AWS_* variables lead to."""
+    for name, value in credentials(s3_server.url).items():
+        monkeypatch.setenv(name, value)
+    return s3_server.new_bucket()
+
+
+@pytest.fixture
+def faulty_s3(
+    s3_server: S3Server, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultyS3]:
+    """The same bucket, behind a server that does as it is told."""
+    with FaultyS3(s3_server) as faulty:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
+        yield faulty

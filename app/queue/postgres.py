@@ -196,15 +196,15 @@ class Postgres:
                 silence = lease + self._outages.recent(lease)
                 taken = await entries.take(session, owner, limit=limit, silence=silence)
                 claimed = await begin_attempts(session, taken, owner, now) if taken else []
-                strange = {entry for entry, _ in taken} - {entry for entry, _ in claimed}
-                back, dropped = await self._sort_out(session, strange, owner, now)
+                strange = dict(taken).items() - {(entry, task.id) for entry, task in claimed}
+                back, dropped = await self._sort_out(session, dict(strange), owner, now)
             tasks = sorted((task for _, task in claimed), key=lambda task: task.due_at)
             self._held |= {task.id: task for task in tasks}
             if tasks or back or not dropped:
                 return tasks + back
 
     async def _sort_out(
-        self, session: Session, strange: set[int], owner: str, now: float
+        self, session: Session, strange: dict[int, str], owner: str, now: float
     ) -> tuple[list[Task], bool]:
         """Deal with entries whose tasks do not wait.
 
@@ -215,14 +215,15 @@ class Postgres:
         rows = await session.fetch(
             """
             SELECT entry, id, owner, claims FROM afterward.tasks
-            WHERE entry = ANY($1) AND status = 'running'
+            WHERE id = ANY($1) AND entry = ANY($2) AND status = 'running'
             """,
+            list(strange.values()),
             list(strange),
         )
         # Its own are still its own: its heartbeat was late, no more. But not those which a claim
         # gave it whose answer got lost on the way: nobody works on these.
         dead = [row for row in rows if row["owner"] != owner or not self._holds(row)]
-        if gone := strange - {row["entry"] for row in rows}:
+        if gone := strange.keys() - {row["entry"] for row in rows}:
             await entries.remove(session, [(entry, Status.CANCELLED) for entry in gone])
         return await take_back(session, dead, now) if dead else [], bool(gone)
 

@@ -122,7 +122,8 @@ async def begin_attempts(
             started_at = coalesce(started_at, $4), updated_at = $4
         FROM unnest($1::bigint[], $2::text[]) AS taken (entry, id)
         WHERE tasks.id = taken.id AND tasks.entry = taken.entry
-        AND tasks.status IN ('queued', 'retrying')
+        -- Which is to say that it waits; but those who wait have an index, and this must not use it.
+        AND tasks.status NOT IN ('running', 'succeeded', 'failed', 'cancelled')
         RETURNING tasks.entry, {TASK}
         """,
         [entry for entry, _ in taken],
@@ -191,9 +192,9 @@ async def end_attempts(
         SET status = outcome.status, updated_at = outcome.now, finished_at = outcome.finished_at,
             due_at = coalesce(outcome.due_at, tasks.due_at), result = outcome.result,
             error = outcome.error, attempts = attempts - outcome.not_counted, owner = NULL
-        FROM outcome, locked
+        FROM outcome
         WHERE tasks.id = outcome.id AND tasks.claims = outcome.claims
-        AND tasks.status = 'running' AND tasks.entry = locked.id
+        AND tasks.status = 'running' AND tasks.entry = ANY(ARRAY(SELECT id FROM locked))
         RETURNING tasks.entry, {TASK}
         """,
         [settlement.task.id for settlement in settlements],

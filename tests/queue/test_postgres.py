@@ -242,14 +242,16 @@ async def test_nothing_reads_more_rows_than_it_needs(
         "FROM generate_series(1, 100000) AS n"
     )
     async with opened(database_url) as engine:
-        await put(engine, *(a_task() for _ in range(100)))
+        await put(engine, waiting := a_task(due_at=NOW + 5), *(a_task() for _ in range(2000)))
     sql("SELECT pg_stat_reset()")
     async with opened(database_url) as engine:  # at its end, what it read is counted
         tasks = await claim(engine, limit=10)
         await asyncio.gather(
             *(engine.settle(t, Outcome(Status.RETRYING, due_at=NOW + 9), NOW) for t in tasks)
         )
+        await engine.cancel(waiting.id, NOW)
         await claim(engine, limit=10)
+        assert await engine.claim("worker-2", limit=9, now=NOW, lease=0.0)
         await engine.extend("worker-1", now=NOW, lease=LEASE)
         await engine.pull_forward(now=NOW, longest_wait=DAY)
         await engine.purge(finished_before=NOW, answered_before=NOW, limit=10)

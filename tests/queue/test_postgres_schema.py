@@ -84,6 +84,14 @@ async def test_whoever_may_not_make_tables_is_told_so(postgres: Postgres, empty_
     assert "migrate" in await refusal(empty_url)
 
 
+@pytest.mark.parametrize("setting", ["fsync", "synchronous_commit"])
+async def test_a_database_that_forgets_is_refused(setting: str) -> None:
+    """After a power cut it would not know what it has confirmed."""
+    with Postgres(**{setting: "off"}) as postgres:
+        await make_tables(url := postgres.new_database())
+        assert f"{setting} = off" in await refusal(url)
+
+
 async def test_sqlite_needs_no_migration() -> None:
     await make_tables("sqlite:///nowhere.db")
 
