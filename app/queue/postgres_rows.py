@@ -122,7 +122,7 @@ async def begin_attempts(
             started_at = coalesce(started_at, $4), updated_at = $4
         FROM unnest($1::bigint[], $2::text[]) AS taken (entry, id)
         WHERE tasks.id = taken.id AND tasks.entry = taken.entry
-        -- Which is to say that it waits; but those who wait have an index, and this must not use it.
+        -- It waits, in other words; those who wait have an index, which must not be used here.
         AND tasks.status NOT IN ('running', 'succeeded', 'failed', 'cancelled')
         RETURNING tasks.entry, {TASK}
         """,
