@@ -13,7 +13,7 @@ from app.api.feed import Feed
 from app.api.middleware import BodyLimit, LastResort, PlainStart, RequestId
 from app.files.log_file import LogFile
 from app.files.pictures import Pictures
-from app.files.store import open_store
+from app.files.store import CannotOpenStore, Store, open_store
 from app.mail.catcher import Catcher
 from app.mail.smtp import Mailer
 from app.observe.logs import configure_logging, log_event
@@ -83,7 +83,7 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         stack.callback(pictures.close)
         log_file = LogFile(settings.log_file)
         stack.callback(log_file.close)
-        store = open_store(settings.upload_url)
+        store = _open_store(settings)
         engine = open_engine(settings.queue_url)
         await engine.start()
         stack.push_async_callback(engine.stop)
@@ -138,6 +138,13 @@ async def _start_catcher(settings: Settings, stack: contextlib.AsyncExitStack) -
         raise CannotStart(f"the catcher cannot listen at SMTP_HOST:SMTP_PORT: {error}") from error
     stack.push_async_callback(catcher.stop)
     return catcher
+
+
+def _open_store(settings: Settings) -> Store:
+    try:
+        return open_store(settings.upload_url)
+    except CannotOpenStore as error:
+        raise CannotStart(str(error)) from error
 
 
 def _mailer(settings: Settings) -> Mailer:

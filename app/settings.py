@@ -1,6 +1,7 @@
-"""Every setting, from the environment or `.env`; `.env.example` says what each is for."""
+"""Every setting, from the environment, `.env`, or files; `.env.example` says what each is for."""
 
 import contextlib
+import os
 import re
 import sys
 from ipaddress import ip_address
@@ -10,7 +11,10 @@ from urllib.parse import urlsplit
 
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+SECRETS = Path("/run/secrets")  # where containers get settings as files, named in lower case
+S3_COPIES_AT_MOST = 5 << 30  # bytes, in the one request that publishes an upload
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -28,9 +32,19 @@ def _queue_url(url: str) -> str:
     return url
 
 
+_FILE_URL = re.compile(r"file:(?!//[^/]).+")
+# S3's rules for the name of a bucket, and a prefix of names that no system takes amiss.
+_S3_URL = re.compile(
+    r"s3://(?!.*\.\.|\d+(\.\d+){3}(/|$))[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w-][\w.-]*)*/?",
+    re.ASCII,
+)
+
+
 def _upload_url(url: str) -> str:
-    if not re.fullmatch(r"file:(?!//[^/]).+", url):
-        raise ValueError("must be file:PATH (file:/PATH for an absolute path)")
+    if not _FILE_URL.fullmatch(url) and not _S3_URL.fullmatch(url):
+        raise ValueError(
+            "must be file:PATH (file:/PATH for an absolute path), s3://BUCKET or s3://BUCKET/PREFIX"
+        )
     return url
 
 
@@ -97,6 +111,12 @@ class Settings(BaseSettings):
             raise ValueError("SMTP_SECURITY: must be starttls or tls, or the login goes in clear")
         return self
 
+    @model_validator(mode="after")
+    def _uploads_can_be_published(self) -> Self:
+        if self.upload_url.startswith("s3:") and self.max_upload_bytes > S3_COPIES_AT_MOST:
+            raise ValueError("MAX_UPLOAD_BYTES: S3 copies at most 5 GiB at once")
+        return self
+
 
 def _loopback(host: str) -> bool:
     try:
@@ -115,10 +135,14 @@ class BadSettings(SystemExit):
 
 def load_settings() -> Settings:
     """Read the settings. If one is bad, print a line that names it, and never its value; exit 2."""
+    # Elsewhere there is no such directory, or it is another program's, and closed.
+    secrets = SECRETS if os.access(SECRETS, os.R_OK | os.X_OK) else None
     try:
-        return Settings()
+        return Settings(_secrets_dir=secrets)
     except ValidationError as error:
         raise BadSettings("; ".join(_complaints(error))) from None
+    except SettingsError as error:  # a file that cannot be read
+        raise BadSettings(f"{error} ({error.__cause__})") from error
 
 
 def _complaints(error: ValidationError) -> list[str]:

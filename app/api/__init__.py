@@ -10,6 +10,7 @@ What they stand on:
     promises        durable_tasks of a request: committed before its answer, once for each key
     dependencies    the names that routes ask for, as Annotated aliases
     schemas, body   what goes in and out; strict JSON
+    downloads       the bytes of an upload, or a range of them
     problems        every error as problem+json
     pages, feed     HTML; server-sent events
     middleware      request ids, limits on bodies, and the last resort

@@ -1,15 +1,14 @@
 """POST /upload and what can be done with an upload afterwards."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Annotated
-from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import RedirectResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from app.api.dependencies import QueueDep, SettingsDep, UploadsDep
+from app.api.downloads import RESPONSES, as_attachment, download
 from app.api.problems import InvalidRequest, documented
 from app.api.promises import DurableTasksDep
 from app.api.routes import Route
@@ -19,6 +18,8 @@ from app.files.store import Store
 from app.queue.errors import RecordNotFound
 from app.queue.task import Record, new_id
 from app.tasks.uploads import COLLECTION, save_upload
+
+SIGNED_SECONDS = 300.0
 
 router = APIRouter(tags=["uploads"], route_class=Route)
 
@@ -129,26 +130,36 @@ async def read_upload(upload: ExistingUpload) -> UploadView:
 
 @router.get(
     "/uploads/{upload_id}/content",
-    response_class=FileResponse,
-    responses=documented(404, 409, 422, 503),
+    response_class=StreamingResponse,
+    responses=RESPONSES | documented(404, 409, 416, 422, 503),
 )
-async def download(upload: ExistingUpload, uploads: UploadsDep) -> FileResponse:
-    """The bytes, as an attachment: a browser saves them, and runs nothing that is in them."""
+async def read_content(
+    request: Request, upload: ExistingUpload, uploads: UploadsDep, *, signed: bool = False
+) -> Response:
+    """The bytes, as an attachment: a browser saves them, and runs nothing that is in them.
+
+    `signed` asks for a redirect to where they can be fetched without this service, for five
+    minutes. A store that has no such address answers with the bytes.
+    """
     if upload.body["status"] != "published":
         raise HTTPException(409, "The upload is not published yet: see its task.")
-    return _attachment(
-        await uploads.path(upload.id), upload.body["content_type"], upload.body["filename"]
-    )
+    if signed and (address := await uploads.signed_address(upload.id, SIGNED_SECONDS)):
+        return RedirectResponse(address)
+    return await download(request, uploads, upload)
 
 
 @router.get(
     "/uploads/{upload_id}/thumbnail",
-    response_class=FileResponse,
-    responses=documented(404, 422, 503),
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}, **documented(404, 422, 503)},
 )
-async def thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> FileResponse:
+async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Response:
     """A small picture of a picture."""
-    return _attachment(await uploads.thumbnail_path(upload.id), "image/png", "thumbnail.png")
+    return Response(
+        await uploads.thumbnail(upload.id),
+        media_type="image/png",
+        headers=as_attachment("thumbnail.png"),
+    )
 
 
 @router.delete("/uploads/{upload_id}", status_code=204, responses=documented(404, 422, 503))
@@ -156,15 +167,3 @@ async def delete_upload(upload: ExistingUpload, queue: QueueDep, uploads: Upload
     """Remove an upload: first from the list, then its bytes."""
     await queue.engine.delete_record(COLLECTION, upload.id)
     await uploads.delete(upload.id)
-
-
-def _attachment(path: Path, media_type: str, filename: str) -> FileResponse:
-    return FileResponse(
-        path,
-        media_type=media_type,
-        headers={
-            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}",
-            "Content-Security-Policy": "sandbox",
-            "X-Content-Type-Options": "nosniff",
-        },
-    )

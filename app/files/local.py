@@ -8,7 +8,6 @@ thumbnails/  small pictures of them
 
 import asyncio
 import errno
-import hashlib
 import os
 import stat
 import tempfile
@@ -17,21 +16,17 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple
 
+from app.files.incoming import bring_in
 from app.files.store import (
     NoSuchUpload,
     Received,
     StoreError,
     StoreFull,
     StoreUnavailable,
-    UploadTooLarge,
     checked_id,
 )
-
-# Large enough that a thread is woken, and the interpreter's lock taken, about a thousand times
-# for a GiB; small enough that two blocks for each upload in flight are nothing.
-_BLOCK = 1024 * 1024
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -53,32 +48,12 @@ class LocalStore:
     async def receive(
         self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int
     ) -> Received:
-        """See `Store.receive`. Holds two blocks at most: one arrives while one is written."""
-        target = self._received / checked_id(upload_id)
-        file = _IncomingFile(self._incoming)
-        step: asyncio.Future[Any] = _in_thread(self._open, file)
-        try:
-            block, size = bytearray(), 0
-            async for chunk in chunks:
-                size += len(chunk)
-                if size > limit:
-                    raise UploadTooLarge
-                block += chunk
-                if len(block) >= _BLOCK:
-                    await asyncio.shield(step)
-                    step, block = _in_thread(file.write, block), bytearray()
-            await asyncio.shield(step)
-            step = _in_thread(file.write, block)
-            await asyncio.shield(step)
-            step = keeping = _in_thread(file.keep, target)
-            return await asyncio.shield(keeping)
-        except BaseException:
-            await asyncio.shield(_after(step, file.discard))
-            raise
+        """See `Store.receive`."""
+        return await self._bring_in(self._received / checked_id(upload_id), chunks, limit)
 
-    def _open(self, file: "_IncomingFile") -> None:
-        self._make_folders()
-        file.open()
+    async def _bring_in(self, target: Path, chunks: AsyncIterator[bytes], limit: int) -> Received:
+        await _in_thread(self._make_folders)
+        return await bring_in(_IncomingFile(self._incoming, target), chunks, limit=limit)
 
     async def received(self, older_than: float) -> list[str]:
         """See `Store.received`."""
@@ -90,8 +65,7 @@ class LocalStore:
         return await _in_thread(self._head, checked_id(upload_id), size)
 
     def _head(self, upload_id: str, size: int) -> bytes:
-        with self._find(upload_id).open("rb") as file:
-            return file.read(size)
+        return _read(self._find(upload_id), 0, size)
 
     @asynccontextmanager
     async def as_file(self, upload_id: str) -> AsyncIterator[Path]:
@@ -118,27 +92,25 @@ class LocalStore:
         _sync_folder(self._published)
         _sync_folder(self._received)
 
-    async def path(self, upload_id: str) -> Path:
-        """See `Store.path`."""
-        return await _in_thread(_regular, self._published / checked_id(upload_id))
+    async def read(self, upload_id: str, start: int, end: int) -> bytes:
+        """See `Store.read`."""
+        return await _in_thread(_read, self._published / checked_id(upload_id), start, end)
+
+    async def signed_address(self, upload_id: str, seconds: float) -> None:  # noqa: ARG002
+        """See `Store.signed_address`. There are none: only we can read a file of ours."""
+        checked_id(upload_id)
 
     async def save_thumbnail(self, upload_id: str, data: bytes) -> None:
         """See `Store.save_thumbnail`."""
-        await _in_thread(self._save_thumbnail, checked_id(upload_id), data)
 
-    def _save_thumbnail(self, upload_id: str, data: bytes) -> None:
-        file = _IncomingFile(self._incoming)
-        try:
-            self._open(file)
-            file.write(data)
-            file.keep(self._thumbnails / upload_id)
-        except BaseException:
-            file.discard()
-            raise
+        async def whole() -> AsyncIterator[bytes]:
+            yield data
 
-    async def thumbnail_path(self, upload_id: str) -> Path:
-        """See `Store.thumbnail_path`."""
-        return await _in_thread(_regular, self._thumbnails / checked_id(upload_id))
+        await self._bring_in(self._thumbnails / checked_id(upload_id), whole(), len(data))
+
+    async def thumbnail(self, upload_id: str) -> bytes:
+        """See `Store.thumbnail`."""
+        return await _in_thread(_read, self._thumbnails / checked_id(upload_id))
 
     async def delete(self, upload_id: str) -> None:
         """See `Store.delete`."""
@@ -180,41 +152,47 @@ class LocalStore:
 
 
 class _IncomingFile:
-    """A file on its way in: opened, written, and then either kept or discarded.
-
-    Its methods block, so they run in threads, never two at a time.
+    """A file on its way in; see `Incoming`.
 
     Args:
         folder: where it is until it is kept.
+        target: where it is then.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, target: Path) -> None:
         self._path = folder / uuid.uuid4().hex
+        self._target = target
         self._descriptor = -1
-        self._size = 0
-        self._sha256 = hashlib.sha256()
 
-    def open(self) -> None:
+    async def open(self) -> None:
+        await _in_thread(self._open)
+
+    def _open(self) -> None:
         # O_EXCL and O_NOFOLLOW: whatever somebody planted under this name is never written to.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o600)
 
-    def write(self, data: bytes | bytearray) -> None:
-        rest = memoryview(data)
-        self._size += len(rest)
-        self._sha256.update(rest)
+    async def write(self, block: bytearray) -> None:
+        await _in_thread(self._write, block)
+
+    def _write(self, block: bytearray) -> None:
+        rest = memoryview(block)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
 
-    def keep(self, target: Path) -> Received:
-        """Gives the file its name, once that name can only ever mean the whole file."""
+    async def keep(self) -> None:
+        await _in_thread(self._keep)
+
+    def _keep(self) -> None:
         os.fsync(self._descriptor)
         self._close()
-        self._path = self._path.rename(target)
-        _sync_folder(target.parent)
-        return Received(self._size, self._sha256.hexdigest())
+        self._path = self._path.rename(self._target)
+        _sync_folder(self._target.parent)
 
-    def discard(self) -> None:
+    async def discard(self) -> None:
+        await _in_thread(self._discard)
+
+    def _discard(self) -> None:
         self._close()
         self._path.unlink(missing_ok=True)
 
@@ -222,18 +200,6 @@ class _IncomingFile:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor != -1:
             os.close(descriptor)
-
-
-async def _after(step: asyncio.Future[Any], function: Callable[[], None]) -> None:
-    """Runs a clean-up once the step before it has ended, well or not.
-
-    A thread cannot be cancelled: one that is still writing must not find its file closed. What
-    went wrong before is the news, not a clean-up that failed as well; `sweep` comes again.
-    """
-    await asyncio.wait([step])
-    step.exception()
-    with suppress(StoreError):
-        await _in_thread(function)
 
 
 def _in_thread(
@@ -249,6 +215,13 @@ def _translated(function: Callable[[*_Arguments], _Result], *args: *_Arguments) 
         return function(*args)
     except OSError as error:
         raise (StoreFull if error.errno in _FULL else StoreUnavailable) from error
+
+
+def _read(path: Path, start: int = 0, end: int | None = None) -> bytes:
+    """Some bytes of a regular file, or all of them."""
+    with _regular(path).open("rb") as file:
+        file.seek(start)
+        return file.read(-1 if end is None else end - start)
 
 
 def _untouched(folder: Path, seconds: float) -> list[Path]:

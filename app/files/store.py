@@ -11,13 +11,23 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def open_store(url: str) -> "Store":
-    """The store that a URL names: `file:var/uploads`, or `file:/var/uploads` (RFC 8089).
+    """The store that a URL names: `file:var/uploads`, `file:/var/uploads`, `s3://bucket/prefix`.
 
-    Nothing is touched until the store is used. Raises ValueError for a URL that names no store.
+    A file: URL is as in RFC 8089; a prefix may be left out. Nothing is touched until the store is
+    used. Raises ValueError for a URL that names no store, and CannotOpenStore.
     """
     scheme, _, place = url.partition(":")
+    if scheme == "s3" and re.match("//[^/]", place):
+        bucket, _, prefix = place.removeprefix("//").partition("/")
+        try:
+            from app.files.s3 import S3Store
+        except ModuleNotFoundError as error:
+            raise CannotOpenStore(
+                f"UPLOAD_URL: S3 needs {error.name}: pip install 'afterward[s3]'"
+            ) from error
+        return S3Store(bucket, prefix.rstrip("/"))
     if scheme != "file":
-        raise ValueError("An upload store's URL begins with file:")
+        raise ValueError("An upload store's URL begins with file: or s3://")
     if not place or re.match("//[^/]", place):
         raise ValueError("A file: URL is file:relative/path or file:/absolute/path")
     from app.files.local import LocalStore
@@ -84,16 +94,26 @@ class Store(Protocol):
         """Moves a received upload to the published ones. Raises NoSuchUpload."""
         ...
 
-    async def path(self, upload_id: str) -> Path:
-        """The file of a published upload. Raises NoSuchUpload."""
+    async def read(self, upload_id: str, start: int, end: int) -> bytes:
+        """Some bytes of a published upload: from `start` to `end`, which is the first one after.
+
+        A large one is read piece by piece, so that it is never in memory. Raises NoSuchUpload.
+        """
+        ...
+
+    async def signed_address(self, upload_id: str, seconds: float) -> str | None:
+        """Where anybody can fetch a published upload for so many seconds, without asking us.
+
+        None if the medium has no such addresses. Raises NoSuchUpload.
+        """
         ...
 
     async def save_thumbnail(self, upload_id: str, data: bytes) -> None:
         """Stores an upload's thumbnail, in the place of an earlier one."""
         ...
 
-    async def thumbnail_path(self, upload_id: str) -> Path:
-        """The file of an upload's thumbnail. Raises NoSuchUpload if it has none."""
+    async def thumbnail(self, upload_id: str) -> bytes:
+        """An upload's thumbnail. Raises NoSuchUpload if it has none."""
         ...
 
     async def delete(self, upload_id: str) -> None:
@@ -117,6 +137,10 @@ class StoreError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
+
+
+class CannotOpenStore(StoreError):
+    """The store cannot be used as it is set up."""
 
 
 class UploadTooLarge(StoreError):

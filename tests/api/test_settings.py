@@ -91,6 +91,21 @@ BAD = [
     ("QUEUE_URL", "sqlite:///"),
     ("UPLOAD_URL", f"ftp://{SECRET}@host/"),
     ("UPLOAD_URL", f"file://{SECRET}/uploads"),
+    ("UPLOAD_URL", "s3://"),
+    ("UPLOAD_URL", "s3:///prefix"),
+    ("UPLOAD_URL", f"s3://{SECRET.upper()}"),
+    ("UPLOAD_URL", "s3://ab"),
+    ("UPLOAD_URL", f"s3://{'a' * 64}"),
+    ("UPLOAD_URL", "s3://-ab"),
+    ("UPLOAD_URL", "s3://a..b"),
+    ("UPLOAD_URL", "s3://192.0.2.1/prefix"),
+    ("UPLOAD_URL", "s3://user:password@bucket"),
+    ("UPLOAD_URL", "s3://bucket//prefix"),
+    ("UPLOAD_URL", "s3://bucket/../prefix"),
+    ("UPLOAD_URL", "s3://bucket/./prefix"),
+    ("UPLOAD_URL", "s3://bucket/pre fix"),
+    ("UPLOAD_URL", "s3://bucket/prefix?region=x"),
+    ("UPLOAD_URL", "s3://bucket\n"),
     ("SMTP_PORT", "0"),
     ("SMTP_SECURITY", SECRET),
     ("SMTP_TIMEOUT", "nan"),
@@ -118,6 +133,38 @@ def test_a_bad_setting_is_named_in_one_line_and_never_repeated(
     assert end.value.code == 2
     assert line.startswith(f"bad settings: {name}: ")
     assert SECRET not in line
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:uploads",
+        "file:/uploads",
+        "file:///uploads",
+        "s3://bucket",
+        "s3://bucket/",
+        "s3://my.bucket-1/prefix",
+        "s3://123/Some_prefix/v1.0/",
+    ],
+)
+def test_a_store_may_be_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("UPLOAD_URL", url)
+    assert load_settings().upload_url == url
+
+
+@pytest.mark.parametrize(("size", "is_bad"), [(5 * 1024**3, False), (5 * 1024**3 + 1, True)])
+def test_s3_takes_no_upload_that_it_could_not_copy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: int, *, is_bad: bool
+) -> None:
+    monkeypatch.setenv("MAX_UPLOAD_BYTES", str(size))
+    assert load_settings().max_upload_bytes == size
+    monkeypatch.setenv("UPLOAD_URL", "s3://bucket")
+    if is_bad:
+        with pytest.raises(BadSettings):
+            load_settings()
+        assert "MAX_UPLOAD_BYTES: S3 copies at most 5 GiB" in capsys.readouterr().err
+    else:
+        assert load_settings().max_upload_bytes == size
 
 
 def test_a_password_that_would_travel_in_clear_is_a_bad_setting(

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -27,16 +27,20 @@ from app.files.store import (
     checked_id,
     open_store,
 )
+from tests.support.s3 import Bucket
 
 pytestmark = pytest.mark.anyio
 
 MIB = 1024 * 1024
 
 
-@pytest.fixture(params=["file"])
+@pytest.fixture(params=["file", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """Every store, one after the other."""
-    return open_store(f"{request.param}:{tmp_path}/var/uploads")
+    if request.param == "file":
+        return open_store(f"file:{tmp_path}/var/uploads")
+    bucket: Bucket = request.getfixturevalue("bucket")
+    return open_store(f"s3://{bucket.name}/var/uploads")
 
 
 @pytest.fixture
@@ -49,10 +53,21 @@ async def stream(*chunks: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
+def everything_about(store: Store) -> list[Callable[[str], Awaitable[object]]]:
+    """Each verb that needs an upload to be there."""
+    return [
+        store.head,
+        store.publish,
+        store.thumbnail,
+        lambda upload_id: store.read(upload_id, 0, 1),
+        lambda upload_id: store.read(upload_id, 0, 0),
+    ]
+
+
 # Every store.
 
 
-@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 7])
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 9 * MIB + 7])
 async def test_what_is_received_is_what_was_sent(store: Store, upload_id: str, size: int) -> None:
     data = os.urandom(size)
     chunks = [data[i : i + 65_537] for i in range(0, size, 65_537)]
@@ -60,6 +75,7 @@ async def test_what_is_received_is_what_was_sent(store: Store, upload_id: str, s
     assert received == Received(size, hashlib.sha256(data).hexdigest())
     async with store.as_file(upload_id) as path:
         assert path.read_bytes() == data
+    assert not path.exists() or isinstance(store, LocalStore)
     assert await store.head(upload_id, 10) == data[:10]
 
 
@@ -68,19 +84,34 @@ async def test_an_upload_can_be_downloaded_once_it_is_published(
 ) -> None:
     await store.receive(upload_id, stream(b"Hello"), limit=5)
     with pytest.raises(NoSuchUpload):
-        await store.path(upload_id)
+        await store.read(upload_id, 0, 5)
     await store.publish(upload_id)
-    assert (await store.path(upload_id)).read_bytes() == b"Hello"
+    assert await store.read(upload_id, 0, 5) == b"Hello"
     assert await store.head(upload_id) == b"Hello"
     async with store.as_file(upload_id) as path:
         assert path.read_bytes() == b"Hello"
+
+
+async def test_an_upload_is_read_piece_by_piece(store: Store, upload_id: str) -> None:
+    data = os.urandom(9 * MIB)
+    await store.receive(upload_id, stream(data), limit=len(data))
+    await store.publish(upload_id)
+    for start, end in [(0, 1), (MIB - 1, MIB + 1), (8 * MIB, 9 * MIB), (5, 5)]:
+        assert await store.read(upload_id, start, end) == data[start:end]
+
+
+async def test_an_empty_upload_is_one_too(store: Store, upload_id: str) -> None:
+    await store.receive(upload_id, stream(), limit=0)
+    assert await store.head(upload_id) == b""
+    await store.publish(upload_id)
+    assert await store.read(upload_id, 0, 0) == b""
 
 
 async def test_publishing_again_after_a_crash_succeeds(store: Store, upload_id: str) -> None:
     await store.receive(upload_id, stream(b"Hello"), limit=5)
     await store.publish(upload_id)
     await store.publish(upload_id)
-    assert (await store.path(upload_id)).read_bytes() == b"Hello"
+    assert await store.read(upload_id, 0, 5) == b"Hello"
 
 
 async def test_one_byte_over_the_limit_is_too_large(store: Store, upload_id: str) -> None:
@@ -92,18 +123,18 @@ async def test_one_byte_over_the_limit_is_too_large(store: Store, upload_id: str
 
 async def test_a_stream_that_breaks_leaves_nothing(store: Store, upload_id: str) -> None:
     async def broken() -> AsyncIterator[bytes]:
-        yield bytes(2 * MIB)
+        yield bytes(9 * MIB)
         raise EOFError
 
     with pytest.raises(EOFError):
-        await store.receive(upload_id, broken(), limit=3 * MIB)
+        await store.receive(upload_id, broken(), limit=10 * MIB)
     with pytest.raises(NoSuchUpload):
         await store.head(upload_id)
     assert await store.sweep(-1) == 0
 
 
 async def test_an_unknown_upload_is_not_there(store: Store, upload_id: str) -> None:
-    for verb in (store.head, store.path, store.publish, store.thumbnail_path):
+    for verb in everything_about(store):
         with pytest.raises(NoSuchUpload):
             await verb(upload_id)
     with pytest.raises(NoSuchUpload):
@@ -116,7 +147,7 @@ async def test_an_upload_has_one_thumbnail_and_the_last_one_counts(
 ) -> None:
     await store.save_thumbnail(upload_id, b"first")
     await store.save_thumbnail(upload_id, b"second")
-    assert (await store.thumbnail_path(upload_id)).read_bytes() == b"second"
+    assert await store.thumbnail(upload_id) == b"second"
 
 
 @pytest.mark.parametrize("published", [False, True])
@@ -129,7 +160,7 @@ async def test_a_deleted_upload_is_gone_in_every_state(
         await store.publish(upload_id)
     await store.delete(upload_id)
     await store.delete(upload_id)
-    for verb in (store.head, store.path, store.publish, store.thumbnail_path):
+    for verb in everything_about(store):
         with pytest.raises(NoSuchUpload):
             await verb(upload_id)
 
@@ -158,7 +189,11 @@ async def test_an_id_that_is_not_ours_names_nothing(store: Store, wrong: str) ->
         checked_id(wrong)
     with pytest.raises(NoSuchUpload):
         await store.receive(wrong, stream(), limit=5)
-    for verb in (store.head, store.path, store.publish, store.thumbnail_path, store.delete):
+    with pytest.raises(NoSuchUpload):
+        await store.save_thumbnail(wrong, b"small")
+    with pytest.raises(NoSuchUpload):
+        await store.signed_address(wrong, 60)
+    for verb in (*everything_about(store), store.delete):
         with pytest.raises(NoSuchUpload):
             await verb(wrong)
 
@@ -191,7 +226,9 @@ def test_an_absolute_url_may_have_one_slash_or_three(tmp_path: Path, slashes: st
     assert (tmp_path / "up" / "received").is_dir()
 
 
-@pytest.mark.parametrize("url", ["", "uploads", "ftp://host/path", "file:", "file://host/path"])
+@pytest.mark.parametrize(
+    "url", ["", "uploads", "ftp://host/path", "file:", "file://host/path", "s3:", "s3:///a", "s3:a"]
+)
 def test_a_url_that_names_no_store_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="file:"):
         open_store(url)
@@ -265,6 +302,18 @@ async def test_a_stream_that_breaks_while_the_disk_refuses_leaves_nothing(
     with pytest.raises(EOFError):
         await local.receive(upload_id, broken(), limit=MIB)
     assert files(tmp_path) == []
+
+
+async def test_an_upload_that_fails_leaves_no_file_open(local: LocalStore, upload_id: str) -> None:
+    before = open_files()
+    for _ in range(3):
+        with pytest.raises(UploadTooLarge):
+            await local.receive(upload_id, stream(b"Hello", b"!"), limit=5)
+    assert open_files() == before
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def refusing(number: int) -> Callable[..., int]:
@@ -385,14 +434,17 @@ async def test_a_planted_link_is_never_followed(
     secret = tmp_path / "secret"
     secret.write_text("secret")
     (tmp_path / "up" / folder / upload_id).symlink_to(secret)
-    for verb in (local.head, local.path, local.thumbnail_path):
-        with pytest.raises(NoSuchUpload):
-            await verb(upload_id)
+    with pytest.raises(NoSuchUpload):
+        await local.head(upload_id)
+    with pytest.raises(NoSuchUpload):
+        await local.read(upload_id, 0, 6)
+    with pytest.raises(NoSuchUpload):
+        await local.thumbnail(upload_id)
     await local.receive(upload_id, stream(b"Hello"), limit=5)
     await local.publish(upload_id)
     await local.save_thumbnail(upload_id, b"small")
-    assert (await local.path(upload_id)).read_bytes() == b"Hello"
-    assert (await local.thumbnail_path(upload_id)).read_bytes() == b"small"
+    assert await local.read(upload_id, 0, 5) == b"Hello"
+    assert await local.thumbnail(upload_id) == b"small"
     assert secret.read_text() == "secret"
 
 
