@@ -11,9 +11,10 @@ RUN python -m venv --without-pip /opt/venv \
 
 FROM python:3.13.16-slim-trixie
 
-# The user's number is fixed, so that a volume keeps its owner from one image to the next.
+# The user's number is fixed, so that a volume keeps its owner from one image to the next. A new
+# volume takes its own from the directory it covers: /run/secrets is for settings that are files.
 RUN useradd --uid 10001 --no-log-init --no-create-home --home-dir /srv afterward \
-    && install --directory --owner afterward --group afterward /srv/var
+    && install --directory --owner afterward --group afterward /srv/var /run/secrets
 
 WORKDIR /srv
 COPY --from=builder /opt/venv /opt/venv

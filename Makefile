@@ -40,7 +40,7 @@ up: ## start the API and Mailpit in Docker
 	docker compose up --build --wait
 
 down: ## stop them; the volumes stay
-	docker compose down
+	docker compose --profile scale down
 
 demo: ## send a mail through what `make run` or `make up` started, and show what became of it
 	@scripts/demo.sh

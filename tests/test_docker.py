@@ -10,25 +10,49 @@ import pytest
 import yaml
 from dotenv import dotenv_values
 
-from app.settings import Settings
+from app import settings
+from app.settings import BadSettings, Settings, load_settings
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
+STEPS = {"migrate"}  # what ends when it is done
+
 Service = dict[str, Any]
+
+
+def the(name: str) -> Service:
+    found: Service = COMPOSE["services"][name]
+    return found
 
 
 @pytest.fixture(params=COMPOSE["services"])
 def service(request: pytest.FixtureRequest) -> Service:
-    found: Service = COMPOSE["services"][request.param]
-    return found
+    return the(request.param)
+
+
+@pytest.fixture(params=COMPOSE["services"].keys() - STEPS)
+def server(request: pytest.FixtureRequest) -> Service:
+    """A service that runs for as long as it is wanted."""
+    return the(request.param)
 
 
 @pytest.fixture
 def api() -> Service:
-    found: Service = COMPOSE["services"]["api"]
-    return found
+    return the("api")
+
+
+def test_three_services_are_for_scale_alone() -> None:
+    profiles = {name: the(name).get("profiles") for name in COMPOSE["services"]}
+
+    assert profiles == {
+        "api": None,
+        "mailpit": None,
+        "worker": ["scale"],
+        "migrate": ["scale"],
+        "postgres": ["scale"],
+    }
 
 
 def test_a_service_is_not_root(service: Service) -> None:
@@ -40,11 +64,14 @@ def test_a_service_is_not_root(service: Service) -> None:
 
 def test_a_service_can_change_nothing_but_its_volumes_and_tmp(service: Service) -> None:
     assert service["read_only"] is True
-    assert all(mount.partition(":")[0] == "/tmp" for mount in service.get("tmpfs", []))
+    assert {mount.partition(":")[0] for mount in service.get("tmpfs", [])} <= {
+        "/tmp",
+        "/var/run/postgresql",
+    }
     for volume in service["volumes"]:
-        name, _, target = volume.partition(":")
+        name, target, *_ = volume.split(":")
         assert name in COMPOSE["volumes"]  # a named one: nothing of the host is mounted
-        assert target in {"/srv/var", "/tmp"}
+        assert target in {"/srv/var", "/tmp", "/run/secrets", "/var/lib/postgresql"}
 
 
 def test_a_service_has_no_privileges_and_gets_none(service: Service) -> None:
@@ -54,14 +81,27 @@ def test_a_service_has_no_privileges_and_gets_none(service: Service) -> None:
 
 
 def test_a_service_is_published_on_this_machine_only(service: Service) -> None:
-    assert service["ports"]
-    for port in service["ports"]:
+    for port in service.get("ports", []):
         assert re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port)
 
 
-def test_a_service_comes_back_after_a_crash_and_tells_how_it_is(service: Service) -> None:
-    assert service["restart"] == "unless-stopped"
-    assert service["healthcheck"]["test"][0] == "CMD"
+def test_only_what_people_look_at_is_published() -> None:
+    assert {name for name in COMPOSE["services"] if "ports" in the(name)} == {"api", "mailpit"}
+
+
+def test_a_service_comes_back_after_a_crash(server: Service) -> None:
+    assert server["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("name", ["api", "mailpit", "postgres"])
+def test_a_service_that_is_asked_for_answers_tells_how_it_is(name: str) -> None:
+    assert the(name)["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
+
+
+@pytest.mark.parametrize("name", ["worker", "migrate"])
+def test_the_image_s_health_check_is_for_an_api(name: str) -> None:
+    assert the(name)["image"] == the("api")["image"]
+    assert the(name)["healthcheck"] == {"disable": True}
 
 
 def test_a_service_cannot_starve_the_machine(service: Service) -> None:
@@ -69,7 +109,7 @@ def test_a_service_cannot_starve_the_machine(service: Service) -> None:
 
 
 def test_a_service_names_the_version_of_its_image(service: Service) -> None:
-    assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+    assert re.search(r":(v?\d+\.\d+\.\d+|1\d\.\d+-trixie)$", service["image"])
 
 
 def test_the_image_is_built_on_one_version_of_python_and_bears_our_own(api: Service) -> None:
@@ -87,15 +127,125 @@ def test_the_image_alone_is_not_root_either(api: Service) -> None:
     assert f"useradd --uid {api['user'].partition(':')[0]} " in DOCKERFILE
 
 
-def test_docker_waits_longer_for_the_end_than_the_service_does(api: Service) -> None:
-    grace = float(api["stop_grace_period"].removesuffix("s"))
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_docker_waits_longer_for_the_end_than_the_service_does(name: str) -> None:
+    grace = float(the(name)["stop_grace_period"].removesuffix("s"))
 
     assert grace > Settings.model_fields["shutdown_grace_seconds"].default
 
 
-def test_the_api_hands_its_mail_to_mailpit_once_it_is_there(api: Service) -> None:
-    assert api["environment"] == {"SMTP_HOST": "mailpit", "SMTP_PORT": 1025}
-    assert api["depends_on"] == {"mailpit": {"condition": "service_healthy"}}
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_mail_is_handed_to_mailpit_once_it_is_there(name: str) -> None:
+    assert the(name)["environment"] == {"SMTP_HOST": "mailpit", "SMTP_PORT": 1025}
+    assert the(name)["depends_on"]["mailpit"] == {"condition": "service_healthy"}
+
+
+def test_who_runs_tasks_starts_on_the_tables_of_its_version(api: Service) -> None:
+    """Without the profile the API starts by itself: there is no migration to wait for."""
+    done = {"condition": "service_completed_successfully"}
+
+    assert the("migrate")["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert the("worker")["depends_on"]["migrate"] == done
+    assert api["depends_on"]["migrate"] == {**done, "required": False}
+
+
+def test_who_runs_tasks_shares_uploads_and_settings(api: Service) -> None:
+    assert api["volumes"] == ["data:/srv/var", "settings:/run/secrets:ro"]
+    assert the("worker")["volumes"] == api["volumes"]
+    assert the("worker")["user"] == api["user"]
+
+
+def test_only_the_migration_says_where_the_queue_is(api: Service) -> None:
+    """A variable would win over the file, and the API be on SQLite again at its next start."""
+    assert "settings:/run/secrets" in the("migrate")["volumes"]
+    assert not {"env_file", "secrets", "configs"} & api.keys()
+    assert "QUEUE_URL" not in str(api)
+
+
+def test_nobody_chose_the_password() -> None:
+    """It is made at the first start, so there is none to know, and none to change."""
+    environment = the("postgres")["environment"]
+
+    assert environment.keys() == {"POSTGRES_USER", "POSTGRES_PASSWORD_FILE"}
+    assert environment["POSTGRES_PASSWORD_FILE"].startswith("/var/lib/postgresql/")
+    assert "${" not in (ROOT / "docker-compose.yml").read_text()  # nor one of the machine's
+
+
+@pytest.fixture
+def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The directory for settings that are files, where no other setting is made."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+    directory = tmp_path / "secrets"
+    monkeypatch.setattr(settings, "SECRETS", directory)
+    return directory
+
+
+def test_a_setting_may_be_a_file(secrets: Path) -> None:
+    secrets.mkdir()
+    (secrets / "queue_url").write_text("postgresql://ada:lovelace@db/queue\n")
+    (secrets / "of_somebody_else").write_text("?")
+
+    assert load_settings().queue_url == "postgresql://ada:lovelace@db/queue"
+
+
+def test_a_variable_wins_over_a_file_unless_it_is_empty(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets.mkdir()
+    (secrets / "smtp_host").write_text("from-the-file")
+    monkeypatch.setenv("SMTP_HOST", "from-the-environment")
+    assert load_settings().smtp_host == "from-the-environment"
+
+    monkeypatch.setenv("SMTP_HOST", "")
+    assert load_settings().smtp_host == "from-the-file"
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_there_are_no_such_files_nothing_is_said(secrets: Path) -> None:
+    assert not secrets.exists()
+    assert load_settings() == Settings()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_directory_that_is_closed_to_us_is_not_ours(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets.mkdir()
+    (secrets / "queue_url").write_text("postgresql://ada:lovelace@db/queue")
+    monkeypatch.setattr("os.access", lambda *_: False)  # for root, every directory is open
+
+    assert load_settings() == Settings()
+
+
+def test_an_empty_file_is_a_bad_setting_and_no_default(
+    secrets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secrets.mkdir()
+    (secrets / "queue_url").touch()
+
+    with pytest.raises(BadSettings):
+        load_settings()
+    assert capsys.readouterr().err.startswith("bad settings: QUEUE_URL: must be sqlite:///PATH")
+
+
+def test_a_file_that_cannot_be_read_is_named(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secrets.mkdir()
+    (secrets / "queue_url").touch()
+
+    def refuse(path: Path, **_: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # for root, every file can be read
+
+    with pytest.raises(BadSettings):
+        load_settings()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bad settings: ")
+    assert f"Permission denied: '{secrets / 'queue_url'}'" in line
 
 
 def test_env_example_names_every_setting_and_no_other() -> None:
