@@ -87,7 +87,11 @@ class Postgres:
         )
 
     async def stop(self) -> None:
-        await asyncio.gather(self._put.finish(), self._settle.finish(), self._grapevine.finish())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_SECONDS):
+                await asyncio.gather(
+                    self._put.finish(), self._settle.finish(), self._grapevine.finish()
+                )
         await self._ear.stop()
         try:
             await asyncio.wait_for(self._pool.close(), LAST_SECONDS)

@@ -66,6 +66,7 @@ class Listener:
     async def _use(self, connection: "asyncpg.Connection[Any]") -> None:
         """Listen until the connection breaks; nobody else uses it."""
         self._listening.clear()
+        connection.add_termination_listener(lambda _: self._asked.set())
         try:
             while True:
                 self._asked.clear()

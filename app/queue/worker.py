@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -18,6 +19,7 @@ from app.queue.queue import Queue
 from app.queue.task import Outcome, Status, Task, new_id, to_json
 
 POLL_SECONDS = 0.5  # how late a retry may be noticed
+PUT_OFF_SECONDS = 0.25  # for a task that was in a crash, while another such task runs
 LONGEST_PAUSE_SECONDS = 5.0  # between two tries while the database refuses
 LAST_WRITES_SECONDS = 0.5  # for a stopping worker; with a database that refuses, it goes without
 
@@ -50,6 +52,8 @@ class Worker(Generic[ToolsT]):
         self._task_timeout = task_timeout
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{new_id(queue.now())[-12:]}"
         self._attempts: dict[str, asyncio.Task[None]] = {}
+        self._settling: set[str] = set()  # of those, the ones that have run
+        self._suspect: str | None = None  # of those, the one that was in a crash before
         self._stopping = asyncio.Event()
         self._slot_free = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
@@ -112,15 +116,44 @@ class Worker(Generic[ToolsT]):
         tasks = await self._queue.engine.claim(
             self.owner, limit=free, now=self._queue.now(), lease=self._lease
         )
+        suspects = []
         for task in tasks:
             if task.status is not Status.RUNNING:  # taken back from a worker that died
                 failed = task.status is Status.FAILED
                 self._queue.events.emit(What.FAILED if failed else What.RECOVERED, task)
-                continue
-            if earlier := self._attempts.get(task.id):  # lost to another worker, and won back
-                await _end([earlier], within=0)
-            self._attempts[task.id] = asyncio.create_task(self._attempt(task), name=task.id)
+            elif task.crashes:
+                suspects.append(task)
+            else:
+                await self._begin(task)
+        if suspects:
+            await self._begin_one(suspects)
         return bool(tasks)
+
+    async def _begin(self, task: Task) -> None:
+        if earlier := self._attempts.get(task.id):  # lost to another worker, and won back
+            await _end([earlier], within=0)
+        self._attempts[task.id] = asyncio.create_task(self._attempt(task), name=task.id)
+
+    async def _begin_one(self, suspects: list[Task]) -> None:
+        """Begin one of the tasks that were running when a worker died, and put off the others.
+
+        One of them may have killed it. If they ran together again they would all be in its next
+        crash, and fail with it in the third.
+        """
+        chosen = None if self._suspect in self._attempts else suspects.pop(0)
+        now = self._queue.now()
+        put_off = partial(Outcome, Status.RETRYING, due_at=now + PUT_OFF_SECONDS, counts=False)
+        await asyncio.gather(
+            *(
+                self._persist(
+                    partial(self._queue.engine.settle, task, put_off(error=task.error), now)
+                )
+                for task in suspects
+            )
+        )
+        if chosen is not None:
+            self._suspect = chosen.id
+            await self._begin(chosen)
 
     # Running
 
@@ -134,11 +167,13 @@ class Worker(Generic[ToolsT]):
             try:
                 outcome, error = await self._run(task)
                 ended_at = self._queue.now()
+                self._settling.add(task.id)
                 settled = await self._persist(
                     lambda: self._queue.engine.settle(task, outcome, ended_at)
                 )
             finally:
                 del self._attempts[task.id]
+                self._settling.discard(task.id)
                 self._slot_free.set()
             seconds = time.monotonic() - began
             what = What.LOST if settled is None else _what_happened(outcome)
@@ -206,7 +241,7 @@ class Worker(Generic[ToolsT]):
     async def _hold_on(self) -> None:
         running = set(self._attempts)
         held = await self._queue.engine.extend(self.owner, now=self._queue.now(), lease=self._lease)
-        for lost in (running - held) & self._attempts.keys():
+        for lost in ((running - held) & self._attempts.keys()) - self._settling:
             self._attempts[lost].cancel()
 
     async def _pull_forward(self) -> None:
@@ -221,10 +256,15 @@ class Worker(Generic[ToolsT]):
         leave a service that accepts and does nothing.
         """
         pause = 0.1
+        asking = asyncio.current_task()
+        assert asking is not None
+        cancelled = asking.cancelling()
         while True:
             try:
                 return await ask()
             except QueueUnavailable as error:
+                if asking.cancelling() > cancelled:  # the driver made an error of it
+                    raise asyncio.CancelledError from error
                 log.warning(
                     "database refuses", error=repr(error.__cause__ or error), again_in=pause
                 )
@@ -240,7 +280,8 @@ async def _end(tasks: list[asyncio.Task[None]], *, within: float) -> None:
         _, late = await asyncio.wait(tasks, timeout=within)
         for task in late:
             task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        if late:
+            await asyncio.wait(late, timeout=LAST_WRITES_SECONDS)
 
 
 def _what_happened(outcome: Outcome) -> What:

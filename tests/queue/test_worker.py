@@ -474,6 +474,59 @@ async def test_the_tasks_of_a_worker_that_dies_later_are_taken_back_too(
     assert diary.events[-1].task.crashes == 1 < MAX_CRASHES
 
 
+async def test_tasks_of_one_crash_do_not_run_side_by_side_again(
+    engine: Engine, clock: Clock
+) -> None:
+    """One of them may have killed the worker; the others must not die with it three times."""
+    suspects = fresh = most = 0
+
+    async def run(context: Context[None]) -> None:
+        nonlocal suspects, fresh, most
+        if context.task.crashes:
+            suspects += 1
+            most = max(most, suspects)
+            await asyncio.sleep(0.01)
+            suspects -= 1
+        else:
+            fresh += 1
+
+    queue = queue_of(engine, run, now=clock)
+    diary = Diary(queue)
+    tasks = [await promise(queue, run) for _ in range(5)]
+    await claim_all(engine, "a dead worker")
+    clock.now = NOW + LEASE
+    tasks += [await promise(queue, run) for _ in range(5)]
+    async with working(queue, concurrency=20):
+        while len([what for what in diary.whats if what == "succeeded"]) < len(tasks):
+            clock.now += worker_module.PUT_OFF_SECONDS
+            await asyncio.sleep(0.01)
+    assert (most, fresh) == (1, 5)
+    for task in tasks:
+        done = await engine.get(task.id)
+        assert (done.attempts - done.crashes, done.error) == (1, None)
+
+
+async def test_a_late_result_is_told_of_though_its_task_was_lost(
+    engine: Engine, clock: Clock
+) -> None:
+    """The heartbeat does not end an attempt that has run, and only waits to write it down."""
+    database = refusing(engine)
+
+    async def send(context: Context[None]) -> None:
+        database.refused.add("settle")
+
+    queue = queue_of(database, send, now=clock)
+    diary = Diary(queue)
+    await promise(queue, send)
+    async with working(queue, lease=0.15):
+        await diary.until(What.STARTED)
+        await engine.claim("another worker", limit=1, now=NOW + 1, lease=0.15)
+        await asyncio.sleep(0.2)
+        database.refused.clear()
+        lost = await diary.until(What.LOST)
+    assert lost.exception is None
+
+
 # Stopping
 
 
@@ -556,6 +609,30 @@ async def test_a_worker_stops_even_while_the_database_refuses(engine: Engine, cl
     assert (await engine.get(task.id)).status is Status.RUNNING
     recovered = await claim_one(engine, "worker-2", now=NOW + LEASE)
     assert recovered.id == task.id
+
+
+async def test_a_worker_stops_though_the_driver_hides_its_cancellation(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As asyncpg does while a server hangs: it makes a timeout of it."""
+
+    async def hang(*_: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise QueueUnavailable from None
+
+    database = refusing(engine)
+    queue = queue_of(database, wait_forever, now=clock)
+    diary = Diary(queue)
+    await promise(queue, wait_forever)
+    worker = Worker(queue, None)
+    await worker.start()
+    await diary.until(What.STARTED)
+    monkeypatch.setattr(database, "_refuse", hang)
+    database.refused |= {"claim", "settle"}
+    async with asyncio.timeout(5):
+        await worker.stop(grace=0)
 
 
 # A database that refuses

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from tests.support.service import Service
 from tests.support.smtp_server import SmtpServer
 
 CLIENTS = 16
+DONE_WITHIN = 60.0  # seconds: a worker's lease, and the work
 KILLS = int(os.environ.get("KILLS", "3"))  # `make torture` asks for more
 
 _ID = re.compile(rb"^Message-ID: <([^@]+)@", re.MULTILINE)
@@ -40,13 +41,25 @@ def kill_under_load(service: Service, smtp_server: SmtpServer, *, kills: int) ->
 
     Returns once the service has nothing left to do.
     """
+
+    def kill() -> None:
+        service.kill()
+        service.start()
+
+    return disturb_under_load(service, smtp_server, kill, times=kills)
+
+
+def disturb_under_load(
+    service: Service, smtp_server: SmtpServer, disturb: Callable[[], None], *, times: int
+) -> Tally:
+    """Send from many clients while something bad happens at random instants; see above."""
     tally = Tally()
     with _load(service, tally):
-        for _ in range(kills):
+        for _ in range(times):
             time.sleep(random.uniform(0.1, 0.6))
-            service.kill()
-            service.start()
+            disturb()
         time.sleep(0.2)
+    _wait_until_done(service)
     _wait_until_quiet(smtp_server)
     tally.given_up = _failed(service)
     tally.delivered = Counter(
@@ -82,6 +95,19 @@ def _client(url: str, accepted: set[str], enough: threading.Event) -> None:
             except httpx2.TransportError:
                 time.sleep(0.05)  # it was killed; nothing was promised
             time.sleep(0.02)
+
+
+def _wait_until_done(service: Service) -> None:
+    """Wait until no task is unfinished, as far as the service can tell."""
+    deadline = time.monotonic() + DONE_WITHIN
+    while any(_some(service, status) for status in ("running", "retrying", "queued")):
+        assert time.monotonic() < deadline, service.log[-10_000:]
+        time.sleep(0.1)
+
+
+def _some(service: Service, status: str) -> bool:
+    answer = service.get("/tasks", params={"status": status, "limit": 1})
+    return answer.status_code != httpx2.codes.NOT_FOUND and answer.json().get("data") != []
 
 
 def _wait_until_quiet(smtp_server: SmtpServer) -> None:

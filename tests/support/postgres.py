@@ -152,6 +152,12 @@ class Postgres:
         self.sql(f"CREATE DATABASE {name}")
         return self.url(name)
 
+    def let_in(self, network: str) -> None:
+        """Take connections from other machines, as in "192.0.2.0/24", with the password."""
+        with (self._directory / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host all all {network} scram-sha-256\n")
+        self.sql("SELECT pg_reload_conf()")
+
     def empty(self, url: str) -> None:
         """Remove every row of the service, which takes less time than another database."""
         tables = ("tasks", "counts", "records", "answers", "pgqueuer", "pgqueuer_log")

@@ -70,7 +70,70 @@ def files_below(directory: Path) -> list[str]:
     )
 
 
-class Service:
+class Process:
+    """A command as a process of its own, for example `python -m app worker`.
+
+    It works in `directory`. Settings are named as in `Settings`; what it writes is in `log`.
+    """
+
+    def __init__(self, directory: Path, *, command: Sequence[str], **settings: object) -> None:
+        self.directory = directory
+        self._command = command
+        self._settings = _defaults(directory) | settings
+        self._log = directory / "service.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it at once, if it still runs."""
+        self.kill()
+
+    def start(self) -> None:
+        """Start it, again perhaps."""
+        self.directory.mkdir(exist_ok=True)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self.directory,
+                env=environment(**self._settings),
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its number, also after its end."""
+        assert self._process is not None
+        return self._process.pid
+
+    def wait(self, at_most: float = PATIENCE) -> int:
+        """Wait for its end; returns the exit code."""
+        assert self._process is not None
+        return self._process.wait(at_most)
+
+    def stop(self, *, within: float = PATIENCE) -> int:
+        """Send SIGTERM and wait for the end; returns the exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        return self.wait(within)
+
+    def kill(self) -> None:
+        """Send SIGKILL, if it still runs."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(PATIENCE)
+
+    @property
+    def log(self) -> str:
+        """All that was written to standard output and standard error so far."""
+        return self._log.read_text()
+
+
+class Service(Process):
     """`python -m app` as a process of its own, on a free port, with all its data in `directory`.
 
         with Service(tmp_path, retry_attempts=1) as service:
@@ -79,19 +142,21 @@ class Service:
             service.start()
             service.wait_for(task["id"])
 
-    Settings are named as in `Settings`. What the process writes is in `log`.
+    In the command, "{port}" stands for the port.
     """
 
     def __init__(
-        self, directory: Path, *, command: Sequence[str] = COMMAND, **settings: object
+        self,
+        directory: Path,
+        *,
+        command: Sequence[str] = COMMAND,
+        host: str = "127.0.0.1",
+        **settings: object,
     ) -> None:
-        self.directory = directory
-        self._command = command
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._settings = _defaults(directory) | {"port": self.port} | settings
-        self._log = directory / "service.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"http://{host}:{self.port}"
+        command = [part.format(port=self.port) for part in command]
+        super().__init__(directory, command=command, host=host, port=self.port, **settings)
 
     def __enter__(self) -> Self:
         """Start, and wait until it answers."""
@@ -105,19 +170,13 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         """End it at once, if it still runs."""
-        self.kill()
+        super().__exit__()
         self.client.close()
 
     def start(self) -> None:
         """Start it, again perhaps, on the same data and port; wait until it answers."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                cwd=self.directory,
-                env=environment(**self._settings),
-                stdout=log,
-                stderr=log,
-            )
+        super().start()
+        assert self._process is not None
         deadline = time.monotonic() + PATIENCE
         while not self._answers():
             assert self._process.poll() is None, f"it ended:\n{self.log}"
@@ -130,18 +189,6 @@ class Service:
         except httpx2.TransportError:
             return False
 
-    def stop(self) -> int:
-        """Send SIGTERM and wait for the end; returns the exit code."""
-        assert self._process is not None
-        self._process.terminate()
-        return self._process.wait(PATIENCE)
-
-    def kill(self) -> None:
-        """Send SIGKILL, if it still runs."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(PATIENCE)
-
     def get(self, path: str, **options: Any) -> httpx2.Response:
         """Send a GET request."""
         return self.client.get(path, **options)
@@ -153,11 +200,6 @@ class Service:
     def wait_for(self, task_id: str, status: str = "succeeded") -> Json:
         """Wait until a task has this status; returns the task."""
         return wait_for(self.client, task_id, status)
-
-    @property
-    def log(self) -> str:
-        """All that was written to standard output and standard error so far."""
-        return self._log.read_text()
 
     @property
     def mails(self) -> list[Caught]:
