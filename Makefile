@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Three at once: most tests wait for something.
+TEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile
 
 .DEFAULT_GOAL := help
 
@@ -20,7 +22,7 @@ run: $(INSTALLED) ## start everything on this machine: API, worker, SMTP catcher
 	CATCHER=$${CATCHER:-true} $(BIN)/python -m app
 
 test: $(INSTALLED) ## run every test
-	$(BIN)/python -m pytest
+	$(TEST)
 
 check: $(INSTALLED) ## lint, types, tests, coverage
 	$(BIN)/ruff check .
@@ -28,13 +30,18 @@ check: $(INSTALLED) ## lint, types, tests, coverage
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/compose-lint --fail-on low docker-compose.yml
-	$(BIN)/python -m pytest --cov --cov-fail-under=100
+	$(TEST) --cov --cov-fail-under=100
 
-torture: $(INSTALLED) ## the long forms of the tests: 200 kills
+torture: $(INSTALLED) ## the long forms of the tests: 200 kills, 100,000 tasks, and so on
 	KILLS=$${KILLS:-200} $(BIN)/python -m pytest -s tests/tour/test_4_a_kill_and_a_restart.py -k "kill_9 or plain"
+	TASKS=$${TASKS:-100000} LEASE=$${LEASE:-30} RESTARTS=$${RESTARTS:-20} KILLS=$${KILLS:-200} CUT_OFF=$${CUT_OFF:-60} $(BIN)/python -m pytest -s tests/scale
+	UPLOAD_MEGABYTES=256 $(BIN)/python -m pytest -s tests/files/test_s3.py -k memory
 
 bench: $(INSTALLED) ## measure against the tutorial's route, side by side (needs wrk)
 	$(BIN)/python -m benchmarks
+
+bench-postgres: $(INSTALLED) ## measure PostgreSQL against other queues there (needs wrk)
+	$(BIN)/python -m benchmarks postgres
 
 up: ## start the API and Mailpit in Docker
 	docker compose up --build --wait
@@ -49,4 +56,4 @@ lock: ## resolve the dependencies anew, with hashes (needs uv)
 	uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 --all-extras pyproject.toml -o requirements.txt
 	uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 --all-extras pyproject.toml --group dev -o requirements-dev.txt
 
-.PHONY: help install run test check torture bench up down demo lock
+.PHONY: help install run test check torture bench bench-postgres up down demo lock

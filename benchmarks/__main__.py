@@ -1,112 +1,22 @@
-"""The measures, side by side: `make bench`, or `python -m benchmarks`.
+"""The measures, side by side: `python -m benchmarks [tutorial | postgres]`.
 
-P1: requests/s of the durable route, worker paused, against the tutorial's bare route with the same
-validation and a task that does nothing; wrk with 64 connections, the two in turn.
+tutorial    P1: what a promise costs a request, against the tutorial's bare route (the default)
+postgres    P10: the queue on PostgreSQL, against the one on SQLite and against other queues there
 """
 
-import re
-import shutil
-import socket
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+import argparse
 
-ROOT = Path(__file__).parents[1]
-CONNECTIONS = 64
-SECONDS = 3
-ROUNDS = 9
-
-# Every request has an address of its own: nothing is gained by remembering one.
-SCRIPT = """
-local number = 0
-wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-wrk.body = '{"subject": "Hello", "message": "It is done."}'
-request = function()
-  number = number + 1
-  return wrk.format(nil, "/send-notification/user" .. number .. "@example.com")
-end
-"""
+from benchmarks.postgres import main as postgres
+from benchmarks.tutorial import main as tutorial
 
 
 def main() -> None:
-    """Measure, and print medians and ratios."""
-    if shutil.which("wrk") is None:
-        sys.exit("make bench needs wrk (Debian: apt install wrk)")
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        script = directory / "post.lua"
-        script.write_text(SCRIPT)
-        bare = stack.enter_context(
-            server(directory, "-m", "uvicorn", "benchmarks.bare:app", "--no-access-log")
-        )
-        ours = stack.enter_context(server(directory, "-m", "app", WORKER_CONCURRENCY="0"))
-        measure(bare, script), measure(ours, script)  # to warm up
-        print(f"{'round':>5} {'bare':>8} {'durable':>8} {'ratio':>6}   requests/s")
-        ratios = []
-        for number in range(1, ROUNDS + 1):
-            a, b, c = (measure(port, script) for port in (ours, bare, ours))
-            ratios.append((a + c) / 2 / b)
-            print(f"{number:>5} {b:>8.0f} {(a + c) / 2:>8.0f} {ratios[-1]:>6.2f}", flush=True)
-        print(
-            f"P1: median {statistics.median(ratios):.2f}, "
-            f"from {min(ratios):.2f} to {max(ratios):.2f}"
-        )
-
-
-def measure(port: int, script: Path) -> float:
-    """Requests per second of one run; every answer must be a 202."""
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script)]
-    output = subprocess.run(
-        [*command, f"http://127.0.0.1:{port}"], check=True, capture_output=True, text=True
-    ).stdout
-    if "Non-2xx" in output or "Socket errors" in output:
-        sys.exit(f"not every request was accepted:\n{output}")
-    found = re.search(r"Requests/sec:\s+([\d.]+)", output)
-    assert found is not None, output
-    return float(found[1])
-
-
-@contextmanager
-def server(directory: Path, *arguments: str, **settings: str) -> Iterator[int]:
-    """A server of its own data below `directory`; gives its port."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "PORT": str(port)}
-    if "uvicorn" in arguments:
-        arguments = (*arguments, "--port", str(port))
-    with (directory / f"{port}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=directory,
-            env=environment | settings,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        wait_for(port)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def wait_for(port: int) -> None:
-    """Return when somebody listens at the port."""
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    sys.exit("the server does not start")
+    """Run one of the measures."""
+    measures = {"tutorial": tutorial, "postgres": postgres}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("measure", nargs="?", choices=measures, default="tutorial")
+    measures[parser.parse_args().measure]()
 
 
 if __name__ == "__main__":

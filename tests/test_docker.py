@@ -32,7 +32,7 @@ def service(request: pytest.FixtureRequest) -> Service:
     return the(request.param)
 
 
-@pytest.fixture(params=COMPOSE["services"].keys() - STEPS)
+@pytest.fixture(params=sorted(COMPOSE["services"].keys() - STEPS))
 def server(request: pytest.FixtureRequest) -> Service:
     """A service that runs for as long as it is wanted."""
     return the(request.param)

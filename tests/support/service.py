@@ -1,6 +1,8 @@
 """The service for tests: `settings_in` for one in this process, `Service` for a real server."""
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -40,11 +42,16 @@ def _defaults(directory: Path) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens at."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A TCP port on loopback that nobody listens at.
+
+    It is not one of those that the system gives to clients, nor of the tests that run beside.
+    """
+    first = 20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    while True:
+        port = random.randrange(first, first + 1_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(client: httpx2.Client, task_id: str, status: str = "succeeded") -> Json:

@@ -1,0 +1,29 @@
+"""The other queues live in an environment of their own, .venv-bench, made at the first use."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.load import ROOT
+
+ENVIRONMENT = ROOT / ".venv-bench"
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+
+
+def python() -> str:
+    """The Python that has the peers, as they are pinned."""
+    interpreter = ENVIRONMENT / "bin" / "python"
+    installed = ENVIRONMENT / "installed.txt"
+    if not installed.exists() or installed.read_text() != REQUIREMENTS.read_text():
+        print(f"installing the peers into {ENVIRONMENT.name} …", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
+        pip = [str(interpreter), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--require-hashes", "-r", REQUIREMENTS], check=True)
+        installed.write_text(REQUIREMENTS.read_text())
+    return str(interpreter)
+
+
+def versions(*names: str) -> str:
+    """What is pinned, for the record."""
+    pins = [line.split()[0] for line in REQUIREMENTS.read_text().splitlines() if "==" in line]
+    return ", ".join(pin.replace("==", " ") for pin in pins if pin.split("==")[0] in names)

@@ -1,0 +1,82 @@
+"""Ours: app/queue, with what tells other processes of each event."""
+
+import time
+
+from app.observe.logs import configure_logging
+from app.queue.durable import Catalogue, Context
+from app.queue.engine import open_engine
+from app.queue.events import Event, What
+from app.queue.postgres_schema import migrate
+from app.queue.queue import Queue
+from app.queue.retry import RetryPolicy
+from app.queue.worker import Worker
+from benchmarks.queues.contestant import Count, by_batches, by_callers, run
+
+
+async def do_nothing(_: Context[None], *, number: int) -> None:
+    """The task."""
+
+
+class Afterward:
+    """The service's own queue and worker."""
+
+    async def make(self, url: str) -> None:
+        """See Contestant."""
+        await migrate(url)
+
+    async def put(self, url: str, tasks: int) -> float:
+        """See Contestant."""
+        queue = await _start(url)
+
+        async def put(number: int) -> None:
+            collected = queue.collect()
+            collected.add_task(do_nothing, number=number)
+            await queue.commit(collected.batch())
+
+        seconds = await by_callers(tasks, put)
+        await queue.engine.stop()
+        return seconds
+
+    async def put_batches(self, url: str, tasks: int) -> float:
+        """See Contestant."""
+        queue = await _start(url)
+
+        async def put(numbers: range) -> None:
+            collected = queue.collect()
+            for number in numbers:
+                collected.add_task(do_nothing, number=number)
+            await queue.commit(collected.batch())
+
+        seconds = await by_batches(tasks, put)
+        await queue.engine.stop()
+        return seconds
+
+    async def drain(self, url: str, tasks: int, concurrency: int) -> float:
+        """See Contestant."""
+        queue = await _start(url)
+        worker = Worker(queue, None, concurrency=concurrency)
+        count = Count(tasks)
+
+        def listen(event: Event) -> None:
+            if event.what is What.SUCCEEDED:
+                count.add()
+
+        queue.events.listen(listen)
+        await worker.start()
+        await count.reached.wait()
+        await worker.stop(grace=5)
+        await queue.engine.stop()
+        return count.seconds
+
+
+async def _start(url: str) -> Queue[None]:
+    engine = open_engine(url)
+    await engine.start()
+    queue = Queue(engine, Catalogue[None](do_nothing), RetryPolicy(), now=time.time)
+    queue.events.listen(engine.tell)
+    return queue
+
+
+if __name__ == "__main__":
+    configure_logging("WARNING", "json")
+    run(Afterward())

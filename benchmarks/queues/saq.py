@@ -1,0 +1,59 @@
+"""SAQ's worker, on its PostgreSQL queue. It adds tasks one by one only."""
+
+from typing import Any
+
+from saq import Queue, Worker  # type: ignore[import-not-found]
+
+from benchmarks.queues.contestant import Count, by_callers, run
+
+CONNECTIONS = 10
+
+
+class SAQ:
+    """One worker."""
+
+    async def make(self, url: str) -> None:
+        """See Contestant."""
+        await (await _queue(url)).disconnect()
+
+    async def put(self, url: str, tasks: int) -> float:
+        """See Contestant."""
+        queue = await _queue(url)
+        seconds = await by_callers(tasks, lambda number: queue.enqueue("do_nothing", number=number))
+        await queue.disconnect()
+        return seconds
+
+    async def put_batches(self, url: str, tasks: int) -> float:
+        """Add tasks as `put` does: SAQ knows no batches here."""
+        return await self.put(url, tasks)
+
+    async def drain(self, url: str, tasks: int, concurrency: int) -> float:
+        """See Contestant."""
+        queue = await _queue(url)
+
+        async def do_nothing(_: Any, *, number: int) -> None:
+            """The task."""
+
+        async def done(_: Any) -> None:
+            count.add()
+            if count.reached.is_set():
+                worker.event.set()
+
+        worker = Worker(
+            queue, [("do_nothing", do_nothing)], concurrency=concurrency, after_process=done
+        )
+        count = Count(tasks)
+        await worker.start()
+        assert count.so_far == tasks, count.so_far
+        await queue.disconnect()
+        return count.seconds
+
+
+async def _queue(url: str) -> Any:
+    queue = Queue.from_url(url, min_size=CONNECTIONS, max_size=CONNECTIONS)
+    await queue.connect()
+    return queue
+
+
+if __name__ == "__main__":
+    run(SAQ())
