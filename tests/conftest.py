@@ -1,13 +1,12 @@
 """What every test shares."""
 
-import asyncio
 from collections.abc import Iterator
 
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from app.queue.postgres_schema import migrate
-from tests.support.postgres import Postgres
+from app.observe.logs import configure_logging
+from tests.support.postgres import Postgres, with_tables
 from tests.support.s3 import Bucket, FaultyS3, S3Server, credentials
 from tests.support.smtp_server import SmtpServer
 
@@ -16,6 +15,12 @@ from tests.support.smtp_server import SmtpServer
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """The service runs on asyncio, and so do its tests."""
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def plain_log_lines() -> None:
+    """As the service writes them; structlog's own default draws tracebacks, which takes seconds."""
+    configure_logging("INFO", "json")
 
 
 @pytest.fixture
@@ -38,9 +43,7 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def migrated(postgres: Postgres) -> str:
     """The address of a database with the service's tables."""
-    url = postgres.new_database()
-    asyncio.run(migrate(url))
-    return url
+    return with_tables(postgres)
 
 
 @pytest.fixture

@@ -1,17 +1,14 @@
 """What the queue's tests share: every engine in turn, and a clock."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from app.observe.logs import configure_logging
 from app.queue.engine import Engine
-from app.queue.postgres_schema import migrate
 from tests.queue import time_machine
 from tests.queue.support import Clock
-from tests.support.postgres import Postgres
+from tests.support.postgres import Postgres, with_tables
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -28,8 +25,7 @@ def sqlite_url(tmp_path: Path) -> str:
 @pytest.fixture(scope="session")
 def timeless(postgres: Postgres) -> str:
     """The address of a database with the service's tables, seen from the time machine."""
-    url = postgres.new_database()
-    asyncio.run(migrate(url))
+    url = with_tables(postgres)
     postgres.sql(time_machine.INSTALL, url)
     return url
 
@@ -38,12 +34,6 @@ def timeless(postgres: Postgres) -> str:
 def postgresql_url(postgres: Postgres, timeless: str) -> str:
     postgres.empty(timeless)
     return timeless + time_machine.ENTRANCE
-
-
-@pytest.fixture(autouse=True)
-def plain_log_lines() -> None:
-    """As the service writes them; structlog's own default draws tracebacks, which takes seconds."""
-    configure_logging("INFO", "json")
 
 
 @pytest.fixture

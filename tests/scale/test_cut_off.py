@@ -1,6 +1,5 @@
 """A worker is cut off from the others while it works; each machine is a network of its own."""
 
-import asyncio
 import sys
 import time
 from collections.abc import Iterator
@@ -9,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.queue.postgres_schema import migrate
 from tests.scale.network import HERE, SUBNET, Machine, machines
 from tests.scale.support import CUT_OFF, WORKER, until
-from tests.support.postgres import Postgres
+from tests.support.postgres import Postgres, with_tables
 from tests.support.service import COMMAND, Process, Service
 
 SMTP_PORT = 2525
@@ -44,8 +42,7 @@ def test_the_tasks_of_a_worker_that_is_cut_off_are_done_by_another(
     tmp_path: Path, network: list[Machine], postgres_here: Postgres
 ) -> None:
     """What it finishes meanwhile changes nothing, and no lock that it held holds anybody up."""
-    here = postgres_here.new_database()
-    asyncio.run(migrate(here))
+    here = with_tables(postgres_here)
     url = here.replace("127.0.0.1", HERE)
     front, lonely, other = network
 

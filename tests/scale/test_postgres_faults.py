@@ -1,6 +1,5 @@
 """PostgreSQL is late, away, restarted, frozen: whatever was answered 202 is done all the same."""
 
-import asyncio
 import math
 import subprocess
 import sys
@@ -15,10 +14,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.queue.postgres_schema import PATIENCE_SECONDS, migrate
+from app.queue.postgres_schema import PATIENCE_SECONDS
 from tests.scale.support import RESTARTS, WORKER, until
 from tests.support.kills import KILLS, disturb_under_load, kill_under_load
-from tests.support.postgres import PASSWORD, Postgres
+from tests.support.postgres import PASSWORD, Postgres, with_tables
 from tests.support.service import COMMAND, PATIENCE, Process, Service, free_port
 from tests.support.smtp_server import SmtpServer
 
@@ -37,9 +36,7 @@ def mistreated() -> Iterator[Postgres]:
 @pytest.fixture
 def url(mistreated: Postgres) -> str:
     """A database of its own, with the service's tables."""
-    url = mistreated.new_database()
-    asyncio.run(migrate(url))
-    return url
+    return with_tables(mistreated)
 
 
 @pytest.fixture
@@ -95,8 +92,7 @@ def frozen_out(beside: Executor, tmp_path_factory: pytest.TempPathFactory) -> "F
 
     def freeze() -> FrozenOut:
         with Postgres() as postgres:
-            url = postgres.new_database()
-            asyncio.run(migrate(url))
+            url = with_tables(postgres)
             smtp = [*SLOW_SMTP, str(smtp_port := free_port()), "0.5"]
             settings: dict[str, Any] = {
                 "queue_url": url,
@@ -174,8 +170,7 @@ def test_a_start_that_cannot_succeed_says_why_in_one_line(
     tmp_path: Path, mistreated: Postgres, url: str
 ) -> None:
     """It names QUEUE_URL, and never the password, even where everything is logged."""
-    newer = mistreated.new_database()
-    asyncio.run(migrate(newer))
+    newer = with_tables(mistreated)
     mistreated.sql("UPDATE afterward.schema_version SET version = 1000", newer)
     cases = {
         "password authentication failed": url.replace(PASSWORD, "wrong-horse"),

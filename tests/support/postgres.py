@@ -1,5 +1,6 @@
 """A real PostgreSQL for tests, from a wheel: on loopback, with a password, also for root."""
 
+import asyncio
 import importlib.util
 import os
 import shutil
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from app.observe.logs import configure_logging
+from app.queue.postgres_schema import migrate
 from tests.support.service import free_port
 
 PASSWORD = "correct-horse"
@@ -179,6 +182,14 @@ class Postgres:
     def log(self) -> str:
         """What the server wrote."""
         return (self._directory / "log").read_text()
+
+
+def with_tables(postgres: Postgres) -> str:
+    """Make a database with the service's tables; gives its address."""
+    url = postgres.new_database()
+    configure_logging("INFO", "json")  # the output of an earlier test is closed
+    asyncio.run(migrate(url))
+    return url
 
 
 def _site_packages() -> Path:
