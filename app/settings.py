@@ -20,8 +20,8 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def _queue_url(url: str) -> str:
-    parts = urlsplit(url)
-    with contextlib.suppress(ValueError):  # a port that is none
+    with contextlib.suppress(ValueError):  # which may repeat the password
+        parts = urlsplit(url)
         if parts.scheme in {"postgresql", "postgres"} and parts.path[1:] and parts.port != 0:
             return url
     if not url.startswith("sqlite:///") or url == "sqlite:///":

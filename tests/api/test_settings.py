@@ -84,11 +84,22 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SECRET not in str(settings.model_dump())
 
 
+def test_nor_is_the_password_of_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUEUE_URL", url := f"postgresql://ada:{SECRET}@db:5433/queue")
+    settings = Settings()
+    assert settings.queue_url == url
+    assert SECRET not in repr(settings)
+
+
 BAD = [
     ("PORT", SECRET),
     ("PORT", "65536"),
     ("QUEUE_URL", f"mysql://root:{SECRET}@db/queue"),
     ("QUEUE_URL", "sqlite:///"),
+    ("QUEUE_URL", f"postgresql://ada:{SECRET}@db"),
+    ("QUEUE_URL", f"postgresql://ada:{SECRET}@db:70000/queue"),
+    ("QUEUE_URL", f"postgresql://ada:{SECRET}@[db/queue"),
+    ("QUEUE_URL", f"postgresql://ada:{SECRET}\N{ACCOUNT OF}@db/queue"),
     ("UPLOAD_URL", f"ftp://{SECRET}@host/"),
     ("UPLOAD_URL", f"file://{SECRET}/uploads"),
     ("UPLOAD_URL", "s3://"),
