@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from app.queue.events import Event, What
 from app.queue.task import Task
 
-QUIET_SECONDS = 3.0
+QUIET_SECONDS = 3.0  # after which a reader may look for itself
 MOST_UNREAD = 1000  # a reader further behind than this is let go, and may come back
 
 

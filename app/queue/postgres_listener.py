@@ -24,11 +24,7 @@ class Listener:
     While there is no connection nothing is heard; `missed` is called once there is one again.
     """
 
-    def __init__(
-        self,
-        connect: Callable[[], Awaitable["asyncpg.Connection[Any]"]],
-        missed: Callable[[], None],
-    ) -> None:
+    def __init__(self, connect: Connect, missed: Callable[[], None]) -> None:
         self._connect = connect
         self._missed = missed
         self._channels: dict[str, Callable[[str], None]] = {}

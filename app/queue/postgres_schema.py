@@ -59,8 +59,8 @@ def options(url: str) -> dict[str, Any]:
     }
 
 
-async def connect(url: str) -> "asyncpg.Connection[Any]":
-    """Connect, once the database answers.
+async def connect(url: str, **changes: Any) -> "asyncpg.Connection[Any]":
+    """Connect, once the database answers; `changes` are to the options above.
 
     Raises CannotStart, without telling the password, when it has not for PATIENCE_SECONDS, and at
     once where waiting cannot help.
@@ -68,7 +68,7 @@ async def connect(url: str) -> "asyncpg.Connection[Any]":
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            connection: asyncpg.Connection[Any] = await asyncpg.connect(**options(url))
+            connection: asyncpg.Connection[Any] = await asyncpg.connect(**options(url) | changes)
             # PGQueuer compares what the catalogue says, which depends on the path.
             await connection.execute("SET search_path = pg_catalog")
         except Troubles as error:
@@ -110,11 +110,11 @@ async def check(connection: "asyncpg.Connection[Any]") -> None:
 
 async def migrate(url: str) -> None:
     """Make the tables, ours and PGQueuer's, or bring them up to date; raises CannotStart."""
-    connection = await connect(url)
+    # Waiting for another migration may take long, and so may a migration.
+    connection = await connect(url, command_timeout=None)
     try:
-        # Waiting for another migration may take long, and so may a migration.
         await connection.execute("SET statement_timeout = 0")
-        await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATION, timeout=600)
+        await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATION)
         version = await _version(connection)
         if version > SCHEMA_VERSION:
             await check(connection)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from threading import Timer
 
+import asyncpg
 import pytest
 
 from app.queue import postgres_schema
@@ -56,6 +57,23 @@ async def test_a_migration_can_be_repeated(postgres: Postgres, empty_url: str) -
     await starts(empty_url)
     await make_tables(empty_url)
     assert postgres.sql("SELECT count(*) FROM afterward.tasks", empty_url) == "1"
+
+
+async def test_a_migration_may_take_longer_than_any_other_statement(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here somebody is in its way, who changes his mind."""
+    monkeypatch.setattr(postgres_schema, "STATEMENT_SECONDS", 0.3)
+    somebody = await asyncpg.connect(empty_url)
+    await somebody.execute("BEGIN; CREATE SCHEMA afterward")
+    migrating = asyncio.create_task(make_tables(empty_url))
+    await asyncio.sleep(0.6)
+    assert not migrating.done()
+    await somebody.execute("ROLLBACK")
+    await somebody.close()
+    await migrating
+    monkeypatch.undo()
+    await starts(empty_url)
 
 
 async def test_tables_of_a_newer_version_are_left_as_they_are(
