@@ -9,6 +9,21 @@ from app.observe.logs import configure_logging
 from tests.support.postgres import Postgres, with_tables
 from tests.support.s3 import Bucket, FaultyS3, S3Server, credentials
 from tests.support.smtp_server import SmtpServer
+from tests.support.torture import LONG, table, tried
+
+__all__ = ["tried"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """In the long form, say of each fault and attack what was tried and whether it held."""
+    reports = [
+        report
+        for outcome in ("passed", "failed", "skipped")
+        for report in terminalreporter.stats.get(outcome, [])
+    ]
+    if LONG and (lines := table(reports)):
+        terminalreporter.section("faults and attacks")
+        terminalreporter.write("\n".join(lines) + "\n")
 
 
 @pytest.fixture(params=["asyncio"])

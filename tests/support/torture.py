@@ -1,0 +1,93 @@
+"""The rows of tests/faults and tests/attacks: long forms, and the table that `make torture` prints.
+
+A row is a module, named after it: test_f06_smtp_at_any_stage.py is row F6. A test whose name begins
+with `test_control_` is a negative control: it shows that the row's other tests could fail.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pytest
+
+LONG = bool(os.environ.get("TORTURE"))
+
+NumberT = TypeVar("NumberT", int, float)
+Tried = Callable[[str, str], None]
+
+_MODULE = re.compile(r"(faults|attacks)/test_([fs])(\d\d)_(\w+)\.py$")
+_PROPERTY = "tried"
+
+
+def form(short: NumberT, long: NumberT) -> NumberT:
+    """How many, or for how long: `short` in `make test`, `long` in `make torture`."""
+    return long if LONG else short
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Row:
+    """A line of the list of faults and attacks, by its number."""
+
+    name: str
+    number: int
+    title: str
+
+    def __str__(self) -> str:
+        """As in the list."""
+        return f"{self.name}{self.number}"
+
+
+def row_of(path: str) -> Row | None:
+    """The row that a test module is about."""
+    match = _MODULE.search(path)
+    return match and Row(match[2].upper(), int(match[3]), match[4].replace("_", " "))
+
+
+@pytest.fixture
+def tried(record_property: Callable[[str, object], None]) -> Tried:
+    """Tells the table what was tried, and what was seen, as in `tried("200 kills", "0 lost")`."""
+
+    def tell(what: str, seen: str) -> None:
+        record_property(_PROPERTY, f"{what}: {seen}")
+        print(f"{what}: {seen}")
+
+    return tell
+
+
+def table(reports: Iterable[pytest.TestReport]) -> list[str]:
+    """The lines of the table: what was tried for each row, and whether it held."""
+    lines = []
+    rows: dict[Row, list[pytest.TestReport]] = {}
+    for report in reports:
+        if row := row_of(report.nodeid.partition("::")[0]):
+            rows.setdefault(row, []).append(report)
+    for row, tests in sorted(rows.items()):
+        proofs = [test for test in tests if not _is_control(test)]
+        controls = [test for test in tests if _is_control(test)]
+        lines.append(f"{row!s:4} {row.title:45} {_verdict(proofs, 'held')}")
+        lines += [f"       {line}" for test in proofs for line in _told(test)]
+        lines.append(f"     {'control':45} {_verdict(controls, 'failed as it should')}")
+        lines += [f"       {line}" for test in controls for line in _told(test)]
+    return lines
+
+
+def _is_control(report: pytest.TestReport) -> bool:
+    return "::test_control_" in report.nodeid
+
+
+def _verdict(tests: list[pytest.TestReport], word: str) -> str:
+    passed = sum(test.outcome == "passed" for test in tests)
+    skipped = sum(test.outcome == "skipped" for test in tests)
+    parts = [f"{word} in {passed} of {len(tests) - skipped}"]
+    return ", ".join(parts + ([f"{skipped} not run here"] if skipped else []))
+
+
+def _told(report: pytest.TestReport) -> list[str]:
+    told = [str(value) for name, value in report.user_properties if name == _PROPERTY]
+    if report.outcome == "skipped":
+        told.append(f"not run here: {report.longrepr[2]}")  # type: ignore[index]
+    elif report.outcome == "failed":
+        told.append(f"FAILED: {report.nodeid}")
+    return told
