@@ -52,7 +52,7 @@ async def save_user_data(
 @router.get("/save-data/{user_id}", responses=documented(404, 422, 503))
 async def read_user_data(user_id: Name, queue: QueueDep) -> Document:
     """What was saved for this user last."""
-    record = await queue.engine.read_record(COLLECTION, user_id)
+    record = await queue.engine.read_record(COLLECTION, user_id, client="")
     return record.body
 
 

@@ -30,7 +30,9 @@ async def list_tasks(
     after: After = None,
 ) -> TaskPage:
     """Tasks, newest first."""
-    tasks = await queue.engine.list_tasks(status=status, kind=kind, after=after, limit=limit + 1)
+    tasks = await queue.engine.list_tasks(
+        client="", status=status, kind=kind, after=after, limit=limit + 1
+    )
     return TaskPage(data=[TaskView.of(task) for task in tasks[:limit]], has_more=len(tasks) > limit)
 
 

@@ -107,14 +107,14 @@ async def list_uploads(
     after: Annotated[str | None, Query(max_length=64)] = None,
 ) -> UploadPage:
     """Uploads, newest first; `after` is the last id of the page before."""
-    records = await queue.engine.list_records(COLLECTION, after=after, limit=limit + 1)
+    records = await queue.engine.list_records(COLLECTION, client="", after=after, limit=limit + 1)
     data = [UploadView.of(record) for record in records[:limit]]
     return UploadPage(data=data, has_more=len(records) > limit)
 
 
 async def _existing(upload_id: str, queue: QueueDep) -> Record:
     try:
-        return await queue.engine.read_record(COLLECTION, upload_id)
+        return await queue.engine.read_record(COLLECTION, upload_id, client="")
     except RecordNotFound:
         raise HTTPException(404, "There is no such upload.") from None
 
@@ -165,5 +165,5 @@ async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Respons
 @router.delete("/uploads/{upload_id}", status_code=204, responses=documented(404, 422, 503))
 async def delete_upload(upload: ExistingUpload, queue: QueueDep, uploads: UploadsDep) -> None:
     """Remove an upload: first from the list, then its bytes."""
-    await queue.engine.delete_record(COLLECTION, upload.id)
+    await queue.engine.delete_record(upload)
     await uploads.delete(upload.id)

@@ -25,11 +25,13 @@ class DurableTasks(Generic[ToolsT]):
         max_attempts: int,
         now: Callable[[], float],
         request_id: str | None = None,
+        client: str = "",
     ) -> None:
         self._catalogue = catalogue
         self._max_attempts = max_attempts
         self._now = now
         self._request_id = request_id
+        self._client = client
         self._tasks: list[Task] = []
         self._records: list[Record] = []
 
@@ -53,6 +55,7 @@ class DurableTasks(Generic[ToolsT]):
             kind=kind,
             arguments=to_json({"args": args, "kwargs": kwargs}),
             request_id=self._request_id,
+            client=self._client,
             max_attempts=self._max_attempts,
             created_at=now,
             updated_at=now,
@@ -64,7 +67,7 @@ class DurableTasks(Generic[ToolsT]):
     def keep(self, collection: str, record_id: str, body: dict[str, Any]) -> None:
         """Collect a record, to be written together with the tasks; raises as add_task does."""
         to_json(body)
-        self._records.append(Record(collection, record_id, body, self._now()))
+        self._records.append(Record(collection, self._client, record_id, body, self._now()))
 
     def batch(self, answer: Answer | None = None) -> Batch:
         """Everything collected so far, with the answer to keep for the request's key if any."""

@@ -34,9 +34,15 @@ class Engine(Protocol):
         """The task, or TaskNotFound."""
 
     async def list_tasks(
-        self, *, status: Status | None, kind: str | None, after: str | None, limit: int
+        self,
+        *,
+        client: str,
+        status: Status | None,
+        kind: str | None,
+        after: str | None,
+        limit: int,
     ) -> list[Task]:
-        """Tasks, newest first; `after` is the id of the last one of the page before."""
+        """A client's tasks, newest first; `after` is the id of the last one of the page before."""
 
     async def cancel(self, task_id: str, now: float) -> Task:
         """Withdraw a waiting task. Raises TaskNotFound, TaskHasStarted."""
@@ -87,17 +93,19 @@ class Engine(Protocol):
 
     # Documents beside the tasks.
 
-    async def read_record(self, collection: str, record_id: str) -> Record:
-        """The record, or RecordNotFound."""
+    async def read_record(self, collection: str, record_id: str, *, client: str | None) -> Record:
+        """A client's record, or anybody's if `client` is None; RecordNotFound if there is none."""
 
-    async def list_records(self, collection: str, *, after: str | None, limit: int) -> list[Record]:
-        """Records in descending order of their ids; `after` is the last id of the page before."""
+    async def list_records(
+        self, collection: str, *, client: str, after: str | None, limit: int
+    ) -> list[Record]:
+        """A client's records in descending order of their ids; `after` is the last one before."""
 
     async def update_record(self, record: Record) -> bool:
         """Replace a record's body, unless it is gone: then False."""
 
-    async def delete_record(self, collection: str, record_id: str) -> bool:
-        """Remove a record; False if there was none."""
+    async def delete_record(self, record: Record) -> bool:
+        """Remove a record; False if it is gone."""
 
     # What other processes do.
 

@@ -50,6 +50,7 @@ from app.queue.task import (
 
 CONNECTIONS = 5  # of one process; and one more that listens
 LAST_SECONDS = 3.0  # for connections to end in an orderly way
+_RECORD = "collection, client, id, body, created_at"
 LARGEST_LOG = 32 * 1024 * 1024  # bytes of PGQueuer's log, which nobody reads
 
 
@@ -118,10 +119,19 @@ class Postgres:
             return await read_task(session, task_id)
 
     async def list_tasks(
-        self, *, status: Status | None, kind: str | None, after: str | None, limit: int
+        self,
+        *,
+        client: str,
+        status: Status | None,
+        kind: str | None,
+        after: str | None,
+        limit: int,
     ) -> list[Task]:
         # A condition that is not asked for is left out: else one plan would have to fit all cases.
+        # Only clients with a name have an index, which is used if this is said.
+        named = "client = ${} AND client <> ''" if client else "client = ${}"
         filters = {
+            named: client,
             "status = ${}": status,
             "kind = ${}": kind,
             "seq < (SELECT seq FROM afterward.tasks WHERE id = ${})": after,
@@ -346,50 +356,60 @@ class Postgres:
 
     # Documents beside the tasks.
 
-    async def read_record(self, collection: str, record_id: str) -> Record:
+    async def read_record(self, collection: str, record_id: str, *, client: str | None) -> Record:
+        whose = [] if client is None else [client]
         async with self._session() as session:
             row = await session.fetchrow(
-                """
-                SELECT id, body, created_at FROM afterward.records
-                WHERE collection = $1 AND id = $2
+                f"""
+                SELECT {_RECORD} FROM afterward.records
+                WHERE collection = $1 AND id = $2 {"AND client = $3" if whose else ""}
                 """,
                 collection,
                 record_id,
+                *whose,
             )
         if row is None:
             raise RecordNotFound
-        return _record(collection, row)
+        return _record(row)
 
-    async def list_records(self, collection: str, *, after: str | None, limit: int) -> list[Record]:
+    async def list_records(
+        self, collection: str, *, client: str, after: str | None, limit: int
+    ) -> list[Record]:
         async with self._session() as session:
             rows = await session.fetch(
-                """
-                SELECT id, body, created_at FROM afterward.records
-                WHERE collection = $1 AND ($2::text IS NULL OR id < $2)
-                ORDER BY id DESC LIMIT $3
+                f"""
+                SELECT {_RECORD} FROM afterward.records
+                WHERE collection = $1 AND client = $2 AND ($3::text IS NULL OR id < $3)
+                ORDER BY id DESC LIMIT $4
                 """,
                 collection,
+                client,
                 after,
                 limit,
             )
-        return [_record(collection, row) for row in rows]
+        return [_record(row) for row in rows]
 
     async def update_record(self, record: Record) -> bool:
         async with self._session() as session:
             done = await session.execute(
-                "UPDATE afterward.records SET body = $1 WHERE collection = $2 AND id = $3",
+                """
+                UPDATE afterward.records SET body = $1
+                WHERE collection = $2 AND client = $3 AND id = $4
+                """,
                 to_json(record.body),
                 record.collection,
+                record.client,
                 record.id,
             )
         return _affected(done) == 1
 
-    async def delete_record(self, collection: str, record_id: str) -> bool:
+    async def delete_record(self, record: Record) -> bool:
         async with self._session() as session:
             done = await session.execute(
-                "DELETE FROM afterward.records WHERE collection = $1 AND id = $2",
-                collection,
-                record_id,
+                "DELETE FROM afterward.records WHERE collection = $1 AND client = $2 AND id = $3",
+                record.collection,
+                record.client,
+                record.id,
             )
         return _affected(done) == 1
 
@@ -442,8 +462,8 @@ def _troubles_translated() -> Iterator[None]:
         raise QueueUnavailable from error
 
 
-def _record(collection: str, row: Row) -> Record:
-    return Record(collection, row["id"], json.loads(row["body"]), row["created_at"])
+def _record(row: Row) -> Record:
+    return Record(**{**row, "body": json.loads(row["body"])})
 
 
 def _affected(done: str) -> int:

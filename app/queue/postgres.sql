@@ -2,7 +2,7 @@
 -- the clock of whoever wrote them; when an entry is due is PGQueuer's business, by the database's.
 
 CREATE TABLE afterward.schema_version (version integer NOT NULL);
-INSERT INTO afterward.schema_version VALUES (1);
+INSERT INTO afterward.schema_version VALUES (2);
 
 -- The record: one row for each task that was ever accepted, until retention removes it.
 CREATE TABLE afterward.tasks (
@@ -12,6 +12,7 @@ CREATE TABLE afterward.tasks (
     kind         text             NOT NULL,
     arguments    text             NOT NULL,
     request_id   text,
+    client       text             NOT NULL DEFAULT '',
     status       text             NOT NULL,
     attempts     integer          NOT NULL DEFAULT 0,
     max_attempts integer          NOT NULL,
@@ -36,6 +37,8 @@ CREATE INDEX tasks_due ON afterward.tasks (due_at) WHERE status IN ('queued', 'r
 CREATE INDEX tasks_finished ON afterward.tasks (finished_at) WHERE finished_at IS NOT NULL;
 -- GET /tasks?status=
 CREATE INDEX tasks_by_status ON afterward.tasks (status, seq);
+-- GET /tasks, where there are API keys.
+CREATE INDEX tasks_by_client ON afterward.tasks (client, seq) WHERE client <> '';
 
 -- How many tasks stand where: the sum of these rows. Each statement adds its own, so that nobody
 -- waits for anybody else's; the clean-up adds them up.
@@ -70,10 +73,11 @@ CREATE TRIGGER count_update AFTER UPDATE ON afterward.tasks
 -- Documents that requests and tasks keep beside the tasks: uploads, saved data.
 CREATE TABLE afterward.records (
     collection text             NOT NULL,
+    client     text             NOT NULL,
     id         text COLLATE "C" NOT NULL,
     body       text             NOT NULL,
     created_at double precision NOT NULL,
-    PRIMARY KEY (collection, id)
+    PRIMARY KEY (collection, client, id)
 );
 
 -- The answers to requests that carried an Idempotency-Key.

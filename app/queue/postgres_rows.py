@@ -42,16 +42,18 @@ async def write_batches(session: Session, batches: Sequence[Batch]) -> None:
         numbers = await entries.enter(session, tasks)
         await session.execute(
             """
-            INSERT INTO afterward.tasks (entry, id, kind, arguments, request_id, status,
+            INSERT INTO afterward.tasks (entry, id, kind, arguments, request_id, client, status,
                                          max_attempts, created_at, updated_at, due_at)
             SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[],
-                                 $6::text[], $7::int[], $8::float8[], $9::float8[], $10::float8[])
+                                 $6::text[], $7::text[], $8::int[], $9::float8[], $10::float8[],
+                                 $11::float8[])
             """,
             numbers,
             [task.id for task in tasks],
             [task.kind for task in tasks],
             [task.arguments for task in tasks],
             [task.request_id for task in tasks],
+            [task.client for task in tasks],
             [task.status for task in tasks],
             [task.max_attempts for task in tasks],
             [task.created_at for task in tasks],
@@ -60,18 +62,18 @@ async def write_batches(session: Session, batches: Sequence[Batch]) -> None:
         )
     # Of two that are written over each other the later counts; in order, so that two processes
     # cannot wait for each other.
-    records = {(r.collection, r.id): r for batch in batches for r in batch.records}
+    records = {(r.collection, r.client, r.id): r for batch in batches for r in batch.records}
     if records:
         await session.execute(
             """
-            INSERT INTO afterward.records (collection, id, body, created_at)
-            SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[])
-            ON CONFLICT (collection, id) DO UPDATE SET body = excluded.body
+            INSERT INTO afterward.records (collection, client, id, body, created_at)
+            SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::float8[])
+            ON CONFLICT (collection, client, id) DO UPDATE SET body = excluded.body
             """,
             *zip(
                 *(
-                    (collection, record_id, to_json(record.body), record.created_at)
-                    for (collection, record_id), record in sorted(records.items())
+                    (*names, to_json(record.body), record.created_at)
+                    for names, record in sorted(records.items())
                 ),
                 strict=True,
             ),

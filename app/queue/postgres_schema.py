@@ -12,7 +12,7 @@ import structlog
 from app.queue.errors import CannotStart
 from app.queue.postgres_entries import SCHEMA, queries_on
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PATIENCE_SECONDS = 20.0  # how long a start waits for a database that does not answer yet
 STATEMENT_SECONDS = 10.0  # longer than any statement here takes
 _MIGRATION = 0x41465457  # the number of the lock that lets one migrate at a time
@@ -122,14 +122,21 @@ async def migrate(url: str) -> None:
         if version == 0:
             async with connection.transaction():
                 await queries.install()
-                await connection.execute(files("app.queue").joinpath("postgres.sql").read_text())
+                await connection.execute(_script("postgres.sql"))
             await queries.optimize_autovacuum()
+        elif version < SCHEMA_VERSION:
+            async with connection.transaction():
+                await connection.execute(_script(f"postgres_from_{version}.sql"))
         await queries.apply_upgrade()
         log.info("migrated", schema=SCHEMA, version=SCHEMA_VERSION)
     except asyncpg.PostgresError as error:
         raise CannotStart(f"QUEUE_URL: the database refuses the migration: {error}") from error
     finally:
         await connection.close()
+
+
+def _script(name: str) -> str:
+    return files("app.queue").joinpath(name).read_text()
 
 
 async def _version(connection: "asyncpg.Connection[Any]") -> int:

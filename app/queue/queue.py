@@ -30,13 +30,14 @@ class Queue(Generic[ToolsT]):
         self.events = Events()
         self.now = now
 
-    def collect(self, request_id: str | None = None) -> DurableTasks[ToolsT]:
+    def collect(self, request_id: str | None = None, client: str = "") -> DurableTasks[ToolsT]:
         """Begin to collect tasks for one commit."""
         return DurableTasks(
             self.catalogue,
             max_attempts=self.policy.attempts,
             now=self.now,
             request_id=request_id,
+            client=client,
         )
 
     async def commit(self, batch: Batch) -> None:

@@ -7,6 +7,7 @@ CREATE TABLE tasks (
     kind             TEXT    NOT NULL,
     arguments        TEXT    NOT NULL,
     request_id       TEXT,
+    client           TEXT    NOT NULL DEFAULT '',
     status           TEXT    NOT NULL,
     attempts         INTEGER NOT NULL DEFAULT 0,
     max_attempts     INTEGER NOT NULL,
@@ -32,6 +33,8 @@ CREATE INDEX tasks_held ON tasks (lease_expires_at) WHERE status = 'running';
 CREATE INDEX tasks_finished ON tasks (finished_at) WHERE finished_at IS NOT NULL;
 -- GET /tasks?status=
 CREATE INDEX tasks_by_status ON tasks (status, seq);
+-- GET /tasks, where there are API keys.
+CREATE INDEX tasks_by_client ON tasks (client, seq) WHERE client <> '';
 
 -- How many tasks stand where, kept by triggers: counting a million rows takes too long.
 CREATE TABLE counts (status TEXT PRIMARY KEY, tasks INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -52,10 +55,11 @@ END;
 -- Documents that requests and tasks keep beside the tasks: uploads, saved data.
 CREATE TABLE records (
     collection TEXT NOT NULL,
+    client     TEXT NOT NULL,
     id         TEXT NOT NULL,
     body       TEXT NOT NULL,
     created_at REAL NOT NULL,
-    PRIMARY KEY (collection, id)
+    PRIMARY KEY (collection, client, id)
 ) STRICT, WITHOUT ROWID;
 
 -- The answers to requests that carried an Idempotency-Key.

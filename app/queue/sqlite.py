@@ -38,11 +38,13 @@ from app.queue.task import (
 
 _COLUMNS = tuple(field.name for field in fields(Task))
 _TASK = ", ".join(_COLUMNS)
+_RECORD = "collection, client, id, body, created_at"
 _NEW = (
     "id",
     "kind",
     "arguments",
     "request_id",
+    "client",
     "status",
     "max_attempts",
     "created_at",
@@ -87,9 +89,17 @@ class SQLite:
         return await self._commits.run(lambda connection: _get(connection, task_id))
 
     async def list_tasks(
-        self, *, status: Status | None, kind: str | None, after: str | None, limit: int
+        self,
+        *,
+        client: str,
+        status: Status | None,
+        kind: str | None,
+        after: str | None,
+        limit: int,
     ) -> list[Task]:
-        filters = {"status = ?": status, "kind = ?": kind}
+        # Only clients with a name have an index, which is used if this is said.
+        named = "client = ? AND client <> ''" if client else "client = ?"
+        filters = {named: client, "status = ?": status, "kind = ?": kind}
         if after is not None:
             filters["seq < (SELECT seq FROM tasks WHERE id = ?)"] = after
         chosen = {sql: value for sql, value in filters.items() if value is not None}
@@ -301,41 +311,50 @@ class SQLite:
     def hear(self, *listeners: Listener) -> None:
         """Hear of nothing: there is no other process."""
 
-    async def read_record(self, collection: str, record_id: str) -> Record:
+    async def read_record(self, collection: str, record_id: str, *, client: str | None) -> Record:
+        whose = "" if client is None else "AND client = :client"
+
         def read(connection: sqlite3.Connection) -> Record:
             row = connection.execute(
-                "SELECT id, body, created_at FROM records WHERE collection = ? AND id = ?",
-                (collection, record_id),
+                f"""
+                SELECT {_RECORD} FROM records
+                WHERE collection = :collection {whose} AND id = :id
+                """,
+                {"collection": collection, "client": client, "id": record_id},
             ).fetchone()
             if row is None:
                 raise RecordNotFound
-            return _record(collection, row)
+            return _record(row)
 
         return await self._commits.run(read)
 
-    async def list_records(self, collection: str, *, after: str | None, limit: int) -> list[Record]:
+    async def list_records(
+        self, collection: str, *, client: str, after: str | None, limit: int
+    ) -> list[Record]:
         def page(connection: sqlite3.Connection) -> list[Record]:
             rows = connection.execute(
-                """
-                SELECT id, body, created_at FROM records
-                WHERE collection = :collection AND (:after IS NULL OR id < :after)
+                f"""
+                SELECT {_RECORD} FROM records
+                WHERE collection = :collection AND client = :client
+                AND (:after IS NULL OR id < :after)
                 ORDER BY id DESC LIMIT :limit
                 """,
-                {"collection": collection, "after": after, "limit": limit},
+                {"collection": collection, "client": client, "after": after, "limit": limit},
             )
-            return [_record(collection, row) for row in rows]
+            return [_record(row) for row in rows]
 
         return await self._commits.run(page)
 
     async def update_record(self, record: Record) -> bool:
         return await self._affects_one(
-            "UPDATE records SET body = ? WHERE collection = ? AND id = ?",
-            (to_json(record.body), record.collection, record.id),
+            "UPDATE records SET body = ? WHERE collection = ? AND client = ? AND id = ?",
+            (to_json(record.body), record.collection, record.client, record.id),
         )
 
-    async def delete_record(self, collection: str, record_id: str) -> bool:
+    async def delete_record(self, record: Record) -> bool:
         return await self._affects_one(
-            "DELETE FROM records WHERE collection = ? AND id = ?", (collection, record_id)
+            "DELETE FROM records WHERE collection = ? AND client = ? AND id = ?",
+            (record.collection, record.client, record.id),
         )
 
     async def _affects_one(self, statement: str, values: tuple[str, ...]) -> bool:
@@ -364,10 +383,10 @@ def _write(connection: sqlite3.Connection, batch: Batch) -> None:
     for record in batch.records:
         connection.execute(
             """
-            INSERT INTO records (collection, id, body, created_at) VALUES (?, ?, ?, ?)
-            ON CONFLICT (collection, id) DO UPDATE SET body = excluded.body
+            INSERT INTO records (collection, client, id, body, created_at) VALUES (?, ?, ?, ?, ?)
+            ON CONFLICT (collection, client, id) DO UPDATE SET body = excluded.body
             """,
-            (record.collection, record.id, to_json(record.body), record.created_at),
+            (record.collection, record.client, record.id, to_json(record.body), record.created_at),
         )
 
 
@@ -427,9 +446,9 @@ def _task(row: Row) -> Task:
     return Task(**values | {"status": Status(values["status"])})
 
 
-def _record(collection: str, row: Row) -> Record:
-    record_id, body, created_at = row
-    return Record(collection, record_id, json.loads(body), created_at)
+def _record(row: Row) -> Record:
+    collection, client, record_id, body, created_at = row
+    return Record(collection, client, record_id, json.loads(body), created_at)
 
 
 def _names(statuses: tuple[Status, ...]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.queue.errors import CannotStart
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOCKED_SECONDS = 1.0  # how long a statement waits for somebody else's lock on the file
 
 
@@ -83,8 +83,9 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA wal_autocheckpoint = 4000")
     connection.execute("PRAGMA cache_size = -16000")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        schema = files("app.queue").joinpath("schema.sql").read_text()
+    if version < SCHEMA_VERSION:
+        script = f"schema_from_{version}.sql" if version else "schema.sql"
+        schema = files("app.queue").joinpath(script).read_text()
         connection.executescript(
             f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )

@@ -35,6 +35,7 @@ class Task:
     due_at: float  # not to be run before
     max_attempts: int
     request_id: str | None = None
+    client: str = ""  # whose it is; nobody's where there are no API keys
     status: Status = Status.QUEUED
     attempts: int = 0  # counted before the run
     crashes: int = 0  # attempts whose process died
@@ -54,9 +55,13 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A small JSON document kept beside the tasks, and committed together with them."""
+    """A small JSON document kept beside the tasks, and committed together with them.
+
+    A client's documents are named apart from everybody else's.
+    """
 
     collection: str
+    client: str
     id: str
     body: dict[str, Any]
     created_at: float

@@ -203,7 +203,7 @@ class Worker(Generic[ToolsT]):
         function = self._queue.catalogue.function(task.kind)
         if function is None:
             raise PermanentError(f"no task is named {task.kind} in this version")
-        follow_ups = self._queue.collect(task.request_id)
+        follow_ups = self._queue.collect(task.request_id, task.client)
         context = Context(task, self._tools, follow_ups, self._reporter(task))
         call = json.loads(task.arguments)
         result = await function(context, *call["args"], **call["kwargs"])

@@ -42,7 +42,7 @@ async def clean_up(engine: Engine, uploads: Store, *, finished_before: float, no
     await uploads.sweep(older_than=ABANDONED_SECONDS)
     for upload_id in await uploads.received(older_than=ABANDONED_SECONDS):
         try:
-            await engine.read_record(COLLECTION, upload_id)
+            await engine.read_record(COLLECTION, upload_id, client=None)
         except RecordNotFound:
             # The process died between the file's fsync and the commit: nobody was told of it.
             await uploads.delete(upload_id)

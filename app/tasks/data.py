@@ -14,6 +14,7 @@ log = structlog.get_logger(__name__)
 
 async def save_data(context: Context, *, user_id: str, data: dict[str, Any]) -> None:
     """Keep the data under the user's id; the last one to be saved stays."""
-    record = Record(COLLECTION, user_id, data, context.task.created_at)
+    task = context.task
+    record = Record(COLLECTION, task.client, user_id, data, task.created_at)
     await context.tools.engine.put(Batch(records=(record,)))
     log.info("data saved", fields=len(data))

@@ -19,7 +19,7 @@ async def save_upload(context: Context, *, upload_id: str) -> dict[str, str] | N
     """Find out what the file really is, and publish it; a picture gets a thumbnail afterwards."""
     tools = context.tools
     try:
-        record = await tools.engine.read_record(COLLECTION, upload_id)
+        record = await tools.engine.read_record(COLLECTION, upload_id, client=context.task.client)
         head = await tools.uploads.head(upload_id)
     except (RecordNotFound, NoSuchUpload):
         log.info("upload was deleted meanwhile", upload_id=upload_id)

@@ -42,7 +42,7 @@ def test_tasks_records_and_the_answer_make_one_batch(durable_tasks: DurableTasks
     tasks = durable_tasks.add_task(greet, "Ada"), durable_tasks.add_task(greet, "Grace")
     durable_tasks.keep("names", "1", {"name": "Ada"})
     answer = Answer("key", "fingerprint", "{}", "/tasks/1", NOW)
-    records = (Record("names", "1", {"name": "Ada"}, NOW),)
+    records = (Record("names", "", "1", {"name": "Ada"}, NOW),)
     assert durable_tasks.batch(answer) == Batch(tasks, records, answer)
 
 

@@ -30,19 +30,24 @@ def an_answer(key: str = "key", *, at: float = NOW, **changes: Any) -> Answer:
     return replace(Answer(key, "fingerprint", "{}", "/tasks/1", at), **changes)
 
 
-def a_record(record_id: str = "1", *, collection: str = "uploads", **body: Any) -> Record:
-    return Record(collection, record_id, body, NOW)
+def a_record(
+    record_id: str = "1", *, collection: str = "uploads", client: str = "", **body: Any
+) -> Record:
+    return Record(collection, client, record_id, body, NOW)
 
 
 async def listed(
     engine: Engine,
     *,
+    client: str = "",
     status: Status | None = None,
     kind: str | None = None,
     after: str | None = None,
     limit: int = 100,
 ) -> list[Task]:
-    return await engine.list_tasks(status=status, kind=kind, after=after, limit=limit)
+    return await engine.list_tasks(
+        client=client, status=status, kind=kind, after=after, limit=limit
+    )
 
 
 async def taken_back(engine: Engine, owner: str = "worker-2", *, now: float) -> list[Task]:
@@ -80,7 +85,7 @@ async def test_a_batch_is_written_whole(engine: Engine) -> None:
     tasks = (a_task(), a_task())
     await engine.put(Batch(tasks, (a_record(size=1),), an_answer()))
     assert [await engine.get(task.id) for task in tasks] == list(tasks)
-    assert await engine.read_record("uploads", "1") == a_record(size=1)
+    assert await engine.read_record("uploads", "1", client="") == a_record(size=1)
     with pytest.raises(KeyTaken):
         await engine.put(Batch(answer=an_answer()))
 
@@ -93,7 +98,7 @@ async def test_a_batch_that_fails_leaves_nothing(engine: Engine) -> None:
     with pytest.raises(TaskNotFound):
         await engine.get(task.id)
     with pytest.raises(RecordNotFound):
-        await engine.read_record("uploads", "1")
+        await engine.read_record("uploads", "1", client="")
 
 
 async def test_an_empty_batch_is_written_too(engine: Engine) -> None:
@@ -229,7 +234,7 @@ async def test_follow_ups_are_written_with_the_success(engine: Engine) -> None:
     outcome = Outcome(Status.SUCCEEDED, follow_ups=Batch((follow_up,), (a_record(),)))
     await engine.settle(await claim_one(engine), outcome, NOW)
     assert await engine.get(follow_up.id) == follow_up
-    assert await engine.read_record("uploads", "1") == a_record()
+    assert await engine.read_record("uploads", "1", client="") == a_record()
 
 
 async def test_a_stale_owner_settles_nothing(engine: Engine) -> None:
@@ -246,7 +251,7 @@ async def test_a_stale_owner_settles_nothing(engine: Engine) -> None:
 
     assert await engine.get(stale.id) == current
     assert await listed(engine) == [current]
-    assert await engine.list_records("uploads", after=None, limit=10) == []
+    assert await engine.list_records("uploads", client="", after=None, limit=10) == []
 
 
 async def test_a_task_is_settled_once(engine: Engine) -> None:
@@ -422,27 +427,63 @@ async def test_a_hundred_requests_with_one_key_make_one_task(engine: Engine) -> 
 async def test_a_record_is_written_over(engine: Engine) -> None:
     await engine.put(Batch(records=(a_record(size=1),)))
     await engine.put(Batch(records=(a_record(size=2),)))
-    assert (await engine.read_record("uploads", "1")).body == {"size": 2}
+    assert (await engine.read_record("uploads", "1", client="")).body == {"size": 2}
 
 
 async def test_records_are_listed_by_descending_id_page_by_page(engine: Engine) -> None:
     records = [a_record(str(n)) for n in range(5)]
     await engine.put(Batch(records=(*records, a_record(collection="saved"))))
-    page = await engine.list_records("uploads", after=None, limit=2)
+    page = await engine.list_records("uploads", client="", after=None, limit=2)
     assert page == [records[4], records[3]]
-    assert await engine.list_records("uploads", after="3", limit=9) == records[2::-1]
+    assert await engine.list_records("uploads", client="", after="3", limit=9) == records[2::-1]
 
 
 async def test_a_record_is_updated_only_while_it_is_there(engine: Engine) -> None:
     """What was deleted meanwhile does not come back."""
     await engine.put(Batch(records=(a_record(size=1),)))
     assert await engine.update_record(a_record(size=2))
-    assert (await engine.read_record("uploads", "1")).body == {"size": 2}
-    assert await engine.delete_record("uploads", "1")
+    assert (await engine.read_record("uploads", "1", client="")).body == {"size": 2}
+    assert await engine.delete_record(a_record())
     assert not await engine.update_record(a_record(size=3))
-    assert not await engine.delete_record("uploads", "1")
+    assert not await engine.delete_record(a_record())
     with pytest.raises(RecordNotFound):
-        await engine.read_record("uploads", "1")
+        await engine.read_record("uploads", "1", client="")
+
+
+# Whose they are
+
+
+async def test_a_client_is_shown_its_own_tasks(engine: Engine) -> None:
+    """Nobody's tasks, from before there were API keys, are no client's either."""
+    nobodys = a_task(id="1")
+    adas = [a_task(id="2", client="ada"), a_task(id="4", client="ada", kind="save_data")]
+    graces = a_task(id="3", client="grace")
+    await put(engine, nobodys, *adas, graces)
+
+    assert await listed(engine) == [nobodys]
+    assert await listed(engine, client="ada") == adas[::-1]
+    assert await listed(engine, client="ada", kind="save_data") == [adas[1]]
+    assert await listed(engine, client="ada", status=Status.QUEUED, after="4") == [adas[0]]
+    assert await listed(engine, client="grace") == [graces]
+    assert await listed(engine, client="eve") == []
+
+
+async def test_a_client_keeps_its_own_records(engine: Engine) -> None:
+    """Two clients may use the same names; whoever cleans up asks for anybody's."""
+    records = [a_record(client=client, whose=client) for client in ("", "ada", "grace")]
+    await engine.put(Batch(records=tuple(records)))
+
+    for record in records:
+        assert await engine.read_record("uploads", "1", client=record.client) == record
+        page = await engine.list_records("uploads", client=record.client, after=None, limit=9)
+        assert page == [record]
+    assert await engine.delete_record(records[0])
+    assert await engine.update_record(replace(records[1], body={"whose": "still ada's"}))
+    assert await engine.read_record("uploads", "1", client="grace") == records[2]
+    assert (await engine.read_record("uploads", "1", client=None)).client in {"ada", "grace"}
+    for missing in (("uploads", "2"), ("data", "1")):
+        with pytest.raises(RecordNotFound):
+            await engine.read_record(*missing, client=None)
 
 
 # Cleaning up and counting

@@ -188,7 +188,7 @@ class _EngineMachine(RuleBasedStateMachine):
 
     @invariant()
     def both_hold_the_same(self) -> None:
-        listing = self.engine.list_tasks(status=None, kind=None, after=None, limit=1_000)
+        listing = self.engine.list_tasks(client="", status=None, kind=None, after=None, limit=1_000)
         assert self.ask(listing) == list(self.model.values())[::-1]
 
     @invariant()

@@ -86,9 +86,9 @@ async def test_a_task_that_is_there_already_spoils_none_of_the_others(engine: En
 
 
 async def test_records_of_one_name_in_one_transaction_are_written_in_order(engine: Engine) -> None:
-    batches = [Batch(records=(Record("saved", "ada", {"size": n}, NOW),)) for n in range(9)]
+    batches = [Batch(records=(Record("saved", "", "ada", {"size": n}, NOW),)) for n in range(9)]
     await asyncio.gather(*map(engine.put, batches))
-    assert (await engine.read_record("saved", "ada")).body == {"size": 8}
+    assert (await engine.read_record("saved", "ada", client="")).body == {"size": 8}
 
 
 async def test_one_key_in_two_processes_is_kept_once(engine: Engine, database_url: str) -> None:
@@ -257,7 +257,9 @@ async def test_nothing_reads_more_rows_than_it_needs(
         await engine.purge(finished_before=NOW, answered_before=NOW, limit=10)
         await engine.backlog()
         for status in (None, Status.FAILED):
-            await engine.list_tasks(status=status, kind=None, after=tasks[0].id, limit=10)
+            await engine.list_tasks(
+                client="", status=status, kind=None, after=tasks[0].id, limit=10
+            )
     await eventually(lambda: sql(ROWS_READ) not in {"", "0"})
     assert int(sql(ROWS_READ)) < 1000
 

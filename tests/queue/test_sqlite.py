@@ -265,7 +265,7 @@ def purge(engine: SQLite) -> Awaitable[object]:
 
 
 def list_failed(engine: SQLite) -> Awaitable[object]:
-    return engine.list_tasks(status=Status.FAILED, kind=None, after=None, limit=10)
+    return engine.list_tasks(client="", status=Status.FAILED, kind=None, after=None, limit=10)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ async def test_follow_ups_are_committed_with_the_success(engine: Engine, clock: 
     await Worker(queue, None).run_until_idle()
     assert diary.whats == ["queued", "started", "succeeded", "queued", "started", "succeeded"]
     assert diary.events[-1].task.result == '"request-1"'
-    assert (await engine.read_record("uploads", "1")).body == {"size": 3}
+    assert (await engine.read_record("uploads", "1", client="")).body == {"size": 3}
 
 
 # Failure

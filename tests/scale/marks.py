@@ -69,7 +69,9 @@ async def _work(engine: Engine, marks: Path) -> None:
 
 async def _work_carelessly(engine: Engine, marks: Path) -> None:
     """Look what waits, do it, and only then strike it off, as everybody else does meanwhile."""
-    while tasks := await engine.list_tasks(status=Status.QUEUED, kind=None, after=None, limit=10):
+    while tasks := await engine.list_tasks(
+        client="", status=Status.QUEUED, kind=None, after=None, limit=10
+    ):
         for task in tasks:
             _mark(marks, task.id)
             with contextlib.suppress(TaskHasStarted):

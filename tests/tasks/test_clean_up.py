@@ -99,7 +99,7 @@ async def test_more_is_removed_than_goes_into_one_transaction(
         await a_task(engine, Status.CANCELLED, NOW - WEEK - 1)
     with capture_logs() as lines:
         await clean_up(engine, uploads, finished_before=NOW - WEEK, now=NOW)
-    assert await engine.list_tasks(status=None, kind=None, after=None, limit=10) == []
+    assert await engine.list_tasks(client="", status=None, kind=None, after=None, limit=10) == []
     assert [(line["event"], line["rows"]) for line in lines] == [("old tasks removed", 5)]
 
 
@@ -149,7 +149,7 @@ async def test_an_upload_without_a_record_is_removed_in_the_end(
 ) -> None:
     upload_id = await an_upload(uploads, tmp_path, age)
     if recorded:
-        await engine.put(Batch(records=(Record(COLLECTION, upload_id, {}, NOW),)))
+        await engine.put(Batch(records=(Record(COLLECTION, "", upload_id, {}, NOW),)))
     await clean_up(engine, uploads, finished_before=NOW - WEEK, now=NOW)
     files = [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()]
     assert [path.parent.name for path in files] == left

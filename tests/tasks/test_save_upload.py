@@ -24,6 +24,8 @@ class Stage:
         self.uploads = uploads
         self.upload_id = new_id(1_750_000_000)
         self.tools = self  # all that these tasks use of them is the engine and the store
+        self.task = self  # and of the task, whose it is
+        self.client = ""
 
     async def receive(self) -> None:
         """Bring it to where the request would have left it."""
@@ -33,7 +35,7 @@ class Stage:
 
         await self.uploads.receive(self.upload_id, content(), limit=5)
         body = {"content_type": "text/plain", "status": "received"}
-        record = Record(COLLECTION, self.upload_id, body, 0)
+        record = Record(COLLECTION, "", self.upload_id, body, 0)
         await self.engine.put(Batch(records=(record,)))
 
     @property
@@ -55,7 +57,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
 async def test_an_upload_that_is_there_is_published(stage: Stage, tmp_path: Path) -> None:
     for _ in range(2):  # again, after a crash just before the end
         await save_upload(stage.context, upload_id=stage.upload_id)
-        record = await stage.engine.read_record(COLLECTION, stage.upload_id)
+        record = await stage.engine.read_record(COLLECTION, stage.upload_id, client="")
         assert record.body["status"] == "published"
         assert files_below(tmp_path / "uploads") == [f"published/{stage.upload_id}"]
 
@@ -69,7 +71,7 @@ async def test_an_upload_that_is_deleted_meanwhile_leaves_no_file(
 
     async def deleted_meanwhile(upload_id: str) -> Any:
         result = await real(upload_id)
-        await stage.engine.delete_record(COLLECTION, upload_id)
+        await stage.engine.delete_record(Record(COLLECTION, "", upload_id, {}, 0))
         return result
 
     monkeypatch.setattr(stage.uploads, verb, deleted_meanwhile)
