@@ -7,8 +7,6 @@ import gc
 import signal
 import sys
 
-import uvicorn
-
 from app.mail.catcher import Catcher
 from app.observe.logs import configure_logging
 from app.queue.engine import make_tables
@@ -39,6 +37,7 @@ def main() -> None:
 
 def serve(settings: Settings) -> None:
     """Run the API until SIGTERM or SIGINT."""
+    from app import server
     from app.main import app
 
     # Once it has stopped, uvicorn raises the signal again: by then it has been obeyed.
@@ -46,15 +45,7 @@ def serve(settings: Settings) -> None:
     _spare_the_garbage_collector()
     # The commit thread needs Python's lock for microseconds: let it not wait five milliseconds.
     sys.setswitchinterval(0.0005)
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
-    )
+    server.serve(app, settings)
 
 
 def _spare_the_garbage_collector() -> None:

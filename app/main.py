@@ -10,11 +10,15 @@ from fastapi import FastAPI
 from app.api import inbox, notifications, operations, patterns, problems, promises, tasks, uploads
 from app.api.dependencies import State
 from app.api.feed import Feed
-from app.api.middleware import BodyLimit, LastResort, PlainStart, RequestId
+from app.api.gate import Gate, Rate
+from app.api.keys import BadKeys, Keys
+from app.api.middleware import BodyLimit, LastResort, PlainStart, RequestId, SoundHead
+from app.api.openapi import document_keys
 from app.files.log_file import LogFile
 from app.files.pictures import Pictures
 from app.files.store import CannotOpenStore, Store, open_store
 from app.mail.catcher import Catcher
+from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
 from app.observe.logs import configure_logging, log_event
 from app.observe.metrics import Metrics
@@ -23,7 +27,7 @@ from app.queue.errors import CannotStart
 from app.queue.queue import Queue
 from app.queue.retry import RetryPolicy
 from app.queue.worker import Worker
-from app.settings import Settings, load_settings
+from app.settings import BadSettings, Settings, load_settings
 from app.signals import Stop
 from app.tasks import CATALOGUE
 from app.tasks.clean_up import clean_up_regularly
@@ -58,16 +62,36 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         limit=settings.max_body_bytes,
         limits={"/upload": upload_limit, "/upload/": upload_limit},
     )
+    keys = _keys(settings)
+    document_keys(app, needed=keys is not None)
+    app.add_middleware(Gate, keys=keys, rate=_rate(settings))
+    app.add_middleware(SoundHead)
     app.add_middleware(LastResort)
     app.add_middleware(RequestId)
     app.add_middleware(PlainStart)
     return app
 
 
+def _keys(settings: Settings) -> Keys | None:
+    if settings.is_open:
+        return None
+    text, file = settings.api_keys, settings.api_keys_file
+    try:
+        return Keys(text.get_secret_value() if text else None, file)
+    except BadKeys as error:
+        raise BadSettings(str(error)) from None
+
+
+def _rate(settings: Settings) -> Rate | None:
+    return Rate(settings.rate_limit) if settings.rate_limit else None
+
+
 @contextlib.asynccontextmanager
 async def _run_for_the_api(settings: Settings) -> AsyncIterator[State]:
     """Run, and tell of what other processes do as if it was done here."""
     async with run(settings) as state:
+        if settings.is_open and not settings.on_loopback:
+            log.warning("open to whoever reaches it: there are no API_KEYS", host=settings.host)
         state["queue"].engine.hear(state["metrics"].listen, state["feed"].listen)
         yield state
 
@@ -91,13 +115,14 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         policy = RetryPolicy(
             settings.retry_attempts, settings.retry_base_seconds, settings.retry_max_seconds
         )
-        queue = Queue(engine, CATALOGUE, policy)
+        queue = Queue(engine, CATALOGUE, policy, max_backlog=settings.max_backlog)
         metrics = Metrics(smtp_connections=lambda: mailer.open_connections)
         feed = Feed()
         for listener in (log_event, metrics.listen, feed.listen, engine.tell):
             queue.events.listen(listener)
 
-        tools = Tools(mailer, settings.mail_from, store, pictures, engine)
+        recipients = Recipients(settings.allowed_recipients)
+        tools = Tools(mailer, settings.mail_from, recipients, store, pictures, engine)
         worker = (
             await _start_worker(settings, queue, tools) if settings.worker_concurrency else None
         )
@@ -121,6 +146,7 @@ async def run(settings: Settings) -> AsyncIterator[State]:
             uploads=store,
             log_file=log_file,
             mailer=mailer,
+            recipients=recipients,
             metrics=metrics,
             feed=feed,
             catcher=catcher,

@@ -9,13 +9,22 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
+import idna
 from email_validator import EmailNotValidError, validate_email
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 SECRETS = Path("/run/secrets")  # where containers get settings as files, named in lower case
 S3_COPIES_AT_MOST = 5 << 30  # bytes, in the one request that publishes an upload
 
+Environment = Literal["development", "production"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -32,6 +41,8 @@ def _queue_url(url: str) -> str:
     return url
 
 
+_STARRED = re.compile(r"[a-z0-9-]*\*[a-z0-9*-]*")
+_RATE = re.compile(r"[1-9]\d{0,8}/(second|minute|hour|day)", re.ASCII)
 _FILE_URL = re.compile(r"file:(?!//[^/]).+")
 # S3's rules for the name of a bucket, and a prefix of names that no system takes amiss.
 _S3_URL = re.compile(
@@ -53,6 +64,31 @@ def _address(address: str) -> str:
         return validate_email(address, check_deliverability=False).ascii_email or ""
     except EmailNotValidError:
         raise ValueError("must be an e-mail address") from None
+
+
+def _patterns(text: object) -> object:
+    """`*@example.com, ada@example.org` as a tuple, the domains in lower case and after IDNA."""
+    return tuple(map(_pattern, text.split(","))) if isinstance(text, str) else text
+
+
+def _pattern(text: str) -> str:
+    local, at, domain = text.strip().lower().rpartition("@")
+    try:
+        labels = [
+            label if _STARRED.fullmatch(label) else idna.encode(label, uts46=True).decode()
+            for label in domain.split(".")
+        ]
+    except idna.IDNAError:
+        labels = []
+    if not (local and at and labels) or "@" in local or not local.isprintable():
+        raise ValueError("must be patterns separated by commas, such as *@example.com")
+    return f"{local}@{'.'.join(labels)}"
+
+
+def _rate(text: str) -> str:
+    if not _RATE.fullmatch(text):
+        raise ValueError("must be a number of requests and a time, such as 600/minute")
+    return text
 
 
 def _log_format() -> Literal["console", "json"]:
@@ -86,6 +122,13 @@ class Settings(BaseSettings):
     smtp_connections: int = Field(10, ge=1, le=1000)
     mail_from: Annotated[str, AfterValidator(_address)] = "notifications@example.com"
 
+    environment: Environment = "development"
+    api_keys: SecretStr | None = None
+    api_keys_file: Path | None = None
+    allowed_recipients: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_patterns)] = ()
+    rate_limit: Annotated[str, AfterValidator(_rate)] | None = None
+    client_timeout_seconds: float = Field(10, ge=0.1, allow_inf_nan=False)
+
     catcher: bool = False
     catcher_directory: Path = Path("var/inbox")
 
@@ -93,6 +136,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(30, ge=1, allow_inf_nan=False)
     max_upload_bytes: int = Field(1 << 30, ge=0)
     max_body_bytes: int = Field(1 << 20, ge=0)
+    max_backlog: int = Field(1_000_000, ge=1)
     worker_concurrency: int = Field(10, ge=0, le=1000)
     retry_attempts: int = Field(8, ge=1)
     retry_base_seconds: Seconds = 1
@@ -103,12 +147,31 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = Field(default_factory=_log_format)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there are no API keys."""
+        return self.api_keys is None and self.api_keys_file is None
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine reaches the API."""
+        return _loopback(self.host)
+
     @model_validator(mode="after")
     def _login_can_work(self) -> Self:
         if self.smtp_username and self.catcher:
             raise ValueError("SMTP_USERNAME: the embedded catcher takes no login; unset one")
         if self.smtp_username and self.smtp_security == "none" and not _loopback(self.smtp_host):
             raise ValueError("SMTP_SECURITY: must be starttls or tls, or the login goes in clear")
+        return self
+
+    @model_validator(mode="after")
+    def _is_safe_in_production(self) -> Self:
+        if self.environment == "production":
+            if self.is_open:
+                raise ValueError("API_KEYS: must be set in production, or API_KEYS_FILE")
+            if self.catcher:
+                raise ValueError("CATCHER: must be false in production, where mail is to be sent")
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ FLOORS = [
     {"queue", "mail", "files", "settings", "signals"},
     {"tasks", "observe"},
     {"api"},
-    {"main"},
+    {"main", "server"},
     {"__main__"},
 ]
 SOURCES = sorted((ROOT / "app").rglob("*.py"))

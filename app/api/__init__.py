@@ -12,6 +12,8 @@ What they stand on:
     schemas, body   what goes in and out; strict JSON
     downloads       the bytes of an upload, or a range of them
     problems        every error as problem+json
+    openapi         what the document says of API keys
     pages, feed     HTML; server-sent events
-    middleware      request ids, limits on bodies, and the last resort
+    gate, keys      who may come in, and how often
+    middleware      request ids, sound heads, limits on bodies, and the last resort
 """

@@ -3,11 +3,13 @@
 from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
 
 from app.api.feed import Feed
 from app.files.log_file import LogFile
 from app.files.store import Store
 from app.mail.catcher import Catcher
+from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
 from app.observe.metrics import Metrics
 from app.queue.queue import Queue
@@ -23,6 +25,7 @@ class State(TypedDict):
     uploads: Store
     log_file: LogFile
     mailer: Mailer
+    recipients: Recipients
     metrics: Metrics
     feed: Feed
     catcher: Catcher | None
@@ -61,6 +64,17 @@ async def _catcher(request: Request) -> Catcher | None:
     return request.state.catcher  # type: ignore[no-any-return]
 
 
+async def _client(request: Request) -> str:
+    return request.state.client  # type: ignore[no-any-return]
+
+
+def permit(request: Request, recipient: str) -> None:
+    """Make sure that mail may be sent to this address; raises HTTPException 403."""
+    if not request.state.recipients.permit(recipient):
+        raise HTTPException(403, "Mail may not be sent to this address.")
+
+
+ClientDep = Annotated[str, Depends(_client)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 QueueDep = Annotated[Queue[Tools], Depends(_queue)]
 UploadsDep = Annotated[Store, Depends(_uploads)]

@@ -12,9 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.problems import problem
 from app.queue.errors import CannotStart
 
+# RFC 9112, section 3.2: a name, an IPv4 address or an IPv6 address, and a port perhaps.
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 TOO_LARGE = "The body is larger than this service takes."
+NO_HOST = "An HTTP/1.1 request has one Host header, which names a host."
+BAD_FRAMING = "A body has a Content-Length or is chunked; not both, and nothing else."
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +79,44 @@ class LastResort:
                 raise  # too late for an answer: the connection must break off
             response = problem(scope["path"], 500, "Something went wrong here; it was logged.")
             await response(scope, receive, send)
+
+
+class SoundHead:
+    """Refuses requests that a proxy in front may have understood otherwise (RFC 9112, 3.2 and 6.3).
+
+    The server's parser has refused what is no HTTP at all.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection (ASGI)."""
+        if scope["type"] == "http" and (complaint := _complaint(scope)):
+            # What follows the head may be anything: nothing more is read from this client.
+            answer = problem(scope["path"], 400, complaint, headers={"Connection": "close"})
+            await answer(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _complaint(scope: Scope) -> str | None:
+    hosts, lengths, encodings = [], 0, []
+    for name, value in scope["headers"]:
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
+            lengths += 1
+        elif name == b"transfer-encoding":
+            encodings.append(value.lower())
+    if len(hosts) > 1 or not all(map(_HOST.fullmatch, hosts)):
+        return NO_HOST
+    modern = scope["http_version"] != "1.0"
+    if modern and not hosts:
+        return NO_HOST
+    if encodings and (encodings != [b"chunked"] or lengths or not modern):
+        return BAD_FRAMING
+    return None
 
 
 class BodyLimit:

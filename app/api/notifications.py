@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Body, Depends, Request
 
+from app.api.dependencies import permit
 from app.api.problems import documented
 from app.api.promises import DurableTasksDep
 from app.api.routes import Route
@@ -26,7 +27,7 @@ async def log_query(
     "/send-notification/{email}",
     status_code=202,
     dependencies=[Depends(log_query)],
-    responses=documented(400, 409, 413, 415, 422, 503, 507),
+    responses=documented(409, 413, 415, 422, 503, 507),
 )
 @router.post(
     "/send-notification/{email}/",
@@ -42,6 +43,7 @@ async def send_notification(
     notification: Annotated[Notification | None, Body()] = None,
 ) -> Queued:
     """Queue a mail to `email`. It is on disk before the 202, and sent after it."""
+    permit(request, email)
     mail = notification or Notification()
     background_tasks.add_task(write_log, request.state.log_file, f"message to {email}")
     task = durable_tasks.add_task(send_email, to=email, subject=mail.subject, message=mail.message)

@@ -19,7 +19,7 @@ CHECK_SECONDS = 3.0
 router = APIRouter(tags=["operations"], route_class=Route)
 
 
-@router.get("/", response_class=HTMLResponse)
+@router.get("/", response_class=HTMLResponse, responses=documented())
 async def home(settings: SettingsDep) -> HTMLResponse:
     """A plain page that links to what there is."""
     return page("home.html", catcher=settings.catcher)

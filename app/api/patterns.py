@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, BackgroundTasks, Path, Query
+from fastapi import APIRouter, BackgroundTasks, Path, Query, Request
 
-from app.api.dependencies import LogFileDep, QueueDep
+from app.api.dependencies import ClientDep, LogFileDep, QueueDep, permit
 from app.api.problems import documented
 from app.api.promises import DurableTasksDep
 from app.api.routes import Route
@@ -31,16 +31,19 @@ def post(path: str, *errors: int) -> Callable[[RouteT], RouteT]:
     return add
 
 
-@post("/send-email/", 400, 409, 413, 422, 503, 507)
-async def send_simple_email(email: Address, durable_tasks: DurableTasksDep) -> Queued:
+@post("/send-email/", 409, 413, 422, 503, 507)
+async def send_simple_email(
+    email: Address, request: Request, durable_tasks: DurableTasksDep
+) -> Queued:
     """The simplest background task: a mail."""
+    permit(request, email)
     task = durable_tasks.add_task(
         send_email, to=email, subject="Hello", message="This mail was sent in the background."
     )
     return Queued.of(task, "Email queued")
 
 
-@post("/save-data/", 400, 409, 413, 415, 422, 503, 507)
+@post("/save-data/", 409, 413, 415, 422, 503, 507)
 async def save_user_data(
     user_id: Annotated[Name, Query()], data: Document, durable_tasks: DurableTasksDep
 ) -> Queued:
@@ -50,13 +53,13 @@ async def save_user_data(
 
 
 @router.get("/save-data/{user_id}", responses=documented(404, 422, 503))
-async def read_user_data(user_id: Name, queue: QueueDep) -> Document:
+async def read_user_data(user_id: Name, queue: QueueDep, client: ClientDep) -> Document:
     """What was saved for this user last."""
-    record = await queue.engine.read_record(COLLECTION, user_id, client="")
+    record = await queue.engine.read_record(COLLECTION, user_id, client=client)
     return record.body
 
 
-@post("/multiple-tasks/", 400, 409, 413, 422, 503, 507)
+@post("/multiple-tasks/", 409, 413, 422, 503, 507)
 async def run_multiple_tasks(background_tasks: BackgroundTasks, log_file: LogFileDep) -> Accepted:
     """Tasks of one request run one after the other; the second raises, and the third still runs."""
     background_tasks.add_task(write_log, log_file, "first task")
@@ -65,20 +68,22 @@ async def run_multiple_tasks(background_tasks: BackgroundTasks, log_file: LogFil
     return Accepted(message="Tasks queued")
 
 
-@post("/process/", 400, 409, 413, 415, 422, 503, 507)
+@post("/process/", 409, 413, 415, 422, 503, 507)
 async def process(data: Document, background_tasks: BackgroundTasks) -> Accepted:
     """An error inside a task is logged; the client has its 202, and the service goes on."""
     background_tasks.add_task(process_data, data)
     return Accepted(message="Processing queued")
 
 
-@post("/items/{item_id}", 400, 409, 413, 422, 503, 507)
+@post("/items/{item_id}", 409, 413, 422, 503, 507)
 async def create_item(
     item_id: Annotated[int, Path(ge=0, le=2**63 - 1)],
+    request: Request,
     durable_tasks: DurableTasksDep,
     email: Address = "customer@example.com",
 ) -> QueuedItem:
     """A confirmation by mail after something was created."""
+    permit(request, email)
     task = durable_tasks.add_task(
         send_email,
         to=email,
@@ -88,7 +93,7 @@ async def create_item(
     return QueuedItem.of(task, "Confirmation queued", item_id=item_id)
 
 
-@post("/test-task/", 400, 409, 413, 422, 503, 507)
+@post("/test-task/", 409, 413, 422, 503, 507)
 async def run_test_task(background_tasks: BackgroundTasks, log_file: LogFileDep) -> Accepted:
     """How a background task is tested: TestClient waits for it; a real client does not."""
     background_tasks.add_task(write_log, log_file, "test task")

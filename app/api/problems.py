@@ -43,6 +43,8 @@ _STATUS: dict[type[Exception], HTTPStatus] = {
     StoreFull: HTTPStatus.INSUFFICIENT_STORAGE,
 }
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110; Python 3.13 on
+# A malformed request, no API key, none that is right, too many requests, our own mistakes.
+_ANYWHERE = (400, 401, 403, 429, 500)
 _RETRY_LATER = {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE}
 
 log = structlog.get_logger(__name__)
@@ -66,11 +68,11 @@ def install(app: FastAPI) -> None:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """These errors, and 500, for a route's `responses`."""
+    """These errors, and those that any request may meet, for a route's `responses`."""
     content = {"application/problem+json": {"schema": ProblemSchema.model_json_schema()}}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": content}
-        for status in (*statuses, HTTPStatus.INTERNAL_SERVER_ERROR)
+        for status in sorted({*statuses, *_ANYWHERE})
     }
 
 

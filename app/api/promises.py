@@ -33,6 +33,7 @@ class Promises(DurableTasks[Tools]):
             max_attempts=self._queue.policy.attempts,
             now=self._queue.now,
             request_id=request.state.request_id,
+            client=request.state.client,
         )
         self._key = _idempotency_key(request)
         self._keys_in_flight: set[str] = request.state.keys_in_flight
@@ -132,4 +133,5 @@ def _idempotency_key(request: Request) -> str | None:
         raise HTTPException(
             400, "An Idempotency-Key is 1 to 255 visible ASCII characters, quoted or bare."
         )
-    return match[1] or match[2]
+    # Each client has its own; what a name and a key have between them, neither holds.
+    return f"{request.state.client} {match[1] or match[2]}".lstrip()

@@ -7,12 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app.api.dependencies import FeedDep, QueueDep
+from app.api.dependencies import ClientDep, FeedDep, QueueDep
 from app.api.feed import QUIET_SECONDS
 from app.api.problems import documented
 from app.api.promises import DurableTasksDep
 from app.api.routes import Route
 from app.api.schemas import Queued, TaskPage, TaskView
+from app.queue.errors import TaskNotFound
 from app.queue.task import FINISHED, Status, Task
 
 router = APIRouter(tags=["tasks"], route_class=Route)
@@ -24,6 +25,7 @@ After = Annotated[str | None, Query(description="The last id of the page before.
 @router.get("/tasks", responses=documented(404, 422, 503))
 async def list_tasks(
     queue: QueueDep,
+    client: ClientDep,
     status: Status | None = None,
     kind: Annotated[str | None, Query(max_length=100)] = None,
     limit: Limit = 50,
@@ -31,13 +33,16 @@ async def list_tasks(
 ) -> TaskPage:
     """Tasks, newest first."""
     tasks = await queue.engine.list_tasks(
-        client="", status=status, kind=kind, after=after, limit=limit + 1
+        client=client, status=status, kind=kind, after=after, limit=limit + 1
     )
     return TaskPage(data=[TaskView.of(task) for task in tasks[:limit]], has_more=len(tasks) > limit)
 
 
-async def _existing(task_id: str, queue: QueueDep) -> Task:
-    return await queue.engine.get(task_id)
+async def _existing(task_id: str, queue: QueueDep, client: ClientDep) -> Task:
+    task = await queue.engine.get(task_id)
+    if task.client != client:
+        raise TaskNotFound
+    return task
 
 
 ExistingTask = Annotated[Task, Depends(_existing)]
@@ -50,13 +55,13 @@ async def read_task(task: ExistingTask) -> TaskView:
 
 
 @router.post("/tasks/{task_id}/cancel", responses=documented(404, 409, 422, 503, 507))
-async def cancel_task(task_id: str, queue: QueueDep) -> TaskView:
+async def cancel_task(task: ExistingTask, queue: QueueDep) -> TaskView:
     """Withdraw a task that waits for its first or its next attempt."""
-    return TaskView.of(await queue.cancel(task_id))
+    return TaskView.of(await queue.cancel(task.id))
 
 
 @router.post(
-    "/tasks/{task_id}/retry", status_code=202, responses=documented(400, 404, 409, 422, 503, 507)
+    "/tasks/{task_id}/retry", status_code=202, responses=documented(404, 409, 422, 503, 507)
 )
 async def retry_task(task: ExistingTask, durable_tasks: DurableTasksDep) -> Queued:
     """Queue a failed or cancelled task afresh, with all its attempts."""
@@ -95,11 +100,11 @@ async def task_events(
 
 
 @router.get("/events", response_class=EventSourceResponse, responses=documented())
-async def all_events(feed: FeedDep) -> AsyncIterator[ServerSentEvent]:
-    """Each change of any task, from now on."""
+async def all_events(feed: FeedDep, client: ClientDep) -> AsyncIterator[ServerSentEvent]:
+    """Each change of any task, from now on; with API keys, of the client's own."""
     with feed.changes() as changes:
         async for task in changes:
-            if task is not None:
+            if task is not None and task.client == client:
                 yield _event(task)
 
 

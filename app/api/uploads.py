@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from app.api.dependencies import QueueDep, SettingsDep, UploadsDep
+from app.api.dependencies import ClientDep, QueueDep, SettingsDep, UploadsDep
 from app.api.downloads import RESPONSES, as_attachment, download
 from app.api.problems import InvalidRequest, documented
 from app.api.promises import DurableTasksDep
@@ -84,7 +84,7 @@ ArrivalDep = Annotated[Arrival, Depends(_arrival, scope="function")]
 @router.post(
     "/upload",
     status_code=202,
-    responses=documented(400, 409, 413, 415, 422, 503, 507),
+    responses=documented(409, 413, 415, 422, 503, 507),
     openapi_extra=_FORM,
 )
 @router.post("/upload/", status_code=202, include_in_schema=False)
@@ -103,18 +103,21 @@ async def upload(
 @router.get("/uploads", responses=documented(422, 503))
 async def list_uploads(
     queue: QueueDep,
+    client: ClientDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
     after: Annotated[str | None, Query(max_length=64)] = None,
 ) -> UploadPage:
     """Uploads, newest first; `after` is the last id of the page before."""
-    records = await queue.engine.list_records(COLLECTION, client="", after=after, limit=limit + 1)
+    records = await queue.engine.list_records(
+        COLLECTION, client=client, after=after, limit=limit + 1
+    )
     data = [UploadView.of(record) for record in records[:limit]]
     return UploadPage(data=data, has_more=len(records) > limit)
 
 
-async def _existing(upload_id: str, queue: QueueDep) -> Record:
+async def _existing(upload_id: str, queue: QueueDep, client: ClientDep) -> Record:
     try:
-        return await queue.engine.read_record(COLLECTION, upload_id, client="")
+        return await queue.engine.read_record(COLLECTION, upload_id, client=client)
     except RecordNotFound:
         raise HTTPException(404, "There is no such upload.") from None
 

@@ -1,5 +1,6 @@
 """Everything about mail; imports nothing else from the app.
 
+recipients  whom mail may be sent to
 message     what may stand in a mail, and how one is built: the same inputs, the same bytes
 templates   a mail's text and HTML, from `templates/mail`
 smtp        hands a mail to the SMTP server over a few warm connections

@@ -5,6 +5,7 @@
     worker      claims, runs, retries, holds leases, stops gracefully
     task        the record and its states        retry   when to try again
     events      what happened, for listeners     errors  what can be wrong
+    room        how much the backlog may still take
     engine      what is asked of a database
     sqlite      the embedded one; sqlite_file opens it, group_commit shares its transactions
     postgres    the one for many processes; batcher shares its transactions, postgres_rows writes

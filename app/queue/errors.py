@@ -35,6 +35,10 @@ class QueueFull(QueueUnavailable):
     """The database's disk is full; nothing was accepted. Try again."""
 
 
+class BacklogFull(QueueUnavailable):
+    """There are as many unfinished tasks as this service takes; nothing was accepted. Try again."""
+
+
 class CannotStart(QueueError):
     """The queue cannot start."""
 

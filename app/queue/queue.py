@@ -8,6 +8,7 @@ from app.queue.durable import Catalogue, DurableTasks
 from app.queue.engine import Engine
 from app.queue.events import Events, What
 from app.queue.retry import RetryPolicy
+from app.queue.room import Room
 from app.queue.task import Batch, Task
 
 ToolsT = TypeVar("ToolsT")
@@ -22,6 +23,7 @@ class Queue(Generic[ToolsT]):
         catalogue: Catalogue[ToolsT],
         policy: RetryPolicy,
         *,
+        max_backlog: int = 1_000_000,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.engine = engine
@@ -29,6 +31,7 @@ class Queue(Generic[ToolsT]):
         self.policy = policy
         self.events = Events()
         self.now = now
+        self._room = Room(engine.backlog, max_backlog)
 
     def collect(self, request_id: str | None = None, client: str = "") -> DurableTasks[ToolsT]:
         """Begin to collect tasks for one commit."""
@@ -43,10 +46,11 @@ class Queue(Generic[ToolsT]):
     async def commit(self, batch: Batch) -> None:
         """Make a batch a promise: it is on disk when this returns.
 
-        Raises QueueUnavailable or KeyTaken, and then nothing of it was written.
+        Raises QueueUnavailable, BacklogFull or KeyTaken, and then nothing of it was written.
         """
         if batch.tasks or batch.records or batch.answer:
-            await self.engine.put(batch)
+            async with self._room.take(len(batch.tasks)):
+                await self.engine.put(batch)
             for task in batch.tasks:
                 self.events.emit(What.QUEUED, task)
 
@@ -59,8 +63,9 @@ class Queue(Generic[ToolsT]):
     async def retry(self, task_id: str, batch: Batch) -> Task:
         """Queue a failed or cancelled task afresh, and write the batch with it.
 
-        Raises TaskNotFound, TaskNotGivenUp, KeyTaken.
+        Raises BacklogFull, TaskNotFound, TaskNotGivenUp, KeyTaken.
         """
-        task = await self.engine.retry(task_id, self.now(), batch)
+        async with self._room.take(1):
+            task = await self.engine.retry(task_id, self.now(), batch)
         self.events.emit(What.QUEUED, task)
         return task

@@ -19,7 +19,8 @@ def lock(path: Path) -> int:
     One process it is: SQLite before 3.51.3 can corrupt a WAL that two connections write and
     checkpoint at once, and the queue's wake-ups and group commit live in one process.
     """
-    lock_path = path.with_name(path.name + ".lock")
+    # Of the file itself: a link is only another name for it.
+    lock_path = Path(os.path.realpath(path) + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

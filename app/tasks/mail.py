@@ -16,6 +16,8 @@ log = structlog.get_logger(__name__)
 async def send_email(context: Context, *, to: str, subject: str, message: str) -> dict[str, str]:
     """Send one notification; the same Message-ID and the same bytes on every attempt."""
     task, tools = context.task, context.tools
+    if not tools.recipients.permit(to):  # it may have been queued before that was settled
+        raise PermanentError("mail may not be sent to this address")
     body = render("notification", subject=subject, message=message)
     mail = compose(
         sender=tools.mail_from,

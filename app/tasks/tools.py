@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from app.files.pictures import Pictures
 from app.files.store import Store
+from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
 from app.queue import durable
 from app.queue.engine import Engine
@@ -15,6 +16,7 @@ class Tools:
 
     mailer: Mailer
     mail_from: str
+    recipients: Recipients
     uploads: Store
     pictures: Pictures
     engine: Engine

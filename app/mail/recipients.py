@@ -1,0 +1,20 @@
+"""Whom mail may be sent to."""
+
+import re
+from collections.abc import Sequence
+
+
+class Recipients:
+    """Anybody, or whoever matches one of some patterns such as `*@example.com`.
+
+    Compared are addresses as `message.address` gives them, after IDNA, without regard to case: a
+    `*` stands for any characters, but for the @.
+    """
+
+    def __init__(self, patterns: Sequence[str] = ()) -> None:
+        alternatives = [re.escape(pattern).replace(r"\*", "[^@]*") for pattern in patterns]
+        self._allowed = re.compile("|".join(alternatives), re.IGNORECASE) if patterns else None
+
+    def permit(self, address: str) -> bool:
+        """Whether mail may be sent to this address."""
+        return self._allowed is None or self._allowed.fullmatch(address) is not None
