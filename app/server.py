@@ -13,6 +13,8 @@ from app.settings import Settings
 STEP = 64 * 1024  # bytes that a client has its time for
 LARGEST_HEAD = 64 * 1024  # bytes; and of whatever else of a request is not its body
 
+MOST_PIPELINED = 32  # requests that wait for the answers to those before them
+
 TOO_SLOW = "The request did not come in time."
 TOO_LARGE_A_HEAD = "The head of the request is too large."
 NO_HTTP = "This is no valid HTTP request."
@@ -79,7 +81,9 @@ class Deadlines(HttpToolsProtocol):
     # What the parser finds, in this order
 
     def on_message_begin(self) -> None:
-        """Expect a head."""
+        """Expect a head; raises ValueError, which the parser passes on, for one too many."""
+        if len(self.pipeline) >= MOST_PIPELINED:
+            raise ValueError("too many requests before the answer to the first")
         self._expect("head")
         super().on_message_begin()
 

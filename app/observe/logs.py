@@ -71,6 +71,8 @@ def log_event(event: Event) -> None:
     facts: dict[str, Any] = {"task_id": task.id, "kind": task.kind, "attempt": task.attempts}
     if task.request_id is not None:
         facts["request_id"] = task.request_id
+    if task.client:
+        facts["client"] = task.client
     if event.seconds is not None:
         facts["seconds"] = round(event.seconds, 4)
     if task.error is not None:
