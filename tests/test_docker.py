@@ -136,8 +136,16 @@ def test_docker_waits_longer_for_the_end_than_the_service_does(name: str) -> Non
 
 @pytest.mark.parametrize("name", ["api", "worker"])
 def test_mail_is_handed_to_mailpit_once_it_is_there(name: str) -> None:
-    assert the(name)["environment"] == {"SMTP_HOST": "mailpit", "SMTP_PORT": 1025}
+    ours = {key: value for key, value in the(name)["environment"].items() if value is not None}
+    assert ours == {"SMTP_HOST": "mailpit", "SMTP_PORT": 1025}
     assert the(name)["depends_on"]["mailpit"] == {"condition": "service_healthy"}
+
+
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_who_may_do_what_is_said_outside_of_the_file(name: str) -> None:
+    passed_on = {key for key, value in the(name)["environment"].items() if value is None}
+    assert {"ENVIRONMENT", "API_KEYS", "ALLOWED_RECIPIENTS", "RATE_LIMIT"} <= passed_on
+    assert {key.lower() for key in passed_on} <= Settings.model_fields.keys()
 
 
 def test_who_runs_tasks_starts_on_the_tables_of_its_version(api: Service) -> None:
