@@ -124,9 +124,9 @@ async def migrate(url: str) -> None:
                 await queries.install()
                 await connection.execute(_script("postgres.sql"))
             await queries.optimize_autovacuum()
-        elif version < SCHEMA_VERSION:
+        for step in range(version + 1, SCHEMA_VERSION + 1) if version else ():
             async with connection.transaction():
-                await connection.execute(_script(f"postgres_from_{version}.sql"))
+                await connection.execute(_script(f"postgres_{step}.sql"))
         await queries.apply_upgrade()
         log.info("migrated", schema=SCHEMA, version=SCHEMA_VERSION)
     except asyncpg.PostgresError as error:

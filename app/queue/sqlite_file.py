@@ -62,19 +62,30 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def _check(path: Path) -> None:
-    """Refuse a damaged or a foreign file, read-only: then even its WAL stays as it is."""
+    """Refuse a damaged or a foreign file, and leave everything as it is, also beside it."""
+    journal, wal = (path.with_name(path.name + end) for end in ("-journal", "-wal"))
     # A process that died while it made the file left a journal, which is rolled back by writing.
-    mode = "rw" if path.with_name(path.name + "-journal").exists() else "ro"
+    # What it had not yet moved out of the WAL is read from there. Else nothing beside it counts.
+    mode = "rw" if _has_content(journal) else "ro" if _has_content(wal) else "ro&immutable=1"
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(f"it is damaged ({verdict.splitlines()[-1]})")
+        (page_size,) = db.execute("PRAGMA page_size").fetchone()
+        # SQLite reads zeros where the last page is cut off, and finds nothing wrong with them.
+        if path.stat().st_size % page_size and mode.endswith("immutable=1"):
+            raise sqlite3.DatabaseError("it was cut short")
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == 0 and db.execute("SELECT 1 FROM sqlite_schema").fetchone():
+        names = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
+        if names and (version == 0 or "tasks_due" not in names):
             raise sqlite3.DatabaseError("it belongs to another program")
         if version > SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"it was written by a newer version (schema {version})")
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
@@ -85,10 +96,11 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA cache_size = -16000")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version < SCHEMA_VERSION:
-        script = f"schema_from_{version}.sql" if version else "schema.sql"
-        schema = files("app.queue").joinpath(script).read_text()
+        steps = range(version + 1, SCHEMA_VERSION + 1)
+        names = [f"schema_{step}.sql" for step in steps] if version else ["schema.sql"]
+        script = "\n".join(files("app.queue").joinpath(name).read_text() for name in names)
         connection.executescript(
-            f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
     # The lock says that no other process lives, so whoever held a lease is dead.
     connection.execute("UPDATE tasks SET lease_expires_at = 0 WHERE status = 'running'")
