@@ -32,10 +32,8 @@ check: $(INSTALLED) ## lint, types, tests, coverage
 	$(BIN)/compose-lint --fail-on low docker-compose.yml
 	$(TEST) --cov --cov-fail-under=100
 
-torture: $(INSTALLED) ## the long forms of the tests: 200 kills, 100,000 tasks, and so on
-	KILLS=$${KILLS:-200} $(BIN)/python -m pytest -s tests/tour/test_4_a_kill_and_a_restart.py -k "kill_9 or plain"
-	TASKS=$${TASKS:-100000} LEASE=$${LEASE:-30} RESTARTS=$${RESTARTS:-20} KILLS=$${KILLS:-200} CUT_OFF=$${CUT_OFF:-60} $(BIN)/python -m pytest -s tests/scale
-	UPLOAD_MEGABYTES=256 $(BIN)/python -m pytest -s tests/files/test_s3.py -k memory
+torture: $(INSTALLED) ## every fault and attack in its long form: 200 kills, 100 power cuts, and so on
+	TORTURE=1 $(BIN)/python -m pytest tests/faults tests/attacks $(TORTURED)
 
 bench: $(INSTALLED) ## measure against the tutorial's route, side by side (needs wrk)
 	$(BIN)/python -m benchmarks

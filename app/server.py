@@ -1,6 +1,10 @@
 """The server: uvicorn, with a deadline for clients that dawdle, and bounds on what they send."""
 
 import asyncio
+import contextlib
+import resource
+import socket
+import struct
 from typing import Any, Literal
 
 import structlog
@@ -13,10 +17,15 @@ from app.settings import Settings
 STEP = 64 * 1024  # bytes that a client has its time for
 LARGEST_HEAD = 64 * 1024  # bytes; and of whatever else of a request is not its body
 
+OWN_FILES = 64  # descriptors kept for what is no client: the database, SMTP, the log
+MOST_FILES = 65_536  # descriptors that are asked for
 MOST_PIPELINED = 32  # requests that wait for the answers to those before them
+
+TOLD_EVERY = 10.0  # seconds, at most so often: that there are too many clients
 
 TOO_SLOW = "The request did not come in time."
 TOO_LARGE_A_HEAD = "The head of the request is too large."
+TOO_MANY = "There are too many clients at the moment."
 NO_HTTP = "This is no valid HTTP request."
 
 log = structlog.get_logger(__name__)
@@ -27,6 +36,7 @@ def serve(app: Any, settings: Settings) -> None:
 
     class Protocol(Deadlines):
         seconds = settings.client_timeout_seconds
+        most = most_clients()
 
     uvicorn.run(
         app,
@@ -44,6 +54,20 @@ def serve(app: Any, settings: Settings) -> None:
     )
 
 
+def most_clients() -> int:
+    """How many clients there may be at once: each takes a descriptor, and its file another.
+
+    The system gives out fewer than it could, for the sake of programs that use select().
+    """
+    files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    more = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if more > files:
+        with contextlib.suppress(ValueError):  # macOS says "infinity", and means it not
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            files = more
+    return max(1, (files - OWN_FILES) // 2)
+
+
 class Deadlines(HttpToolsProtocol):
     """A connection whose client has `seconds` for the head of a request, and for each STEP after.
 
@@ -53,6 +77,8 @@ class Deadlines(HttpToolsProtocol):
     """
 
     seconds: float
+    most: int  # clients; more are turned away, so that descriptors are left for everything else
+    _told_at = float("-inf")  # when that was logged, by any connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to watch: the client owes a request."""
@@ -63,6 +89,8 @@ class Deadlines(HttpToolsProtocol):
         self._body_bytes = 0  # of this step
         self._unread, self._unread_since = 0, self._since
         self._watch = self.loop.call_later(self.seconds / 4, self._look)
+        if len(self.connections) > self.most:
+            self._turn_away()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the watch."""
@@ -84,7 +112,8 @@ class Deadlines(HttpToolsProtocol):
         """Expect a head; raises ValueError, which the parser passes on, for one too many."""
         if len(self.pipeline) >= MOST_PIPELINED:
             raise ValueError("too many requests before the answer to the first")
-        self._expect("head")
+        if self._owes != "head":  # else empty lines before it would win time
+            self._expect("head")
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -126,11 +155,13 @@ class Deadlines(HttpToolsProtocol):
             self._unread, self._unread_since = unread, now
         elif now - self._unread_since >= self.seconds:
             log.info("client too slow", doing="reading", address=self.client)
-            self.transport.abort()
+            self._abort()
             return
+        if self.transport.is_closing():
+            return
+        if self.flow.read_paused:
+            self._since = now
         counts = self._owes == "body" or (self._owes == "head" and self._is_answered())
-        if self.flow.read_paused or self.transport.is_closing():
-            return
         if counts and now - self._since >= self.seconds:
             log.info("client too slow", doing=f"sending the {self._owes}", address=self.client)
             self._refuse(408, TOO_SLOW)
@@ -151,6 +182,19 @@ class Deadlines(HttpToolsProtocol):
             head = [STATUS_LINE[status], *lines, b"\r\n"]
             self.transport.write(b"".join(head) + bytes(answer.body))
         self.transport.close()
+
+    def _turn_away(self) -> None:
+        if self._since - self._told_at >= TOLD_EVERY:
+            Deadlines._told_at = self._since
+            log.warning("too many clients", most=self.most)
+        self._refuse(503, TOO_MANY)
+
+    def _abort(self) -> None:
+        """Close the connection, and let the system forget what it was still to send."""
+        at_once = struct.pack("ii", 1, 0)
+        connection = self.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        self.transport.abort()
 
     def _is_answered(self) -> bool:
         """Whether every request so far is."""

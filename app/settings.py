@@ -206,6 +206,10 @@ def load_settings() -> Settings:
         raise BadSettings("; ".join(_complaints(error))) from None
     except SettingsError as error:  # a file that cannot be read
         raise BadSettings(f"{error} ({error.__cause__})") from error
+    except OSError as error:
+        raise BadSettings(str(error)) from error
+    except UnicodeDecodeError:  # which holds all that was read
+        raise BadSettings(".env, or another file with a setting, is not UTF-8") from None
 
 
 def _complaints(error: ValidationError) -> list[str]:

@@ -1,4 +1,4 @@
-"""What runs in containers is locked in, and `.env.example` tells the truth about every setting."""
+"""What runs in containers, how it gets its settings, and whether `.env.example` is true."""
 
 import itertools
 import re
@@ -11,7 +11,7 @@ import yaml
 from dotenv import dotenv_values
 
 from app import settings
-from app.settings import BadSettings, Settings, load_settings
+from app.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -55,40 +55,6 @@ def test_three_services_are_for_scale_alone() -> None:
     }
 
 
-def test_a_service_is_not_root(service: Service) -> None:
-    user, group = service["user"].split(":")
-
-    assert int(user) > 0
-    assert int(group) > 0
-
-
-def test_a_service_can_change_nothing_but_its_volumes_and_tmp(service: Service) -> None:
-    assert service["read_only"] is True
-    assert {mount.partition(":")[0] for mount in service.get("tmpfs", [])} <= {
-        "/tmp",
-        "/var/run/postgresql",
-    }
-    for volume in service["volumes"]:
-        name, target, *_ = volume.split(":")
-        assert name in COMPOSE["volumes"]  # a named one: nothing of the host is mounted
-        assert target in {"/srv/var", "/tmp", "/run/secrets", "/var/lib/postgresql"}
-
-
-def test_a_service_has_no_privileges_and_gets_none(service: Service) -> None:
-    assert service["cap_drop"] == ["ALL"]
-    assert service["security_opt"] == ["no-new-privileges:true"]
-    assert not {"privileged", "cap_add", "devices", "network_mode", "pid", "ipc"} & service.keys()
-
-
-def test_a_service_is_published_on_this_machine_only(service: Service) -> None:
-    for port in service.get("ports", []):
-        assert re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port)
-
-
-def test_only_what_people_look_at_is_published() -> None:
-    assert {name for name in COMPOSE["services"] if "ports" in the(name)} == {"api", "mailpit"}
-
-
 def test_a_service_comes_back_after_a_crash(server: Service) -> None:
     assert server["restart"] == "unless-stopped"
 
@@ -104,10 +70,6 @@ def test_the_image_s_health_check_is_for_an_api(name: str) -> None:
     assert the(name)["healthcheck"] == {"disable": True}
 
 
-def test_a_service_cannot_starve_the_machine(service: Service) -> None:
-    assert {"mem_limit", "cpus", "pids_limit"} <= service.keys()
-
-
 def test_a_service_names_the_version_of_its_image(service: Service) -> None:
     assert re.search(r":(v?\d+\.\d+\.\d+|1\d\.\d+-trixie)$", service["image"])
 
@@ -119,12 +81,6 @@ def test_the_image_is_built_on_one_version_of_python_and_bears_our_own(api: Serv
     assert len(set(bases)) == 1
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", bases[0])
     assert api["image"] == f"afterward:{version}"
-
-
-def test_the_image_alone_is_not_root_either(api: Service) -> None:
-    """`docker run` without the compose file is the same user, whom /srv/var belongs to."""
-    assert re.findall(r"^USER (.+)", DOCKERFILE, re.MULTILINE) == [api["user"]]
-    assert f"useradd --uid {api['user'].partition(':')[0]} " in DOCKERFILE
 
 
 @pytest.mark.parametrize("name", ["api", "worker"])
@@ -168,15 +124,6 @@ def test_only_the_migration_says_where_the_queue_is(api: Service) -> None:
     assert "settings:/run/secrets" in the("migrate")["volumes"]
     assert not {"env_file", "secrets", "configs"} & api.keys()
     assert "QUEUE_URL" not in str(api)
-
-
-def test_nobody_chose_the_password() -> None:
-    """It is made at the first start, so there is none to know, and none to change."""
-    environment = the("postgres")["environment"]
-
-    assert environment.keys() == {"POSTGRES_USER", "POSTGRES_PASSWORD_FILE"}
-    assert environment["POSTGRES_PASSWORD_FILE"].startswith("/var/lib/postgresql/")
-    assert "${" not in (ROOT / "docker-compose.yml").read_text()  # nor one of the machine's
 
 
 @pytest.fixture
@@ -227,35 +174,6 @@ def test_a_directory_that_is_closed_to_us_is_not_ours(
     assert load_settings() == Settings()
 
 
-def test_an_empty_file_is_a_bad_setting_and_no_default(
-    secrets: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    secrets.mkdir()
-    (secrets / "queue_url").touch()
-
-    with pytest.raises(BadSettings):
-        load_settings()
-    assert capsys.readouterr().err.startswith("bad settings: QUEUE_URL: must be sqlite:///PATH")
-
-
-def test_a_file_that_cannot_be_read_is_named(
-    secrets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    secrets.mkdir()
-    (secrets / "queue_url").touch()
-
-    def refuse(path: Path, **_: object) -> str:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "read_text", refuse)  # for root, every file can be read
-
-    with pytest.raises(BadSettings):
-        load_settings()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("bad settings: ")
-    assert f"Permission denied: '{secrets / 'queue_url'}'" in line
-
-
 def test_env_example_names_every_setting_and_no_other() -> None:
     assert list(example()) == [name.upper() for name in Settings.model_fields]
 
@@ -281,7 +199,7 @@ def test_env_example_leaves_empty_only_what_has_no_fixed_default() -> None:
     assert empty == {
         name
         for name, field in Settings.model_fields.items()
-        if field.default is None or field.default_factory is not None
+        if field.default in (None, ()) or field.default_factory is not None
     }
 
 

@@ -11,9 +11,12 @@ import structlog
 
 RACY_SECONDS = 1.0  # a file changed twice within this may look as if it was changed once
 
-# Visible ASCII, but for the comma that separates them.
-_KEY = r"[!-+\--~]+"
-_ENTRY = re.compile(rf"(?:(?P<name>[A-Za-z0-9._-]{{1,64}}): +)?(?P<keys>{_KEY}(?: +{_KEY})*)")
+# Visible ASCII, but for the comma that separates them. Neither a name without a key nor a comment
+# behind one is taken for a key.
+_KEY = r"(?!#)[!-+\--~]*[!-+\--9;-~]"
+_ENTRY = re.compile(
+    rf"(?P<name>[A-Za-z0-9._-]{{1,64}}): +(?P<keys>{_KEY}(?: +{_KEY})*)|(?P<key>{_KEY})"
+)
 
 Clients = dict[bytes, str]
 
@@ -35,7 +38,9 @@ class Keys:
     def __init__(self, text: str | None, file: Path | None) -> None:
         self._fixed = _clients(text, "API_KEYS") if text is not None else {}
         self._file = file
-        self._seen: tuple[float, int, int] | None = None
+        self._seen: tuple[int, int, int] | None = None
+        self._racy_until = 0.0
+        self._complaint: str | None = None  # about the file, when it was looked at last
         self._clients = self._fixed
         if file is not None:
             try:
@@ -43,7 +48,8 @@ class Keys:
             except OSError as error:
                 raise BadKeys(f"API_KEYS_FILE: cannot be read: {error.strerror}") from error
         if not self._clients:
-            raise BadKeys("API_KEYS: there is no key in it")
+            variable = "API_KEYS" if file is None else "API_KEYS_FILE"
+            raise BadKeys(f"{variable}: there is no key in it")
 
     def client_of(self, key: bytes) -> str | None:
         """The client that this key stands for; None if it stands for nobody."""
@@ -59,19 +65,25 @@ class Keys:
         """Take over what stands in the file now; a file that is bad or gone changes nothing."""
         if self._file is None:
             return
+        complaint = None
         try:
             self._read(self._file)
         except (OSError, BadKeys) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            log.error("the API keys stay as they were", file=str(self._file), reason=reason)  # noqa: TRY400 - a traceback may hold keys
+            complaint = error.strerror if isinstance(error, OSError) else str(error)
+            if complaint != self._complaint:  # one line, and not one for each request
+                log.error("the API keys stay as they were", file=str(self._file), reason=complaint)  # noqa: TRY400 - a traceback may hold keys
+        self._complaint = complaint
 
     def _read(self, file: Path) -> None:
         facts = file.stat()
-        seen = (facts.st_mtime, facts.st_size, facts.st_ino)
-        if seen != self._seen or abs(time.time() - facts.st_mtime) < RACY_SECONDS:
-            self._seen = seen
-            text = file.read_bytes().decode("ascii", "replace")
-            self._clients = self._fixed | _clients(text, "API_KEYS_FILE")
+        seen = (facts.st_ctime_ns, facts.st_size, facts.st_ino)
+        if seen != self._seen:
+            self._racy_until = time.monotonic() + RACY_SECONDS
+        elif time.monotonic() > self._racy_until:
+            return
+        text = file.read_bytes().decode("ascii", "replace")
+        self._seen = seen
+        self._clients = self._fixed | _clients(text, "API_KEYS_FILE")
 
 
 def _clients(text: str, variable: str) -> Clients:
@@ -80,8 +92,8 @@ def _clients(text: str, variable: str) -> Clients:
     for entry in _entries(text):
         match = _ENTRY.fullmatch(entry)
         if match is None:
-            raise BadKeys(f"{variable}: a key is visible ASCII characters, without commas")
-        for key in match["keys"].split():
+            raise BadKeys(f"{variable}: must be KEY, or NAME: KEY KEY, in visible ASCII characters")
+        for key in (match["key"] or match["keys"]).split():
             digest = hashlib.sha256(key.encode()).digest()
             client = match["name"] or f"key-{digest.hex()[:16]}"
             if clients.setdefault(digest, client) != client:

@@ -38,6 +38,8 @@ class RequestId:
         sane = _SANE_ID.fullmatch(given)
         request_id = given if sane else f"{random.getrandbits(128):032x}".encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
+        # Nothing of the request before, which a pipelined one inherits.
+        structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id.decode())
 
         async def send_with_id(message: Message) -> None:

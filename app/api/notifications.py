@@ -27,7 +27,7 @@ async def log_query(
     "/send-notification/{email}",
     status_code=202,
     dependencies=[Depends(log_query)],
-    responses=documented(409, 413, 415, 422, 503, 507),
+    responses=documented(404, 409, 413, 415, 422, 503, 507),
 )
 @router.post(
     "/send-notification/{email}/",

@@ -16,6 +16,7 @@ from starlette.routing import Match
 from app.api.schemas import Problem as ProblemSchema
 from app.files.store import NoSuchUpload, StoreFull, StoreUnavailable, UploadTooLarge
 from app.queue.errors import (
+    BacklogFull,
     QueueFull,
     QueueUnavailable,
     RecordNotFound,
@@ -37,6 +38,7 @@ _STATUS: dict[type[Exception], HTTPStatus] = {
     TaskHasStarted: HTTPStatus.CONFLICT,
     TaskNotGivenUp: HTTPStatus.CONFLICT,
     UploadTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    BacklogFull: HTTPStatus.SERVICE_UNAVAILABLE,
     QueueUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     QueueFull: HTTPStatus.INSUFFICIENT_STORAGE,
@@ -46,6 +48,12 @@ _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110; 
 # A malformed request, no API key, none that is right, too many requests, our own mistakes.
 _ANYWHERE = (400, 401, 403, 429, 500)
 _RETRY_LATER = {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE}
+_SCHEMAS = "#/components/schemas/"
+_RETRY_AFTER = {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}}
+_HEADERS = {
+    401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}}},
+    **dict.fromkeys((429, 503, 507), _RETRY_AFTER),
+}
 
 log = structlog.get_logger(__name__)
 
@@ -65,13 +73,32 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(InvalidRequest, _invalid)
     for error in _STATUS:
         app.add_exception_handler(error, _known)
+    _describe(app)
+
+
+def _describe(app: FastAPI) -> None:
+    """Put what a problem is into the document of `app`, once for all the errors that name it."""
+    describe = app.openapi
+    schema = ProblemSchema.model_json_schema(ref_template=_SCHEMAS + "{model}")
+    schemas = schema.pop("$defs") | {"Problem": schema}
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        document["components"]["schemas"] |= schemas
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """These errors, and those that any request may meet, for a route's `responses`."""
-    content = {"application/problem+json": {"schema": ProblemSchema.model_json_schema()}}
+    content = {"application/problem+json": {"schema": {"$ref": _SCHEMAS + "Problem"}}}
     return {
-        status: {"description": HTTPStatus(status).phrase, "content": content}
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "headers": _HEADERS.get(status, {}),
+            "content": content,
+        }
         for status in sorted({*statuses, *_ANYWHERE})
     }
 

@@ -17,8 +17,20 @@ _IDEMPOTENCY_KEY = {
     "in": "header",
     "required": False,
     "description": "The same key with the same request is carried out once, and answered as the "
-    "first time. 1 to 255 visible ASCII characters; kept for 24 hours.",
-    "schema": {"type": "string", "maxLength": 257},
+    "first time. 1 to 255 visible ASCII characters, quoted or bare; kept for 24 hours.",
+    "schema": {"type": "string", "pattern": r'^("[!#-~]{1,255}"|[!#-~][!-~]{0,254})$'},
+}
+_ACCEPTED = {
+    "headers": {
+        "Location": {
+            "description": "The task, where one was queued.",
+            "schema": {"type": "string", "pattern": "^/tasks/[^/]+$"},
+        },
+        "Idempotency-Replay": {
+            "description": "Whether this is the answer to an earlier request with the same key.",
+            "schema": {"type": "string", "enum": ["true"]},
+        },
+    }
 }
 
 
@@ -34,7 +46,11 @@ class Route(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         if options.get("status_code") == HTTPStatus.ACCEPTED:
             extra = options.get("openapi_extra") or {}
-            options["openapi_extra"] = {**extra, "parameters": [_IDEMPOTENCY_KEY]}
+            options["openapi_extra"] = {
+                **extra,
+                "parameters": [_IDEMPOTENCY_KEY],
+                "responses": {"202": _ACCEPTED},
+            }
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -15,9 +15,19 @@ Address = Annotated[
     AfterValidator(address),
     Field(max_length=320, json_schema_extra={"format": "email"}, examples=["ada@example.com"]),
 ]
-Subject = Annotated[str, Field(max_length=200), AfterValidator(header_text)]
-Text = Annotated[str, AfterValidator(body_text)]
-LogText = Annotated[str, Field(max_length=1000), AfterValidator(body_text)]
+# What header_text and body_text take, for the document.
+_LINE = r"^(?!.*=\?.*\?=)[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]*$"
+_LINES = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$"
+
+Subject = Annotated[
+    str,
+    AfterValidator(header_text),
+    Field(max_length=200, json_schema_extra={"pattern": _LINE}),
+]
+Text = Annotated[str, AfterValidator(body_text), Field(json_schema_extra={"pattern": _LINES})]
+LogText = Annotated[Text, Field(max_length=1000)]
+# No name of ours holds a NUL, and to ask PostgreSQL for one is an error.
+Sought = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$", examples=["ada"])]
 Document = Annotated[dict[str, JsonValue], Field(examples=[{"colour": "green"}])]
 

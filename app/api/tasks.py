@@ -5,21 +5,23 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.sse import EventSourceResponse
 
 from app.api.dependencies import ClientDep, FeedDep, QueueDep
 from app.api.feed import QUIET_SECONDS
 from app.api.problems import documented
 from app.api.promises import DurableTasksDep
 from app.api.routes import Route
-from app.api.schemas import Queued, TaskPage, TaskView
+from app.api.schemas import Queued, Sought, TaskPage, TaskView
 from app.queue.errors import TaskNotFound
 from app.queue.task import FINISHED, Status, Task
 
 router = APIRouter(tags=["tasks"], route_class=Route)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
-After = Annotated[str | None, Query(description="The last id of the page before.", max_length=64)]
+After = Annotated[
+    Sought | None, Query(description="The last id of the page before.", max_length=64)
+]
 
 
 @router.get("/tasks", responses=documented(404, 422, 503))
@@ -27,7 +29,7 @@ async def list_tasks(
     queue: QueueDep,
     client: ClientDep,
     status: Status | None = None,
-    kind: Annotated[str | None, Query(max_length=100)] = None,
+    kind: Annotated[Sought | None, Query(max_length=100)] = None,
     limit: Limit = 50,
     after: After = None,
 ) -> TaskPage:
@@ -38,7 +40,7 @@ async def list_tasks(
     return TaskPage(data=[TaskView.of(task) for task in tasks[:limit]], has_more=len(tasks) > limit)
 
 
-async def _existing(task_id: str, queue: QueueDep, client: ClientDep) -> Task:
+async def _existing(task_id: Sought, queue: QueueDep, client: ClientDep) -> Task:
     task = await queue.engine.get(task_id)
     if task.client != client:
         raise TaskNotFound
@@ -76,11 +78,11 @@ async def retry_task(task: ExistingTask, durable_tasks: DurableTasksDep) -> Queu
 )
 async def task_events(
     task: ExistingTask, queue: QueueDep, feed: FeedDep
-) -> AsyncIterator[ServerSentEvent]:
+) -> AsyncIterator[TaskView]:
     """The task as it is, then each of its changes, until it is finished."""
     with feed.changes() as changes:
         task = await queue.engine.get(task.id)
-        yield _event(task)
+        yield TaskView.of(task)
         if task.status in FINISHED:
             return
         look_again = time.monotonic() + QUIET_SECONDS
@@ -94,19 +96,15 @@ async def task_events(
                 if changed.updated_at == task.updated_at:
                     continue
             task = changed
-            yield _event(task)
+            yield TaskView.of(task)
             if task.status in FINISHED:
                 return
 
 
 @router.get("/events", response_class=EventSourceResponse, responses=documented())
-async def all_events(feed: FeedDep, client: ClientDep) -> AsyncIterator[ServerSentEvent]:
+async def all_events(feed: FeedDep, client: ClientDep) -> AsyncIterator[TaskView]:
     """Each change of any task, from now on; with API keys, of the client's own."""
     with feed.changes() as changes:
         async for task in changes:
             if task is not None and task.client == client:
-                yield _event(task)
-
-
-def _event(task: Task) -> ServerSentEvent:
-    return ServerSentEvent(data=TaskView.of(task))
+                yield TaskView.of(task)

@@ -12,7 +12,7 @@ from app.api.downloads import RESPONSES, as_attachment, download
 from app.api.problems import InvalidRequest, documented
 from app.api.promises import DurableTasksDep
 from app.api.routes import Route
-from app.api.schemas import QueuedUpload, UploadPage, UploadSummary, UploadView
+from app.api.schemas import QueuedUpload, Sought, UploadPage, UploadSummary, UploadView
 from app.files.multipart import InvalidForm, MalformedMultipart, NotMultipart, file_part
 from app.files.store import Store
 from app.queue.errors import RecordNotFound
@@ -32,11 +32,14 @@ _FORM = {
                     "type": "object",
                     "required": ["file"],
                     "properties": {"file": {"type": "string", "format": "binary"}},
+                    "additionalProperties": False,
                 }
             }
         },
     }
 }
+
+_ANY_TYPE = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
 
 
 class Arrival:
@@ -105,7 +108,7 @@ async def list_uploads(
     queue: QueueDep,
     client: ClientDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
-    after: Annotated[str | None, Query(max_length=64)] = None,
+    after: Annotated[Sought | None, Query(max_length=64)] = None,
 ) -> UploadPage:
     """Uploads, newest first; `after` is the last id of the page before."""
     records = await queue.engine.list_records(
@@ -115,7 +118,7 @@ async def list_uploads(
     return UploadPage(data=data, has_more=len(records) > limit)
 
 
-async def _existing(upload_id: str, queue: QueueDep, client: ClientDep) -> Record:
+async def _existing(upload_id: Sought, queue: QueueDep, client: ClientDep) -> Record:
     try:
         return await queue.engine.read_record(COLLECTION, upload_id, client=client)
     except RecordNotFound:
@@ -135,6 +138,7 @@ async def read_upload(upload: ExistingUpload) -> UploadView:
     "/uploads/{upload_id}/content",
     response_class=StreamingResponse,
     responses=RESPONSES | documented(404, 409, 416, 422, 503),
+    openapi_extra={"responses": {"200": _ANY_TYPE, "206": _ANY_TYPE}},
 )
 async def read_content(
     request: Request, upload: ExistingUpload, uploads: UploadsDep, *, signed: bool = False

@@ -145,6 +145,7 @@ class LocalStore:
         # Without a name, where the system can: then not even a crash leaves it behind.
         with tempfile.TemporaryFile(dir=self._incoming, buffering=0) as file:
             file.write(bytes(4096))
+            os.fsync(file.fileno())
 
     def _make_folders(self) -> None:
         for folder in (self._incoming, self._received, self._published, self._thumbnails):

@@ -1,5 +1,6 @@
 """A text file that lines are appended to."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -18,14 +19,19 @@ class LogFile:
         self._path = path
         self._descriptor: int | None = None
         self._opened_at = 0.0
+        self._cut_short = False
 
     def append(self, text: str) -> None:
         """Append one line; whatever could break it or command a terminal is escaped.
 
-        Raises OSError if the file cannot be written.
+        Raises OSError if the file cannot be written. On a full disk a part of the line may be; the
+        next one begins a line of its own all the same.
         """
         line = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-        os.write(self._open(), line.encode() + b"\n")
+        data = b"\n" * self._cut_short + line.encode() + b"\n"
+        self._cut_short = os.write(self._open(), data) < len(data)
+        if self._cut_short:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close the file, if it is open."""

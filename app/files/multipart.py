@@ -13,7 +13,10 @@ FIELD = "file"
 
 MAX_HEADERS = 8  # of a part
 MAX_HEADER_BYTES = 4096
-MAX_AROUND = 4096  # bytes before the first part, and again after the last one
+MAX_AROUND = 4096  # bytes before the first part, of padding after a boundary, after the last part
+# Lines that begin with the boundary and are no delimiter. RFC 2046, section 5.1.1, allows none; a
+# few do no harm, but each costs the parser as much as a kilobyte of anything else.
+MAX_LOOKALIKES = 1000
 
 # RFC 2046, section 5.1.1. The parser relies on it: a delimiter has no CR but its first byte.
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
@@ -84,7 +87,8 @@ class _Form:
         self._headers: dict[bytes, bytes] = {}
         self._name = self._value = b""
         self._begun = self._ended = False
-        self._around = 0
+        self._around = self._lookalikes = 0
+        self._delimiter = b"\r\n--" + boundary
         self._parser = MultipartParser(
             boundary,
             {
@@ -101,15 +105,20 @@ class _Form:
         )
 
     def feed(self, chunk: bytes) -> None:
-        already_ended = self._ended
+        in_content, already_ended = self.file is not None, self._ended
+        self._lookalikes += chunk.count(self._delimiter)
+        if self._lookalikes > MAX_LOOKALIKES:
+            raise MalformedMultipart
         try:
             self._parser.write(chunk)
         except MultipartParseError as error:
             raise MalformedMultipart from error
-        if already_ended or not self._begun:
+        if already_ended or not self._begun or (in_content and not self._pieces):
             self._around += len(chunk)
             if self._around > MAX_AROUND:
                 raise MalformedMultipart
+        elif in_content:
+            self._around = 0
 
     def take(self) -> list[bytes]:
         pieces, self._pieces = self._pieces, []

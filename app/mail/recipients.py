@@ -13,7 +13,8 @@ class Recipients:
 
     def __init__(self, patterns: Sequence[str] = ()) -> None:
         alternatives = [re.escape(pattern).replace(r"\*", "[^@]*") for pattern in patterns]
-        self._allowed = re.compile("|".join(alternatives), re.IGNORECASE) if patterns else None
+        flags = re.IGNORECASE | re.ASCII  # else s and k have letters of other scripts for a twin
+        self._allowed = re.compile("|".join(alternatives), flags) if patterns else None
 
     def permit(self, address: str) -> bool:
         """Whether mail may be sent to this address."""

@@ -66,6 +66,9 @@ def _classify_reply(reply: SMTPResponseException) -> MailError:
         # Login needed, or of another kind: about us again (RFC 4954, 6).
         case 5 if reply.code in {530, 534, 535, 538}:
             return MailDeferred(detail, reply.code)
+        # A plain one answers STARTTLS: that it was offered and refused is not about the mail.
+        case 5 if type(reply) is SMTPResponseException:
+            return MailDeferred(detail, reply.code)
         # 550, 552, 554 and the like: "permanent". 552 to RCPT once meant "too many recipients, send
         # the rest later" (4.5.3.1.10), but there is only one here.
         case 5:

@@ -1,9 +1,10 @@
 """Log lines: one event is one line, with the request's id and the task's id on it."""
 
+import contextlib
 import json
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -46,7 +47,7 @@ def configure_logging(level: str, form: str) -> None:
     structlog.configure(
         processors=[*shared, *render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lossy(sys.stderr))),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -60,6 +61,21 @@ def configure_logging(level: str, form: str) -> None:
     # Lines about each command of a client, and about each malformed form, would drown ours.
     logging.getLogger("mail.log").setLevel(logging.WARNING)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+class _Lossy:
+    """A stream that loses lines rather than raise: a full disk under the log stops no work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def log_event(event: Event) -> None:
@@ -98,8 +114,9 @@ def _dumps(event: EventDict, **options: Any) -> str:
 def _escape_values(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Keep what came from outside on its line: line breaks and terminal codes are shown escaped."""
     for key, value in event.items():
-        if key == "exception":  # a traceback has lines of its own
-            event[key] = "\n".join(map(_escape, value.split("\n")))
+        if key == "exception":
+            # A traceback has lines of its own: indented, none of them looks like an event.
+            event[key] = "\n".join(f"  {_escape(line)}" for line in value.split("\n"))
         elif isinstance(value, str):
             event[key] = _escape(value)
     return event

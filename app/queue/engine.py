@@ -42,7 +42,10 @@ class Engine(Protocol):
         after: str | None,
         limit: int,
     ) -> list[Task]:
-        """A client's tasks, newest first; `after` is the id of the last one of the page before."""
+        """A client's tasks, newest first; `after` is the id of the last one of the page before.
+
+        Raises TaskNotFound if that is none of the client's.
+        """
 
     async def cancel(self, task_id: str, now: float) -> Task:
         """Withdraw a waiting task. Raises TaskNotFound, TaskHasStarted."""

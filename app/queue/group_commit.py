@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from app.queue.errors import QueueFull, QueueUnavailable
+from app.queue.sqlite_file import forget_cached_log
 
 ResultT = TypeVar("ResultT")
 Row = tuple[Any, ...]
@@ -134,23 +135,39 @@ class GroupCommit:
         except Exception as error:  # noqa: BLE001 - each caller gets its own
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            if len(group) > 1 and not _database_refuses(error):
+            if _disk_fails(error):
+                forget_cached_log(connection)
+            if len(group) > 1 and not _refuses_all(error):
                 return [answer for job in group for answer in self._commit(connection, [job])]
             return [(job.done, None, _translated(error)) for job in group]
         return answers
 
 
-def _database_refuses(error: Exception) -> bool:
-    """Whether the database itself is in trouble, so that every member would meet the same."""
-    return isinstance(error, sqlite3.OperationalError)
+def _refuses_all(error: Exception) -> bool:
+    """Whether the database itself is in trouble, so that every member would meet the same.
+
+    A full disk is no such trouble: whoever only reads is served.
+    """
+    return isinstance(error, sqlite3.OperationalError) and not _is_full(error)
+
+
+def _is_full(error: Exception) -> bool:
+    return _code(error) == sqlite3.SQLITE_FULL
+
+
+def _disk_fails(error: Exception) -> bool:
+    return _code(error) & 0xFF == sqlite3.SQLITE_IOERR  # the rest says in which call
+
+
+def _code(error: Exception) -> int:
+    # An error of the module itself, such as a wrong binding, has no code.
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)
 
 
 def _translated(error: Exception) -> Exception:
     if not isinstance(error, sqlite3.Error):
         return error
-    # An error of the module itself, such as a wrong binding, has no code.
-    code = getattr(error, "sqlite_errorcode", None)
-    translated = QueueFull() if code == sqlite3.SQLITE_FULL else QueueUnavailable()
+    translated = QueueFull() if _is_full(error) else QueueUnavailable()
     translated.__cause__ = error
     return translated
 

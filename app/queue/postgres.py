@@ -15,6 +15,7 @@ from app.queue.errors import (
     QueueUnavailable,
     RecordNotFound,
     TaskHasStarted,
+    TaskNotFound,
     TaskNotGivenUp,
 )
 from app.queue.events import Event, Listener
@@ -140,8 +141,8 @@ class Postgres:
         conditions = [sql.format(number) for number, sql in enumerate(chosen, start=2)]
         where = " AND ".join(["TRUE", *conditions])
         async with self._session() as session:
-            if after is not None:
-                await read_task(session, after)
+            if after is not None and (await read_task(session, after)).client != client:
+                raise TaskNotFound
             rows = await session.fetch(
                 f"SELECT {TASK} FROM afterward.tasks WHERE {where} ORDER BY seq DESC LIMIT $1",
                 limit,

@@ -29,9 +29,9 @@ class Room:
     async def take(self, tasks: int) -> AsyncIterator[None]:
         """Take room for so many tasks, which are put inside. Raises BacklogFull."""
         asked_at = time.monotonic()
-        if asked_at - self._counted_at > COUNTED_FOR_SECONDS or self._is_full(tasks):
+        if self._must_count(tasks, asked_at):
             async with self._counting:
-                if self._counted_at < asked_at:  # nobody has counted in the meantime
+                if self._must_count(tasks, asked_at):  # nobody has in the meantime
                     await self._count_again()
         if self._is_full(tasks):
             raise BacklogFull
@@ -42,13 +42,20 @@ class Room:
         finally:
             self._under_way -= tasks
 
+    def _must_count(self, tasks: int, asked_at: float) -> bool:
+        # What has finished since is not known: nobody is refused before it is.
+        may_be_old = 0.0 if self._is_full(tasks) else COUNTED_FOR_SECONDS
+        return self._counted_at < asked_at - may_be_old
+
     def _is_full(self, tasks: int) -> bool:
-        return self._unfinished + tasks > self._limit
+        return tasks > 0 and self._unfinished + tasks > self._limit
 
     async def _count_again(self) -> None:
-        before = self._unfinished
-        under_way, self._counted_at = self._under_way, time.monotonic()
-        counts = (await self._count()).counts
+        began, before, under_way = time.monotonic(), self._unfinished, self._under_way
+        try:
+            counts = (await self._count()).counts
+        finally:
+            self._counted_at = began  # a failure too: who waits need not fail one after the other
         unfinished = sum(n for status, n in counts.items() if status not in FINISHED)
         taken_meanwhile = self._unfinished - before
         self._unfinished = unfinished + under_way + taken_meanwhile

@@ -21,7 +21,7 @@ from app.queue.errors import (
 from app.queue.events import Event, Listener
 from app.queue.group_commit import GroupCommit, Row
 from app.queue.retry import MAX_CRASHES, WORKER_DIED
-from app.queue.sqlite_file import lock, open_database
+from app.queue.sqlite_file import SCHEMA_VERSION, lock, open_database
 from app.queue.task import (
     ANSWERS_LIVE_SECONDS,
     FINISHED,
@@ -106,8 +106,8 @@ class SQLite:
         where = " AND ".join(["TRUE", *chosen])
 
         def page(connection: sqlite3.Connection) -> list[Task]:
-            if after is not None:
-                _get(connection, after)
+            if after is not None and _get(connection, after).client != client:
+                raise TaskNotFound
             rows = connection.execute(
                 f"SELECT {_TASK} FROM tasks WHERE {where} ORDER BY seq DESC LIMIT ?",
                 (*chosen.values(), limit),
@@ -174,9 +174,10 @@ class SQLite:
         return await self._commits.run(count)
 
     async def check(self) -> None:
+        # It changes nothing, but is written and synced: a disk that only reads is no help.
         await self._commits.run(
             lambda connection: (
-                connection.execute("UPDATE counts SET tasks = tasks WHERE FALSE") and None
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}") and None
             )
         )
 

@@ -47,6 +47,10 @@ def open_database(path: Path) -> sqlite3.Connection:
     connection = None
     try:
         if path.exists():
+            # What a process left that had seen the disk fail may stand in the cache alone: what
+            # was added behind it, and synced, would be lost together with it.
+            _forget_cached(path)
+            _forget_cached(_wal(path))
             _check(path)
         connection = sqlite3.connect(
             path, timeout=LOCKED_SECONDS, isolation_level=None, check_same_thread=False
@@ -61,9 +65,34 @@ def open_database(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def forget_cached_log(connection: sqlite3.Connection) -> None:
+    """Let the WAL be read from the disk, and not from what the system has cached of it.
+
+    To be called when the disk has failed. After a failed fsync Linux takes the pages for written
+    (https://lwn.net/Articles/752063/), and ext4 may not even write them where they are overwritten
+    and synced again: so what is to be written next must find nothing of them.
+    """
+    _, _, path = connection.execute("PRAGMA database_list").fetchone()
+    _forget_cached(_wal(Path(path)))
+
+
+def _forget_cached(file: Path) -> None:
+    # Closing a file lets go of this process's locks on it; on a WAL, SQLite holds none.
+    with contextlib.suppress(OSError, AttributeError):  # no such file; no such call on macOS
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def _wal(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
 def _check(path: Path) -> None:
     """Refuse a damaged or a foreign file, and leave everything as it is, also beside it."""
-    journal, wal = (path.with_name(path.name + end) for end in ("-journal", "-wal"))
+    journal, wal = path.with_name(path.name + "-journal"), _wal(path)
     # A process that died while it made the file left a journal, which is rolled back by writing.
     # What it had not yet moved out of the WAL is read from there. Else nothing beside it counts.
     mode = "rw" if _has_content(journal) else "ro" if _has_content(wal) else "ro&immutable=1"

@@ -8,7 +8,10 @@ from fastapi.testclient import TestClient
 
 from app.main import create_app
 from tests.api.requests import MAX_UPLOAD_BYTES
+from tests.support.postgres import sql
 from tests.support.service import Service, settings_in
+
+__all__ = ["sql"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

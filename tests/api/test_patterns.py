@@ -7,7 +7,6 @@ from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 
-import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -134,40 +133,6 @@ def test_the_data_that_was_saved_last_stays(client: TestClient) -> None:
 def test_the_tasks_of_a_request_run_in_order(client: TestClient, tmp_path: Path) -> None:
     client.post("/multiple-tasks/")
     assert log_lines(tmp_path) == ["first task", "second task"]
-
-
-def errors_in(log: str) -> list[dict[str, str]]:
-    lines = [json.loads(line) for line in log.splitlines()]
-    return [line for line in lines if line["level"] == "error"]
-
-
-@pytest.mark.parametrize("path", ["/multiple-tasks/", "/process/"])
-def test_a_task_that_raises_is_one_error_line_with_its_traceback(
-    service: Service, path: str
-) -> None:
-    request_id = f"raises{path}"
-    response = service.post(
-        path, headers={"X-Request-ID": request_id}, json={"error": "on purpose"}
-    )
-    assert response.status_code == 202
-    service.get("/livez")
-    (error,) = (error for error in errors_in(service.log) if error.get("request_id") == request_id)
-    assert error["event"] == "background task failed"
-    assert error["task"] == "process_data"
-    assert "Traceback" in error["exception"]
-    assert error["exception"].endswith("ValueError: the data asked for an error")
-
-
-def test_a_task_that_raises_does_not_break_the_connection(service: Service) -> None:
-    """With a bare BackgroundTasks the server would close it under the next request."""
-    with httpx2.Client(base_url=service.url, timeout=PATIENCE) as client:
-        ports = set()
-        for _ in range(5):
-            with client.stream("POST", "/process/", json={"error": 1}) as response:
-                ports.add(response.extensions["network_stream"].get_extra_info("client_addr")[1])
-                assert response.status_code == 202
-                response.read()
-    assert len(ports) == 1
 
 
 def test_data_without_an_error_is_processed(service: Service) -> None:

@@ -1,13 +1,11 @@
-"""Settings: their defaults, and how a bad one stops the start."""
+"""Settings: their defaults, and what they may be; what they may not is an attack of its own."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from app.settings import BadSettings, Settings, load_settings
-from tests.support.service import PATIENCE, environment
 
 DEFAULTS = {
     "HOST": "127.0.0.1",
@@ -24,11 +22,18 @@ DEFAULTS = {
     "SMTP_DATA_TIMEOUT": 600,
     "SMTP_CONNECTIONS": 10,
     "MAIL_FROM": "notifications@example.com",
+    "ENVIRONMENT": "development",
+    "API_KEYS": None,
+    "API_KEYS_FILE": None,
+    "ALLOWED_RECIPIENTS": (),
+    "RATE_LIMIT": None,
+    "CLIENT_TIMEOUT_SECONDS": 10,
     "CATCHER": False,
     "TASK_TIMEOUT_SECONDS": 900,
     "LEASE_SECONDS": 30,
     "MAX_UPLOAD_BYTES": 1073741824,
     "MAX_BODY_BYTES": 1048576,
+    "MAX_BACKLOG": 1_000_000,
     "WORKER_CONCURRENCY": 10,
     "RETRY_ATTEMPTS": 8,
     "RETRY_BASE_SECONDS": 1,
@@ -37,7 +42,6 @@ DEFAULTS = {
     "RETENTION_DAYS": 7,
     "LOG_LEVEL": "INFO",
 }
-SECRET = "do-not-repeat-me"
 
 
 @pytest.fixture(autouse=True)
@@ -75,77 +79,6 @@ def test_the_log_is_for_people_on_a_terminal_and_for_programs_elsewhere(
     assert Settings().log_format == log_format
 
 
-def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SMTP_PASSWORD", SECRET)
-    settings = Settings()
-    assert settings.smtp_password is not None
-    assert settings.smtp_password.get_secret_value() == SECRET
-    assert SECRET not in repr(settings)
-    assert SECRET not in str(settings.model_dump())
-
-
-def test_nor_is_the_password_of_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QUEUE_URL", url := f"postgresql://ada:{SECRET}@db:5433/queue")
-    settings = Settings()
-    assert settings.queue_url == url
-    assert SECRET not in repr(settings)
-
-
-BAD = [
-    ("PORT", SECRET),
-    ("PORT", "65536"),
-    ("QUEUE_URL", f"mysql://root:{SECRET}@db/queue"),
-    ("QUEUE_URL", "sqlite:///"),
-    ("QUEUE_URL", f"postgresql://ada:{SECRET}@db"),
-    ("QUEUE_URL", f"postgresql://ada:{SECRET}@db:70000/queue"),
-    ("QUEUE_URL", f"postgresql://ada:{SECRET}@[db/queue"),
-    ("QUEUE_URL", f"postgresql://ada:{SECRET}\N{ACCOUNT OF}@db/queue"),
-    ("UPLOAD_URL", f"ftp://{SECRET}@host/"),
-    ("UPLOAD_URL", f"file://{SECRET}/uploads"),
-    ("UPLOAD_URL", "s3://"),
-    ("UPLOAD_URL", "s3:///prefix"),
-    ("UPLOAD_URL", f"s3://{SECRET.upper()}"),
-    ("UPLOAD_URL", "s3://ab"),
-    ("UPLOAD_URL", f"s3://{'a' * 64}"),
-    ("UPLOAD_URL", "s3://-ab"),
-    ("UPLOAD_URL", "s3://a..b"),
-    ("UPLOAD_URL", "s3://192.0.2.1/prefix"),
-    ("UPLOAD_URL", "s3://user:password@bucket"),
-    ("UPLOAD_URL", "s3://bucket//prefix"),
-    ("UPLOAD_URL", "s3://bucket/../prefix"),
-    ("UPLOAD_URL", "s3://bucket/./prefix"),
-    ("UPLOAD_URL", "s3://bucket/pre fix"),
-    ("UPLOAD_URL", "s3://bucket/prefix?region=x"),
-    ("UPLOAD_URL", "s3://bucket\n"),
-    ("SMTP_PORT", "0"),
-    ("SMTP_SECURITY", SECRET),
-    ("SMTP_TIMEOUT", "nan"),
-    ("SMTP_CONNECTIONS", "0"),
-    ("MAIL_FROM", "nobody"),
-    ("CATCHER", SECRET),
-    ("LEASE_SECONDS", "0"),
-    ("WORKER_CONCURRENCY", "-1"),
-    ("RETRY_ATTEMPTS", "0"),
-    ("RETRY_MAX_SECONDS", "inf"),
-    ("MAX_BODY_BYTES", "1e999"),
-    ("LOG_LEVEL", "LOUD"),
-    ("LOG_FORMAT", "xml"),
-]
-
-
-@pytest.mark.parametrize(("name", "value"), BAD)
-def test_a_bad_setting_is_named_in_one_line_and_never_repeated(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
-) -> None:
-    monkeypatch.setenv(name, value)
-    with pytest.raises(BadSettings) as end:
-        load_settings()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert end.value.code == 2
-    assert line.startswith(f"bad settings: {name}: ")
-    assert SECRET not in line
-
-
 @pytest.mark.parametrize(
     "url",
     [
@@ -178,34 +111,55 @@ def test_s3_takes_no_upload_that_it_could_not_copy(
         assert load_settings().max_upload_bytes == size
 
 
-def test_a_password_that_would_travel_in_clear_is_a_bad_setting(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("text", "patterns"),
+    [
+        ("*@example.com", ("*@example.com",)),
+        (" *@Example.COM , Ada@example.org", ("*@example.com", "ada@example.org")),
+        ("*@*.example.com", ("*@*.example.com",)),
+        ("*@mail-*.example.com", ("*@mail-*.example.com",)),
+        ("*@bücher.example", ("*@xn--bcher-kva.example",)),
+        ("*@XN--BCHER-KVA.example", ("*@xn--bcher-kva.example",)),
+        ("*@*.bücher.example", ("*@*.xn--bcher-kva.example",)),
+        ("*@*", ("*@*",)),
+    ],
+)
+def test_recipients_are_listed_as(
+    monkeypatch: pytest.MonkeyPatch, text: str, patterns: tuple[str, ...]
 ) -> None:
-    monkeypatch.setenv("SMTP_HOST", "192.0.2.1")
-    monkeypatch.setenv("SMTP_USERNAME", "ada")
-    monkeypatch.setenv("SMTP_PASSWORD", SECRET)
-    with pytest.raises(BadSettings):
-        load_settings()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "SMTP_SECURITY" in line
-    assert SECRET not in line
+    monkeypatch.setenv("ALLOWED_RECIPIENTS", text)
+    assert load_settings().allowed_recipients == patterns
+
+
+@pytest.mark.parametrize("rate", ["1/second", "600/minute", "999999999/hour", "10/day"])
+def test_a_rate_is(monkeypatch: pytest.MonkeyPatch, rate: str) -> None:
+    monkeypatch.setenv("RATE_LIMIT", rate)
+    assert load_settings().rate_limit == rate
+
+
+def test_a_client_s_time_may_be_a_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIENT_TIMEOUT_SECONDS", "0.5")
+    assert load_settings().client_timeout_seconds == 0.5
 
 
 @pytest.mark.parametrize(
-    "command",
-    [["app"], ["app", "serve"], ["app", "worker"], ["app", "catcher"], ["uvicorn", "app.main:app"]],
-    ids=" ".join,
+    ("host", "on_loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.2", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.0.2.1", False),
+        ("localhost.example.com", False),
+    ],
 )
-def test_no_command_starts_with_a_bad_setting(command: list[str]) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", *command],
-        env=environment(queue_url=f"mysql://root:{SECRET}@db/queue"),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert ended.returncode == 2
-    (line,) = (ended.stdout + ended.stderr).splitlines()
-    assert line.startswith("bad settings: QUEUE_URL: ")
-    assert SECRET not in line
+def test_whether_only_this_machine_reaches_it(host: str, *, on_loopback: bool) -> None:
+    assert Settings(host=host).on_loopback is on_loopback
+
+
+def test_it_is_open_until_there_are_keys() -> None:
+    assert Settings().is_open
+    assert not Settings(api_keys="x").is_open
+    assert not Settings(api_keys_file="keys.txt").is_open

@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx2
+import pytest
 from fastapi.testclient import TestClient
 
 from tests.api.requests import problem_of
@@ -29,6 +30,15 @@ def ids(page: httpx2.Response) -> list[str]:
 
 
 # Lists.
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/tasks/a%00", "/tasks?after=%00", "/tasks?kind=%00", "/uploads/%00", "/uploads?after=%00"],
+)
+def test_no_database_is_asked_for_a_nul(idle_client: TestClient, path: str) -> None:
+    """PostgreSQL would call it an error, and that would look as if it was away."""
+    problem_of(idle_client.get(path), 422)
 
 
 def test_the_newest_tasks_come_first_page_by_page(idle_client: TestClient) -> None:

@@ -1,5 +1,6 @@
 """The one file of a form, read while it arrives."""
 
+import re
 import time
 from collections.abc import AsyncIterator, Iterable
 
@@ -98,6 +99,14 @@ async def test_a_file_name_is_one_to_be_shown(filename: bytes, shown: str) -> No
     assert (await read([form(part(b"", header))]))[0].filename == shown
 
 
+@given(declared=st.binary().filter(lambda declared: not set(declared) & set(b"\r\n\0")))
+async def test_whatever_type_is_declared_a_header_can_hold_what_is_made_of_it(
+    declared: bytes,
+) -> None:
+    info, _ = await read([form(part(b"", FILE, b"Content-Type: " + declared))])
+    assert re.fullmatch(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+", info.content_type)
+
+
 @pytest.mark.parametrize("declared", [b"nonsense", b"a/b\n", b"text/pl\xe4in", b"a/" + b"x" * 200])
 async def test_a_media_type_that_is_none_is_not_passed_on(declared: bytes) -> None:
     info, _ = await read([form(part(b"", FILE, b"Content-Type: " + declared))])
@@ -182,13 +191,6 @@ async def test_a_thousand_and_one_parts_are_refused_at_the_second() -> None:
     with pytest.raises(InvalidForm):
         await read(parts())
     assert seen == 1
-
-
-async def test_nothing_but_line_ends_is_refused_at_once() -> None:
-    began = time.perf_counter()
-    with pytest.raises(MalformedMultipart):
-        await read([b"\r\n" * 32_768] * 160)
-    assert time.perf_counter() - began < 0.5
 
 
 async def test_ten_megabytes_of_line_ends_are_a_file_like_any_other() -> None:

@@ -1,6 +1,7 @@
 """What a stranger's file is called, and what it is."""
 
 import io
+import re
 import zipfile
 
 import pytest
@@ -133,3 +134,29 @@ def test_a_declared_type_that_the_bytes_should_confirm_and_do_not_is_never_belie
     head: bytes, declared: str
 ) -> None:
     assert media_type(head, declared) == "application/octet-stream"
+
+
+BEGINNINGS = [
+    b"",
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff",
+    b"PK\3\4",
+    b"%PDF-",
+    b"<svg",
+    b"RIFF",
+    b"\0",
+]
+NEVER_BELIEVED = ["image/png", "application/pdf", "application/zip", "audio/mpeg", "font/woff2"]
+
+
+@given(
+    beginning=st.sampled_from(BEGINNINGS),
+    rest=st.binary(),
+    declared=st.sampled_from(NEVER_BELIEVED),
+)
+def test_whatever_the_bytes_they_decide_and_a_header_can_hold_what_they_are(
+    beginning: bytes, rest: bytes, declared: str
+) -> None:
+    said = media_type(beginning + rest, declared)
+    assert said == media_type(beginning + rest, "application/octet-stream")
+    assert re.fullmatch(r"[a-z]+/[a-z0-9.+-]+", said)

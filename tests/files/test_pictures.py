@@ -6,12 +6,10 @@ import os
 import pickle
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import time
 import zipfile
-import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +18,7 @@ import pytest
 from PIL import Image
 
 from app.files.pictures import PictureRefused, Pictures, PictureWorkerDied, thumbnail
+from tests.support.pictures import png
 
 pytestmark = pytest.mark.anyio
 
@@ -80,23 +79,6 @@ def test_a_photograph_is_turned_upright_and_tells_nothing_else(source: Path) -> 
     small = opened(thumbnail(source))
     assert small.size == (128, 256)
     assert not small.getexif()
-
-
-def png(width: int, height: int) -> bytes:
-    """A picture of a hundred bytes that claims to be of any size."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize("edge", [7_100, 10_000, 100_000])

@@ -1,7 +1,6 @@
 """What only the store in S3 can get wrong: parts left behind, lost answers, and other people."""
 
 import asyncio
-import os
 import re
 import sys
 import time
@@ -27,6 +26,7 @@ from app.files.store import (
 )
 from tests.support.s3 import SECRET, Bucket, Fault, FaultyS3
 from tests.support.service import ROOT, free_port
+from tests.support.torture import form
 
 pytestmark = pytest.mark.anyio
 
@@ -208,7 +208,7 @@ async def test_an_upload_leaves_the_event_loop_to_others(
 
 
 async def test_a_large_upload_takes_little_memory(store: Store, bucket: Bucket) -> None:
-    """At most 32 MB, in a process of its own; UPLOAD_MEGABYTES=256 makes it a larger one."""
+    """At most 32 MB, in a process of its own."""
     program = """if True:
         import asyncio, sys, uuid
         from pathlib import Path
@@ -233,7 +233,7 @@ async def test_a_large_upload_takes_little_memory(store: Store, bucket: Bucket) 
 
         asyncio.run(main(sys.argv[1], int(sys.argv[2])))
     """
-    megabytes = os.environ.get("UPLOAD_MEGABYTES", "64")
+    megabytes = str(form(64, 256))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program, f"s3://{bucket.name}", megabytes),
         cwd=ROOT,

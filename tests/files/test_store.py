@@ -6,8 +6,6 @@ import hashlib
 import os
 import re
 import stat
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -372,37 +370,6 @@ async def test_a_write_that_takes_only_some_bytes_is_continued(
     data = os.urandom(10_001)
     await local.receive(upload_id, stream(data), limit=10_001)
     assert await local.head(upload_id, 20_000) == data
-
-
-async def test_a_full_disk_is_reported_as_such(tmp_path: Path) -> None:
-    """A real limit of the system's, in a process of its own: 1 MiB a file."""
-    program = """if True:
-        import asyncio, resource, sys, uuid
-        from app.files.store import StoreFull, open_store
-
-        async def megabytes(count):
-            for _ in range(count):
-                yield bytes(1024 * 1024)
-
-        async def main():
-            store = open_store("file:" + sys.argv[1])
-            try:
-                await store.receive(str(uuid.uuid4()), megabytes(3), limit=2**30)
-            except StoreFull:
-                await store.receive(str(uuid.uuid4()), megabytes(1), limit=2**30)
-                print(len(await store.received(-1)), await store.sweep(-1))
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * 1024, 1024 * 1024))
-        asyncio.run(main())
-    """
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", program, str(tmp_path)],
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    assert done.stdout == "1 0\n"
 
 
 async def test_a_store_below_a_file_is_unavailable(tmp_path: Path, upload_id: str) -> None:

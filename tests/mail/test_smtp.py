@@ -1,32 +1,20 @@
-"""The mailer against a real server that misbehaves in every way we know of."""
+"""The mailer against a real server. How it takes what servers do wrong is in tests/faults."""
 
 import asyncio
 import contextlib
 import ssl
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
 
 from app.mail import smtp
-from app.mail.replies import MailDeferred, MailError, MailRefused
-from app.mail.smtp import Mailer
-from tests.support.mails import RECIPIENT, SENDER, TIMEOUT, a_mail, send
-from tests.support.smtp_server import DEAF, DRIP, DROP, HANG, SmtpServer
+from app.mail.replies import MailDeferred, MailRefused
+from tests.support.mails import RECIPIENT, SENDER, STAGES, MakeMailer, a_mail, failure, send
+from tests.support.smtp_server import DEAF, DROP, HANG, SmtpServer
 
 pytestmark = pytest.mark.anyio
-
-MakeMailer = Callable[..., Mailer]
-STAGES = ["connect", "ehlo", "mail", "rcpt", "data", "dot"]
-
-
-async def failure(sending: Awaitable[str]) -> MailError:
-    with pytest.raises(MailError) as raised:
-        await sending
-    return raised.value
-
 
 # -- what goes over the wire
 
@@ -58,93 +46,6 @@ async def test_a_recipient_that_is_no_address_is_refused(
         sending = mailer_to(server).send(a_mail(), sender=SENDER, recipient=recipient)
         assert isinstance(await failure(sending), MailRefused)
     assert not any(line.startswith("RCPT") for line in server.commands)
-
-
-# -- every stage, every misbehaviour
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("code", [421, 450, 451, 452])
-async def test_a_deferral_at_any_stage_is_temporary(
-    server: SmtpServer, mailer_to: MakeMailer, stage: str, code: int
-) -> None:
-    server.always[stage] = f"{code} 4.0.0 Later"
-    error = await failure(send(mailer_to(server)))
-    assert isinstance(error, MailDeferred)
-    assert (error.smtp_code, error.detail) == (code, f"{code} 4.0.0 Later")
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("code", [550, 552, 554])
-async def test_a_refusal_at_any_stage_is_permanent(
-    server: SmtpServer, mailer_to: MakeMailer, stage: str, code: int
-) -> None:
-    server.always[stage] = f"{code} 5.0.0 Never"
-    error = await failure(send(mailer_to(server)))
-    assert isinstance(error, MailRefused)
-    assert (error.smtp_code, error.detail) == (code, f"{code} 5.0.0 Never")
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("misbehaviour", [HANG, DROP, DRIP])
-async def test_silence_at_any_stage_is_temporary_and_ends_in_time(
-    server: SmtpServer, mailer_to: MakeMailer, stage: str, misbehaviour: str
-) -> None:
-    server.always[stage] = misbehaviour
-    mailer = mailer_to(server)
-    started = time.monotonic()
-    error = await failure(send(mailer))
-    assert time.monotonic() - started < TIMEOUT + 1
-    assert isinstance(error, MailDeferred)
-    assert error.smtp_code is None
-    assert mailer.open_connections == 0
-
-
-@pytest.mark.parametrize("answer", ["nonsense", "252 2.0.0 Perhaps"])
-@pytest.mark.parametrize("stage", STAGES)
-async def test_an_answer_that_makes_no_sense_is_temporary(
-    server: SmtpServer, mailer_to: MakeMailer, stage: str, answer: str
-) -> None:
-    server.always[stage] = answer
-    assert isinstance(await failure(send(mailer_to(server))), MailDeferred)
-
-
-async def test_a_server_that_is_down_is_temporary(
-    server: SmtpServer, mailer_to: MakeMailer
-) -> None:
-    mailer = mailer_to(server)
-    await server.stop()
-    assert isinstance(await failure(send(mailer)), MailDeferred)
-    await server.start()
-    assert await send(mailer)
-
-
-async def test_a_hang_at_data_does_not_take_as_long_as_one_at_the_dot_may(
-    server: SmtpServer, mailer_to: MakeMailer
-) -> None:
-    server.always["data"] = HANG
-    started = time.monotonic()
-    await failure(send(mailer_to(server, data_timeout=60)))
-    assert time.monotonic() - started < TIMEOUT + 1
-
-
-async def test_a_late_answer_to_the_dot_is_waited_for(
-    server: SmtpServer, mailer_to: MakeMailer
-) -> None:
-    server.delay["dot"] = 3 * TIMEOUT
-    assert await send(mailer_to(server, data_timeout=60)) == "250 2.0.0 Ok"
-    assert len(server.received) == 1
-
-
-async def test_a_connection_lost_after_the_dot_leaves_one_copy_an_attempt_all_the_same(
-    server: SmtpServer, mailer_to: MakeMailer
-) -> None:
-    server.once["dot"].append(DROP)
-    mailer = mailer_to(server)
-    assert isinstance(await failure(send(mailer)), MailDeferred)
-    await send(mailer)
-    first, second = server.received
-    assert first == second
 
 
 # -- credentials
@@ -188,26 +89,6 @@ async def test_tls_comes_before_anything(tls_server: SmtpServer, mailer_to: Make
     await send(mailer_to(tls_server, security="tls", timeout=5, **LOGIN))
     assert AUTH in tls_server.commands
     assert tls_server.received
-
-
-async def test_a_bad_certificate_gets_no_credentials(
-    starttls_server: SmtpServer, tls_server: SmtpServer, mailer_to: MakeMailer
-) -> None:
-    for server, security in ((starttls_server, "starttls"), (tls_server, "tls")):
-        error = await failure(send(mailer_to(server, security=security, timeout=5, **LOGIN)))
-        assert isinstance(error, MailDeferred)
-        assert "CERTIFICATE_VERIFY_FAILED" in error.detail
-        assert not any(line.startswith("AUTH") for line in server.commands)
-        assert not server.received
-
-
-async def test_a_server_without_starttls_gets_no_credentials(
-    server: SmtpServer, mailer_to: MakeMailer
-) -> None:
-    error = await failure(send(mailer_to(server, security="starttls", **LOGIN)))
-    assert isinstance(error, MailDeferred)
-    assert "STARTTLS" in error.detail
-    assert not any(line.startswith(("AUTH", "MAIL")) for line in server.commands)
 
 
 @pytest.mark.usefixtures("trusted")
@@ -364,21 +245,6 @@ async def test_a_cancelled_sender_leaves_no_connection_and_no_slot_behind(
     assert mailer.open_connections == 0
     server.always.clear()
     await send(mailer)
-
-
-async def test_a_server_that_comes_back_sees_no_stampede(
-    server: SmtpServer, mailer_to: MakeMailer
-) -> None:
-    mailer = mailer_to(server, connections=3, timeout=5, data_timeout=5)
-    await server.stop()
-    down = await asyncio.gather(
-        *(send(mailer, f"task-{number}") for number in range(100)), return_exceptions=True
-    )
-    assert {type(outcome) for outcome in down} == {MailDeferred}
-    await server.start()
-    await asyncio.gather(*(send(mailer, f"task-{number}") for number in range(300)))
-    assert len(server.received) == 300
-    assert server.open_most == server.open_total == 3
 
 
 async def test_connections_stay_bounded_while_they_fail_and_are_replaced(

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from app.queue import worker as worker_module
 from app.queue.engine import Engine
 from tests.queue import time_machine
 from tests.queue.support import Clock
-from tests.support.postgres import Postgres, with_tables
+from tests.support.postgres import Postgres, sql, with_tables
+
+__all__ = ["sql"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -48,3 +51,9 @@ async def engine(engine_url: str) -> AsyncIterator[Engine]:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture
+def frequent_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers notice retries sooner than the service needs to."""
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.02)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from app.queue.durable import Catalogue, Context
@@ -11,6 +12,7 @@ from app.queue.engine import Engine
 from app.queue.events import Event, What
 from app.queue.queue import Queue
 from app.queue.retry import RetryPolicy
+from app.queue.sqlite import SQLite
 from app.queue.task import Batch, Task, new_id
 from app.queue.worker import Worker
 
@@ -48,9 +50,9 @@ class Diary:
         """What happened, in words."""
         return [event.what.value for event in self.events]
 
-    async def until(self, what: What, *, times: int = 1) -> Event:
+    async def until(self, what: What, *, times: int = 1, within: float = 5.0) -> Event:
         """Wait until this has happened so many times; give the last of them."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(within):
             while len(found := [event for event in self.events if event.what is what]) < times:
                 self._written.clear()
                 await self._written.wait()
@@ -73,6 +75,17 @@ def a_task(*, at: float = NOW, **changes: Any) -> Task:
         max_attempts=8,
     )
     return replace(task, **changes)
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[SQLite]:
+    """The embedded engine on this file, started."""
+    engine = SQLite(path)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
 
 
 async def put(engine: Engine, *tasks: Task) -> None:
@@ -112,6 +125,11 @@ async def promise(
     task = durable_tasks.add_task(function, *args, **kwargs)
     await queue.commit(durable_tasks.batch())
     return task
+
+
+async def wait_forever(_: Context[None]) -> None:
+    """A task that gives a test the time to disturb it."""
+    await asyncio.Event().wait()
 
 
 @asynccontextmanager

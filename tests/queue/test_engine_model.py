@@ -28,13 +28,18 @@ from app.queue.retry import MAX_CRASHES, WORKER_DIED
 from app.queue.task import FINISHED, WAITING, Batch, Outcome, Status, Task
 from tests.queue import time_machine
 from tests.queue.support import LEASE, NOW, a_task
+from tests.support.torture import LONG, form
 
 GIVEN_UP = (Status.FAILED, Status.CANCELLED)
 OWNERS = st.sampled_from(["worker-1", "worker-2"])
 ENDINGS = st.sampled_from([Status.SUCCEEDED, Status.FAILED, Status.RETRYING, Status.QUEUED])
 
-SHORT = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None
+EXAMPLES = settings(
+    max_examples=form(60, 400),
+    stateful_step_count=form(40, 100),
+    deadline=None,
+    derandomize=not LONG,
+    database=None,
 )
 
 
@@ -44,7 +49,7 @@ def test_an_engine_behaves_like_a_dict(engine_url: str) -> None:
         runner.run(engine.start())
         run_state_machine_as_test(
             lambda: _EngineMachine(runner, engine),  # type: ignore[arg-type]
-            settings=SHORT,
+            settings=EXAMPLES,
         )
         runner.run(engine.stop())
 

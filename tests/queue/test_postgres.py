@@ -19,7 +19,7 @@ from app.queue.postgres import Postgres as Engine
 from app.queue.retry import WORKER_DIED
 from app.queue.task import Answer, Batch, Outcome, Record, Status, Task
 from tests.queue.support import DAY, LEASE, NOW, a_task, put
-from tests.support.postgres import Postgres
+from tests.support.postgres import Postgres, Sql
 
 pytestmark = pytest.mark.anyio
 
@@ -41,12 +41,6 @@ async def engine(database_url: str) -> AsyncIterator[Engine]:
         yield engine
 
 
-@pytest.fixture
-def sql(postgres: Postgres, database_url: str) -> Callable[[str], str]:
-    """What an operator asks with psql."""
-    return lambda statement: postgres.sql(statement, database_url)
-
-
 async def claim(engine: Engine, owner: str = "worker-1", *, limit: int = 100) -> list[Task]:
     return await engine.claim(owner, limit=limit, now=NOW, lease=LEASE)
 
@@ -60,16 +54,12 @@ async def eventually(true: Callable[[], bool]) -> None:
 # Transactions
 
 
-async def test_requests_that_come_together_share_a_transaction(
-    engine: Engine, sql: Callable[[str], str]
-) -> None:
+async def test_requests_that_come_together_share_a_transaction(engine: Engine, sql: Sql) -> None:
     await asyncio.gather(*(put(engine, a_task()) for _ in range(50)))
     assert sql("SELECT count(*), count(DISTINCT xmin::text) FROM afterward.tasks") == "50|1"
 
 
-async def test_outcomes_that_come_together_share_a_transaction(
-    engine: Engine, sql: Callable[[str], str]
-) -> None:
+async def test_outcomes_that_come_together_share_a_transaction(engine: Engine, sql: Sql) -> None:
     await put(engine, *(a_task() for _ in range(20)))
     claimed = await claim(engine)
     await asyncio.gather(*(engine.settle(task, Outcome(Status.SUCCEEDED), NOW) for task in claimed))
@@ -106,7 +96,7 @@ async def test_one_key_in_two_processes_is_kept_once(engine: Engine, database_ur
 
 
 async def test_claims_and_settlements_side_by_side_never_deadlock(
-    engine: Engine, database_url: str, sql: Callable[[str], str]
+    engine: Engine, database_url: str, sql: Sql
 ) -> None:
     """Two workers take each other's tasks for silent all the time, and settle them late."""
     await put(engine, *(a_task(max_attempts=1000) for _ in range(20)))
@@ -130,9 +120,7 @@ async def test_claims_and_settlements_side_by_side_never_deadlock(
 # Entries
 
 
-async def test_an_entry_that_no_task_refers_to_means_nothing(
-    engine: Engine, sql: Callable[[str], str]
-) -> None:
+async def test_an_entry_that_no_task_refers_to_means_nothing(engine: Engine, sql: Sql) -> None:
     """A task that was cancelled and queued afresh has two; it is run once."""
     await put(engine, task := a_task(), cancelled := a_task())
     for withdrawn in (task, cancelled):
@@ -152,9 +140,7 @@ async def test_what_waits_is_found_behind_any_number_of_such_entries(engine: Eng
     assert [claimed.id for claimed in await claim(engine, limit=1)] == [task.id]
 
 
-async def test_a_late_heartbeat_costs_a_worker_nothing(
-    engine: Engine, sql: Callable[[str], str]
-) -> None:
+async def test_a_late_heartbeat_costs_a_worker_nothing(engine: Engine, sql: Sql) -> None:
     """If nobody else has taken its tasks by then."""
     await put(engine, a_task())
     (task,) = await claim(engine)
@@ -164,7 +150,7 @@ async def test_a_late_heartbeat_costs_a_worker_nothing(
 
 
 async def test_a_claim_whose_answer_got_lost_is_taken_back(
-    engine: Engine, database_url: str, sql: Callable[[str], str]
+    engine: Engine, database_url: str, sql: Sql
 ) -> None:
     """Its worker lives, but nobody works on the task: its heartbeat does not cover it."""
     await put(engine, task := a_task())
@@ -202,7 +188,7 @@ async def test_nobodys_environment_renames_the_tables(
 
 
 async def test_nobody_reads_pgqueuers_log_so_it_stays_small(
-    engine: Engine, sql: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    engine: Engine, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await put(engine, a_task())
     logged = "SELECT count(*) FROM afterward.pgqueuer_log"
@@ -214,7 +200,7 @@ async def test_nobody_reads_pgqueuers_log_so_it_stays_small(
     assert len(await claim(engine)) == 1
 
 
-async def test_the_counts_are_added_up(engine: Engine, sql: Callable[[str], str]) -> None:
+async def test_the_counts_are_added_up(engine: Engine, sql: Sql) -> None:
     for _ in range(5):
         await put(engine, a_task())
     await claim(engine, limit=2)
@@ -232,9 +218,7 @@ SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = 'a
 """
 
 
-async def test_nothing_reads_more_rows_than_it_needs(
-    database_url: str, sql: Callable[[str], str]
-) -> None:
+async def test_nothing_reads_more_rows_than_it_needs(database_url: str, sql: Sql) -> None:
     """Not even when the backlog is so new that the planner's statistics do not know of it."""
     sql(
         "INSERT INTO afterward.pgqueuer (priority, entrypoint, payload, execute_after, status) "
@@ -267,7 +251,7 @@ async def test_nothing_reads_more_rows_than_it_needs(
 # A database that refuses, or goes away
 
 
-async def test_a_full_disk_is_told_apart(engine: Engine, sql: Callable[[str], str]) -> None:
+async def test_a_full_disk_is_told_apart(engine: Engine, sql: Sql) -> None:
     """The server's own error for it, raised by hand."""
     sql(
         "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS "
@@ -300,7 +284,7 @@ async def test_a_database_that_only_reads_is_noticed(
 
 
 async def test_connections_that_broke_are_replaced(
-    engine: Engine, sql: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    engine: Engine, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also the one that listens: whoever waits for tasks is woken as before."""
     monkeypatch.setattr(postgres_listener, "PING_SECONDS", 0.05)

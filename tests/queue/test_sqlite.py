@@ -1,21 +1,17 @@
 """What only the embedded engine can get wrong: its one file, and its one process."""
 
-import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.queue import sqlite_file
-from app.queue.errors import CannotStart, QueueFull, QueueUnavailable
+from app.queue.errors import CannotStart
 from app.queue.sqlite import SQLite
 from app.queue.task import Status
-from tests.queue.support import LEASE, NOW, a_task, claim_all, claim_one, put
+from tests.queue.support import LEASE, NOW, a_task, claim_all, opened, put
 
 pytestmark = pytest.mark.anyio
 
@@ -40,16 +36,6 @@ asyncio.run(hold_a_task())
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "var" / "queue.db"
-
-
-@asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[SQLite]:
-    engine = SQLite(path)
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.stop()
 
 
 @pytest.fixture
@@ -84,11 +70,6 @@ def process(path: Path) -> Iterator[subprocess.Popen[str]]:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
-
-
-@pytest.mark.usefixtures("process")
-async def test_a_second_process_is_sent_to_postgresql(path: Path) -> None:
-    assert "postgresql://" in await refusal(path)
 
 
 async def test_a_killed_process_frees_the_file_and_its_tasks(
@@ -141,112 +122,6 @@ async def test_what_was_put_is_there_at_the_next_start(path: Path) -> None:
 async def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "cannot be opened" in await refusal(tmp_path / "file" / "queue.db")
-
-
-# Files that are not ours, or no longer in order
-
-
-async def refused_and_left_alone(path: Path) -> str:
-    before = contents(path)
-    reason = await refusal(path)
-    assert contents(path) == before
-    return reason
-
-
-def contents(path: Path) -> list[bytes]:
-    """The bytes of a database, and of its write-ahead log if there is anything in it."""
-    files = [path, path.with_name(f"{path.name}-wal")]
-    return [data for file in files if file.exists() and (data := file.read_bytes())]
-
-
-@pytest.fixture
-def connection(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection of somebody else, which knows nothing of the lock file."""
-    path.parent.mkdir(exist_ok=True)
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        yield connection
-
-
-async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "diary.txt"
-    path.write_text("Dear diary, " * 1000)
-    assert "not a database" in await refused_and_left_alone(path)
-
-
-async def test_a_database_of_another_program_is_refused(
-    path: Path, connection: sqlite3.Connection
-) -> None:
-    connection.execute("CREATE TABLE tasks (title TEXT)")
-    assert "another program" in await refused_and_left_alone(path)
-
-
-async def test_a_database_of_a_newer_version_is_refused(path: Path) -> None:
-    async with opened(path) as engine:
-        await rows(engine, f"PRAGMA user_version = {sqlite_file.SCHEMA_VERSION + 1}")
-    assert "newer version" in await refused_and_left_alone(path)
-
-
-async def test_a_damaged_page_is_found_at_the_start(path: Path, tmp_path: Path) -> None:
-    """Not even what a killed process left in the write-ahead log is moved into such a file."""
-    async with opened(path) as engine:
-        await put(engine, *(a_task() for _ in range(500)))
-    async with opened(path) as engine:
-        await put(engine, a_task())
-        killed = Path(shutil.copytree(path.parent, tmp_path / "killed")) / path.name
-    with killed.open("r+b") as file:
-        file.seek(killed.stat().st_size // 2 // 4096 * 4096)
-        file.write(b"\xff" * 4096)
-    assert len(contents(killed)) == 2
-    assert "damaged (Page" in await refused_and_left_alone(killed)
-
-
-# Durability
-
-
-async def test_every_commit_waits_for_the_disk(engine: SQLite) -> None:
-    """2 is FULL: the WAL is synced before COMMIT returns, so power loss forgets no promise."""
-    assert await rows(engine, "PRAGMA synchronous") == [(2,)]
-    assert await rows(engine, "PRAGMA journal_mode") == [("wal",)]
-
-
-async def test_a_full_disk_is_refused_and_recovered_from(engine: SQLite) -> None:
-    """SQLite reports a bound on the file's pages exactly as it does a full disk."""
-    await rows(engine, "PRAGMA max_page_count = 1")
-    large = a_task(arguments="x" * 100_000)
-    with pytest.raises(QueueFull, match="disk is full; nothing was accepted"):
-        await put(engine, large)
-    await engine.backlog()
-    await rows(engine, "PRAGMA max_page_count = 1000000")
-    await put(engine, large)
-    assert await claim_one(engine)
-
-
-@pytest.fixture(autouse=True)
-def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait less long for somebody else's lock than the service does."""
-    assert sqlite_file.LOCKED_SECONDS <= 1
-    monkeypatch.setattr(sqlite_file, "LOCKED_SECONDS", 0.1)
-
-
-async def test_a_locked_database_is_refused_and_recovered_from(
-    engine: SQLite, connection: sqlite3.Connection
-) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    with pytest.raises(QueueUnavailable) as raised:
-        await put(engine, a_task())
-    assert "locked" in str(raised.value.__cause__)
-    with pytest.raises(QueueUnavailable):
-        await engine.check()
-    connection.execute("ROLLBACK")
-    await put(engine, a_task())
-    assert len(await claim_all(engine)) == 1
-
-
-async def test_no_start_on_a_locked_database(path: Path, connection: sqlite3.Connection) -> None:
-    async with opened(path):
-        pass
-    connection.execute("BEGIN IMMEDIATE")
-    assert "locked" in await refusal(path)
 
 
 # Speed

@@ -28,16 +28,11 @@ from tests.queue.support import (
     promise,
     put,
     queue_of,
+    wait_forever,
     working,
 )
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def frequent_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Notice retries sooner than the service needs to."""
-    monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.02)
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("frequent_polls")]
 
 
 async def settled(queue: Queue[None], task: Task, **settings: Any) -> Task:
@@ -50,11 +45,6 @@ def error_of(task: Task) -> dict[str, Any]:
     assert task.error is not None
     error: dict[str, Any] = json.loads(task.error)
     return error
-
-
-async def wait_forever(context: Context[None]) -> None:
-    """Give a test the time to disturb it."""
-    await asyncio.Event().wait()
 
 
 # Success
@@ -368,20 +358,6 @@ async def test_a_retry_needs_nobody_to_wake_the_worker(engine: Engine) -> None:
 # Leases
 
 
-async def test_a_task_longer_than_its_lease_is_not_stolen(engine: Engine) -> None:
-    """As long as the heartbeat of its worker goes on."""
-
-    async def outlast(context: Context[None]) -> None:
-        await asyncio.sleep(1.2)
-
-    queue = queue_of(engine, outlast, now=time.time)
-    diary = Diary(queue)
-    await promise(queue, outlast)
-    async with working(queue, lease=0.6), working(queue, lease=0.6):
-        await diary.until(What.SUCCEEDED)
-    assert diary.whats == ["queued", "started", "succeeded"]
-
-
 async def test_an_attempt_whose_task_was_lost_is_cancelled(engine: Engine, clock: Clock) -> None:
     """At the next heartbeat; what it did since then changes nothing in the record."""
     queue = queue_of(engine, wait_forever, now=clock)
@@ -551,24 +527,6 @@ async def test_a_stopping_worker_lets_tasks_finish_within_the_grace(
     await asyncio.wait_for(stopping, 1)
     assert (await engine.get(first.id)).status is Status.SUCCEEDED
     assert await engine.get(second.id) == second
-
-
-async def test_a_stopping_worker_gives_back_what_does_not_finish(
-    engine: Engine, clock: Clock
-) -> None:
-    """Uncounted, due at once, and within a second after the grace."""
-    queue = queue_of(engine, wait_forever, now=clock)
-    diary = Diary(queue)
-    task = await promise(queue, wait_forever)
-    worker = Worker(queue, None)
-    await worker.start()
-    await diary.until(What.STARTED)
-    async with asyncio.timeout(1.1):
-        await worker.stop(grace=0.1)
-    given_back = await engine.get(task.id)
-    assert (given_back.status, given_back.attempts, given_back.owner) == (Status.QUEUED, 0, None)
-    assert diary.whats == ["queued", "started", "given_back"]
-    assert (await claim_one(engine)).id == task.id
 
 
 async def test_an_idle_worker_stops_at_once(

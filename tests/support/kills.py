@@ -1,25 +1,26 @@
-"""A load of many clients on a service that is killed over and over, and what was lost by it."""
+"""A load of many clients on a service that something bad happens to, and what was lost by it."""
 
-import os
 import random
 import re
 import threading
 import time
-from collections import Counter
+import uuid
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx2
 
-from tests.support.service import Service
+from tests.support.service import Service, until
 from tests.support.smtp_server import SmtpServer
 
 CLIENTS = 16
-DONE_WITHIN = 60.0  # seconds: a worker's lease, and the work
-KILLS = int(os.environ.get("KILLS", "3"))  # `make torture` asks for more
+PATIENCE = 60.0  # seconds: a worker's lease, and the work
+QUIET = 1.0  # seconds without a mail: longer than the SMTP server takes for one
 
 _ID = re.compile(rb"^Message-ID: <([^@]+)@", re.MULTILINE)
+_BACKLOG = re.compile(r"^afterward_backlog\{.* (\S+)$", re.MULTILINE)
 
 
 @dataclass
@@ -27,44 +28,63 @@ class Tally:
     """Which tasks were answered 202, and how often each mail arrived."""
 
     accepted: set[str] = field(default_factory=set)
-    delivered: Counter[str] = field(default_factory=Counter)
     given_up: set[str] = field(default_factory=set)
+    delivered: Counter[str] = field(default_factory=Counter)  # by the task in the Message-ID
+    renamed: int = 0  # mails that came under more than one Message-ID
 
     @property
     def lost(self) -> set[str]:
         """Accepted, but neither delivered nor shown as failed."""
         return self.accepted - set(self.delivered) - self.given_up
 
+    @property
+    def copies(self) -> int:
+        """How many mails came again."""
+        return self.delivered.total() - len(self.delivered)
 
-def kill_under_load(service: Service, smtp_server: SmtpServer, *, kills: int) -> Tally:
-    """Send from many clients while the service is killed at random instants, and started again.
+    def __str__(self) -> str:
+        """What became of them, in a line."""
+        return (
+            f"{len(self.lost):,} lost, {len(self.given_up)} given up, {self.copies:,} copies, "
+            f"{self.renamed} of them under another Message-ID"
+        )
 
-    Returns once the service has nothing left to do.
-    """
+
+def kill_under_load(
+    service: Service, smtp_server: SmtpServer, *, kills: int, accepted: int
+) -> Tally:
+    """Kill the service at random instants, and start it again; see `disturb_under_load`."""
 
     def kill() -> None:
         service.kill()
         service.start()
 
-    return disturb_under_load(service, smtp_server, kill, times=kills)
+    return disturb_under_load(service, smtp_server, kill, times=kills, accepted=accepted)
 
 
 def disturb_under_load(
-    service: Service, smtp_server: SmtpServer, disturb: Callable[[], None], *, times: int
+    service: Service,
+    smtp_server: SmtpServer,
+    disturb: Callable[[], None],
+    *,
+    times: int,
+    accepted: int,
 ) -> Tally:
-    """Send from many clients while something bad happens at random instants; see above."""
+    """Send from many clients while something bad happens `times` times, at random instants.
+
+    At least `accepted` requests are answered 202 meanwhile. Returns once the service has nothing
+    left to do.
+    """
     tally = Tally()
     with _load(service, tally):
-        for _ in range(times):
-            time.sleep(random.uniform(0.1, 0.6))
+        for nth in range(times):
+            _wait_until_accepted(tally, random.uniform(nth, nth + 1) * accepted / times)
+            time.sleep(random.uniform(0, 0.1))
             disturb()
-        time.sleep(0.2)
-    _wait_until_done(service)
-    _wait_until_quiet(smtp_server)
+        _wait_until_accepted(tally, accepted)
+    _wait_until_done(service, smtp_server, len(tally.accepted))
     tally.given_up = _failed(service)
-    tally.delivered = Counter(
-        match[1].decode() for mail in smtp_server.received if (match := _ID.search(mail.content))
-    )
+    _count(smtp_server, tally)
     return tally
 
 
@@ -86,10 +106,11 @@ def _load(service: Service, tally: Tally) -> Iterator[None]:
 
 
 def _client(url: str, accepted: set[str], enough: threading.Event) -> None:
+    """Ask for one mail after the other, each to somebody else."""
     with httpx2.Client(base_url=url, timeout=10) as client:
         while not enough.is_set():
             try:
-                answer = client.post("/send-notification/ada@example.com")
+                answer = client.post(f"/send-notification/{uuid.uuid4().hex}@example.com")
                 if answer.status_code == httpx2.codes.ACCEPTED:
                     accepted.add(answer.json()["id"])
             except httpx2.TransportError:
@@ -97,29 +118,39 @@ def _client(url: str, accepted: set[str], enough: threading.Event) -> None:
             time.sleep(0.02)
 
 
-def _wait_until_done(service: Service) -> None:
-    """Wait until no task is unfinished, as far as the service can tell."""
-    deadline = time.monotonic() + DONE_WITHIN
-    while any(_some(service, status) for status in ("running", "retrying", "queued")):
-        assert time.monotonic() < deadline, service.log[-10_000:]
-        time.sleep(0.1)
+def _wait_until_accepted(tally: Tally, number: float) -> None:
+    until(lambda: len(tally.accepted) >= number, within=PATIENCE, what=number)
 
 
-def _some(service: Service, status: str) -> bool:
-    answer = service.get("/tasks", params={"status": status, "limit": 1})
-    return answer.status_code != httpx2.codes.NOT_FOUND and answer.json().get("data") != []
+def _wait_until_done(service: Service, smtp_server: SmtpServer, tasks: int) -> None:
+    if service.get("/metrics").status_code == httpx2.codes.NOT_FOUND:
+        _wait_until_quiet(smtp_server)  # the tutorial's service cannot tell
+    else:
+        until(lambda: _backlog(service) == {0.0}, within=PATIENCE + tasks / 20)
+
+
+def _backlog(service: Service) -> set[float]:
+    """How many tasks wait, how many run, and so on: all of one instant."""
+    return {float(tasks) for tasks in _BACKLOG.findall(service.get("/metrics").text)}
 
 
 def _wait_until_quiet(smtp_server: SmtpServer) -> None:
-    """Wait until no mail has come for a while: longer than any back-off of these tests."""
     before = -1
     while len(smtp_server.received) != before:
         before = len(smtp_server.received)
-        time.sleep(1.0)
+        time.sleep(QUIET)
 
 
 def _failed(service: Service) -> set[str]:
-    answer = service.get("/tasks", params={"status": "failed", "limit": 100})
-    if answer.status_code == httpx2.codes.NOT_FOUND:  # the tutorial's service cannot tell
-        return set()
-    return {task["id"] for task in answer.json()["data"]}
+    failed = service.get("/tasks", params={"status": "failed", "limit": 100}).json()
+    return {task["id"] for task in failed.get("data", [])}
+
+
+def _count(smtp_server: SmtpServer, tally: Tally) -> None:
+    names = defaultdict[str, set[str]](set)
+    for mail in smtp_server.received:
+        if match := _ID.search(mail.content):
+            task_id = match[1].decode()
+            tally.delivered[task_id] += 1
+            names[mail.recipients[0]].add(task_id)
+    tally.renamed = sum(len(ids) - 1 for ids in names.values())

@@ -1,14 +1,23 @@
-"""A mail to send, and the sending of it."""
+"""A mail to send, the sending of it, and the fixtures for that: a server, and mailers to it."""
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from email.message import EmailMessage
 
+import pytest
+
 from app.mail.message import compose, message_id
+from app.mail.replies import MailError
 from app.mail.smtp import Mailer
+from tests.support.smtp_server import SmtpServer
 
 SENDER = "notifications@example.com"
 RECIPIENT = "ada@example.org"
 TIMEOUT = 0.3  # seconds that a step may take where a server is slow on purpose
+STAGES = ["connect", "ehlo", "mail", "rcpt", "data", "dot"]
+
+MakeMailer = Callable[..., Mailer]
 
 
 def a_mail(task_id: str = "task-1") -> EmailMessage:
@@ -24,3 +33,36 @@ def a_mail(task_id: str = "task-1") -> EmailMessage:
 
 async def send(mailer: Mailer, task_id: str = "task-1") -> str:
     return await mailer.send(a_mail(task_id), sender=SENDER, recipient=RECIPIENT)
+
+
+async def failure(sending: Awaitable[str]) -> MailError:
+    with pytest.raises(MailError) as raised:
+        await sending
+    return raised.value
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[SmtpServer]:
+    """An SMTP server that takes everything, until it is told otherwise."""
+    async with SmtpServer() as smtp_server:
+        yield smtp_server
+
+
+@pytest.fixture
+async def mailer_to() -> AsyncIterator[MakeMailer]:
+    """Make a mailer to a server; it is closed after the test."""
+    async with AsyncExitStack() as closing:
+
+        def make(server: SmtpServer, **settings: object) -> Mailer:
+            known: dict[str, object] = {
+                "host": "127.0.0.1",
+                "port": server.port,
+                "timeout": TIMEOUT,
+                "data_timeout": TIMEOUT,
+                "connections": 2,
+            }
+            mailer = Mailer(**(known | settings))  # type: ignore[arg-type]
+            closing.push_async_callback(mailer.close)
+            return mailer
+
+        yield make

@@ -8,8 +8,12 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
+
+import pytest
 
 from app.observe.logs import configure_logging
 from app.queue.postgres_schema import migrate
@@ -182,6 +186,15 @@ class Postgres:
     def log(self) -> str:
         """What the server wrote."""
         return (self._directory / "log").read_text()
+
+
+Sql = Callable[[str], str]
+
+
+@pytest.fixture
+def sql(postgres: Postgres, database_url: str) -> Sql:
+    """What an operator asks of the database with psql."""
+    return partial(postgres.sql, url=database_url)
 
 
 def with_tables(postgres: Postgres) -> str:

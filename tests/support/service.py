@@ -1,13 +1,15 @@
 """The service for tests: `settings_in` for one in this process, `Service` for a real server."""
 
 import contextlib
+import logging
 import os
 import random
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +21,8 @@ from app.settings import Settings
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "app")
 PATIENCE = 10.0  # seconds, for what ought to take a moment
+
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request helps nobody
 
 Json = dict[str, Any]
 
@@ -41,6 +45,9 @@ def _defaults(directory: Path) -> dict[str, Any]:
     }
 
 
+_given_lately: deque[int] = deque(maxlen=100)
+
+
 def free_port() -> int:
     """A TCP port on loopback that nobody listens at.
 
@@ -49,20 +56,45 @@ def free_port() -> int:
     first = 20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     while True:
         port = random.randrange(first, first + 1_000)
+        if port in _given_lately:  # to somebody who may not have begun to listen
+            continue
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
+            _given_lately.append(port)
             return port
 
 
-def wait_for(client: httpx2.Client, task_id: str, status: str = "succeeded") -> Json:
+def wait_for(
+    client: httpx2.Client, task_id: str, status: str = "succeeded", *, at_most: float = PATIENCE
+) -> Json:
     """Wait until a task has this status; returns the task."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + at_most
     while True:
         task: Json = client.get(f"/tasks/{task_id}").raise_for_status().json()
         if task["status"] == status:
             return task
         assert time.monotonic() < deadline, f"the task is not {status}: {task}"
         time.sleep(0.01)
+
+
+def until(true: Callable[[], object], *, within: float, what: object = "") -> float:
+    """Wait until something is true; gives how many seconds that took."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() < began + within, f"not within {within} s {what}"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def wait_until_open(port: int) -> None:
+    """Wait until somebody listens at this port of loopback."""
+
+    def is_open() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return True
+        return False
+
+    until(is_open, within=PATIENCE, what=f"at port {port}")
 
 
 def mails_in(directory: Path) -> list[Caught]:
@@ -116,6 +148,12 @@ class Process:
         """Its number, also after its end."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no more."""
+        assert self._process is not None
+        return self._process.poll() is not None
 
     def wait(self, at_most: float = PATIENCE) -> int:
         """Wait for its end; returns the exit code."""
@@ -204,9 +242,11 @@ class Service(Process):
         """Send a POST request."""
         return self.client.post(path, **options)
 
-    def wait_for(self, task_id: str, status: str = "succeeded") -> Json:
+    def wait_for(
+        self, task_id: str, status: str = "succeeded", *, at_most: float = PATIENCE
+    ) -> Json:
         """Wait until a task has this status; returns the task."""
-        return wait_for(self.client, task_id, status)
+        return wait_for(self.client, task_id, status, at_most=at_most)
 
     @property
     def mails(self) -> list[Caught]:

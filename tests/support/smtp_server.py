@@ -4,13 +4,17 @@ import asyncio
 import contextlib
 import ssl
 from collections import defaultdict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 HANG = "hang"  # say nothing until the client goes away
 DEAF = "deaf"  # say nothing, and not even notice that the client goes away
 DROP = "drop"  # close the connection without a word
 DRIP = "drip"  # a byte now and then, and never a whole line
+TRICKLE = "trickle"  # a line now and then, and never the last
 
 USUAL = {
     "connect": "220 test ESMTP",
@@ -40,7 +44,8 @@ class SmtpServer:
     """Listens on loopback; counts connections, keeps command lines and mails.
 
     `always` and `once` script its answers, by stage (see USUAL), each a reply or one of HANG, DEAF,
-    DROP and DRIP; `delay` slows them, in seconds. All may change while it runs.
+    DROP, DRIP and TRICKLE; `delay` slows them, in seconds. All may change while it runs. Without
+    `starttls` it may be told to offer STARTTLS all the same, and never begins what it promised.
     """
 
     def __init__(
@@ -124,6 +129,8 @@ class SmtpServer:
                     await self._answer("dot", reader, writer)
                 case "starttls" if accepted and self.starttls:
                     await writer.start_tls(self.starttls)
+                case "starttls" if accepted:
+                    self.commands.append((await reader.read()).decode("latin-1"))
 
     async def _answer(
         self, stage: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -134,19 +141,26 @@ class SmtpServer:
         answer = self.always.get(stage, usual)
         if self.once[stage]:
             answer = self.once[stage].popleft()
-        if answer == DRIP:
+        if answer in {DRIP, TRICKLE}:
             while not reader.at_eof():
-                writer.write(b"2")
+                writer.write(b"2" if answer == DRIP else b"250-\r\n")
                 await asyncio.sleep(0.05)
         if answer == HANG:
             await reader.read()
         if answer == DEAF:
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             await asyncio.get_running_loop().create_future()
-        if answer in {DROP, DRIP, HANG}:
+        if answer in {DROP, DRIP, TRICKLE, HANG}:
             raise ConnectionAbortedError
         writer.write(answer.encode() + b"\r\n")
         await writer.drain()
         if answer.startswith("421"):
             raise ConnectionAbortedError
         return answer[0] == usual[0]
+
+
+@contextlib.contextmanager
+def in_a_thread(server: SmtpServer) -> Iterator[BlockingPortal]:
+    """Run a server beside a test that is not async, which may `portal.call(server.stop)`."""
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(server):
+        yield portal

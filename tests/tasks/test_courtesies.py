@@ -83,11 +83,3 @@ async def test_lines_are_appended_in_order(tmp_path: Path) -> None:
     for number in range(3):
         await write_log(log_file, f"line {number}")
     assert (tmp_path / "log.txt").read_text() == "before\nline 0\nline 1\nline 2\n"
-
-
-async def test_a_log_that_cannot_be_written_is_one_error_for_each_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    log_file = LogFile(tmp_path / "file" / "log.txt")
-    with capture_logs() as lines:
-        await asyncio.gather(write_log(log_file, "one"), write_log(log_file, "two"))
-    assert [line["task"] for line in lines] == ["write_log", "write_log"]

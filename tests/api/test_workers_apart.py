@@ -1,0 +1,216 @@
+"""The API in one process, workers in others: they share a PostgreSQL, and nothing else."""
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.support.postgres import Sql
+from tests.support.service import (
+    PATIENCE,
+    Json,
+    Process,
+    Service,
+    environment,
+    free_port,
+    until,
+)
+from tests.support.smtp_server import SmtpServer
+from tests.support.workers import WORKER
+
+UVICORN = (sys.executable, "-m", "uvicorn", "app.main:app", "--port={port}", "--workers=4")
+SEND = "/send-notification/ada@example.com"
+CUT_CONNECTIONS = (
+    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+    "WHERE application_name = 'afterward' AND datname = current_database()"
+)
+
+
+@pytest.fixture
+def api(tmp_path: Path, database_url: str) -> Iterator[Service]:
+    """The API without a worker."""
+    with api_in(tmp_path / "api", database_url) as api:
+        yield api
+
+
+@pytest.fixture
+def worker(tmp_path: Path, database_url: str, smtp_server: SmtpServer) -> Process:
+    """A worker without the API, to be started."""
+    return Process(
+        tmp_path / "worker",
+        command=WORKER,
+        queue_url=database_url,
+        smtp_port=smtp_server.port,
+        shutdown_grace_seconds=1,
+    )
+
+
+def test_what_the_api_promises_a_worker_does_and_the_api_tells_of_it(
+    api: Service, worker: Process, smtp_server: SmtpServer
+) -> None:
+    """In its event streams and its metrics; the log lines are where the work was done."""
+    task = api.post(SEND).json()
+    with following(api, "/events") as of_all, following(api, f"/tasks/{task['id']}/events") as own:
+        assert next(own)["status"] == "queued"
+        with worker:
+            assert [change["status"] for change in own] == ["running", "succeeded"]
+            assert [next(of_all)["status"] for _ in range(2)] == ["running", "succeeded"]
+            assert api.wait_for(task["id"])["attempts"] == 1
+    assert len(smtp_server.received) == 1
+
+    metrics = api.get("/metrics").text
+    for line in (
+        'afterward_tasks_total{kind="send_email",outcome="queued"} 1.0',
+        'afterward_tasks_total{kind="send_email",outcome="started"} 1.0',
+        'afterward_tasks_total{kind="send_email",outcome="succeeded"} 1.0',
+        'afterward_task_duration_seconds_count{kind="send_email",outcome="succeeded"} 1.0',
+    ):
+        assert line in metrics
+
+    for line in ("mail handed over", "task succeeded"):
+        assert worker.log.count(line) == 1
+        assert line not in api.log
+
+
+def test_a_worker_is_woken_and_does_not_have_to_look(
+    api: Service, worker: Process, sql: Sql
+) -> None:
+    """By a notification; and without that, the negative control, it finds tasks when it looks."""
+    with worker:
+        wait_for_a_task(api)  # the worker has started
+        woken = statistics.median(wait_for_a_task(api) for _ in range(3))
+        sql("ALTER TABLE afterward.pgqueuer DISABLE TRIGGER USER")
+        try:
+            found = statistics.median(wait_for_a_task(api) for _ in range(3))
+        finally:
+            sql("ALTER TABLE afterward.pgqueuer ENABLE TRIGGER USER")
+    print(f"woken after {woken:.3f} s, else {found:.3f} s")
+    assert woken < 0.2 < found
+
+
+def test_connections_that_are_cut_while_nothing_happens_are_replaced(
+    api: Service, worker: Process, sql: Sql
+) -> None:
+    """Also those that listen: tasks are begun within a second, and soon told of as before."""
+    with worker:
+        wait_for_a_task(api)
+        until(lambda: told_of(api) == 1, within=PATIENCE)
+        assert int(sql(CUT_CONNECTIONS)) >= 4  # each process works on one, and listens on another
+        time.sleep(0.3)  # who asks in this very moment may be refused, with a 503
+
+        def tells_again() -> bool:
+            assert wait_for_a_task(api) < 1.5
+            return told_of(api) > 1
+
+        took = until(tells_again, within=2 * PATIENCE)
+    print(f"told of again after {took:.1f} s")
+
+
+def test_two_apis_make_one_task_of_one_key(
+    tmp_path: Path, database_url: str, api: Service, sql: Sql
+) -> None:
+    """Though both are asked at the same time; and both give the same answer."""
+    keys = [f"key-{number}" for number in range(40)]
+    with api_in(tmp_path / "other", database_url) as other, ThreadPoolExecutor(4) as clients:
+
+        def ask(service: Service, key: str) -> httpx2.Response:
+            return service.post(SEND, headers={"Idempotency-Key": key})
+
+        pairs = [[clients.submit(ask, service, key) for service in (api, other)] for key in keys]
+        answers = [[answer.result() for answer in pair] for pair in pairs]
+
+    assert {answer.status_code for pair in answers for answer in pair} == {202}
+    assert all(first.json() == second.json() for first, second in answers)
+    assert sql("SELECT count(*) FROM afterward.tasks") == str(len(keys))
+
+
+def test_uvicorn_serves_with_several_workers(
+    tmp_path: Path, database_url: str, smtp_server: SmtpServer
+) -> None:
+    """Each of its processes is an API with a worker inside."""
+    service = Service(
+        tmp_path,
+        command=UVICORN,
+        queue_url=database_url,
+        catcher=False,
+        smtp_port=smtp_server.port,
+        pythonwarnings="default",  # uvicorn leaves sockets to the garbage collector
+    )
+    with service:
+        try:
+            ids = [service.post(SEND).json()["id"] for _ in range(40)]
+            for task_id in ids:
+                service.wait_for(task_id)
+        finally:
+            code = service.stop()
+    assert code == 0
+    assert len(smtp_server.received) == len(ids)
+    assert service.log.count("Application startup complete") == 4
+
+
+def test_uvicorn_does_not_serve_sqlite_with_several_workers(tmp_path: Path) -> None:
+    """One line says what to do, and it ends."""
+    port = free_port()
+    command = [part.format(port=port) for part in UVICORN]
+    with Process(tmp_path, command=command, catcher=False, pythonwarnings="default") as process:
+        process.wait(20)
+    assert "SQLite serves one process; for several, set QUEUE_URL=postgresql://" in process.log
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"http://127.0.0.1:{port}/livez")
+
+
+def test_a_worker_alone_that_is_to_run_nothing_is_a_mistake(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        WORKER,
+        cwd=tmp_path,
+        env=environment(worker_concurrency=0),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 2
+    (line,) = (ended.stdout + ended.stderr).splitlines()
+    assert line.startswith("bad settings: WORKER_CONCURRENCY: ")
+
+
+def api_in(directory: Path, url: str) -> Service:
+    """An API without a worker."""
+    return Service(directory, queue_url=url, catcher=False, worker_concurrency=0)
+
+
+def wait_for_a_task(api: Service) -> float:
+    """How long a task had to wait for its start, in seconds."""
+    task = api.wait_for(api.post(SEND).json()["id"])
+    created, started = (
+        datetime.fromisoformat(task[f"{what}_at"]) for what in ("created", "started")
+    )
+    return (started - created).total_seconds()
+
+
+def told_of(api: Service) -> int:
+    """How many successes of its workers the API has heard of."""
+    counted = re.search(
+        r'^afterward_tasks_total{kind="send_email",outcome="succeeded"} (\d+)',
+        api.get("/metrics").text,
+        re.MULTILINE,
+    )
+    return int(counted[1]) if counted else 0
+
+
+@contextmanager
+def following(api: Service, path: str) -> Iterator[Iterator[Json]]:
+    """The tasks that a stream tells of; it has begun when the block begins."""
+    with httpx2.stream("GET", api.url + path, timeout=PATIENCE) as stream:
+        lines = (line.partition("data: ") for line in stream.iter_lines())
+        yield (json.loads(data) for _, found, data in lines if found)

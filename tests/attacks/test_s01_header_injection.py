@@ -1,0 +1,254 @@
+"""Line breaks, control characters, half surrogate pairs and encoded-words in what becomes a header.
+
+Subjects, addresses and file names that hold one are refused (422; 400 where the request's own lines
+are broken by it). Whatever else is accepted, the names of the headers at the SMTP server and of the
+download stay the same fixed set.
+"""
+
+import json
+import re
+import smtplib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email import message_from_bytes
+from email.policy import default
+from itertools import product
+from urllib.parse import quote
+
+import httpx2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.mail import message
+from tests.support.forms import file_part, form_of
+from tests.support.mails import RECIPIENT, SENDER
+from tests.support.target import JSON, MARK, NOTIFICATION, Target
+from tests.support.torture import Tried, form
+from tests.support.wire import say
+
+EVE = "Bcc: eve@example.com"
+DANGEROUS = {
+    "CR": "\r",
+    "LF": "\n",
+    "CRLF": "\r\n",
+    "a folded line": "\r\n ",
+    "an empty line": "\r\n\r\n",
+    "U+0085": "\x85",
+    "U+2028": "\u2028",
+    "U+2029": "\u2029",
+    "VT": "\v",
+    "FF": "\f",
+    "NUL": "\0",
+    "DEL": "\x7f",
+    "ESC": "\x1b",
+    "backspace": "\b",
+    "1C": "\x1c",
+    "1D": "\x1d",
+    "1E": "\x1e",
+    "1F": "\x1f",
+    "U+009F": "\x9f",
+    "U+202E": "\u202e",
+    "U+2066": "\u2066",
+    "the first half of a surrogate pair": "\ud800",
+    "the second half of a surrogate pair": "\udfff",
+    "an encoded-word in Q": "=?utf-8?q?Bcc=3A_eve=40example.com?=",
+    "an encoded-word in B": "=?UTF-8?B?QmNjOiBldmVAZXhhbXBsZS5jb20=?=",
+    "an encoded-word that holds CRLF": "=?iso-8859-1?Q?=0D=0ABcc:_eve=40example.com?=",
+    "an encoded-word in a language": "=?us-ascii*en?Q?Bcc:?=",
+    "an empty encoded-word": "=?utf-8?q??=",
+}
+PLACES = (MARK + "{}", "{}" + EVE, MARK + "{}" + EVE)
+
+HEADERS = ["From", "To", "Subject", "Message-ID", "Date", "MIME-Version", "Content-Type"]
+OF_A_PART = {"Content-Type", "Content-Transfer-Encoding"}
+OF_A_DOWNLOAD = {
+    "accept-ranges",
+    "content-disposition",
+    "content-length",
+    "content-security-policy",
+    "content-type",
+    "date",
+    "etag",
+    "x-content-type-options",
+    "x-request-id",
+}
+
+
+def as_subject(target: Target, text: str) -> httpx2.Response:
+    return target.post(NOTIFICATION, content=json.dumps({"subject": text}), headers=JSON)
+
+
+def as_subject_in_raw_bytes(target: Target, text: str) -> httpx2.Response:
+    """Not escaped: a control character is no JSON then, and half a surrogate pair no UTF-8."""
+    body = json.dumps({"subject": "?"}).replace("?", text).encode("utf-8", "surrogatepass")
+    return target.post(NOTIFICATION, content=body, headers=JSON)
+
+
+def as_address(target: Target, text: str) -> httpx2.Response:
+    address = quote(f"{text}@example.com".encode("utf-8", "surrogatepass"), safe="")
+    return target.post(f"/send-email/?email={address}")
+
+
+def as_file_name(target: Target, text: str) -> httpx2.Response:
+    return target.upload(form_of(file_part(text.encode("utf-8", "surrogatepass"))))
+
+
+FIELDS: dict[Callable[[Target, str], httpx2.Response], str] = {
+    as_subject: "/subject",
+    as_subject_in_raw_bytes: "/subject",
+    as_address: "/email",
+    as_file_name: "/file",
+}
+
+
+@pytest.mark.usefixtures("unmoved")
+@pytest.mark.parametrize("send", FIELDS, ids=lambda send: send.__name__)
+def test_what_could_begin_another_header_is_refused(
+    target: Target, send: Callable[[Target, str], httpx2.Response], tried: Tried
+) -> None:
+    cases = [place.format(inside) for inside, place in product(DANGEROUS.values(), PLACES)]
+    if send is as_file_name:  # CRLF ends that line of the form itself: no name can hold it
+        cases = [text for text in cases if "\r\n" not in text]
+    named = 0
+    for text in cases:
+        problem = target.refused(send(target, text), 422, 400)
+        if problem["status"] == 422:  # else the body is no JSON, or no form
+            assert [error["pointer"] for error in problem["errors"]] == [FIELDS[send]]
+            named += 1
+    assert named >= 20
+    tried(f"{len(cases)} injections {send.__name__.replace('_', ' ')}", "all refused, 0 queued")
+
+
+# What is accepted
+
+
+SUBJECTS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=200)
+HARMLESS = [
+    EVE,
+    "",
+    " ",
+    "=?utf-8?q?Bcc=3A_eve=40example.com",
+    "what=? is =?this",
+    "%0D%0A" + EVE,
+    "\\r\\n" + EVE,
+    "&#13;&#10;" + EVE,
+    "é" * 200,
+    "😀" * 200,
+    "x " * 100,
+    " x" * 100,
+]
+
+
+@settings(max_examples=form(25, 1_000), deadline=None)
+@given(subject=SUBJECTS)
+def test_whatever_the_subject_the_headers_are_a_fixed_set(target: Target, subject: str) -> None:
+    response = as_subject(target, subject)
+    if response.status_code == 202:
+        assert_headers(target.mail_of(response).content)
+    else:
+        target.refused(response, 422)
+
+
+def test_what_only_looks_dangerous_is_sent_as_it_is(target: Target, tried: Tried) -> None:
+    for subject in HARMLESS:
+        content = target.mail_of(as_subject(target, subject)).content
+        assert_headers(content)
+        assert message_from_bytes(content, policy=default)["Subject"] == subject
+    tried(f"{len(HARMLESS)} harmless ones", "sent as they are, 0 other headers")
+
+
+def assert_headers(mail: bytes) -> None:
+    """Read line by line: a parser of mails may have its own idea of where a header ends."""
+    head, _, body = mail.partition(b"\r\n\r\n")
+    assert names_in(head) == HEADERS
+    assert b"\r\n\r\n" in body
+    for part in body.split(b"--=_")[1:-1]:
+        head = part.partition(b"\r\n\r\n")[0].partition(b"\r\n")[2]
+        assert set(names_in(head)) - {"MIME-Version"} == OF_A_PART
+
+
+def names_in(head: bytes) -> list[str]:
+    """The names of a mail's headers, however loosely line ends are read."""
+    lines = re.split(rb"\r\n|[\r\n\v\f\x1c-\x1e\x85]", head)
+    return [line.partition(b":")[0].decode("latin-1") for line in lines if line[:1] not in b" \t"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.txt", "%0D%0ASet-Cookie: a=b", "a; filename=b", "a\\r\\nb", "é😀", "x" * 255, "'a'", EVE],
+)
+def test_whatever_the_file_name_the_headers_of_its_download_are_a_fixed_set(
+    target: Target, name: str
+) -> None:
+    upload = as_file_name(target, name).raise_for_status().json()
+    target.service.wait_for(upload["id"])
+    headers = target.service.get(f"/uploads/{upload['upload']['id']}/content").headers
+    assert set(headers) == OF_A_DOWNLOAD
+
+
+@pytest.mark.parametrize(
+    "request_id",
+    [
+        b"a b",
+        b"a\tb",
+        b"a\x1b[2J",
+        b"\x85",
+        "\u2028".encode(),
+        b"\xff",
+        b"x" * 129,
+        b'"',
+        b"=?a?q?b?=",
+    ],
+)
+def test_a_request_id_that_is_not_plain_is_replaced_by_ours(
+    target: Target, request_id: bytes
+) -> None:
+    """It is the one header of the request that comes back."""
+    said = say(
+        target.service.port,
+        b"GET /tasks HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Request-ID: %b\r\n\r\n"
+        % request_id,
+    )
+    (response,) = said.responses
+    if response.status == 400:  # no HTTP header at all, for the server
+        assert "x-request-id" not in response.headers
+    else:
+        assert len(response.headers["x-request-id"]) == 32
+
+
+# Negative controls
+
+
+def composed_by_hand(subject: str) -> bytes:
+    """As one writes a mail that is only text."""
+    return f"From: {SENDER}\r\nTo: {RECIPIENT}\r\nSubject: {subject}\r\n\r\nHello".encode()
+
+
+def composed_without_our_check(subject: str) -> bytes:
+    """Ours, while `header_text` takes everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(message, "header_text", lambda value: value)
+        mail = message.compose(
+            sender=SENDER,
+            recipient=RECIPIENT,
+            subject=subject,
+            text="Hello",
+            message_id="<task-1@example.com>",
+            date=datetime(2025, 1, 2, tzinfo=UTC),
+        )
+        return mail.as_bytes()
+
+
+@pytest.mark.parametrize("compose", [composed_by_hand, composed_without_our_check])
+def test_control_without_the_check_there_is_another_header(
+    target: Target, compose: Callable[[str], bytes], tried: Tried
+) -> None:
+    injected = 0
+    for inside in ("\r", "\n", "\r\n"):
+        with smtplib.SMTP("127.0.0.1", target.smtp_server.port, timeout=5) as client:
+            client.sendmail(SENDER, RECIPIENT, compose(f"Hello{inside}{EVE}"))
+        content = target.smtp_server.received[-1].content
+        injected += "Bcc" in names_in(content.partition(b"\r\n\r\n")[0])
+    tried(f"3 injections into a mail {compose.__name__.replace('_', ' ')}", f"{injected} Bcc")
+    assert injected == 3

@@ -1,0 +1,184 @@
+"""Addresses that are lists, names, groups, literals, quoted, too long or of another alphabet.
+
+Each is refused (422; 404 where it is no single part of the path), or is one RCPT: that of the
+address as `app.mail.message.address` normalises it.
+"""
+
+from email.message import EmailMessage
+from itertools import product
+from urllib.parse import quote, unquote
+
+import aiosmtplib
+import pytest
+from fastapi import BackgroundTasks, FastAPI
+from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.mail.message import address
+from tests.support.target import Target
+from tests.support.torture import Tried, form
+
+ROUTES = ["/send-notification/{}", "/send-email/?email={}", "/items/7?email={}"]
+
+# Percent-encoded, as in a path.
+NO_ADDRESSES = [
+    "ada",
+    "@example.com",
+    "ada@",
+    "ada@localhost",
+    "ada@example..com",
+    "ada@.example.com",
+    "ada@example.com%0d%0a",
+    "ada%0d%0aBcc:eve@example.com",
+    "ada@example.com%0d%0aRCPT%20TO:%3Ceve@example.com%3E",
+    "ada@example.com%0aDATA",
+    "ada@example.com%3E%20ORCPT=rfc822%3Beve@example.com",
+    "ada%00@example.com",
+    "ada@example.com%00",
+    "%ff@example.com",
+    "%C0%80@example.com",
+    "%ED%A0%80@example.com",
+    "ada@example.com%E2%80%A8",
+    "ada@example.com%7F",
+    "a,v@example.com",
+    "ada@example.com,eve@example.com",
+    "ada@example.com%3Beve@example.com",
+    "ada@example.com%20eve@example.com",
+    "ada@eve@example.com",
+    "Name%20%3Ca@b.c%3E",
+    "Ada%20%3Cada@example.com%3E",
+    "%3Cada@example.com%3E",
+    "ada@example.com%20(a%20comment)",
+    "g:%20a,b%3B",
+    "g:%20a@example.com,b@example.com%3B",
+    "@relay.example.com:ada@example.com",
+    "mailto:ada@example.com",
+    "%22a%20b%22@example.com",
+    "%22ada%5C%22@example.com",
+    "ada@%5B127.0.0.1%5D",
+    "ada@%5BIPv6:::1%5D",
+    "ada@127.0.0.1",
+    "ada@-example.com",
+    "ada@exa_mple.com",
+    "ada..b@example.com",
+    ".ada@example.com",
+    "ada.@example.com",
+    "%20ada@example.com",
+    "ada@example.com%20",
+    "ad%C3%A9@example.com",
+    "%D0%B0da@example.com",
+    "ada%EF%BC%A0example.com",
+    "=%3Futf-8%3Fq%3Feve%3F=@example.com",
+    "%24%7Bjndi:ldap:example.com%7D@example.com",
+    "x" * 65 + "@example.com",
+    "ada@" + "x" * 64 + ".com",
+    "ada@" + "x" * 250 + ".com",
+    "ada@" + ".".join(["x" * 60] * 5) + ".com",
+    "ada@" + ".".join([quote("ü" * 30)] * 8) + ".com",
+    "x" * 9000,
+]
+NO_PART_OF_A_PATH = ["a%2Fb@example.com", "..%2f..%2fetc%2fpasswd", "ada@example.com%2Fx%2Fy", ""]
+
+# Odd, and addresses all the same.
+ADDRESSES = [
+    "-oQ@example.com",
+    "--help@example.com",
+    "a%2Bb@example.com",
+    "x" * 64 + "@example.com",
+    "a%252Fb@example.com",
+    "ada%250d%250aBcc@example.com",
+    "eve%25example.org@example.com",
+    "eve!example.org@example.com",
+    "'or'1'='1@example.com",
+    "%7B%7B7*7%7D%7D@example.com",
+    "ADA@EXAMPLE.COM",
+    "ada@%E2%93%94xample.com",
+    "ada@%EF%BD%85xample.com",
+    "ada@example%E3%80%82com",
+    "ada@b%C3%BCcher.example.com",
+    "ada@xn--bcher-kva.example.com",
+]
+
+
+def rcpts_of(target: Target, path: str) -> list[str] | None:
+    """Whom the mail of this request went to, as SMTP has it; None if it was refused."""
+    before = len(target.smtp_server.commands)
+    response = target.post(path)
+    if response.status_code != 202:
+        target.refused(response, 422, 404)
+        return None
+    target.mail_of(response)
+    commands = target.smtp_server.commands[before:]
+    return [command for command in commands if command.startswith("RCPT")]
+
+
+@pytest.mark.usefixtures("unmoved")
+@pytest.mark.parametrize("route", ROUTES)
+def test_what_is_not_one_address_is_refused(target: Target, route: str, tried: Tried) -> None:
+    for given_address in NO_ADDRESSES:
+        response = target.post(route.format(given_address))
+        (error,) = target.refused(response, 422)["errors"]
+        assert error["pointer"] == "/email"
+    tried(f"{len(NO_ADDRESSES)} that are no address, at {route}", "all refused, 0 RCPT")
+
+
+@pytest.mark.usefixtures("unmoved")
+@pytest.mark.parametrize("given_address", NO_PART_OF_A_PATH)
+def test_what_is_no_single_part_of_the_path_is_not_found(
+    target: Target, given_address: str
+) -> None:
+    target.refused(target.post(f"/send-notification/{given_address}"), 404)
+
+
+def test_an_odd_address_is_one_rcpt(target: Target, tried: Tried) -> None:
+    pairs = list(product(ADDRESSES, ROUTES))[:: form(2, 1)]
+    for given_address, route in pairs:
+        expected = [f"RCPT TO:<{address(unquote(given_address))}>"]
+        assert rcpts_of(target, route.format(given_address)) == expected
+    tried(f"{len(pairs)} odd addresses", f"{len(pairs)} RCPT, each as the address normalises")
+
+
+TEXTS = st.text(st.characters() | st.sampled_from('@.,;:<>"()[]%!=? \r\n\0ⓔ'), max_size=80)
+MAILBOXES = st.emails() | TEXTS | TEXTS.map("{}@example.com".format) | TEXTS.map("ada@{}".format)
+
+
+@settings(max_examples=form(40, 10_000), deadline=None)
+@given(text=MAILBOXES)
+def test_whatever_the_address_there_is_one_rcpt_or_none(target: Target, text: str) -> None:
+    # A path cannot hold half of a surrogate pair: it is sent as the bytes that others would send.
+    encoded = quote(text.encode("utf-8", "surrogatepass"), safe="")
+    rcpts = rcpts_of(target, f"/send-notification/{encoded}")
+    assert rcpts is None or rcpts == [f"RCPT TO:<{address(text)}>"]
+
+
+# The negative control
+
+
+def test_control_the_tutorials_route_sends_to_others(target: Target, tried: Tried) -> None:
+    """`email: str`, and whatever the standard library reads in it."""
+    app = FastAPI()
+
+    @app.post("/send-email/", status_code=202)
+    async def send_email(email: str, background_tasks: BackgroundTasks) -> None:
+        mail = EmailMessage()
+        mail["From"] = "notifications@example.com"
+        mail["To"] = email
+        mail.set_content("Hello")
+        port = target.smtp_server.port
+        background_tasks.add_task(aiosmtplib.send, mail, hostname="127.0.0.1", port=port)
+
+    commands = target.smtp_server.commands
+    client = TestClient(app, raise_server_exceptions=False)
+    others, errors = 0, 0
+    for given_address in NO_ADDRESSES:
+        before = len(commands)
+        response = client.post(f"/send-email/?email={given_address}")
+        errors += response.status_code == 500
+        rcpts = [command for command in commands[before:] if command.startswith("RCPT")]
+        others += rcpts not in ([], [f"RCPT TO:<{unquote(given_address)}>"])
+    tried(
+        f"{len(NO_ADDRESSES)} of them to the tutorial's route",
+        f"{others} sent to somebody else, {errors} answered 500",
+    )
+    assert others

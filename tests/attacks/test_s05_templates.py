@@ -1,0 +1,181 @@
+"""Template code and HTML in subjects, messages, file names, and in mails of others to the catcher.
+
+In text it is literal, in HTML it is escaped: a mail's two bodies, the inbox and its pages say what
+was sent, have no element but our own, and nothing is computed.
+"""
+
+import smtplib
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from jinja2 import Environment
+
+from app.mail import templates
+from app.mail.catcher import Catcher, Caught
+from app.mail.templates import render
+from app.main import create_app
+from tests.support.forms import FORM, file_part, form_of
+from tests.support.service import free_port, settings_in, wait_for
+from tests.support.target import NOTIFICATION
+from tests.support.torture import Tried
+
+VALUES = {
+    "Jinja, computed": "{{7*7}}",
+    "Jinja, an import": "{% import os %}",
+    "Jinja, an inclusion": "{% include 'mail/notification.txt' %}",
+    "Jinja, a climb": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "Jinja, a comment": "{# nothing to see #}",
+    "Jinja, unfinished": "{{ {% {#",
+    "format": "{0.__class__}",
+    "format, a name": "{subject}",
+    "percent": "%(subject)s %s %d %n",
+    "a shell": "$(id) `id` ${HOME}",
+    "an expression": "${7*7} #{7*7} <%= 7*7 %> *{7*7}",
+    "a script": "<script>alert(1)</script>",
+    "a picture": "<img src=x onerror=alert(1)>",
+    "the end of an attribute": "\"'><svg onload=alert(1)>",
+    "the end of an element": "</title></p></main></pre></iframe><script>alert(1)</script>",
+    "a comment": "<!-- --><!--",
+    "an entity": "&lt;script&gt; &#60;script&#62; &amp;",
+    "an address": "javascript:alert(1)",
+    "a line of base64": "PHNjcmlwdD5hbGVydCgxKTwvc2NyaXB0Pg==",
+}
+OURS = {"h1", "h2", "p", "a", "table", "tr", "td", "th", "pre", "code", "iframe", "main", "style"}
+OURS |= {"html", "head", "meta", "title", "body"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, their attributes, and its text, as a browser reads them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: set[str] = set()
+        self.attributes: dict[str, str] = {}
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note an element."""
+        self.elements.add(tag)
+        self.attributes |= {name: value or "" for name, value in attrs}
+
+    def handle_data(self, data: str) -> None:
+        """Note text."""
+        self.text += data
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether nothing of it was written by others."""
+        return self.elements <= OURS and not any(name[:2] == "on" for name in self.attributes)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("templates")
+
+
+@pytest.fixture(scope="module")
+def smtp_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def client(directory: Path, smtp_port: int) -> Iterator[TestClient]:
+    """A service with its catcher, whose inbox shows what it caught."""
+    with TestClient(create_app(settings_in(directory, smtp_port=smtp_port))) as client:
+        yield client
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_a_value_is_literal_in_text_and_escaped_in_html(
+    client: TestClient, directory: Path, value: str
+) -> None:
+    task = client.post(NOTIFICATION, json={"subject": value, "message": value}).json()
+    wait_for(client, task["id"])
+    mail = newest_mail(directory)
+    assert mail.subject == value
+    assert mail.text == f"{value}\n"
+    assert mail.html is not None
+    assert_shown(mail.html, value, times=3)
+
+    assert_shown(client.get(f"/inbox/{mail.id}").text, value, times=3)
+    html = client.get(f"/inbox/{mail.id}/html")
+    assert html.text == mail.html
+    assert html.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+
+
+def newest_mail(directory: Path) -> Caught:
+    return Catcher("", 0, directory / "inbox").list(1)[0]
+
+
+def assert_shown(html: str, value: str, *, times: int = 1) -> None:
+    """The page says this text, so often or more often, and nothing of it is an element."""
+    page = Page(html)
+    assert page.text.count(value) >= times
+    assert page.is_ours
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_a_file_name_is_literal(client: TestClient, value: str) -> None:
+    escaped = value.replace("/", "|").replace("\\", "|").replace('"', "'")
+    body = form_of(file_part(escaped.encode()))
+    upload = client.post("/upload", content=body, headers=FORM).json()["upload"]
+    listed = client.get(f"/uploads/{upload['id']}")
+    assert upload["filename"] == listed.json()["filename"] == escaped
+    assert listed.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_a_mail_that_somebody_else_wrote_is_shown_and_never_run(
+    client: TestClient, directory: Path, smtp_port: int, value: str
+) -> None:
+    """Whoever reaches the catcher's port may send it anything."""
+    raw = f"Subject: {value}\r\nMessage-ID: {value}\r\nFrom: {value}\r\n\r\n{value}".encode()
+    with smtplib.SMTP("127.0.0.1", smtp_port, timeout=5) as other:
+        other.sendmail("eve@example.com", "ada@example.com", raw)
+    mail = newest_mail(directory)
+    assert mail.html is None
+    assert_shown(client.get(f"/inbox/{mail.id}").text, value, times=2)
+
+
+def test_the_inbox_lists_them_all_and_runs_none(client: TestClient, tried: Tried) -> None:
+    for value in VALUES.values():
+        task = client.post(NOTIFICATION, json={"subject": value}).json()
+        wait_for(client, task["id"])
+    html = client.get("/inbox").text
+    for value in VALUES.values():
+        assert_shown(html, value)
+    tried(
+        f"{len(VALUES)} values as subject, message and file name", "literal, 0 elements of theirs"
+    )
+
+
+# Negative controls
+
+
+def test_control_a_value_that_becomes_the_template_is_computed(tried: Tried) -> None:
+    """As one writes a mail's text with an f-string around it, and renders that."""
+    text = (
+        Environment(autoescape=True).from_string(f"Dear Ada, {VALUES['Jinja, computed']}").render()
+    )
+    assert text == "Dear Ada, 49"
+    climb = f"Dear Ada, {VALUES['format']}".format("x")
+    assert climb == "Dear Ada, <class 'str'>"
+    tried("a message that is put into the template", "{{7*7}} is 49, {0.__class__} a class")
+
+
+def test_control_without_escaping_there_are_elements_of_others(
+    monkeypatch: pytest.MonkeyPatch, tried: Tried
+) -> None:
+    """Our template, while the environment does not escape, as Jinja's does not by itself."""
+    environment = Environment(loader=templates._environment.loader)
+    monkeypatch.setattr(templates, "_environment", environment)
+    theirs = 0
+    for value in VALUES.values():
+        theirs += not Page(render("notification", subject=value, message=value).html).is_ours
+    tried(f"{len(VALUES)} values, not escaped", f"elements of theirs in {theirs} pages")
+    assert theirs

@@ -1,0 +1,208 @@
+"""File names that lead elsewhere, that are reserved, that lie, and links planted among the uploads.
+
+A name is refused (422, or 400 if it is endless), or it is shown, and never used: the file is stored
+under an id of ours, nothing else on disk changes, and its download can only be saved.
+"""
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from fastapi import FastAPI, UploadFile
+from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.main import create_app
+from tests.api.requests import problem_of, upload_of
+from tests.support.forms import FORM, file_part, form_of
+from tests.support.pictures import picture
+from tests.support.service import files_below, settings_in, wait_for
+from tests.support.target import MARK, Target
+from tests.support.torture import Tried, form
+
+SHOWN = {
+    b"../../etc/passwd": "passwd",
+    b"../../../../../../../../etc/cron.d/eve": "eve",
+    b"/etc/passwd": "passwd",
+    b"//etc/passwd": "passwd",
+    b"./a.txt": "a.txt",
+    b"a/../../b.txt": "b.txt",
+    rb"..\\..\\windows\\system.ini": "system.ini",
+    rb"C:\\Windows\\a.txt": "a.txt",
+    rb"\\\\server\\share\\a.txt": "a.txt",
+    b"C:a.txt": "C:a.txt",
+    b"a.txt:stream": "a.txt:stream",
+    b"..%2f..%2fetc%2fpasswd": "..%2f..%2fetc%2fpasswd",
+    b"%2e%2e/a": "a",
+    "..\uff0f..\uff0fa".encode(): "..\uff0f..\uff0fa",
+    b"CON": "CON",
+    b"nul.txt": "nul.txt",
+    b".bashrc": ".bashrc",
+    b".htaccess": ".htaccess",
+    b"queue.db": "queue.db",
+    b"~": "~",
+    b"~root/.ssh/authorized_keys": "authorized_keys",
+    b"-rf": "-rf",
+    b"*": "*",
+    b"$(id)": "$(id)",
+    b"| id": "| id",
+    b"a;b=c.txt": "a;b=c.txt",
+    b'a \\"b\\".txt': 'a "b".txt',
+    b"a'b.txt": "a'b.txt",
+    b"a,b.txt": "a,b.txt",
+    b".": "upload",
+    b"..": "upload",
+    b"...": "upload",
+    b" ": "upload",
+    b"/": "upload",
+    b"folder/": "upload",
+    b"x" * 255: "x" * 255,
+    "😀".encode() * 255: "😀" * 255,
+    "naïve café 😀.txt".encode(): "naïve café 😀.txt",
+}
+REFUSED = {
+    "empty": b"",
+    "NUL": b"a\0.txt",
+    "NUL, then a suffix": b"a.php\0.png",
+    "ESC": b"a\x1b[2Jb",
+    "U+202E": "a\u202egpj.exe".encode(),
+    "U+2066": "a\u2066b".encode(),
+    "U+2028": "a\u2028b".encode(),
+    "no UTF-8": b"a\xff",
+    "half a surrogate pair": b"a\xed\xa0\x80",
+    "an overlong slash": b"..\xc0\xaf..\xc0\xafa",
+    "256 characters": b"x" * 256,
+    "5,000 characters": b"x" * 5_000,
+    "5,000 folders": b"../" * 5_000 + b"a",
+    "an encoded-word": b"=?utf-8?q?a?=",
+}
+DISPOSITION = re.compile(r"attachment; filename\*=UTF-8''([A-Za-z0-9._~%-]+)")
+
+
+def everything_but_uploads(directory: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of each file beside the uploads that a name could lead to."""
+    places = [directory.parent, Path("/etc/cron.d"), Path("/etc/passwd")]
+    paths = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
+    ours = re.compile(r"/(uploads|queue\.db[^/]*|service\.log|log\.txt)(/|$)")
+    return {
+        str(path): (path.lstat().st_size, path.lstat().st_mtime_ns)
+        for path in paths
+        if not path.is_dir() and not ours.search(str(path))
+    }
+
+
+def test_a_name_is_shown_and_never_used(target: Target, tried: Tried) -> None:
+    uploads = target.service.directory / "uploads"
+    stored, others = files_below(uploads), everything_but_uploads(target.service.directory)
+    answers = {name: target.upload(form_of(file_part(name))).json() for name in SHOWN}
+    for name, queued in answers.items():
+        target.service.wait_for(queued["id"])
+        upload = queued["upload"]
+        assert upload["filename"] == SHOWN[name]
+        download = target.service.get(f"/uploads/{upload['id']}/content")
+        disposition = DISPOSITION.fullmatch(download.headers["content-disposition"])
+        assert disposition
+        assert unquote(disposition[1]) == SHOWN[name]
+    ours = {f"published/{queued['upload']['id']}" for queued in answers.values()}
+    assert set(files_below(uploads)) - set(stored) == ours
+    assert everything_but_uploads(target.service.directory) == others
+    tried(f"{len(SHOWN)} names", "each shown, 0 used, nothing else on disk changed")
+
+
+@pytest.mark.usefixtures("unmoved")
+def test_a_name_that_could_mislead_is_refused(target: Target, tried: Tried) -> None:
+    before = everything_but_uploads(target.service.directory)
+    for name in REFUSED.values():
+        marked = name and MARK.encode() + name
+        target.refused(target.upload(form_of(file_part(marked))), 422, 400)
+    assert everything_but_uploads(target.service.directory) == before
+    tried(f"{len(REFUSED)} names that mislead", "all refused, 0 files")
+
+
+NAMES = st.text(st.sampled_from("./\\:~%\0\r\n\"';\u202e\ud800a") | st.characters(), max_size=60)
+
+
+@settings(max_examples=form(30, 5_000), deadline=None)
+@given(name=NAMES)
+def test_whatever_the_name_it_is_no_path(target: Target, name: str) -> None:
+    raw = name.encode("utf-8", "surrogatepass").replace(b'"', b'\\"')
+    response = target.upload(form_of(file_part(raw)))
+    if response.status_code == 202:
+        target.service.wait_for(response.json()["id"])
+        upload = response.json()["upload"]
+        assert not set(upload["filename"]) & set("/\\\r\n\0\u202e")
+        assert upload["filename"].strip(".")
+    else:
+        target.refused(response, 422, 400)
+
+
+def links_planted(upload_id: str, uploads: Path, secret: Path) -> None:
+    """Whatever name the upload will have, it leads to the secret already."""
+    for folder in ("published", "thumbnails"):
+        (uploads / folder / upload_id).symlink_to(secret)
+
+
+def test_a_link_that_was_planted_before_is_never_followed(tmp_path: Path, tried: Tried) -> None:
+    secret, uploads = tmp_path / "secret", tmp_path / "uploads"
+    secret.write_text(MARK)
+    content = picture()
+    with TestClient(create_app(settings_in(tmp_path, worker_concurrency=0))) as client:
+        queued = upload_of(content, "a.png", "image/png").send(client).json()
+    upload_id = queued["upload"]["id"]
+    links_planted(upload_id, uploads, secret)
+    with TestClient(create_app(settings_in(tmp_path))) as client:
+        wait_for(client, queued["id"])
+        (thumbnail,) = client.get("/tasks?kind=make_thumbnail").json()["data"]
+        wait_for(client, thumbnail["id"])
+        assert client.get(f"/uploads/{upload_id}/content").content == content
+        assert client.get(f"/uploads/{upload_id}/thumbnail").content.startswith(b"\x89PNG")
+    assert secret.read_text() == MARK
+    tried("2 links planted where an upload will be", "replaced, the file behind untouched")
+
+
+def test_a_link_that_was_planted_afterwards_is_no_upload(tmp_path: Path, tried: Tried) -> None:
+    secret, uploads = tmp_path / "secret", tmp_path / "uploads"
+    secret.write_text(MARK)
+    with TestClient(create_app(settings_in(tmp_path))) as client:
+        queued = upload_of(b"Hello").send(client).json()
+        upload_id = queued["upload"]["id"]
+        wait_for(client, queued["id"])
+        (uploads / "published" / upload_id).unlink()
+        links_planted(upload_id, uploads, secret)
+        for part in ("content", "thumbnail"):
+            response = client.get(f"/uploads/{upload_id}/{part}")
+            assert MARK not in str(problem_of(response, 404))
+        assert client.delete(f"/uploads/{upload_id}").status_code == 204
+    assert secret.read_text() == MARK
+    assert files_below(uploads) == []
+    tried("2 links planted in its place", "404, and the delete removes the link")
+
+
+# The negative control
+
+
+def test_control_a_name_that_is_used_leads_elsewhere(tmp_path: Path, tried: Tried) -> None:
+    """As tutorials save an upload: into a folder, under the name that it came with."""
+    uploads = tmp_path / "service" / "uploads"
+    uploads.mkdir(parents=True)
+    (tmp_path / "secret").write_text(MARK)
+    (uploads / "link").symlink_to(tmp_path / "secret")
+    app = FastAPI()
+
+    @app.post("/upload", status_code=202)
+    async def upload(file: UploadFile) -> None:
+        (uploads / (file.filename or "")).write_bytes(await file.read())
+
+    client = TestClient(app, raise_server_exceptions=False)
+    before = everything_but_uploads(tmp_path / "service")
+    names = ["../../eve", f"{tmp_path}/eve", "link"]
+    for name in names:
+        body = form_of(file_part(name.encode()))
+        client.post("/upload", content=body, headers=FORM)
+    after = everything_but_uploads(tmp_path / "service")
+    changed = after.items() - before.items()
+    tried(f"{len(names)} names used as tutorials do", f"{len(changed)} other files written")
+    assert {path for path, _ in changed} == {f"{tmp_path}/eve", f"{tmp_path}/secret"}
+    assert (tmp_path / "secret").read_text() == "Hello"

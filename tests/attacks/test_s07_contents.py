@@ -1,0 +1,232 @@
+"""Files that are not what they say, and archives and pictures that are far larger inside.
+
+What arrives is stored and given back byte by byte, and never unpacked. Whatever it is, a browser
+saves it and runs nothing in it (attachment, nosniff, sandbox). A thumbnail is made in a process of
+bounded memory; if there is none, its task fails at once, and the service answers meanwhile.
+"""
+
+import gzip
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+from starlette.staticfiles import StaticFiles
+
+from tests.support.forms import file_part, form_of, part
+from tests.support.measures import MB, Peak, Pulse, idle_p99, most_megabytes
+from tests.support.pictures import black_and_white, compressed_text, picture, png
+from tests.support.service import Json, files_below, until
+from tests.support.target import Target, attacked
+from tests.support.torture import Tried, form
+
+BINARY = "application/octet-stream"
+SERVER_MEGABYTES = 32
+CHILD_MEGABYTES = 1_100  # of address space it has a GiB
+EDGE = form(3_000, 7_000)  # pixels; of a picture that is just small enough
+
+
+@dataclass(frozen=True)
+class File:
+    """A file, what it says it is, and what becomes of it."""
+
+    content: bytes
+    name: str
+    declared: str
+    actual: str
+    thumbnail: str | None = None  # the state of its task, if there is one
+
+
+def zip_bomb(megabytes: int = 20) -> bytes:
+    archive = BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("zeros", bytes(megabytes * MB))
+    return archive.getvalue()
+
+
+def picture_file(content: bytes, thumbnail: str) -> File:
+    kind = "image/webp" if content.startswith(b"RIFF") else "image/png"
+    return File(content, "a.png", kind, kind, thumbnail)
+
+
+SCRIPT = b"<script>alert(1)</script>"
+
+
+@cache
+def files() -> dict[str, File]:
+    """By name; made when they are needed, which takes a while."""
+    return {
+        "HTML behind a PNG's name": File(SCRIPT, "a.png", "image/png", BINARY),
+        "a page": File(b"<!DOCTYPE html>" + SCRIPT, "a.png", "image/png", "text/html"),
+        "a page that says so": File(SCRIPT, "a.html", "text/html", "text/html"),
+        "an SVG": File(b"<svg onload='alert(1)'/>", "a.png", "image/png", "image/svg+xml"),
+        "a script": File(b"alert(1)", "a.js", "text/javascript", "text/javascript"),
+        "a GIF that is a script": File(
+            b"GIF89a=0;" + SCRIPT, "a.gif", "image/gif", "image/gif", "failed"
+        ),
+        "a program": File(b"MZ\x90\0\x03\0\0\0\x04\0\0\0", "a.txt", "text/plain", BINARY),
+        "PostScript": File(
+            b"%!PS-Adobe-3.0\n(id) system", "a.png", "image/png", "application/postscript"
+        ),
+        "a zip bomb": File(zip_bomb(), "a.txt", "text/plain", "application/zip"),
+        "a zip bomb in a document": File(
+            zip_bomb(), "a.docx", "application/msword", "application/zip"
+        ),
+        "50 MB in gzip": File(gzip.compress(bytes(50 * MB)), "a.gz", BINARY, "application/x-gzip"),
+        "a flood of pixels": picture_file(png(100_000, 100_000), "failed"),
+        "the largest picture there can be": picture_file(png(2**31 - 1, 2**31 - 1), "failed"),
+        "no pixels": picture_file(png(0, 0), "failed"),
+        "a picture that is not there": picture_file(png(5_000, 5_000), "failed"),
+        "more pixels than it says": picture_file(png(9, 9, pixels=bytes(50 * MB)), "succeeded"),
+        "50 MB of text in a picture": picture_file(compressed_text(50 * MB), "failed"),
+        "half a picture": picture_file(picture()[:5_000], "failed"),
+        "a few bytes of many pixels": picture_file(black_and_white(EDGE, EDGE), "succeeded"),
+        "a little too many pixels": picture_file(black_and_white(7_100, 7_100), "failed"),
+    }
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """One of its own, whose memory is to be read."""
+    with attacked(tmp_path_factory.mktemp("contents")) as target:
+        yield target
+
+
+def test_what_arrives_is_never_unpacked_and_never_run(target: Target, tried: Tried) -> None:
+    idle = idle_p99(target.service.url)
+    server = Peak(target.service.pid)
+    with Pulse(target.service.url) as pulse:
+        queued = {name: send(target, file) for name, file in files().items()}
+        for name, file in files().items():
+            assert_kept(target, file, queued[name])
+        thumbnails = wait_for_thumbnails(target)
+    wanted = [file.thumbnail for file in files().values() if file.thumbnail]
+    assert sorted(thumbnails) == sorted(wanted)
+    uploads = target.service.directory / "uploads"
+    on_disk = sum((uploads / name).stat().st_size for name in files_below(uploads))
+    sent = sum(len(file.content) for file in files().values())
+    child = max(map(most_megabytes, children_of(target.service.pid)))
+    tried(
+        f"{len(files())} files",
+        f"each given back as it came, {on_disk / sent:.2f} times its size on disk, "
+        f"{thumbnails.count('failed')} thumbnails failed at once; "
+        f"memory + {server.grown:.0f} MB, {child:.0f} MB in the process of pictures; "
+        f"/livez p99 {pulse.p99 * 1000:.0f} ms, idle {idle * 1000:.0f} ms",
+    )
+    assert on_disk < sent * 1.1 + 300_000
+    assert child <= CHILD_MEGABYTES
+    assert server.grown <= SERVER_MEGABYTES
+    assert pulse.p99 <= 0.1 + 3 * idle
+
+
+def send(target: Target, file: File) -> Json:
+    content_type = b"Content-Type: " + file.declared.encode()
+    disposition = b'name="file"; filename="%b"' % file.name.encode()
+    response = target.upload(form_of(part(disposition, content_type, content=file.content)))
+    queued: Json = response.raise_for_status().json()
+    return queued
+
+
+def assert_kept(target: Target, file: File, queued: Json) -> None:
+    """The upload is what was sent, and a browser would only save it."""
+    target.service.wait_for(queued["id"])
+    address = f"/uploads/{queued['upload']['id']}"
+    upload = target.service.get(address).json()
+    assert (upload["filename"], upload["content_type"]) == (file.name, file.actual)
+    download = target.service.get(f"{address}/content")
+    assert download.content == file.content
+    assert download.headers["content-type"].partition(";")[0] == file.actual
+    assert is_only_saved(download)
+
+
+def is_only_saved(download: httpx2.Response) -> bool:
+    """Whether a browser takes it for a file to be saved, and would run nothing of it anyway."""
+    headers = download.headers
+    return (
+        headers.get("content-disposition", "").startswith("attachment")
+        and headers.get("x-content-type-options") == "nosniff"
+        and headers.get("content-security-policy") == "sandbox"
+    )
+
+
+def wait_for_thumbnails(target: Target) -> list[str]:
+    """What became of each, once all have ended: at the first attempt, and with a reason."""
+
+    def tasks() -> list[Json]:
+        found: list[Json] = target.service.get("/tasks?kind=make_thumbnail").json()["data"]
+        return found
+
+    until(lambda: all(task["finished_at"] for task in tasks()), within=60, what="no thumbnails")
+    for task in tasks():
+        assert task["attempts"] == 1
+        assert task["status"] == "succeeded" or task["error"]["detail"]
+    return [task["status"] for task in tasks()]
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_picture_without_a_thumbnail_has_none(target: Target) -> None:
+    file = files()["half a picture"]
+    queued = send(target, file)
+    assert_kept(target, file, queued)
+    wait_for_thumbnails(target)
+    target.refused(target.service.get(f"/uploads/{queued['upload']['id']}/thumbnail"), 404)
+
+
+def test_a_thumbnail_is_saved_like_any_file(target: Target) -> None:
+    file = picture_file(picture(), "succeeded")
+    queued = send(target, file)
+    assert_kept(target, file, queued)
+    wait_for_thumbnails(target)
+    assert is_only_saved(target.service.get(f"/uploads/{queued['upload']['id']}/thumbnail"))
+
+
+@pytest.mark.usefixtures("unmoved")
+def test_a_body_that_is_compressed_is_no_form(target: Target) -> None:
+    body = gzip.compress(form_of(file_part(content=bytes(20 * MB))))
+    target.refused(target.upload(body, **{"Content-Encoding": "gzip"}), 400)
+
+
+# Negative controls
+
+NAIVE = """
+import resource, sys
+from PIL import Image
+with Image.open(sys.argv[1]) as picture:
+    picture.convert("RGB").thumbnail((256, 256))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 1_000_000)
+"""
+
+
+def test_control_pillow_as_it_is_unpacks_a_small_file_to_hundreds_of_megabytes(
+    tmp_path: Path, tried: Tried
+) -> None:
+    """Its own limit is 89 million pixels, and at first only warns."""
+    content = black_and_white(9_400, 9_400)
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    done = subprocess.run([sys.executable, "-c", NAIVE, path], capture_output=True, check=True)
+    megabytes = int(done.stdout)
+    tried(f"Pillow as it is, a PNG of {len(content) / 1000:.0f} KB", f"{megabytes} MB of memory")
+    assert megabytes > 300
+
+
+def test_control_a_folder_that_is_served_shows_the_page_of_a_stranger(
+    tmp_path: Path, tried: Tried
+) -> None:
+    """Uploads behind StaticFiles, as tutorials show them."""
+    file = files()["a page that says so"]
+    (tmp_path / file.name).write_bytes(file.content)
+    download = TestClient(StaticFiles(directory=tmp_path)).get(f"/{file.name}")
+    assert download.headers["content-type"].startswith("text/html")
+    assert not is_only_saved(download)
+    tried("a page behind StaticFiles", "text/html, and shown")

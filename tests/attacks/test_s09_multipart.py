@@ -1,0 +1,225 @@
+"""Forms that are all parts, headers, boundaries, or what is nearly one.
+
+Each is refused (4xx) within a second, however large, while others are served: when somebody asks
+again and again whether the service lives, 99 of 100 answers take 0.1 s at most, on an idle machine.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.files import multipart
+from tests.api.requests import LARGEST_PROBLEM
+from tests.support.forms import FORM, file_part, form_of, part, posted
+from tests.support.measures import MB, Pulse, idle_p99
+from tests.support.service import Service, until
+from tests.support.target import MARK, Target
+from tests.support.torture import LONG, Tried, form
+from tests.support.wire import Said, say
+
+NAIVE = (sys.executable, "-m", "tests.support.naive")
+
+FILE = file_part()
+AT_ONCE = 4  # attackers
+SIZE = form(4, 10) * MB  # of a large form
+BOUNDARY = b"b" * 70
+
+
+def unfinished(content: bytes, size: int = SIZE) -> bytes:
+    """A file of such content that never ends."""
+    return form_of(file_part(content=content * (size // len(content))), end=b"")
+
+
+def hostile_forms() -> dict[str, bytes]:
+    """By name; made when they are needed, for they are large."""
+    return {
+        "nothing": b"",
+        "no form": b"do-not-repeat-me",
+        "no part": b"--b--\r\n",
+        "no name": form_of(part(b'filename="a.txt"')),
+        "another field": form_of(part(b'name="do-not-repeat-me"; filename="a.txt"')),
+        "no file name": form_of(part(b'name="file"')),
+        "no file name, but filename*": form_of(part(b"name=\"file\"; filename*=UTF-8''a.txt")),
+        "an attachment": form_of(FILE.replace(b"form-data", b"attachment")),
+        "two files": form_of(FILE, FILE),
+        "a file and a field": form_of(FILE, part(b'name="do-not-repeat-me"')),
+        "two dispositions": form_of(part(b'name="file"; filename="a"', FILE)),
+        "half a boundary": form_of(FILE, end=b"--b"),
+        "the end is missing": form_of(FILE, end=b""),
+        "half a header": b"--b\r\nContent-Dispo",
+        "a header without a colon": form_of(part(b'name="file"; filename="a"', b"X")),
+        "a header without a name": form_of(part(b'name="file"; filename="a"', b": x")),
+        "1,001 parts": form_of(*[part(b'name="x"')] * 1_001),
+        "1,001 files": form_of(*[FILE] * 1_001),
+        "100,000 files": form_of(*[FILE] * 100_000),
+        "a million empty parts": b"--b\r\n\r\n\r\n" * 1_000_000,
+        "a million boundaries": b"--b\r\n" * 1_000_000,
+        "9 headers": form_of(
+            part(b'name="file"; filename="a"', *[b"X-%d: x" % number for number in range(8)])
+        ),
+        "100,000 headers": form_of(part(b'name="file"; filename="a"', *[b"X: x"] * 100_000)),
+        "a header of 5 KB": form_of(part(b'name="file"; filename="a"', b"X: " + b"x" * 5_000)),
+        "an endless header": form_of(part(b'name="file"; filename="a"', b"X: " + b"x" * SIZE)),
+        "an endless name of a header": form_of(part(b'name="file"; filename="a"', b"x" * SIZE)),
+        "a thousand parameters": form_of(part(b'name="file"; ' + b"a=b; " * 780)),
+        "nothing but quotes": form_of(part(b'name="file"; filename="' + b'\\"' * 2_000 + b'"')),
+        "nothing but CRLF": b"\r\n" * (SIZE // 2) + form_of(FILE),
+        "nothing but CR": b"\r" * SIZE + form_of(FILE),
+        "nothing but dashes": b"-" * SIZE + form_of(FILE),
+        "more after the end": form_of(FILE) + b"x" * SIZE,
+        "CRLF after the end": form_of(FILE) + b"\r\n" * (SIZE // 2),
+        "a boundary, then spaces": unfinished(b"\r\n--b" + b" " * SIZE),
+        "a boundary's beginning, again and again": unfinished(b"\r\n--a"),
+        "a boundary and a letter, again and again": unfinished(b"\r\n--bX"),
+        "a boundary and a dash, again and again": unfinished(b"\r\n--b-"),
+        "a boundary and a CR, again and again": unfinished(b"\r\n--b\r"),
+        "CR CR LF, again and again": unfinished(b"\r\r\n"),
+        "CRLF that never ends": unfinished(b"\r\n"),
+        "CR that never ends": unfinished(b"\r"),
+    }
+
+
+TYPES = [
+    b"text/plain",
+    b"application/json",
+    b"application/x-www-form-urlencoded",
+    b"multipart/mixed; boundary=b",
+    b"multipart/form-data",
+    b"multipart/form-data; boundary=",
+    b'multipart/form-data; boundary="b "',
+    b"multipart/form-data; boundary=" + b"b" * 71,
+    b"multipart/form-data; boundary=" + b"b" * 300,
+    b"multipart/form-data; boundary=\xff",
+    b"multipart/form-data; boundary*0=b; boundary*1=b",
+]
+
+
+@pytest.mark.usefixtures("unmoved")
+def test_a_hostile_form_is_refused_at_once_while_others_are_served(
+    target: Target, tried: Tried
+) -> None:
+    url, port = target.service.url, target.service.port
+    forms = hostile_forms()
+    idle = idle_p99(url)
+    slowest = 0.0
+    with Pulse(url) as pulse:
+        for number, (name, body) in enumerate(forms.items()):
+            for chunked in (False, True) if LONG else (bool(number % 2),):
+                said, seconds = quickest(port, posted("/upload", body, chunked=chunked))
+                assert_refused(said, name, 400, 422)
+                assert seconds < 1, name
+                slowest = max(slowest, seconds)
+    with Pulse(url) as crowded:
+        for name in list(forms)[-8:] * form(1, 20):
+            all_at_once(port, posted("/upload", forms[name]))
+    tried(
+        f"{len(forms)} forms of up to {SIZE // MB} MB",
+        f"all refused, the slowest in {slowest:.2f} s; /livez p99 {pulse.p99 * 1000:.0f} ms, "
+        f"with {AT_ONCE} attackers {crowded.p99 * 1000:.0f} ms, idle {idle * 1000:.0f} ms",
+    )
+    assert pulse.p99 <= 0.1 + 3 * idle
+    assert crowded.p99 <= 0.1 + 3 * idle
+
+
+def quickest(port: int, request: bytes) -> tuple[Said, float]:
+    """What is answered, and how fast at best: a busy machine may be slow once or twice."""
+    for _ in range(3):
+        began = time.monotonic()
+        said = say(port, request)
+        seconds = time.monotonic() - began
+        if seconds < 1:
+            break
+    return said, seconds
+
+
+def assert_refused(said: Said, name: str, *statuses: int) -> None:
+    assert said.closed, name
+    response = said.responses[0]
+    assert response.status in statuses, (name, said.raw[:200])
+    assert response.headers["content-type"] == "application/problem+json"
+    assert len(response.body) <= LARGEST_PROBLEM
+    assert MARK.encode() not in said.raw
+
+
+def all_at_once(port: int, request: bytes) -> None:
+    attackers = [threading.Thread(target=say, args=(port, request)) for _ in range(AT_ONCE)]
+    for attacker in attackers:
+        attacker.start()
+    for attacker in attackers:
+        attacker.join()
+
+
+@pytest.mark.usefixtures("unmoved")
+@pytest.mark.parametrize("content_type", TYPES, ids=lambda value: str(value[:50]))
+def test_what_does_not_say_that_it_is_a_form_is_refused(
+    target: Target, content_type: bytes
+) -> None:
+    for path in ("/upload", "/upload/"):
+        response = target.post(path, content=form_of(FILE), headers={b"Content-Type": content_type})
+        target.refused(response, 415)
+
+
+def test_a_boundary_of_70_letters_that_nearly_matches_all_the_time_is_content(
+    target: Target,
+) -> None:
+    """What cannot be told from a file is taken as one, and as quickly."""
+    content = (b"\r\n--" + BOUNDARY[1:]) * (SIZE // 73)
+    body = form_of(file_part(content=content), boundary=BOUNDARY)
+    request = posted("/upload", body, b"multipart/form-data; boundary=" + BOUNDARY)
+    said, seconds = quickest(target.service.port, request)
+    assert said.statuses == [202]
+    assert seconds < 1
+    until(lambda: target.service.get("/tasks?status=succeeded").json()["data"], within=5)
+
+
+# The negative control
+
+
+def test_control_the_standard_library_takes_seconds_and_holds_up_everybody(
+    tmp_path: Path, tried: Tried
+) -> None:
+    """A route that reads forms with `email`, which knows multipart too."""
+    megabytes = form(4, 10)
+    request = posted("/form", b"\r\n" * (megabytes * MB // 2) + form_of(FILE))
+    with Service(tmp_path, command=NAIVE) as naive, Pulse(naive.url) as pulse:
+        said = say(naive.port, request, patience=60)
+    assert said.statuses == [202]
+    tried(
+        f"email.message_from_bytes, {megabytes} MB of CRLF",
+        f"accepted; /livez took {max(pulse.seconds):.1f} s at most",
+    )
+    assert max(pulse.seconds) > 0.1 * megabytes
+
+
+@pytest.mark.anyio
+async def test_control_without_our_bound_the_parser_takes_many_times_as_long(
+    monkeypatch: pytest.MonkeyPatch, tried: Tried
+) -> None:
+    """Each line that begins with the boundary is a stumble for it."""
+    seconds = []
+    for bound in (multipart.MAX_LOOKALIKES, sys.maxsize):
+        monkeypatch.setattr(multipart, "MAX_LOOKALIKES", bound)
+        began = time.process_time()
+        for body in (b"\r\n--b-", b"\r\n--bX"):
+            with pytest.raises(multipart.MalformedMultipart):
+                await read(unfinished(body, 2 * MB))
+        seconds.append(time.process_time() - began)
+    tried(
+        "4 MB of lines that begin with the boundary",
+        f"{seconds[1]:.2f} s of the processor, with our bound {seconds[0]:.3f} s",
+    )
+    assert seconds[1] > 20 * seconds[0]
+
+
+async def read(body: bytes) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 65_536):
+            yield body[start : start + 65_536]
+
+    _, content = await multipart.file_part(FORM["Content-Type"], chunks())
+    async for _ in content:
+        pass

@@ -1,0 +1,327 @@
+"""Clients that are silent, or drip what they send a byte at a time, or never read the answer.
+
+Each is cut off within one and a half times CLIENT_TIMEOUT_SECONDS, however many there are, and
+others are served meanwhile. Who is slow but keeps the pace, or waits for the service, is not.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import httpx2
+import pytest
+
+from tests.outside.conftest import program
+from tests.support.service import Service, files_below, until
+from tests.support.torture import LONG, Tried, form
+
+TUTORIAL = (sys.executable, "-m", "tests.support.tutorial")
+DAWDLER = (sys.executable, "-m", "tests.support.dawdler")
+
+TIMEOUT = form(0.8, 10.0)  # the long form takes the default
+CUT_OFF_WITHIN = form(2.2, 15.0)
+PAUSE = TIMEOUT / 10  # between two drops
+KIB = 1024
+MB = 1_000_000
+
+HOST = b"Host: localhost\r\n"
+UPLOAD = b"POST /upload HTTP/1.1\r\n" + HOST + b"Content-Type: multipart/form-data; boundary=b\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A client that sends its opening at once, and then a drop now and then."""
+
+    opening: bytes
+    drop: bytes = b""
+
+    async def seconds_until_cut_off(self, port: int, *, at_most: float) -> float | None:
+        """None if it is still connected after so many."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        began = time.monotonic()
+        try:
+            writer.write(self.opening)
+            while (waited := time.monotonic() - began) < at_most:
+                try:
+                    if not await asyncio.wait_for(reader.read(1 << 16), PAUSE):
+                        return waited
+                except TimeoutError:
+                    writer.write(self.drop)
+        except ConnectionError:
+            return time.monotonic() - began
+        finally:
+            writer.close()
+        return None
+
+
+ALWAYS_SLOW = {
+    "silent": Slow(b""),
+    "half a request line": Slow(b"GET /liv"),
+    "a head that drips": Slow(b"GET /livez HTTP/1.1\r\n" + HOST, b"X: y\r\n"),
+    "empty lines that drip": Slow(b"", b"\r\n"),
+}
+BODIES = {
+    "no body": Slow(UPLOAD + b"Content-Length: 100000\r\n\r\n"),
+    "a body that drips": Slow(UPLOAD + b"Content-Length: 100000\r\n\r\n" + PART, b"x"),
+    "chunks that drip": Slow(UPLOAD + CHUNKED + b"%x\r\n%b\r\n" % (len(PART), PART), b"1\r\nx\r\n"),
+    "a chunk's extension that drips": Slow(UPLOAD + CHUNKED + b"1;", b"x"),
+    "trailers that drip": Slow(UPLOAD + CHUNKED + b"0\r\n", b"X: y\r\n"),
+    "a promised body, never sent": Slow(
+        UPLOAD + b"Expect: 100-continue\r\nContent-Length: 100000\r\n\r\n"
+    ),
+    "a body that is refused, and drips on": Slow(
+        b"POST /nowhere HTTP/1.1\r\n" + HOST + b"Content-Length: 100000\r\n\r\n", b"x"
+    ),
+    "empty lines after an answer": Slow(b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n", b"\r\n"),
+    "half a request after an answer": Slow(
+        b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n" + b"GET /livez HTTP/1.1\r\n" + HOST, b"X: y\r\n"
+    ),
+}
+SLOW = ALWAYS_SLOW | BODIES
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    directory = tmp_path_factory.mktemp("slow")
+    with Service(directory, client_timeout_seconds=TIMEOUT) as service:
+        yield service
+
+
+def test_slow_clients_of_every_kind_are_cut_off(service: Service, tried: Tried) -> None:
+    """Several of each, side by side, while somebody else asks whether the service lives."""
+    crowd = list(SLOW.items()) * form(4, 40)
+    with Somebody(service) as somebody:
+        seconds = cut_off(service, [slow for _, slow in crowd])
+    kept = {name for (name, _), passed in zip(crowd, seconds, strict=True) if passed is None}
+    assert not kept
+    assert [name for name in files_below(service.directory / "uploads") if "tmp" in name] == []
+    slowest = max(passed for passed in seconds if passed is not None)
+    tried(
+        f"{len(crowd)} slow clients of {len(SLOW)} kinds, {TIMEOUT:g} s allowed",
+        f"0 left after {slowest:.1f} s; /livez took {somebody.slowest:.3f} s at most",
+    )
+
+
+def test_hundreds_of_silent_sockets_keep_nobody_out(service: Service, tried: Tried) -> None:
+    number = form(150, 500)
+    with Somebody(service) as somebody:
+        seconds = cut_off(service, [ALWAYS_SLOW["a head that drips"]] * number)
+    assert None not in seconds
+    assert somebody.slowest < 2
+    tried(f"{number} sockets at once", f"all cut off; /livez took {somebody.slowest:.3f} s at most")
+
+
+def test_empty_lines_before_a_head_win_no_time(service: Service) -> None:
+    """Else a client could double its time, by a head that begins when the time is almost up."""
+
+    async def seconds_until_cut_off() -> float:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        began = time.monotonic()
+        try:
+            for drop in [b"\r\n"] * 9 + [b"G", b"E", b"T", b" ", b"/"] * 4:
+                writer.write(drop)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(1 << 16), PAUSE)
+                    break
+        except ConnectionError:
+            pass
+        writer.close()
+        return time.monotonic() - began
+
+    assert asyncio.run(seconds_until_cut_off()) < TIMEOUT * 1.8 + 0.1
+
+
+def test_who_never_reads_a_download_is_cut_off(service: Service, tried: Tried) -> None:
+    size = 16 * MB
+    content = b"x" * size
+    upload = service.post("/upload", files={"file": ("a.bin", content)}).json()
+    service.wait_for(upload["id"])
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
+        connection.connect(("127.0.0.1", service.port))
+        path = f"/uploads/{upload['upload']['id']}/content"
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        seconds = until(
+            lambda: '"doing":"reading"' in service.log, within=CUT_OFF_WITHIN, what=service.log
+        )
+        # Once it reads, there is only what the system had taken over.
+        connection.settimeout(5)
+        read = 0
+        try:
+            while block := connection.recv(1 << 20):
+                read += len(block)
+        except ConnectionError:
+            pass
+    assert read < size
+    tried("a download of 16 MB that nobody reads", f"cut off after {seconds:.1f} s")
+
+
+# Who is not to be cut off
+
+
+def test_who_keeps_the_pace_is_served_however_long_it_takes(service: Service, tried: Tried) -> None:
+    """64 KiB in less than the time, several times over."""
+    steps, drops = 4, 8
+    content = b"x" * (steps * 64 * KIB)
+    body = PART + content + b"\r\n--b--\r\n"
+    drop = 64 * KIB // drops
+    with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
+        connection.sendall(UPLOAD + b"Content-Length: %d\r\n\r\n" % len(body))
+        began = time.monotonic()
+        for start in range(0, len(body), drop):
+            connection.sendall(body[start : start + drop])
+            time.sleep(TIMEOUT * 0.5 / drops)
+        seconds = time.monotonic() - began
+        answer = connection.recv(1 << 16)
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    assert seconds > TIMEOUT * 1.5
+    tried(f"64 KiB every {TIMEOUT * 0.5:.1f} s", f"served after {seconds:.1f} s")
+
+
+def test_a_stream_of_events_is_not_cut_off(service: Service, tried: Tried) -> None:
+    with service.client.stream("GET", "/events") as stream:
+        began = time.monotonic()
+        time.sleep(TIMEOUT * 2)
+        task = service.post("/send-notification/ada@example.com").json()
+        events = (line for line in stream.iter_lines() if line.startswith("data: "))
+        assert json.loads(next(events).removeprefix("data: "))["id"] == task["id"]
+        seconds = time.monotonic() - began
+    tried("GET /events", f"still told after {seconds:.1f} s")
+
+
+def test_who_waits_for_the_service_is_not_cut_off(tmp_path: Path, tried: Tried) -> None:
+    """Neither with nothing to send, nor with a body that the service does not read yet.
+
+    Nor is its time up, then, by when the service reads again.
+    """
+    seconds = TIMEOUT * 2
+    answers: list[bytes] = []
+
+    def wait(port: int, size: int) -> None:
+        at_once = min(size, 100 * KIB)  # more than the server takes before it is asked for
+        with socket.create_connection(("127.0.0.1", port), timeout=seconds + 10) as connection:
+            head = f"POST /work?{seconds} HTTP/1.1\r\nContent-Length: {size}\r\n"
+            connection.sendall(head.encode() + HOST + b"\r\n" + b"x" * at_once)
+            time.sleep(seconds + TIMEOUT / 2)
+            connection.sendall(b"x" * (size - at_once))
+            answers.append(connection.recv(1 << 16))
+
+    with Service(tmp_path, command=DAWDLER, client_timeout_seconds=TIMEOUT) as dawdler:
+        clients = [
+            threading.Thread(target=wait, args=(dawdler.port, size)) for size in (0, 110 * KIB)
+        ]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        assert "client too slow" not in dawdler.log
+    assert [answer[:12] for answer in answers] == [b"HTTP/1.1 200"] * 2
+    tried(f"2 requests that take {seconds:g} s", "2 answers")
+
+
+# An outside judge
+
+
+MODES = {"slow headers": ["-H"], "a slow body": ["-B", "-s", "100000", "-t", "POST"]}
+JUDGES = form(50, 500)  # connections
+
+
+@pytest.mark.parametrize("mode", list(MODES)[: form(1, 2)])
+def test_slowhttptest_cannot_hold_its_connections(
+    service: Service, tmp_path: Path, mode: str, tried: Tried
+) -> None:
+    with slowhttptest(tmp_path, *MODES[mode], "-u", f"{service.url}/process/") as judge:
+        said = re.sub(r"\x1b\[[0-9;]*m", "", judge.communicate(timeout=60)[0])
+    assert "Exit status: No open connections left" in said, said
+    assert service.get("/livez").is_success
+    lasted = re.search(r"ended on (\d+)", said)
+    tried(f"slowhttptest, {mode}, {JUDGES} connections", f"0 left after {lasted and lasted[1]} s")
+
+
+@pytest.mark.skipif(not LONG, reason="in the long form only")
+def test_slowhttptest_cannot_hold_downloads(service: Service, tmp_path: Path, tried: Tried) -> None:
+    """It does not notice that it was cut off in this mode, so the log is asked."""
+    upload = service.post("/upload", files={"file": ("a.bin", b"x" * 16 * MB)}).json()
+    service.wait_for(upload["id"])
+    address = f"{service.url}/uploads/{upload['upload']['id']}/content"
+    before = service.log.count('"doing":"reading"')
+    reading = ["-X", "-w", "1", "-y", "2", "-z", "1", "-n", "1", "-k", "1"]
+    with slowhttptest(tmp_path, *reading, "-u", address) as judge:
+        seconds = until(
+            lambda: service.log.count('"doing":"reading"') - before >= JUDGES,
+            within=CUT_OFF_WITHIN * 3,  # it takes a while to connect
+        )
+        assert service.get("/livez").is_success
+        judge.kill()
+    tried(f"slowhttptest, slow reading, {JUDGES} connections", f"0 left after {seconds:.1f} s")
+
+
+def slowhttptest(directory: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start it with JUDGES connections, for longer than any may stay."""
+    numbers = ["-c", JUDGES, "-r", JUDGES, "-i", 1, "-x", 10, "-p", 2, "-l", 60]
+    command = [program("slowhttptest"), *arguments, *map(str, numbers)]
+    return subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
+
+
+# Negative controls: uvicorn as it is
+
+
+def test_control_plain_uvicorn_keeps_slow_clients(tmp_path: Path, tried: Tried) -> None:
+    number = form(5, 100)
+    with Service(tmp_path, command=TUTORIAL) as tutorial:
+        seconds = cut_off(tutorial, list(ALWAYS_SLOW.values()) * number)
+    assert seconds == [None] * len(seconds)
+    tried(
+        f"plain uvicorn, {len(seconds)} slow clients",
+        f"all {len(seconds)} still connected after {CUT_OFF_WITHIN:g} s",
+    )
+
+
+def cut_off(service: Service, crowd: list[Slow]) -> list[float | None]:
+    """After how many seconds each is cut off, if it is in time."""
+
+    async def wait() -> list[float | None]:
+        return await asyncio.gather(
+            *(slow.seconds_until_cut_off(service.port, at_most=CUT_OFF_WITHIN) for slow in crowd)
+        )
+
+    return asyncio.run(wait())
+
+
+class Somebody:
+    """Asks again and again whether the service lives, and notes the longest wait for an answer."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._done = threading.Event()
+        self._asking = threading.Thread(target=self._ask)
+        self.slowest = 0.0
+
+    def __enter__(self) -> Self:
+        """Begin to ask."""
+        self._asking.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ask no more."""
+        self._done.set()
+        self._asking.join()
+        assert self.slowest > 0
+
+    def _ask(self) -> None:
+        while not self._done.wait(0.05):
+            began = time.monotonic()
+            httpx2.get(f"{self._service.url}/livez").raise_for_status()
+            self.slowest = max(self.slowest, time.monotonic() - began)

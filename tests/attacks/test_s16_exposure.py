@@ -1,0 +1,377 @@
+"""Somebody with a key of their own, or without any, looks for what is not theirs.
+
+Another client's things are answered like things that do not exist. Forged addresses change
+nothing, health checks and errors give nothing away, and web pages of elsewhere stay outside.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+
+from app.queue.errors import QueueUnavailable
+from app.queue.sqlite import SQLite
+from tests.api.requests import problem_of
+from tests.support.gate import bearing, served
+from tests.support.service import Json, Service
+from tests.support.smtp_server import SmtpServer
+from tests.support.torture import Tried
+from tests.support.wire import say
+
+TUTORIAL = (sys.executable, "-m", "tests.support.tutorial")
+UVICORN = (sys.executable, "-m", "uvicorn", "app.main:app", "--port={port}", "--no-access-log")
+
+ADA, EVE = bearing("ada-key"), bearing("eve-key")
+KEYS = "ada: ada-key, eve: eve-key"
+UNKNOWN = "01900000-0000-7000-8000-000000000000"
+SECRET = "between Ada and us"
+
+
+@dataclass(frozen=True)
+class Belongings:
+    """What somebody has here."""
+
+    task: str
+    waiting: str
+    upload: str
+
+    def requests(self) -> list[tuple[str, str, str]]:
+        """Every way to get at them, and at what is not there: method, path, path."""
+        ways = [
+            ("GET", "/tasks/{}", self.task),
+            ("GET", "/tasks/{}/events", self.task),
+            ("POST", "/tasks/{}/cancel", self.waiting),
+            ("POST", "/tasks/{}/retry", self.waiting),
+            ("GET", "/uploads/{}", self.upload),
+            ("GET", "/uploads/{}/content", self.upload),
+            ("GET", "/uploads/{}/content?signed=true", self.upload),
+            ("GET", "/uploads/{}/thumbnail", self.upload),
+            ("DELETE", "/uploads/{}", self.upload),
+        ]
+        found = [(method, path.format(thing), path.format(UNKNOWN)) for method, path, thing in ways]
+        return [*found, ("GET", "/save-data/ada", "/save-data/nobody")]
+
+
+def belongings(client: TestClient, headers: dict[str, str]) -> Belongings:
+    """Leave some things there."""
+    saved = client.post("/save-data/?user_id=ada", json={"secret": SECRET}, headers=headers).json()
+    files = {"file": ("secret.txt", SECRET.encode())}
+    upload = client.post("/upload", files=files, headers=headers).json()
+    for task in (saved, upload):
+        while client.get(f"/tasks/{task['id']}", headers=headers).json()["status"] != "succeeded":
+            pass
+    # A mail that waits: nothing listens there.
+    waiting = client.post("/send-email/?email=ada@example.com", headers=headers).json()
+    return Belongings(saved["id"], waiting["id"], upload["upload"]["id"])
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    """A service with two clients; mail waits, since there is no SMTP server."""
+    with served(tmp_path, api_keys=KEYS, catcher=False, retry_base_seconds=3600) as client:
+        yield client
+
+
+def without_instance(response: httpx2.Response) -> tuple[int, Json, dict[str, str]]:
+    """What a problem says, but for what was asked for."""
+    problem: Json = response.json()
+    headers = {name: value for name, value in response.headers.items() if name != "content-length"}
+    headers.pop("x-request-id")
+    return response.status_code, problem | {"instance": ""}, headers
+
+
+def test_what_is_another_s_is_answered_like_what_is_not_there(
+    client: TestClient, tried: Tried
+) -> None:
+    ada = belongings(client, ADA)
+    for method, path, unknown in ada.requests():
+        others = client.request(method, path, headers=EVE)
+        problem_of(others, 404)
+        nobodys = client.request(method, unknown, headers=EVE)
+        assert without_instance(others) == without_instance(nobodys)
+    # And nothing has come of it.
+    assert client.get(f"/uploads/{ada.upload}/content", headers=ADA).text == SECRET
+    assert client.get("/save-data/ada", headers=ADA).json() == {"secret": SECRET}
+    assert client.get(f"/tasks/{ada.waiting}", headers=ADA).json()["status"] != "cancelled"
+    tried(
+        f"{len(ada.requests())} requests for another's things", "404 each, as for what is not there"
+    )
+
+
+def test_lists_show_each_client_its_own(client: TestClient) -> None:
+    ada, eve = belongings(client, ADA), belongings(client, EVE)
+    for path, thing, others in [
+        ("/tasks", eve.task, ada.task),
+        ("/tasks?status=succeeded", eve.task, ada.task),
+        ("/tasks?kind=save_data", eve.task, ada.task),
+        ("/uploads", eve.upload, ada.upload),
+    ]:
+        ids = [item["id"] for item in client.get(path, headers=EVE).json()["data"]]
+        assert thing in ids
+        assert others not in ids
+
+
+def test_another_s_id_is_no_place_to_go_on_from(client: TestClient) -> None:
+    """For tasks it must be known where it stands: another's is not known. Uploads need no look."""
+    ada = belongings(client, ADA)
+    others = client.get(f"/tasks?after={ada.task}", headers=EVE)
+    nobodys = client.get(f"/tasks?after={UNKNOWN}", headers=EVE)
+    assert without_instance(others) == without_instance(nobodys)
+    assert client.get(f"/uploads?after={ada.upload}", headers=EVE).json()["data"] == []
+
+
+def test_an_idempotency_key_is_each_client_s_own(client: TestClient) -> None:
+    """Else another's answer would be replayed, or a conflict tell of it."""
+    same = {"Idempotency-Key": "the-same"}
+    path, other = "/send-email/?email=a@example.com", "/send-email/?email=b@example.com"
+    first = client.post(path, headers=ADA | same)
+    for again in (client.post(path, headers=EVE | same), client.post(path, headers=ADA | same)):
+        assert again.status_code == 202
+    assert client.post(path, headers=ADA | same).json()["id"] == first.json()["id"]
+    assert client.post(path, headers=EVE | same).json()["id"] != first.json()["id"]
+    problem_of(client.post(other, headers=EVE | same), 422)
+    # Nor can a client take the shape of another's name.
+    assert client.post(other, headers=EVE | {"Idempotency-Key": "ada-the-same"}).status_code == 202
+    spaced = client.post(other, headers=EVE | {"Idempotency-Key": "ada the-same"})
+    problem_of(spaced, 400)
+
+
+def test_nobody_is_shown_what_there_was_before_there_were_keys(tmp_path: Path) -> None:
+    with served(tmp_path, catcher=False, retry_base_seconds=3600) as client:
+        old = belongings(client, {})
+    with served(tmp_path, catcher=False, retry_base_seconds=3600, api_keys=KEYS) as client:
+        for method, path, unknown in old.requests():
+            answer = client.request(method, path, headers=ADA)
+            assert without_instance(answer) == without_instance(
+                client.request(method, unknown, headers=ADA)
+            )
+        for path in ("/tasks", "/uploads"):
+            assert client.get(path, headers=ADA).json()["data"] == []
+
+
+def test_a_stream_of_events_tells_each_client_of_its_own(tmp_path: Path) -> None:
+    with (
+        Service(tmp_path, api_keys=KEYS) as service,
+        service.client.stream("GET", "/events", headers=EVE) as stream,
+    ):
+        for headers in (ADA, EVE):
+            task = service.post("/items/7", headers=headers).json()
+            service.client.headers.update(headers)
+            service.wait_for(task["id"])
+        events = (line for line in stream.iter_lines() if line.startswith("data: "))
+        seen = [json.loads(next(events).removeprefix("data: ")) for _ in range(3)]
+    assert {event["id"] for event in seen} == {task["id"]}
+
+
+def test_control_without_keys_everybody_is_shown_everything(tmp_path: Path, tried: Tried) -> None:
+    with served(tmp_path, catcher=False, retry_base_seconds=3600) as client:
+        ada = belongings(client, ADA)
+        shown = [
+            path
+            for method, path, _ in ada.requests()
+            if method == "GET" and client.get(path, headers=EVE).is_success
+        ]
+    assert len(shown) >= 6
+    tried("the same without keys", f"{len(shown)} of 7 that can be shown are")
+
+
+# Forged addresses
+
+
+FORGED = ["X-Forwarded-For", "X-Real-IP", "Forwarded", "X-Client-IP", "CF-Connecting-IP"]
+
+
+def forged(number: int) -> dict[str, str]:
+    """Headers as a proxy would set them, by somebody who wants to be somebody else."""
+    address = f"203.0.113.{number}"
+    return {name: f"for={address}" if name == "Forwarded" else address for name in FORGED}
+
+
+def let_in(service: Service) -> int:
+    """How many of six requests, each from a forged address of its own, are."""
+    answers = [service.get("/tasks", headers=forged(number)) for number in range(6)]
+    return sum(answer.is_success for answer in answers)
+
+
+def test_a_forged_address_changes_nothing(tmp_path: Path, tried: Tried) -> None:
+    """Neither the count of an address's requests, nor the log."""
+    with Service(tmp_path, rate_limit="2/day") as service:
+        number = let_in(service)
+        log = service.log
+    assert number == 2
+    assert '"address":"127.0.0.1"' in log
+    assert "203.0.113" not in log
+    tried("6 requests from forged addresses at 2/day", f"{number} let in, 0 of them in the log")
+
+
+def test_control_uvicorn_as_it_is_believes_a_forged_address(tmp_path: Path, tried: Tried) -> None:
+    """From loopback, where a proxy may be, and anybody else on the machine."""
+    with Service(tmp_path, command=UVICORN, rate_limit="2/day") as service:
+        number = let_in(service)
+    assert number == 6
+    tried("the same under `uvicorn app.main:app`", f"{number} let in")
+
+
+def test_a_request_that_waits_behind_another_s_is_not_logged_as_theirs(tmp_path: Path) -> None:
+    """As a proxy may send them, one after the other in one connection."""
+    head = b"GET /tasks HTTP/1.1\r\nHost: localhost\r\n"
+    with Service(tmp_path, api_keys=KEYS) as service:
+        said = say(
+            service.port,
+            head + b"X-API-Key: ada-key\r\n\r\n" + head + b"Connection: close\r\n\r\n",
+        )
+        (line,) = (line for line in service.log.splitlines() if '"event":"refused"' in line)
+    assert said.statuses == [200, 401]
+    assert "client" not in json.loads(line)
+
+
+# What health checks and errors give away
+
+
+def test_health_checks_tell_no_reasons_places_or_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_: SQLite) -> None:
+        raise QueueUnavailable(f"disk I/O error at {tmp_path}")
+
+    monkeypatch.setattr(SQLite, "check", broken)
+    with served(tmp_path, api_keys=KEYS, catcher=False) as client:
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json() == {
+            "status": "unready",
+            "checks": {"database": "failing", "uploads": "ok", "smtp": "degraded"},
+        }
+        assert client.get("/livez").text == "ok"
+        for path in ("/", "/tasks", "/metrics", "/inbox", "/events", "/uploads", "/save-data/ada"):
+            problem_of(client.get(path), 401)
+
+
+# Names and versions of software; the path of a request is its own.
+SOFTWARE = re.compile(
+    r"uvicorn|starlette|fastapi|pydantic|python|h11|httptools|sqlite|afterward|\d+\.\d+\.\d+",
+    re.IGNORECASE,
+)
+
+
+def test_errors_tell_no_software_and_no_version(tmp_path: Path, tried: Tried) -> None:
+    with Service(tmp_path, api_keys=KEYS, max_body_bytes=1000, rate_limit="30/day") as service:
+        answers = [
+            service.get("/nowhere", headers=ADA),
+            service.get("/tasks"),
+            service.get("/tasks", headers=bearing("x")),
+            service.client.delete("/tasks", headers=ADA),
+            service.get("/tasks?limit=x", headers=ADA),
+            service.post("/process/", headers=ADA, json={"x": "x" * 2000}),
+            service.post(
+                "/process/", headers=ADA | {"Content-Type": "application/json"}, content=b"{"
+            ),
+            service.post("/process/", headers=ADA, data={"a": "b"}),
+            service.post("/upload", headers=ADA, json={}),
+            service.get("/tasks/x", headers=ADA),
+            service.get("/livez"),
+            *(service.get("/tasks", headers=ADA) for _ in range(30)),
+        ]
+        raw = say(service.port, b"nonsense\r\n\r\n").raw.decode()
+    told = [raw, *(f"{dict(answer.headers)} {answer.text}" for answer in answers)]
+    assert {answer.status_code for answer in answers} >= {401, 404, 405, 413, 400, 415, 422, 429}
+    assert not [text for text in told if SOFTWARE.search(text)]
+    assert all("server" not in answer.headers for answer in answers)
+    tried(f"{len(told)} answers", "0 names or versions of software")
+
+
+def test_control_plain_uvicorn_names_itself(tmp_path: Path, tried: Tried) -> None:
+    with Service(tmp_path, command=TUTORIAL) as tutorial:
+        answer = tutorial.get("/nowhere")
+    assert SOFTWARE.search(str(dict(answer.headers)))
+    tried("plain uvicorn's 404", f"server: {answer.headers['server']}")
+
+
+# Web pages of elsewhere, in the browser of somebody who reaches an open service
+
+
+OURS: list[dict[str, str]] = [
+    {"Host": "localhost:8000"},
+    {"Host": "localhost:8000", "Origin": "http://localhost:8000"},
+    {"Host": "LOCALHOST:8000", "Origin": "http://localhost:8000"},
+    {"Host": "localhost"},
+    {"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:8000"},
+    {"Host": "[::1]:8000", "Origin": "http://[::1]:8000"},
+    {"Host": "[::1]"},
+    {"Host": "[::ffff:127.0.0.1]:8000"},
+    {"Host": "192.168.7.7:8000"},
+    {"Host": "api:8000"},
+    {"Host": "afterward.local"},
+    {"Host": "afterward.localhost:8000"},
+    {"Host": "afterward.internal."},
+]
+ELSEWHERE: list[dict[str, str]] = [
+    {"Host": "localhost:8000", "Origin": "http://example.com"},
+    {"Host": "localhost:8000", "Origin": "https://example.com"},
+    {"Host": "localhost:8000", "Origin": "null"},
+    {"Host": "localhost:8000", "Origin": ""},
+    {"Host": "localhost:8000", "Origin": "http://localhost:8001"},
+    {"Host": "localhost:8000", "Origin": "http://localhost:8000.example.com"},
+    {"Host": "localhost:8000", "Origin": "http://localhost"},
+    {"Host": "localhost:8000", "Origin": "http://127.0.0.1:8000"},
+    {"Host": "127.0.0.1:8000", "Origin": "file://"},
+    {"Host": "example.com"},
+    {"Host": "example.com:8000", "Origin": "http://example.com:8000"},
+    {"Host": "EXAMPLE.COM."},
+    {"Host": "127.0.0.1.example.com"},
+    {"Host": "localhost.example.com:8000"},
+    {"Host": "local.example"},
+    {"Host": "127.0.0.1.:8000"},
+    {"Host": "2130706433.example.com"},
+    {"Host": "xn--bcher-kva.example"},
+]
+
+
+@pytest.fixture(scope="module")
+def open_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with served(tmp_path_factory.mktemp("open"), worker_concurrency=0) as client:
+        yield client
+
+
+@pytest.mark.parametrize("headers", OURS, ids=str)
+def test_an_open_service_serves_its_own_machine_and_network(
+    open_service: TestClient, headers: dict[str, str]
+) -> None:
+    assert open_service.get("/tasks", headers=headers).status_code == 200
+    assert open_service.post("/test-task/", headers=headers).status_code == 202
+
+
+@pytest.mark.parametrize("headers", ELSEWHERE, ids=str)
+def test_and_no_web_page_of_elsewhere(open_service: TestClient, headers: dict[str, str]) -> None:
+    """Not one that names itself, nor one whose name was made to lead here (DNS rebinding)."""
+    problem_of(open_service.get("/tasks", headers=headers), 403)
+    answer = open_service.post("/send-email/?email=a@example.com", headers=headers)
+    problem_of(answer, 403)
+    assert "access-control-allow-origin" not in answer.headers
+    assert open_service.get("/tasks").json()["data"] == []
+
+
+def test_with_keys_a_page_needs_one_and_the_name_of_the_service_is_its_own_affair(
+    client: TestClient,
+) -> None:
+    for headers in ELSEWHERE:
+        problem_of(client.get("/tasks", headers=headers), 401)
+        assert client.get("/tasks", headers=headers | ADA).status_code == 200
+
+
+def test_control_the_tutorial_s_service_serves_any_web_page(
+    tmp_path: Path, smtp_server: SmtpServer, tried: Tried
+) -> None:
+    with Service(tmp_path, command=TUTORIAL, smtp_port=smtp_server.port) as tutorial:
+        for number, headers in enumerate(ELSEWHERE):
+            answer = tutorial.post(f"/send-notification/a{number}@example.com", headers=headers)
+            assert answer.status_code == 202
+        tutorial.stop()
+    assert len(smtp_server.received) == len(ELSEWHERE)
+    tried("the tutorial's service, asked by web pages", f"{len(ELSEWHERE)} mails sent")

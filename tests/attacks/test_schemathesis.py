@@ -1,0 +1,117 @@
+"""Schemathesis asks a real server all that its document allows, and what it does not allow.
+
+Whatever it asks: the answer is one that the document names, with the headers and the body that
+stand there; what is valid is taken, and what is not is refused; nothing is answered without a key,
+or with what another client has; what was made is there, what was deleted is gone. The
+configuration is beside this file, and switches no check off.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.attacks.doctored import KEYS
+from tests.support.service import ROOT, Service, environment
+from tests.support.torture import LONG, Tried, form
+
+CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
+SETTINGS: dict[str, Any] = {
+    "api_keys": ", ".join(f"{name}: {key}" for name, key in KEYS.items()),
+    "max_upload_bytes": 200_000,
+    # Nobody takes the mails, so they wait: there is something to cancel, and to retry.
+    "catcher": False,
+    "smtp_port": 9,
+    "retry_base_seconds": 3600,
+}
+
+
+@pytest.mark.parametrize("queue", ["SQLite", "PostgreSQL"] if LONG else ["SQLite"])
+def test_every_answer_is_as_documented(
+    queue: str, tmp_path: Path, request: pytest.FixtureRequest, tried: Tried
+) -> None:
+    settings = dict(SETTINGS)
+    if queue == "PostgreSQL":
+        settings["queue_url"] = request.getfixturevalue("database_url")
+    cases = 0
+    with Service(tmp_path, **settings) as service:
+        while cases < form(600, 10_000):
+            report = ask(service, examples=form(5, 250), always_the_same=not LONG)
+            assert report["failures"] == report["errors"] == []
+            assert {phase["status"] for phase in report["phases"].values()} == {"success"}
+            assert report["operations"]["tested"] == report["operations"]["total"]
+            # It warns of what it could not do: no key was right, a part of the document made no
+            # sense. In a short run it may be that some path was too often none that exists.
+            warnings = {name for name, about in report["warnings"].items() if about}
+            assert warnings <= {"missing_test_data"}
+            cases += report["test_cases"]["generated"]
+        assert "request failed" not in service.log
+    tried(f"{cases:,} cases on {queue}", "0 failures")
+
+
+FAULTS = {
+    ("ServerError", "GET /readyz"),
+    ("UnsupportedMethodResponse", "PUT /livez"),
+    ("UndefinedStatusCode", "GET /metrics"),
+    ("IgnoredAuth", "GET /"),
+    ("UndefinedContentType", "GET /"),
+    ("JsonSchemaError", "GET /events"),
+    ("MissingHeaders", "GET /tasks"),
+    ("JsonSchemaError", "GET /uploads"),
+    ("AcceptedNegativeData", "POST /process/"),
+    ("RejectedPositiveData", "POST /test-task/"),
+    ("ObjectLevelAuthorizationViolation", "Stateful tests"),
+    ("UseAfterFree", "Stateful tests"),
+}
+
+
+def test_control_a_service_that_does_not_keep_to_its_document_is_found_out(
+    tmp_path: Path, tried: Tried
+) -> None:
+    paths = {operation.split()[1] for _, operation in FAULTS if "/" in operation}
+    paths |= {"/send-email/", "/tasks/{task_id}", "/upload", "/uploads/{upload_id}"}
+    command = (sys.executable, "-m", "tests.attacks.doctored")
+    settings = SETTINGS | {"worker_concurrency": 0}  # what changes by itself is hard to follow
+    with Service(tmp_path, command=command, **settings) as service:
+        report = ask(service, examples=30, always_the_same=True, paths=paths)
+    found = {
+        (failure["type"], operation)
+        for failure in report["failures"]
+        for operation in failure["operations"]
+    }
+    tried(f"{len(FAULTS)} faults put into the service", f"{len(FAULTS & found)} found")
+    assert found >= FAULTS
+
+
+def ask(
+    service: Service, *, examples: int, always_the_same: bool, paths: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Run schemathesis with so many examples for each operation, or for some; gives its report."""
+    clients = [
+        {"name": name, "fixedHeaders": [{"name": "Authorization", "value": f"Bearer {key}"}]}
+        for name, key in KEYS.items()
+    ]
+    (service.directory / "clients.json").write_text(json.dumps({"auth": clients}))
+    command = [sys.executable, "-m", "schemathesis.cli", "--no-color"]
+    command += ["--config-file", str(CONFIGURATION), "run", f"{service.url}/openapi.json"]
+    command += ["--checks", "all", "--max-examples", str(examples)]
+    command += ["--report", "json", "--report-json-path", "report.json"]
+    command += [option for path in sorted(paths) for option in ("--include-path", path)]
+    if always_the_same:
+        command += ["--generation-deterministic"]
+    run = subprocess.run(
+        command,
+        cwd=service.directory,
+        env=environment() | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
+        capture_output=True,
+        text=True,
+        check=False,  # it fails if it finds something
+    )
+    print(run.stdout, run.stderr)
+    report: dict[str, Any] = json.loads((service.directory / "report.json").read_text())
+    assert report["complete"]
+    return report

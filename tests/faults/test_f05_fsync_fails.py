@@ -1,0 +1,197 @@
+"""fsync fails with EIO: by libfiu in the service's process, and on a disk that fails for real.
+
+Nothing is answered 202 then but 503, and /readyz says what is failing; once the fault has gone, the
+service goes on by itself. Linux takes for written what an fsync failed to write: so after all that
+the power is cut, and everything that was answered 202, before or after, is on the disk.
+"""
+
+import errno
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from app.queue.errors import QueueUnavailable
+from app.queue.sqlite import SQLite
+from tests.support.power import Disk, look_into, settings_on
+from tests.support.service import COMMAND, Service, until
+from tests.support.tools import tool
+from tests.support.torture import Tried, form
+
+POSTS = form(10, 200)
+TIMES = form(1, 20)
+CARELESS = (sys.executable, "-m", "tests.support.careless")
+
+
+@pytest.mark.parametrize(
+    ("call", "failing"), [("fdatasync", "database"), ("fsync", "uploads")], ids=["rows", "files"]
+)
+def test_a_failing_fsync_is_never_answered_202(
+    tmp_path: Path, tried: Tried, call: str, failing: str
+) -> None:
+    """SQLite uses fdatasync, and the store of uploads fsync."""
+    post = send if failing == "database" else upload
+    with Service(tmp_path, command=under_libfiu(tmp_path)) as service:
+        accepted = [post(service).raise_for_status().json()["id"]]
+        service.wait_for(accepted[0])  # so that there is nothing else that could fail
+        with failing_with_eio(tmp_path, service, call):
+            answers = [post(service) for _ in range(POSTS)]
+            readiness = service.get("/readyz")
+        until(lambda: service.get("/readyz").is_success, within=5)
+        accepted += [post(service).raise_for_status().json()["id"] for _ in range(POSTS)]
+        for task_id in accepted:
+            service.wait_for(task_id)
+        listed = service.get("/tasks", params={"limit": 100}).json()["data"]
+
+    refused = sum(answer.status_code == httpx2.codes.SERVICE_UNAVAILABLE for answer in answers)
+    tried(f"{len(answers)} POSTs while {call} fails", f"{refused} answered 503, and not ready")
+    assert refused == len(answers)
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)
+    assert readiness.status_code == httpx2.codes.SERVICE_UNAVAILABLE
+    assert readiness.json()["checks"][failing] == "failing"
+    assert {task["id"] for task in listed} <= set(accepted)  # nothing of what was refused
+
+
+def test_control_who_does_not_wait_for_the_disk_answers_202(tmp_path: Path, tried: Tried) -> None:
+    """SQLite's synchronous = NORMAL: the same fault, and nobody hears of it."""
+    command = under_libfiu(tmp_path, CARELESS)
+    with (
+        Service(tmp_path, command=command, without="fsync of commits") as service,
+        failing_with_eio(tmp_path, service, "fdatasync"),
+    ):
+        answers = [send(service).status_code for _ in range(POSTS)]
+
+    accepted = answers.count(httpx2.codes.ACCEPTED)
+    tried(f"synchronous = NORMAL: {POSTS} POSTs", f"{accepted} answered 202 nevertheless")
+    assert accepted == POSTS
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["goes on", "is started again"])
+def test_what_is_accepted_after_a_failure_is_on_the_disk(
+    tmp_path: Path, tried: Tried, restarted: bool
+) -> None:
+    """What is added to a log must not stand behind something that never reached the disk."""
+    rows = 0
+    for number in range(TIMES):
+        verdict, accepted, lost = fail_mend_and_cut(
+            tmp_path / str(number), COMMAND, restarted=restarted
+        )
+        assert verdict == "ok"
+        assert lost == set()
+        rows += len(accepted)
+    what = "then started again" if restarted else "and the service went on"
+    tried(f"{TIMES} times failed, {what}: {rows:,} rows answered 202", "0 lost, integrity ok")
+
+
+@pytest.mark.anyio
+async def test_after_a_failure_the_log_is_read_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, where nobody may mount a disk: the pages that failed are thrown away at once."""
+    forgotten = list[str]()
+
+    def forget(descriptor: int, *_: int) -> None:
+        forgotten.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    def fail(_: sqlite3.Connection) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+        raise error
+
+    engine = SQLite(tmp_path / "queue.db")
+    await engine.start()
+    monkeypatch.setattr(os, "posix_fadvise", forget)
+    with pytest.raises(QueueUnavailable):
+        await engine._commits.run(fail)
+    await engine.stop()
+    assert forgotten == ["queue.db-wal"]
+
+
+def test_control_what_the_system_has_cached_is_not_on_the_disk(
+    tmp_path: Path, tried: Tried
+) -> None:
+    """SQLite alone believes what it reads, and writes on behind it."""
+    verdict, accepted, lost = fail_mend_and_cut(
+        tmp_path / "disk", CARELESS, restarted=True, without="doubt"
+    )
+
+    tried("without doubt", f"{len(lost)} of {len(accepted)} rows lost, integrity: {verdict[:20]}")
+    assert lost
+
+
+def fail_mend_and_cut(
+    directory: Path, command: tuple[str, ...], *, restarted: bool, **settings: Any
+) -> tuple[str, set[str], set[str]]:
+    """Let a disk fail, mend it, and cut its power.
+
+    Gives what SQLite says of the database then, the tasks that were accepted, and those it lost.
+    """
+    directory.mkdir()
+    accepted = set[str]()
+    with (
+        Disk(directory, megabytes=64) as disk,
+        Service(
+            directory, command=command, **settings_on(disk), worker_concurrency=0, **settings
+        ) as service,
+    ):
+        accepted |= send_until(service, httpx2.codes.ACCEPTED)
+        disk.fail()
+        accepted |= send_until(service, httpx2.codes.SERVICE_UNAVAILABLE)
+        if restarted:
+            service.kill()
+        disk.mend()
+        if restarted:
+            service.start()
+        for _ in range(10):
+            accepted |= send_until(service, httpx2.codes.ACCEPTED)
+        disk.cut()
+        service.kill()
+        disk.power_on()
+        verdict, tasks, _ = look_into(disk)
+        return verdict, accepted, accepted - tasks
+
+
+def send_until(service: Service, status: int) -> set[str]:
+    """Send until the answer has this status; gives the tasks that were accepted."""
+    accepted = set[str]()
+
+    def answered() -> bool:
+        answer = send(service)
+        if answer.status_code == httpx2.codes.ACCEPTED:
+            accepted.add(answer.json()["id"])
+        return answer.status_code == status
+
+    until(answered, within=30, what=status)
+    return accepted
+
+
+def send(service: Service) -> httpx2.Response:
+    return service.post("/send-notification/ada@example.com", json={"message": "x" * 5_000})
+
+
+def upload(service: Service) -> httpx2.Response:
+    return service.post("/upload", files={"file": ("file.bin", bytes(5_000))})
+
+
+def under_libfiu(directory: Path, command: tuple[str, ...] = COMMAND) -> tuple[str, ...]:
+    """A command whose system calls can be made to fail."""
+    return (tool("fiu-run"), "-x", "-f", str(directory / "fiu"), *command)
+
+
+@contextmanager
+def failing_with_eio(directory: Path, service: Service, call: str) -> Iterator[None]:
+    """Let fsync or fdatasync fail in the service's process."""
+    point = f"name=posix/io/sync/{call}"
+    control = (tool("fiu-ctrl"), "-f", str(directory / "fiu"))
+    subprocess.run(
+        [*control, "-c", f"enable {point},failinfo={errno.EIO}", str(service.pid)], check=True
+    )
+    yield
+    subprocess.run([*control, "-c", f"disable {point}", str(service.pid)], check=True)

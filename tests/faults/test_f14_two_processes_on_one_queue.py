@@ -1,0 +1,128 @@
+"""Several processes want the same tasks.
+
+On one SQLite file the second process refuses to start; on PostgreSQL they share the work. Either
+way no task is claimed twice; counted outside the queue, by the mails or marks that tasks leave.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from app.queue import sqlite as sqlite_module
+from app.queue.sqlite import SQLite
+from tests.queue.support import a_task, claim_all
+from tests.queue.support import put as put_tasks
+from tests.support.marks import leave_a_mark
+from tests.support.postgres import Sql
+from tests.support.service import COMMAND, Process, Service, free_port, until
+from tests.support.smtp_server import SmtpServer
+from tests.support.torture import Tried, form
+from tests.support.workers import UNFINISHED, WORKER, processes, put, runs, workers
+
+SEND = "/send-notification/ada@example.com"
+WORKERS = 4
+TASKS = form(2_000, 100_000)
+
+
+def test_a_second_process_on_one_sqlite_file_refuses(
+    tmp_path: Path, smtp_server: SmtpServer, tried: Tried
+) -> None:
+    """Server or worker, and by whatever name it calls the file; the first goes on all the time."""
+    smtp_server.delay["dot"] = 0.2
+    (tmp_path / "link.db").symlink_to("queue.db")
+    ids = []
+    with (
+        Service(tmp_path, catcher=False, smtp_port=smtp_server.port) as first,
+        second_on(tmp_path / "queue.db", COMMAND) as server,
+        second_on(tmp_path / "queue.db", WORKER) as worker,
+        second_on(tmp_path / "link.db", COMMAND) as linked,
+    ):
+        seconds = [server, worker, linked]
+        while not all(process.ended or "task succeeded" in process.log for process in seconds):
+            ids.append(first.post(SEND).json()["id"])
+            time.sleep(0.05)
+        attempts = [first.wait_for(task_id)["attempts"] for task_id in ids]
+        refused = [process for process in seconds if process.ended and process.wait() != 0]
+
+    tried(
+        f"SQLite: {len(seconds)} more processes while {len(ids)} tasks come in",
+        f"{len(refused)} refused, {len(smtp_server.received) - len(ids)} mails sent twice",
+    )
+    assert refused == seconds
+    for process in seconds:
+        assert "SQLite serves one process; for several, set QUEUE_URL=postgresql" in process.log
+        assert "Traceback" not in process.log
+    assert attempts == [1] * len(ids)
+    assert len(smtp_server.received) == len(ids)
+
+
+def second_on(database: Path, command: Sequence[str]) -> Process:
+    """Another process on the same file."""
+    return Process(
+        database.parent / f"{command[-1]}-{database.stem}",
+        command=command,
+        queue_url=f"sqlite:///{database}",
+        port=free_port(),
+        catcher=False,
+    )
+
+
+@pytest.mark.anyio
+async def test_control_without_the_lock_tasks_of_a_sqlite_file_are_claimed_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: Tried
+) -> None:
+    """Whoever starts believes that nobody else lives, and so takes over what runs."""
+    monkeypatch.setattr(sqlite_module, "lock", lambda _: os.open(os.devnull, os.O_RDONLY))
+    first, second = (SQLite(tmp_path / "queue.db") for _ in range(2))
+    await first.start()
+    await put_tasks(first, *(a_task() for _ in range(10)))
+    running = {task.id for task in await claim_all(first, "first")}
+    await second.start()
+    await claim_all(second, "second")  # takes them from the first
+    twice = running & {task.id for task in await claim_all(second, "second")}
+    await second.stop()
+    await first.stop()
+
+    tried("SQLite without its lock: 10 tasks, 2 processes", f"{len(twice)} claimed twice")
+    assert twice
+
+
+def test_none_is_run_twice_and_none_is_lost(
+    tmp_path: Path, database_url: str, sql: Sql, tried: Tried
+) -> None:
+    """Four workers share the tasks of one PostgreSQL."""
+    ids = put(database_url, leave_a_mark, TASKS)
+    began = time.monotonic()
+    with workers(tmp_path, WORKERS, queue_url=database_url, quiet=True) as at_work:
+        until(lambda: sql(UNFINISHED) == "0", within=60 + TASKS / 50)
+        seconds = time.monotonic() - began
+        assert [worker.stop() for worker in at_work] == [0] * WORKERS
+
+    done = runs(tmp_path)
+    twice = done.total() - len(done)
+    tried(
+        f"PostgreSQL: {TASKS:,} tasks, {WORKERS} workers, {TASKS / seconds:,.0f} tasks/s",
+        f"{twice} run twice, {len(ids - set(done))} lost",
+    )
+    assert set(done) == ids
+    assert twice == 0
+    assert sql("SELECT count(*) FROM afterward.tasks WHERE claims <> 1") == "0"
+    assert processes(tmp_path) == WORKERS
+
+
+def test_control_workers_that_claim_nothing_run_some_twice(
+    tmp_path: Path, database_url: str, tried: Tried
+) -> None:
+    """They look what waits, do it, and strike it off, as one would write it first."""
+    ids = put(database_url, leave_a_mark, 200)
+    with workers(tmp_path, WORKERS, queue_url=database_url, without="claims") as at_work:
+        assert [worker.wait(60) for worker in at_work] == [0] * WORKERS
+
+    done = runs(tmp_path)
+    twice = sum(times > 1 for times in done.values())
+    tried(f"without claims: {len(ids)} tasks, {WORKERS} workers", f"{twice} run twice or more")
+    assert set(done) == ids
+    assert twice

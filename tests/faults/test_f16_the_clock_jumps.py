@@ -1,0 +1,196 @@
+"""The clock jumps by a day, forward or back, while tasks wait for a retry and while they run.
+
+There is no stall (the next attempt comes within the longest back-off), and no storm (it is one
+attempt). What runs goes on.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from app.queue.durable import Context
+from app.queue.engine import Engine
+from app.queue.events import What
+from app.queue.task import Outcome, Status
+from app.queue.worker import Worker
+from tests.queue.support import (
+    DAY,
+    LONGEST_WAITS,
+    NOW,
+    Clock,
+    Diary,
+    a_task,
+    claim_all,
+    claim_one,
+    promise,
+    put,
+    queue_of,
+    working,
+)
+from tests.support.fake_clock import FakeClock
+from tests.support.service import Service
+from tests.support.smtp_server import SmtpServer
+from tests.support.torture import Tried, form
+
+pytestmark = pytest.mark.usefixtures("frequent_polls")
+
+TASKS = form(20, 1_000)
+HOUR = 3600.0
+JUMPS = pytest.mark.parametrize("jump", [DAY, -DAY], ids=["forward", "back"])
+SEND = "/send-notification/ada@example.com"
+
+
+async def tries_around(engine: Engine, clock: Clock, jump: float, *, enough: int) -> Counter[str]:
+    """How often tasks that fail are tried at first and after the jump, `enough` times in all."""
+    tries: Counter[str] = Counter()
+
+    async def fail(context: Context[None]) -> None:
+        tries[context.task.id] += 1
+        raise OSError
+
+    queue = queue_of(engine, fail, now=clock, policy=LONGEST_WAITS)
+    diary = Diary(queue)
+    for _ in range(TASKS):
+        await promise(queue, fail)
+    await Worker(queue, None).run_until_idle()
+    clock.now += jump
+    async with working(queue, lease=0.15):
+        await diary.until(What.RETRYING, times=enough, within=30)
+        await asyncio.sleep(0.3)  # the time of many polls, and of some heartbeats
+    return tries
+
+
+@pytest.mark.anyio
+@JUMPS
+async def test_what_waits_is_tried_once_more(
+    engine: Engine, clock: Clock, jump: float, tried: Tried
+) -> None:
+    """And then it waits again, no longer than it would have without the jump."""
+    tries = await tries_around(engine, clock, jump, enough=2 * TASKS)
+    tasks = [await engine.get(task_id) for task_id in tries]
+    longest = max((task.next_attempt_at or NOW) - clock.now for task in tasks)
+    tried(
+        f"a jump of {jump / DAY:+.0f} day while {TASKS:,} tasks wait",
+        f"{sorted(Counter(tries.values()))} tries, the next within {longest:g} s",
+    )
+    assert Counter(tries.values()) == {2: TASKS}
+    assert longest <= LONGEST_WAITS.ceiling(2)
+
+
+@pytest.mark.anyio
+async def test_control_unless_it_is_pulled_forward_it_stalls(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch, tried: Tried
+) -> None:
+    """Once a clock was set back, nothing is due for a day."""
+
+    async def do_nothing(_: Worker[None]) -> None:
+        pass
+
+    monkeypatch.setattr(Worker, "_pull_forward", do_nothing)
+    tries = await tries_around(engine, clock, -DAY, enough=TASKS)
+    task = await engine.get(next(iter(tries)))
+    wait = (task.next_attempt_at or NOW) - clock.now
+    tried("a jump of -1 day, nothing pulled forward", f"the next try in {wait / HOUR:.0f} hours")
+    assert Counter(tries.values()) == {1: TASKS}
+    assert wait > DAY
+
+
+@pytest.mark.anyio
+@JUMPS
+async def test_what_runs_is_neither_lost_nor_repeated(
+    engine: Engine, clock: Clock, jump: float
+) -> None:
+    release = asyncio.Event()
+
+    async def finish(context: Context[None]) -> None:
+        await release.wait()
+
+    queue = queue_of(engine, finish, now=clock)
+    diary = Diary(queue)
+    for _ in range(3):
+        await promise(queue, finish)
+    async with working(queue, lease=0.15):
+        await diary.until(What.STARTED, times=3)
+        clock.now += jump
+        await asyncio.sleep(0.3)
+        release.set()
+        await diary.until(What.SUCCEEDED, times=3)
+    assert Counter(diary.whats) == {"queued": 3, "started": 3, "succeeded": 3}
+
+
+@pytest.mark.anyio
+async def test_control_by_the_clock_alone_its_lease_would_have_ended(
+    engine: Engine, clock: Clock, tried: Tried
+) -> None:
+    """So it is for anybody but its own worker, whom the queue never takes for dead."""
+    await put(engine, a_task())
+    await claim_one(engine)
+    taken = await claim_all(engine, "another", now=NOW + DAY)
+    tried("a jump of +1 day, for another worker", f"{len(taken)} of 1 running tasks taken back")
+    assert [task.status for task in taken] == [Status.RETRYING]
+
+
+@pytest.mark.anyio
+async def test_neither_a_new_task_nor_a_retry_waits_until_the_clock_is_there_again(
+    engine: Engine,
+) -> None:
+    await put(engine, a_task(), a_task())
+    failed = await claim_one(engine)
+    await engine.settle(failed, Outcome(Status.RETRYING, due_at=NOW + 60), NOW)
+    yesterday = NOW - DAY
+    assert await claim_all(engine, now=yesterday) == []
+    await engine.pull_forward(now=yesterday, longest_wait=HOUR)
+    assert len(await claim_all(engine, now=yesterday)) == 2
+
+
+@pytest.mark.anyio
+async def test_a_retry_within_the_longest_wait_keeps_its_time(engine: Engine) -> None:
+    await put(engine, a_task(due_at=NOW + HOUR))
+    await engine.pull_forward(now=NOW, longest_wait=HOUR)
+    assert await claim_all(engine, now=NOW + HOUR - 1) == []
+
+
+def test_a_whole_service_goes_on(
+    tmp_path: Path, queue_url: str, smtp_server: SmtpServer, tried: Tried
+) -> None:
+    """Its clock is set there and back, both ways; that of PostgreSQL, if there is one, is right."""
+    clock = FakeClock(tmp_path)
+    slowest = 0.0
+    with Service(
+        tmp_path,
+        queue_url=queue_url,
+        catcher=False,
+        smtp_port=smtp_server.port,
+        lease_seconds=1,
+        retry_base_seconds=1,
+        retry_max_seconds=1,
+        retry_attempts=50,
+        **clock.settings,
+    ) as service:
+        for days in (1, -1):
+            smtp_server.delay["dot"] = 1.0
+            running = [service.post(SEND).json()["id"] for _ in range(5)]
+            service.wait_for(running[-1], "running")
+            clock.set(days=days)
+            assert [service.wait_for(task_id)["attempts"] for task_id in running] == [1] * 5
+
+            smtp_server.delay.clear()
+            smtp_server.always["mail"] = "451 4.3.0 Later"
+            waiting = [service.post(SEND).json()["id"] for _ in range(5)]
+            service.wait_for(waiting[-1], "retrying")
+            del smtp_server.always["mail"]
+            clock.set(days=0)
+            jumped = time.monotonic()
+            for task_id in waiting:
+                service.wait_for(task_id)
+            slowest = max(slowest, time.monotonic() - jumped)
+
+    engine = queue_url.partition(":")[0]
+    tried(
+        f"{engine}: a service whose clock jumps 4 times", f"what waited is sent in {slowest:.1f} s"
+    )
+    assert len(smtp_server.received) == 20
+    assert slowest < 5  # the longest back-off is a second

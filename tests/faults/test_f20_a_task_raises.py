@@ -1,0 +1,201 @@
+"""A task raises, or the log file it writes to is gone or cannot be written.
+
+That is one error line, with the request's id, and with the task's where there is one. The other
+tasks of the request run, and the client's connection stays open.
+
+Root is refused nothing, so as root the service runs without root's capabilities.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import BackgroundTasks, FastAPI
+from fastapi.testclient import TestClient
+
+from app.files.log_file import LOOK_AGAIN_SECONDS
+from tests.support.disks import UNPRIVILEGED, read_only
+from tests.support.service import COMMAND, PATIENCE, Service, until
+from tests.support.smtp_server import SmtpServer, in_a_thread
+from tests.support.torture import Tried, form
+
+REQUESTS = form(5, 200)
+SIBLINGS = 3
+
+
+@pytest.fixture(scope="module")
+def smtp() -> Iterator[SmtpServer]:
+    server = SmtpServer()
+    with in_a_thread(server):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, smtp: SmtpServer) -> Iterator[Service]:
+    """One for all of these tests: each leaves it well again."""
+    directory = tmp_path_factory.mktemp("service")
+    with Service(
+        directory,
+        command=(*UNPRIVILEGED, *COMMAND),
+        catcher=False,
+        smtp_port=smtp.port,
+        log_file=directory / "logs" / "log.txt",
+    ) as service:
+        yield service
+
+
+def errors_of(service: Service, *request_ids: str) -> list[dict[str, Any]]:
+    """The error lines of these requests."""
+    lines = [json.loads(line) for line in service.log.splitlines()]
+    return [
+        line for line in lines if line["level"] == "error" and line.get("request_id") in request_ids
+    ]
+
+
+# A courtesy that raises
+
+
+@pytest.mark.parametrize("path", ["/multiple-tasks/", "/process/"])
+def test_a_courtesy_that_raises_is_one_error_line_with_its_traceback(
+    service: Service, path: str
+) -> None:
+    request_id = f"raises{path}"
+    answer = service.post(path, headers={"X-Request-ID": request_id}, json={"error": "on purpose"})
+    assert answer.status_code == 202
+    service.get("/livez")
+    (error,) = errors_of(service, request_id)
+    assert error["event"] == "background task failed"
+    assert error["task"] == "process_data"
+    assert "Traceback" in error["exception"]
+    assert error["exception"].endswith("ValueError: the data asked for an error")
+
+
+def test_a_courtesy_that_raises_does_not_break_the_connection(service: Service) -> None:
+    """With a bare BackgroundTasks the server would close it under the next request."""
+    with httpx2.Client(base_url=service.url, timeout=PATIENCE) as client:
+        ports = set()
+        for _ in range(5):
+            with client.stream("POST", "/process/", json={"error": 1}) as response:
+                ports.add(response.extensions["network_stream"].get_extra_info("client_addr")[1])
+                assert response.status_code == 202
+                response.read()
+    assert len(ports) == 1
+
+
+# A promise that raises
+
+
+def test_a_promise_that_fails_is_one_error_line_and_its_siblings_are_kept(
+    service: Service, smtp: SmtpServer, tried: Tried
+) -> None:
+    """One of the mails of a client's request is refused for good; they share the request's id."""
+    refused = list[str]()
+    names = [f"promise-{number}" for number in range(REQUESTS)]
+    for name in names:
+        smtp.once["rcpt"].append("550 5.1.1 Nobody here")
+        tasks = [mail_to(service, name) for _ in range(1 + SIBLINGS)]
+        until(partial(all_ended, service, tasks), within=PATIENCE)
+        (failed,) = (task for task in tasks if status_of(service, task) == "failed")
+        refused.append(failed)
+
+    errors = errors_of(service, *names)
+    tried(
+        f"{REQUESTS} times {1 + SIBLINGS} mails, one of them refused",
+        f"{len(errors)} error lines, {REQUESTS * SIBLINGS} others sent",
+    )
+    assert [error["event"] for error in errors] == ["task failed"] * REQUESTS
+    assert [error["task_id"] for error in errors] == refused
+    assert [error["request_id"] for error in errors] == names
+
+
+def all_ended(service: Service, tasks: list[str]) -> bool:
+    return {status_of(service, task) for task in tasks} <= {"succeeded", "failed"}
+
+
+def status_of(service: Service, task_id: str) -> str:
+    return str(service.get(f"/tasks/{task_id}").json()["status"])
+
+
+def mail_to(service: Service, name: str) -> str:
+    """Ask for a mail, and with it for two lines in the log; gives the task."""
+    headers = {"X-Request-ID": name}
+    answer = service.post("/send-notification/ada@example.com?q=hello", headers=headers)
+    return str(answer.raise_for_status().json()["id"])
+
+
+# A log file that cannot be written
+
+
+@pytest.mark.parametrize("trouble", ["read-only", "gone"])
+def test_a_line_that_cannot_be_logged_is_one_error_line_and_the_mail_is_sent(
+    service: Service, trouble: str, tried: Tried
+) -> None:
+    """Two lines of each request, that is: one of a dependency's and one of the route's."""
+    logs = service.directory / "logs"
+    names = [f"{trouble}-{number}" for number in range(REQUESTS)]
+    with in_trouble(logs, trouble):
+        # The service looks once in a while whether its file is still there.
+        until(lambda: log_fails(service, trouble), within=LOOK_AGAIN_SECONDS + PATIENCE)
+        for name in names:
+            service.wait_for(mail_to(service, name))
+        errors = errors_of(service, *names)
+    tried(
+        f"the log's directory {trouble}, {REQUESTS} requests with 2 lines each",
+        f"{len(errors)} error lines, {REQUESTS} mails sent",
+    )
+    assert Counter(error["request_id"] for error in errors) == dict.fromkeys(names, 2)
+    assert {error["task"] for error in errors} == {"write_log"}
+
+    mail_to(service, f"after-{trouble}")
+    service.get("/livez")
+    assert (logs / "log.txt").read_text().splitlines()[-1] == "message to ada@example.com"
+
+
+@contextmanager
+def in_trouble(directory: Path, trouble: str) -> Iterator[None]:
+    """Nothing can be written there, and nothing be made in its place."""
+    shutil.rmtree(directory, ignore_errors=True)
+    if trouble == "read-only":
+        directory.mkdir()
+        with read_only(directory):
+            yield
+    else:
+        directory.touch()
+        yield
+        directory.unlink()
+
+
+def log_fails(service: Service, trouble: str) -> bool:
+    service.post("/test-task/", headers={"X-Request-ID": f"look-{trouble}"})
+    return bool(errors_of(service, f"look-{trouble}"))
+
+
+# The control
+
+
+def test_control_plain_background_tasks_skip_the_siblings(tmp_path: Path, tried: Tried) -> None:
+    """The tutorial's write_log, in the same trouble, and the mail after it."""
+    app = FastAPI()
+    sent = list[str]()
+
+    def write_notification(email: str) -> None:
+        with (tmp_path / "gone" / "log.txt").open("a") as log:
+            log.write(f"notification for {email}")
+
+    @app.post("/send-notification/{email}", status_code=202)
+    async def send_notification(email: str, background_tasks: BackgroundTasks) -> None:
+        background_tasks.add_task(write_notification, email)
+        background_tasks.add_task(sent.append, email)
+
+    client = TestClient(app, raise_server_exceptions=False)
+    for _ in range(REQUESTS):
+        assert client.post("/send-notification/ada@example.com").status_code == 202
+    tried(f"{REQUESTS} requests with plain BackgroundTasks", f"202, {len(sent)} mails sent")
+    assert not sent

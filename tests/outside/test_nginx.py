@@ -1,0 +1,226 @@
+"""A real nginx in front of a real server, with the configuration that docs/ recommends."""
+
+import http.server
+import os
+import re
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from app.main import MULTIPART_OVERHEAD_BYTES
+from app.settings import Settings
+from tests.api.requests import problem_of
+from tests.support.certificates import make_certificate
+from tests.support.service import PATIENCE, ROOT, Service, free_port, until, wait_for
+
+CONFIGURATION = (ROOT / "docs" / "nginx.conf").read_text()
+KEY = "key-of-ada"
+MB = 1_000_000
+HEAD = f"POST /process/ HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n".encode()
+
+# What conf.d/ is included in; the system's nginx, if there is one, is left alone.
+AROUND = """\
+daemon off;
+pid {directory}/pid;
+error_log {directory}/error.log;
+{user}
+events {{ }}
+http {{
+    access_log {directory}/access.log;
+    client_body_temp_path {directory}/bodies;
+    proxy_temp_path {directory}/proxied;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    include {directory}/afterward.conf;
+}}
+"""
+
+
+class Nginx:
+    """The recommended configuration, in front of whatever listens at a port of this machine."""
+
+    def __init__(self, program: str, directory: Path, behind: int, **changes: str) -> None:
+        self.port = free_port()
+        self.directory = directory
+        certificate = make_certificate(directory)
+        self.trust = ssl.create_default_context(cafile=str(certificate))
+        changes = {
+            "server 127.0.0.1:8000;": f"server 127.0.0.1:{behind};",
+            "listen 443 ssl;": f"listen 127.0.0.1:{self.port} ssl;",
+            "/etc/ssl/afterward/fullchain.pem": str(certificate),
+            "/etc/ssl/afterward/privkey.pem": str(certificate),
+        } | changes
+        site = CONFIGURATION
+        for old, new in changes.items():
+            assert old in site
+            site = site.replace(old, new)
+        (directory / "afterward.conf").write_text(site)
+        user = "user root;" if os.geteuid() == 0 else ""  # else its worker reaches no directory
+        around = AROUND.format(directory=directory, user=user)
+        (directory / "nginx.conf").write_text(around)
+        self.command = [program, "-e", "stderr", "-c", str(directory / "nginx.conf")]
+
+    def complaints(self) -> str:
+        """What `nginx -t` finds; it must find the configuration to be right."""
+        tested = subprocess.run([*self.command, "-t"], capture_output=True, check=True, text=True)
+        return tested.stderr
+
+    @contextmanager
+    def running(self) -> Iterator[httpx2.Client]:
+        """Let it run meanwhile; gives a client of it."""
+        process = subprocess.Popen(self.command, stderr=subprocess.DEVNULL)
+        url = f"https://127.0.0.1:{self.port}"
+        try:
+            with httpx2.Client(base_url=url, verify=self.trust, timeout=PATIENCE) as client:
+                until(self._listens, within=PATIENCE)
+                yield client
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+
+    def _listens(self) -> bool:
+        with socket.socket() as connection:
+            return connection.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    directory = tmp_path_factory.mktemp("service")
+    settings = {"api_keys": f"ada: {KEY}", "max_upload_bytes": 3 * MB}
+    with Service(directory, **settings) as service:  # type: ignore[arg-type]
+        yield service
+
+
+@pytest.fixture(scope="module")
+def client(
+    nginx: str, service: Service, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx2.Client]:
+    """Who comes through nginx, with a key."""
+    proxy = Nginx(nginx, tmp_path_factory.mktemp("nginx"), service.port)
+    with proxy.running() as client:
+        client.headers["Authorization"] = f"Bearer {KEY}"
+        yield client
+
+
+def test_nginx_finds_nothing_wrong_with_it(nginx: str, tmp_path: Path) -> None:
+    found = Nginx(nginx, tmp_path, 8000).complaints()
+    assert "test is successful" in found
+    assert "[" not in found.replace("[notice]", "")
+
+
+def test_its_limits_are_those_of_the_service() -> None:
+    settings = Settings(_env_file=None)
+    whole, upload = re.findall(r"client_max_body_size (\d+);", CONFIGURATION)
+    timeouts = re.findall(r"client_\w+_timeout (\d+)s;", CONFIGURATION)
+    assert int(whole) == settings.max_body_bytes
+    assert int(upload) == settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
+    assert [int(seconds) for seconds in timeouts] == [settings.client_timeout_seconds] * 2
+
+
+def test_a_mail_is_sent(client: httpx2.Client, service: Service) -> None:
+    queued = client.post("/send-notification/ada@example.com", json={"subject": "Through nginx"})
+    assert queued.status_code == 202
+    assert client.get(queued.headers["location"]).is_success
+    wait_for(client, queued.json()["id"])
+    assert [mail.subject for mail in service.mails] == ["Through nginx"]
+
+
+def test_a_file_of_two_megabytes_comes_and_goes(client: httpx2.Client) -> None:
+    content = os.urandom(2 * MB)
+    queued = client.post("/upload", files={"file": ("noise.bin", content)})
+    assert queued.status_code == 202
+    wait_for(client, queued.json()["id"])
+    assert client.get(f"/uploads/{queued.json()['upload']['id']}/content").content == content
+
+
+def test_an_event_comes_while_it_happens(client: httpx2.Client) -> None:
+    with client.stream("GET", "/events") as events:
+        queued = client.post("/send-notification/ada@example.com").json()
+        data = next(line for line in events.iter_lines() if line.startswith("data:"))
+    assert queued["id"] in data
+
+
+def test_a_body_that_is_too_large_is_refused(client: httpx2.Client) -> None:
+    refused_here = client.post("/process/", json={"x": "x" * (1 << 20)})
+    refused_behind = client.post("/upload", files={"file": ("noise.bin", bytes(4 * MB))})
+    for refused in (refused_here, refused_behind):
+        assert refused.status_code == 413
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert refused.json()["title"] == "Content Too Large"
+    assert "instance" not in refused_here.json()
+    problem_of(refused_behind, 413)
+
+
+def test_who_has_no_key_is_refused(client: httpx2.Client) -> None:
+    for header in ("", "Bearer wrong", "Basic YWRhOg=="):
+        refused = client.get("/tasks", headers={"Authorization": header})
+        problem_of(refused, 401)
+        assert refused.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_the_service_hears_the_host_and_nothing_that_strangers_say_of_addresses(
+    nginx: str, tmp_path: Path
+) -> None:
+    heard: list[tuple[str, str]] = []
+
+    class Listener(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.extend((name.lower(), value) for name, value in self.headers.items())
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    claims = {
+        "Host": "mail.example.com",
+        "X-Forwarded-For": "10.0.0.1",
+        "X-Forwarded-Proto": "http",
+        "Forwarded": "for=10.0.0.1",
+    }
+    with http.server.HTTPServer(("127.0.0.1", 0), Listener) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with Nginx(nginx, tmp_path, server.server_port).running() as client:
+            assert client.get("/tasks", headers=claims).status_code == 204
+        server.shutdown()
+        thread.join()
+    told = {name: value for name, value in heard if "forwarded" in name or name == "host"}
+    assert told == {
+        "host": "mail.example.com",
+        "x-forwarded-for": "127.0.0.1",
+        "x-forwarded-proto": "https",
+    }
+
+
+def test_a_service_that_is_away_is_a_503(nginx: str, tmp_path: Path) -> None:
+    with Nginx(nginx, tmp_path, behind=free_port()).running() as client:
+        answer = client.get("/tasks")
+    assert answer.status_code == 503
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert int(answer.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize("sent", [HEAD, HEAD + b"Content-Length: 9\r\n\r\n{"], ids=["head", "body"])
+def test_a_client_that_dawdles_is_let_go(
+    nginx: str, service: Service, tmp_path: Path, sent: bytes
+) -> None:
+    """Before the service would let it go, which has ten seconds of patience."""
+    soon = {"header_timeout 10s": "header_timeout 1s", "body_timeout 10s": "body_timeout 1s"}
+    proxy = Nginx(nginx, tmp_path, service.port, **soon)
+    with (
+        proxy.running(),
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=7) as connection,
+        proxy.trust.wrap_socket(connection, server_hostname="127.0.0.1") as dawdler,
+    ):
+        dawdler.sendall(sent)
+        while dawdler.recv(4096):  # it may be told why
+            pass

@@ -1,0 +1,32 @@
+"""An app that takes its time, behind our server: what a deadline for clients must not cut off.
+
+`POST /work?SECONDS` reads nothing for so long, then all, and answers with how much came.
+"""
+
+import asyncio
+
+from starlette.types import Receive, Scope, Send
+
+from app.observe.logs import configure_logging
+from app.server import serve
+from app.settings import load_settings
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve one request (ASGI)."""
+    if scope["type"] != "http":
+        return
+    await asyncio.sleep(float(scope["query_string"] or 0))
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": str(size).encode()})
+
+
+if __name__ == "__main__":
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_format)
+    serve(app, settings)

@@ -1,0 +1,98 @@
+"""A worker whose tasks leave marks outside the queue: who ran what, and how often.
+
+`python -m tests.support.marks` works on QUEUE_URL, and adds a line to the file MARKS for each run.
+WITHOUT takes one of its defences away, for negative controls: see `_weaken`.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from app.observe.logs import configure_logging, log_event
+from app.queue import postgres_rows, sqlite
+from app.queue.durable import Catalogue, Context
+from app.queue.engine import Engine, open_engine
+from app.queue.errors import TaskHasStarted
+from app.queue.queue import Queue
+from app.queue.retry import RetryPolicy
+from app.queue.task import Status, Task
+from app.queue.worker import Worker
+
+
+async def leave_a_mark(context: Context[Path], *, seconds: float = 0.0) -> None:
+    """Take some time, then write down that this task was run, and by which process."""
+    await asyncio.sleep(seconds)
+    _mark(context.tools, context.task.id)
+
+
+async def die(_: Context[Path]) -> None:
+    """Take the process down with it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+CATALOGUE: Catalogue[Path] = Catalogue(leave_a_mark, die)
+
+
+def _mark(marks: Path, task_id: str) -> None:
+    with marks.open("a") as file:  # O_APPEND: lines of several processes do not mix
+        file.write(f"{task_id} {os.getpid()}\n")
+
+
+async def main() -> None:
+    """Work until SIGTERM."""
+    configure_logging("INFO", "json")
+    marks = Path(os.environ["MARKS"])
+    engine = open_engine(os.environ["QUEUE_URL"])
+    await engine.start()
+    without = os.environ.get("WITHOUT", "")
+    _weaken(without)
+    if without == "claims":
+        await _work_carelessly(engine, marks)
+    else:
+        await _work(engine, marks)
+    await engine.stop()
+
+
+def _weaken(without: str) -> None:
+    match without:
+        case "crash-cap":  # a task may take as many processes with it as it likes
+            sqlite.MAX_CRASHES = postgres_rows.MAX_CRASHES = 1_000_000  # type: ignore[attr-defined]
+        case "suspicion":  # what was in one crash together runs together again
+
+            async def begin_all(worker: Worker[Path], tasks: list[Task]) -> None:
+                for task in tasks:
+                    await worker._begin(task)
+
+            Worker._begin_one = begin_all  # type: ignore[assignment]
+
+
+async def _work(engine: Engine, marks: Path) -> None:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    queue = Queue(engine, CATALOGUE, RetryPolicy())
+    if "QUIET" not in os.environ:
+        queue.events.listen(log_event)
+    concurrency = int(os.environ.get("WORKER_CONCURRENCY", "10"))
+    lease = float(os.environ.get("LEASE_SECONDS", "30"))
+    worker = Worker(queue, marks, concurrency=concurrency, lease=lease)
+    await worker.start()
+    await ended.wait()
+    await worker.stop(grace=5)
+
+
+async def _work_carelessly(engine: Engine, marks: Path) -> None:
+    """Look what waits, do it, and only then strike it off, as everybody else does meanwhile."""
+    while tasks := await engine.list_tasks(
+        client="", status=Status.QUEUED, kind=None, after=None, limit=10
+    ):
+        for task in tasks:
+            _mark(marks, task.id)
+            with contextlib.suppress(TaskHasStarted):
+                await engine.cancel(task.id, time.time())
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,85 @@
+"""Several workers on one database, and what they did: by the marks that their tasks leave."""
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from app.queue.engine import open_engine
+from app.queue.queue import Queue
+from app.queue.retry import RetryPolicy
+from app.queue.task import Task
+from tests.support.marks import CATALOGUE
+from tests.support.service import COMMAND, Process
+
+WORKER = (*COMMAND, "worker")
+MARKS = (sys.executable, "-m", "tests.support.marks")
+AT_ONCE = 500  # tasks put in one batch
+UNFINISHED = (
+    "SELECT count(*) FROM afterward.tasks WHERE status IN ('queued', 'running', 'retrying')"
+)
+
+
+def put(
+    url: str, function: Callable[..., Awaitable[Any]], times: int, **arguments: Any
+) -> set[str]:
+    """Queue so many tasks, straight through the engine; gives their ids."""
+
+    async def put_all() -> set[str]:
+        engine = open_engine(url)
+        await engine.start()
+        queue = Queue(engine, CATALOGUE, RetryPolicy())
+        ids: set[str] = set()
+        while len(ids) < times:
+            durable_tasks = queue.collect()
+            for _ in range(min(AT_ONCE, times - len(ids))):
+                ids.add(durable_tasks.add_task(function, **arguments).id)
+            await queue.commit(durable_tasks.batch())
+        await engine.stop()
+        return ids
+
+    return asyncio.run(put_all())
+
+
+def read(url: str, task_id: str) -> Task:
+    """The task as it stands; on SQLite, while no process works on it."""
+
+    async def read_one() -> Task:
+        engine = open_engine(url)
+        await engine.start()
+        task = await engine.get(task_id)
+        await engine.stop()
+        return task
+
+    return asyncio.run(read_one())
+
+
+@contextmanager
+def workers(directory: Path, count: int, **settings: object) -> Iterator[list[Process]]:
+    """Workers that leave marks in the file `directory/marks`, each a process of its own."""
+    marks = directory / "marks"
+    marks.touch()
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                Process(directory / f"worker-{number}", command=MARKS, marks=marks, **settings)
+            )
+            for number in range(count)
+        ]
+
+
+def runs(directory: Path) -> Counter[str]:
+    """How often each task was run to its end, by the marks."""
+    return Counter(line.split()[0] for line in _lines(directory))
+
+
+def processes(directory: Path) -> int:
+    """How many processes left marks."""
+    return len({line.split()[1] for line in _lines(directory)})
+
+
+def _lines(directory: Path) -> list[str]:
+    return (directory / "marks").read_text().splitlines()
