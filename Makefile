@@ -5,6 +5,10 @@ INSTALLED := .venv/.installed
 # Three at once: most tests wait for something.
 TEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile
 
+# What has a long form.
+TORTURED := tests/faults tests/attacks tests/files tests/mail/test_recipients.py \
+	tests/queue/test_engine_model.py
+
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,7 +37,7 @@ check: $(INSTALLED) ## lint, types, tests, coverage
 	$(TEST) --cov --cov-fail-under=100
 
 torture: $(INSTALLED) ## every fault and attack in its long form: 200 kills, 100 power cuts, and so on
-	TORTURE=1 $(BIN)/python -m pytest tests/faults tests/attacks $(TORTURED)
+	TORTURE=1 $(TEST) $(TORTURED)
 
 bench: $(INSTALLED) ## measure against the tutorial's route, side by side (needs wrk)
 	$(BIN)/python -m benchmarks

@@ -17,7 +17,7 @@ MODULES = {
 }
 
 
-def tests_in(path: Path) -> list[str]:
+def names_of_tests(path: Path) -> list[str]:
     """The names of a module's tests."""
     return [
         node.name
@@ -30,7 +30,7 @@ def tests_in(path: Path) -> list[str]:
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_is_proved_and_its_proof_can_fail(row: str) -> None:
     """It has tests, and negative controls: the same against something weaker."""
-    names = tests_in(MODULES[row])
+    names = names_of_tests(MODULES[row])
     controls = [name for name in names if name.startswith("test_control_")]
 
     assert controls

@@ -53,6 +53,8 @@ OFF_THE_LIST = [
     "ada@ex\N{CYRILLIC SMALL LETTER A}mple.com",
     "example.com@example.net",
     "ada%example.com@example.net",
+    "eve%example.net@example.com",
+    "example.net!eve@example.com",
 ]
 STRANGERS = {
     "no key": {},
