@@ -14,6 +14,13 @@ from tests.support.torture import LONG, table, tried
 __all__ = ["tried"]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what there is in the long form only to the long form."""
+    left_out = [] if LONG else [item for item in items if item.get_closest_marker("long_form")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """In the long form, say of each fault and attack what was tried and whether it held."""
     reports = [

@@ -23,7 +23,7 @@ import pytest
 
 from tests.outside.conftest import program
 from tests.support.service import Service, files_below, until
-from tests.support.torture import LONG, Tried, form
+from tests.support.torture import Tried, form
 
 TUTORIAL = (sys.executable, "-m", "tests.support.tutorial")
 DAWDLER = (sys.executable, "-m", "tests.support.dawdler")
@@ -250,7 +250,7 @@ def test_slowhttptest_cannot_hold_its_connections(
     tried(f"slowhttptest, {mode}, {JUDGES} connections", f"0 left after {lasted and lasted[1]} s")
 
 
-@pytest.mark.skipif(not LONG, reason="in the long form only")
+@pytest.mark.long_form
 def test_slowhttptest_cannot_hold_downloads(service: Service, tmp_path: Path, tried: Tried) -> None:
     """It does not notice that it was cut off in this mode, so the log is asked."""
     upload = service.post("/upload", files={"file": ("a.bin", b"x" * 16 * MB)}).json()

@@ -37,7 +37,7 @@ from tests.queue.support import (
     working,
 )
 from tests.support.postgres import Postgres
-from tests.support.torture import LONG, Tried, form
+from tests.support.torture import Tried, form
 
 pytestmark = pytest.mark.anyio
 
@@ -209,8 +209,6 @@ async def cost_on_sqlite(path: Path, *, now: float) -> tuple[int, float]:
     return steps, statistics.median(seconds)
 
 
-long_form = pytest.mark.skipif(not LONG, reason="it takes a minute to put them there")
-
 BLOCKS = """
     SELECT sum(heap_blks_hit + heap_blks_read + coalesce(idx_blks_hit + idx_blks_read, 0))
     FROM pg_statio_all_tables WHERE schemaname = 'afterward'
@@ -218,13 +216,13 @@ BLOCKS = """
 INDEXES = ("pgqueuer_ep_ea_idx", "pgqueuer_ep_prio_id_idx", "pgqueuer_priority_id_id1_idx")
 
 
-@long_form
+@pytest.mark.long_form
 async def test_a_claim_on_postgresql_costs_no_more_either(database_url: str, tried: Tried) -> None:
     """Counted in blocks that are read: more now and then, for an index of one more level."""
     await claims_on_postgresql_are_cheap(database_url, tried)
 
 
-@long_form
+@pytest.mark.long_form
 async def test_control_without_its_indexes_postgresql_reads_them_all(
     database_url: str, postgres: Postgres, tried: Tried
 ) -> None:

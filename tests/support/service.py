@@ -222,7 +222,7 @@ class Service(Process):
         """Start it, again perhaps, on the same data and port; wait until it answers."""
         super().start()
         assert self._process is not None
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + 3 * PATIENCE  # the machine may be busy with other tests
         while not self._answers():
             assert self._process.poll() is None, f"it ended:\n{self.log}"
             assert time.monotonic() < deadline, f"it does not answer:\n{self.log}"

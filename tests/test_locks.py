@@ -1,0 +1,80 @@
+"""What gets installed is above the security fixes, and what its hash says, from whatever index."""
+
+import re
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tests.support.service import ROOT
+
+# Each of these is a release that closed a hole.
+FLOORS = {
+    "aiosmtplib": "5.1.2",  # commands smuggled into an address
+    "h11": "0.16",  # requests smuggled into chunks
+    "pydantic-settings": "2.14.2",  # symbolic links among the secrets
+    "python-multipart": "0.0.31",  # headers without bounds
+    "starlette": "1.3.1",
+}
+LOCKS = ["requirements.txt", "requirements-dev.txt"]
+
+LOCK = (ROOT / "requirements.txt").read_text()
+_PIN = re.compile(r"([a-z0-9-]+)(?:\[[a-z0-9,-]+\])?==(\S+)(?: ; [^\\]+)?")
+_HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
+
+
+def complaints(lock: str) -> set[str]:
+    """What is wrong with a lock file; each line of it is a requirement, or goes on with one."""
+    found, versions = set(), {}
+    for entry in lock.replace("\\\n", " ").splitlines():
+        requirement, *hashes = re.split(r"\s+(?=--)", entry.strip())
+        pin = _PIN.fullmatch(requirement.strip())
+        if pin is None:
+            found.add(f"no pinned requirement: {requirement}")
+            continue
+        versions[pin[1]] = Version(pin[2])
+        if not hashes or not all(map(_HASH.fullmatch, hashes)):
+            found.add(f"without a hash: {pin[1]}")
+    for name, floor in FLOORS.items():
+        if name not in versions or versions[name] < Version(floor):
+            found.add(f"below its floor: {name}")
+    return found
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_file_names_versions_and_hashes_and_nothing_else(lock: str) -> None:
+    text = (ROOT / lock).read_text()
+    assert complaints(text) == set()
+    assert "://" not in text
+
+
+def test_the_project_states_the_floors() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stated = {
+        requirement.name: [Version(clause.version) for clause in requirement.specifier]
+        for requirement in map(Requirement, project["dependencies"])
+    }
+    for name, floor in FLOORS.items():
+        (at_least,) = stated[name]
+        assert at_least >= Version(floor)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "instead", "complaint"),
+    [
+        (r"(?m)^h11==\S+", "h11==0.14.0", "below its floor: h11"),
+        (r"(?m)^starlette==(.+\\\n)+.+\n", "", "below its floor: starlette"),
+        (r"(?m)^anyio==(\S+) (\\\n.+)+", r"anyio==\1", "without a hash: anyio"),
+        (r"sha256:", "md5:", "without a hash: anyio"),
+        (r"(?m)^anyio==", "anyio>=", "no pinned requirement: anyio>=4.16.0"),
+        (r"^", "--index-url x\n", "no pinned requirement: "),
+        (r"^", "anyio @ git+ssh://x/y\n", "no pinned requirement: anyio @ git+ssh://x/y"),
+    ],
+)
+def test_control_a_doctored_lock_is_complained_of(
+    pattern: str, instead: str, complaint: str
+) -> None:
+    doctored = re.sub(pattern, instead, LOCK)
+    assert doctored != LOCK
+    assert any(found.startswith(complaint) for found in complaints(doctored))
