@@ -21,8 +21,8 @@ from typing import Self
 import httpx2
 import pytest
 
-from tests.outside.conftest import program
 from tests.support.service import Service, files_below, until
+from tests.support.tools import tool
 from tests.support.torture import Tried, form
 
 TUTORIAL = (sys.executable, "-m", "tests.support.tutorial")
@@ -271,7 +271,7 @@ def test_slowhttptest_cannot_hold_downloads(service: Service, tmp_path: Path, tr
 def slowhttptest(directory: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start it with JUDGES connections, for longer than any may stay."""
     numbers = ["-c", JUDGES, "-r", JUDGES, "-i", 1, "-x", 10, "-p", 2, "-l", 60]
-    command = [program("slowhttptest"), *arguments, *map(str, numbers)]
+    command = [tool("slowhttptest"), *arguments, *map(str, numbers)]
     return subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
 
 

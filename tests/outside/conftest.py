@@ -1,47 +1,32 @@
-"""Programs that others wrote: a laptop may lack them, CI may not."""
+"""Programs that others wrote."""
 
 import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from tests.support.postfix import Postfix
-
-
-def program(name: str) -> str:
-    """The path of a program; where it is missing, the test is skipped, but in CI it fails."""
-    search = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
-    path = shutil.which(name, path=search)
-    return str(Path(path)) if path else _missing(f"{name} is not installed")
-
-
-def _missing(what: str) -> NoReturn:
-    if "CI" in os.environ:
-        pytest.fail(what)
-    pytest.skip(what)
+from tests.support.tools import not_here, tool
 
 
 @pytest.fixture
 def chromium() -> str:
     """Debian's Chromium."""
-    return program("chromium")
+    return tool("chromium")
 
 
 @pytest.fixture
 def smtp_sink() -> str:
     """Postfix's SMTP server for tests, which takes any mail."""
-    return program("smtp-sink")
+    return tool("smtp-sink")
 
 
 @pytest.fixture(scope="module")
 def postfix() -> Iterator[Postfix]:
     """A Postfix of our own, as strict as it can be."""
-    path = program("postfix")
+    path = tool("postfix")
     if os.geteuid() != 0:
-        _missing("Postfix needs root, which we are not")
+        not_here("Postfix needs root, which we are not")
     with Postfix(path) as postfix:
         yield postfix
 
@@ -49,16 +34,16 @@ def postfix() -> Iterator[Postfix]:
 @pytest.fixture(scope="module")
 def swaks() -> str:
     """The Swiss Army Knife for SMTP, a client that does what it is told."""
-    return program("swaks")
+    return tool("swaks")
 
 
 @pytest.fixture
 def maildev() -> str:
     """An SMTP server for development, from npm."""
-    return program("maildev")
+    return tool("maildev")
 
 
 @pytest.fixture(scope="module")
 def nginx() -> str:
     """A web server, as a proxy."""
-    return program("nginx")
+    return tool("nginx")
