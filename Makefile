@@ -32,6 +32,7 @@ check: $(INSTALLED) ## lint, types, tests, coverage
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml app
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/compose-lint --fail-on low docker-compose.yml
 	$(TEST) --cov --cov-fail-under=100
