@@ -1,8 +1,10 @@
 """What every test shares."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from anyio.from_thread import start_blocking_portal
 
 from app.observe.logs import configure_logging
@@ -46,6 +48,15 @@ def plain_log_lines() -> None:
 
 
 @pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """What a test configures ends with it."""
+    root, before = logging.root, (logging.root.handlers[:], logging.root.level)
+    yield
+    root.handlers[:], root.level = before
+    structlog.reset_defaults()
+
+
+@pytest.fixture
 def smtp_server() -> Iterator[SmtpServer]:
     """An SMTP server that takes everything, until it is told otherwise."""
     with (
@@ -58,6 +69,13 @@ def smtp_server() -> Iterator[SmtpServer]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL for tests that leave it as it is; those that disturb it start their own."""
+    with Postgres() as postgres:
+        yield postgres
+
+
+@pytest.fixture(scope="module")
+def mistreated() -> Iterator[Postgres]:
+    """One for tests that stop it, crash it and start it again; it writes as in production."""
     with Postgres() as postgres:
         yield postgres
 

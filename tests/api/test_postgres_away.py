@@ -127,13 +127,6 @@ def frozen(postgres: Postgres) -> Iterator[None]:
 # Starting
 
 
-@pytest.fixture(scope="module")
-def mistreated() -> Iterator[Postgres]:
-    """A PostgreSQL for tests that disturb it, and start it again; it writes as in production."""
-    with Postgres() as postgres:
-        yield postgres
-
-
 @pytest.fixture
 def url(mistreated: Postgres) -> str:
     """A database of its own, with the service's tables."""

@@ -16,11 +16,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-import httpx2
 import pytest
 
+from tests.support.measures import Pulse
 from tests.support.service import Service, files_below, until
 from tests.support.tools import tool
 from tests.support.torture import Tried, form
@@ -102,7 +101,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def test_slow_clients_of_every_kind_are_cut_off(service: Service, tried: Tried) -> None:
     """Several of each, side by side, while somebody else asks whether the service lives."""
     crowd = list(SLOW.items()) * form(4, 40)
-    with Somebody(service) as somebody:
+    with Pulse(service.url, anew=True) as somebody:
         seconds = cut_off(service, [slow for _, slow in crowd])
     kept = {name for (name, _), passed in zip(crowd, seconds, strict=True) if passed is None}
     assert not kept
@@ -110,17 +109,20 @@ def test_slow_clients_of_every_kind_are_cut_off(service: Service, tried: Tried) 
     slowest = max(passed for passed in seconds if passed is not None)
     tried(
         f"{len(crowd)} slow clients of {len(SLOW)} kinds, {TIMEOUT:g} s allowed",
-        f"0 left after {slowest:.1f} s; /livez took {somebody.slowest:.3f} s at most",
+        f"0 left after {slowest:.1f} s; /livez took {max(somebody.seconds):.3f} s at most",
     )
 
 
 def test_hundreds_of_silent_sockets_keep_nobody_out(service: Service, tried: Tried) -> None:
     number = form(150, 500)
-    with Somebody(service) as somebody:
+    with Pulse(service.url, anew=True) as somebody:
         seconds = cut_off(service, [ALWAYS_SLOW["a head that drips"]] * number)
     assert None not in seconds
-    assert somebody.slowest < 2
-    tried(f"{number} sockets at once", f"all cut off; /livez took {somebody.slowest:.3f} s at most")
+    assert max(somebody.seconds) < 2
+    tried(
+        f"{number} sockets at once",
+        f"all cut off; /livez took {max(somebody.seconds):.3f} s at most",
+    )
 
 
 def test_empty_lines_before_a_head_win_no_time(service: Service) -> None:
@@ -298,30 +300,3 @@ def cut_off(service: Service, crowd: list[Slow]) -> list[float | None]:
         )
 
     return asyncio.run(wait())
-
-
-class Somebody:
-    """Asks again and again whether the service lives, and notes the longest wait for an answer."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._done = threading.Event()
-        self._asking = threading.Thread(target=self._ask)
-        self.slowest = 0.0
-
-    def __enter__(self) -> Self:
-        """Begin to ask."""
-        self._asking.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Ask no more."""
-        self._done.set()
-        self._asking.join()
-        assert self.slowest > 0
-
-    def _ask(self) -> None:
-        while not self._done.wait(0.05):
-            began = time.monotonic()
-            httpx2.get(f"{self._service.url}/livez").raise_for_status()
-            self.slowest = max(self.slowest, time.monotonic() - began)

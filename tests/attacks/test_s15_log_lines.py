@@ -27,6 +27,8 @@ from tests.support.target import NOTIFICATION, Target, attacked
 from tests.support.torture import LONG, Tried
 from tests.support.wire import say
 
+pytestmark = pytest.mark.usefixtures("logging_as_before")
+
 FORGED = {
     "json": '{"event":"forged","level":"info","timestamp":"1999-01-01T00:00:00.000000Z"}',
     "console": "1999-01-01T00:00:00.000000Z [info     ] forged",
@@ -87,15 +89,6 @@ WRITERS: dict[str, Write] = {
 }
 
 each_form = pytest.mark.parametrize("form", ["json", "console"])
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """What a test configures ends with it."""
-    root, before = logging.root, (logging.root.handlers[:], logging.root.level)
-    yield
-    root.handlers[:], root.level = before
-    structlog.reset_defaults()
 
 
 @each_form

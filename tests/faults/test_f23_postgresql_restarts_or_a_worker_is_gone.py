@@ -30,13 +30,6 @@ SEND = "/send-notification/ada@example.com"
 # PostgreSQL restarts
 
 
-@pytest.fixture(scope="module")
-def mistreated() -> Iterator[Postgres]:
-    """A PostgreSQL that is stopped, crashes, and starts again; it writes as in production."""
-    with Postgres() as postgres:
-        yield postgres
-
-
 @pytest.fixture
 def url(mistreated: Postgres) -> str:
     """A database of its own, with the service's tables."""

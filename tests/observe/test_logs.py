@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from app.observe.logs import configure_logging
 from app.queue import worker
 from tests.support.service import Service, mails_in, settings_in, wait_for
 
+pytestmark = pytest.mark.usefixtures("logging_as_before")
+
 each_form = pytest.mark.parametrize("form", ["json", "console"])
 
 
@@ -23,15 +24,6 @@ each_form = pytest.mark.parametrize("form", ["json", "console"])
 def retry_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker looks often for what is due."""
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """What a test configures ends with it."""
-    root, before = logging.root, (logging.root.handlers[:], logging.root.level)
-    yield
-    root.handlers[:], root.level = before
-    structlog.reset_defaults()
 
 
 @each_form
