@@ -6,8 +6,9 @@ INSTALLED := .venv/.installed
 TEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile
 
 # What has a long form.
-TORTURED := tests/faults tests/attacks tests/files tests/mail/test_recipients.py \
-	tests/queue/test_engine_model.py
+TORTURED := tests/faults tests/attacks tests/files tests/mail/test_message.py \
+	tests/mail/test_recipients.py tests/queue/test_durable.py tests/queue/test_engine_model.py \
+	tests/queue/test_retry.py tests/api/test_document.py
 
 .DEFAULT_GOAL := help
 

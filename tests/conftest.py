@@ -6,14 +6,22 @@ from collections.abc import Iterator
 import pytest
 import structlog
 from anyio.from_thread import start_blocking_portal
+from hypothesis import settings
 
 from app.observe.logs import configure_logging
 from tests.support.postgres import Postgres, with_tables
 from tests.support.s3 import Bucket, FaultyS3, S3Server, credentials
 from tests.support.smtp_server import SmtpServer
-from tests.support.torture import LONG, table, tried
+from tests.support.torture import LONG, form, table, tried
 
 __all__ = ["tried"]
+
+
+# The short form tries the same examples each time, the long form others.
+settings.register_profile(
+    "afterward", max_examples=form(100, 10_000), deadline=None, derandomize=not LONG
+)
+settings.load_profile("afterward")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
