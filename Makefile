@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# Three at once: most tests wait for something.
-TEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile
+# Four at once: most tests wait for something.
+TEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile
 
 # What has a long form.
 TORTURED := tests/faults tests/attacks tests/files tests/mail/test_message.py \
