@@ -68,7 +68,7 @@ def test_the_project_states_the_floors() -> None:
         (r"(?m)^anyio==(\S+) (\\\n.+)+", r"anyio==\1", "without a hash: anyio"),
         (r"sha256:", "md5:", "without a hash: anyio"),
         (r"(?m)^anyio==", "anyio>=", "no pinned requirement: anyio>=4.16.0"),
-        (r"^", "--index-url x\n", "no pinned requirement: "),
+        (r"^", "--pre\n", "no pinned requirement: "),
         (r"^", "anyio @ git+ssh://x/y\n", "no pinned requirement: anyio @ git+ssh://x/y"),
     ],
 )
