@@ -1,0 +1,88 @@
+"""Contestants take turns, and what they reach is told as ratios: medians, and how far they spread.
+
+Machines are noisy, and each is another: no absolute time means anything elsewhere. What stands
+here is how things that were measured within the same seconds compare.
+"""
+
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of several rounds, the least and the most."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """The spread of some values."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The number to reach: at least, or at most."""
+
+    kind: Literal["≥", "≤"]
+    number: float
+
+    def is_met_by(self, reached: float) -> bool:
+        """Whether it is reached, as printed: to two digits."""
+        reached = round(reached, 2)
+        return reached >= self.number if self.kind == "≥" else reached <= self.number
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One line of the table."""
+
+    measure: str  # "P1b"
+    what: str  # what was compared, in a few words
+    reached: Spread
+    unit: str = ""  # none for a ratio
+    target: Target | None = None  # none for what is only told beside it
+    ours: Spread | None = None  # the figures behind a ratio
+    theirs: Spread | None = None
+    figures_unit: str = ""  # "requests/s"
+
+    def as_json(self) -> dict[str, Any]:
+        """For the record."""
+        return asdict(self)
+
+
+def in_turn(
+    rounds: int, contestants: Mapping[str, Callable[[], float]]
+) -> dict[str, list[float]]:
+    """Let each contestant measure itself once in each round: A B, B A, A B …
+
+    The order turns round after each, so that what drifts spoils nobody more than the others.
+    """
+    figures: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
+    for number in range(1, rounds + 1):
+        for name in names:
+            progress(f"round {number} of {rounds}: {name}")
+            figures[name].append(contestants[name]())
+        names.reverse()
+    progress("")
+    return figures
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """How many times theirs ours are, round by round."""
+    return Spread.of([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def progress(doing: str) -> None:
+    """Show what is being measured, where somebody looks on."""
+    if sys.stderr.isatty():
+        print(f"\r{doing:<70}\r", end="", file=sys.stderr, flush=True)
