@@ -1,33 +1,22 @@
 """Hand mails to the SMTP server over a few warm connections, never more than so many at once."""
 
 import asyncio
-import contextlib
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable
 from email.message import EmailMessage
-from typing import Any, Literal, cast
+from typing import Literal
 
-from aiosmtplib import (
-    SMTP,
-    SMTPDataError,
-    SMTPException,
-    SMTPResponse,
-    SMTPResponseException,
-    SMTPSenderRefused,
-    SMTPServerDisconnected,
-    SMTPStatus,
-)
-from aiosmtplib.protocol import SMTPProtocol
+from aiosmtplib import SMTPException, SMTPResponse, SMTPResponseException, SMTPServerDisconnected
 
+from app.mail.connection import Connection, NotTaken
 from app.mail.message import address
 from app.mail.replies import classify, one_line
 
 Security = Literal["none", "starttls", "tls"]
 
 IDLE_SECONDS = 30.0  # well below the 300 after which servers hang up (RFC 5321, 4.5.3.2.7)
-GOODBYE_SECONDS = 1.0  # for the answer to RSET and QUIT, which nobody's mail depends on
 CHECK_SECONDS = 2.0
 CHECK_CACHE_SECONDS = 1.0
 
@@ -64,8 +53,9 @@ class Mailer:
         self._data_timeout = data_timeout
 
         self._slots = asyncio.Semaphore(connections)  # whoever uses or opens a connection has one
-        self._open: set[_Connection] = set()
-        self._idle: dict[_Connection, asyncio.Task[None]] = {}  # each with its retirement
+        self._open: set[Connection] = set()
+        self._idle: dict[Connection, float] = {}  # since when, the longest first
+        self._retiring: asyncio.Task[None] | None = None
         self._reachable = False
         self._checking = asyncio.Lock()
         self._check_again_at = 0.0
@@ -78,7 +68,7 @@ class Mailer:
         """
         try:
             content = _on_the_wire(message.as_bytes())
-            # aiosmtplib parses what it is given, and of `a@x> <b@y` would take the second.
+            # Before anything is said: what `address` gives is fit for a command line.
             sender, recipient = address(sender), address(recipient)
             async with self._slots:
                 reply = await self._deliver(content, sender, recipient)
@@ -88,29 +78,39 @@ class Mailer:
 
     async def _deliver(self, content: bytes, sender: str, recipient: str) -> SMTPResponse:
         if warm := self._take_idle():
-            with contextlib.suppress(_HungUpError):
-                return await self._converse(warm, content, sender, recipient)
-        return await self._converse(await self._connect(), content, sender, recipient)
+            try:
+                return await self._use(warm, warm.send(content, sender, recipient))
+            except (SMTPServerDisconnected, NotTaken):
+                # Ended before a word about this mail, or with 421: enough of this connection.
+                if warm.has_answered:
+                    raise
+        fresh = await self._connect()
+        return await self._use(fresh, fresh.send(content, sender, recipient))
 
-    async def _converse(
-        self, connection: "_Connection", content: bytes, sender: str, recipient: str
-    ) -> SMTPResponse:
-        async with self._using(connection):
-            await connection.begin(sender)
-            await connection.rcpt(recipient)
-            return await connection.finish(content, dot_timeout=self._data_timeout)
+    async def _use(self, connection: Connection, exchange: Awaitable[SMTPResponse]) -> SMTPResponse:
+        """Keep the connection warm afterwards, unless anything about its state is in doubt."""
+        try:
+            return await exchange
+        except SMTPResponseException:
+            await connection.reset()
+            raise
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            self._keep(connection)
 
-    def _take_idle(self) -> "_Connection | None":
+    def _take_idle(self) -> Connection | None:
         while self._idle:
             # The newest: under light load the others are left to retire.
-            connection, retirement = self._idle.popitem()
-            retirement.cancel()
+            connection, _ = self._idle.popitem()
             if connection.is_connected:
+                connection.has_answered = False
                 return connection
         return None
 
-    async def _connect(self) -> "_Connection":
-        connection = _Connection(
+    async def _connect(self) -> Connection:
+        connection = Connection(
             self._open,
             hostname=self._host,
             port=self._port,
@@ -121,11 +121,10 @@ class Mailer:
             tls_context=self._tls,
             local_hostname=self._local_hostname,
             timeout=self._timeout,
+            data_timeout=self._data_timeout,
         )
         try:
-            await connection.connect()
-            if connection.is_ehlo_or_helo_needed:
-                await connection.ehlo()
+            await connection.open()
         except BaseException:
             connection.close()
             self._reachable = False
@@ -133,30 +132,23 @@ class Mailer:
         self._reachable = True
         return connection
 
-    @contextlib.asynccontextmanager
-    async def _using(self, connection: "_Connection") -> AsyncIterator["_Connection"]:
-        """Keep the connection warm afterwards, unless anything about its state is in doubt."""
-        try:
-            yield connection
-        except SMTPResponseException:
-            await connection.reset()
-            raise
-        except BaseException:
-            connection.close()
-            raise
-        finally:
-            self._keep(connection)
-
-    def _keep(self, connection: "_Connection") -> None:
+    def _keep(self, connection: Connection) -> None:
         if connection.is_connected:
-            connection.is_warm = True
-            self._idle[connection] = asyncio.create_task(self._retire(connection))
+            self._idle[connection] = _now()
+            if self._retiring is None or self._retiring.done():
+                self._retiring = asyncio.create_task(self._retire())
 
-    async def _retire(self, connection: "_Connection") -> None:
-        await asyncio.sleep(IDLE_SECONDS)
-        async with self._slots:  # it counts until it is gone
-            del self._idle[connection]
-            await connection.leave()
+    async def _retire(self) -> None:
+        """Take leave of what has been idle for long, until nothing is idle any more."""
+        while self._idle:
+            connection, since = next(iter(self._idle.items()))
+            if (left := since + IDLE_SECONDS - _now()) > 0:
+                await asyncio.sleep(left)
+                continue
+            async with self._slots:  # it counts until it is gone
+                if self._idle.get(connection) == since:
+                    del self._idle[connection]
+                    await connection.leave()
 
     async def check(self) -> bool:
         """Tell, within 2 s, whether the server can be reached and greets us; known for 1 s.
@@ -171,12 +163,9 @@ class Mailer:
 
     async def _probe(self) -> bool:
         try:
-            async with (
-                self._slots,
-                asyncio.timeout(CHECK_SECONDS),
-                self._using(self._take_idle() or await self._connect()) as connection,
-            ):
-                await connection.noop()
+            async with self._slots, asyncio.timeout(CHECK_SECONDS):
+                connection = self._take_idle() or await self._connect()
+                await self._use(connection, connection.noop())
         except (OSError, SMTPException):
             return False
         return True
@@ -188,74 +177,12 @@ class Mailer:
 
     async def close(self) -> None:
         """Take leave of the server, within 1 s; for when nothing is being sent any more."""
+        if self._retiring is not None:
+            self._retiring.cancel()
         leaving = []
         while connection := self._take_idle():
             leaving.append(connection.leave())
         await asyncio.gather(*leaving)
-
-
-class _HungUpError(SMTPException):
-    """The server had ended a warm connection before we said anything about this mail."""
-
-
-class _Connection(SMTP):
-    """One SMTP connection; closing it is immediate, so that a closed one never counts.
-
-    aiosmtplib closes politely: it flushes what is left to write, and over TLS waits 30 s for the
-    peer's goodbye, even when the peer is what we are giving up on.
-    """
-
-    def __init__(self, open_connections: "set[_Connection]", **settings: Any) -> None:
-        super().__init__(**settings)
-        self.is_warm = False
-        self._open_connections = open_connections
-        open_connections.add(self)
-
-    async def begin(self, sender: str) -> None:
-        """MAIL FROM. Raises _HungUpError where a fresh connection may be tried instead."""
-        try:
-            await self.mail(sender)
-        except (SMTPServerDisconnected, SMTPSenderRefused) as error:
-            # 421 is how a server says that it has had enough of this connection.
-            if self.is_warm and not self.is_connected:
-                raise _HungUpError("Connection lost") from error
-            raise
-
-    async def finish(self, content: bytes, *, dot_timeout: float) -> SMTPResponse:
-        """DATA in its two steps; aiosmtplib has one timeout for both of their answers."""
-        protocol = cast(SMTPProtocol, self.protocol)  # None only where DATA fails first
-        go_ahead = await self.execute_command(b"DATA")
-        if go_ahead.code != SMTPStatus.start_input:
-            raise SMTPDataError(go_ahead.code, go_ahead.message)
-        protocol.write(content)
-        reply = await protocol.read_response(timeout=dot_timeout)
-        if reply.code != SMTPStatus.completed:
-            raise SMTPDataError(reply.code, reply.message)
-        return reply
-
-    async def reset(self) -> None:
-        """RSET after a refusal, for the next mail's sake (RFC 5321, 4.1.1.5); or else close."""
-        try:
-            await self.rset(timeout=GOODBYE_SECONDS)
-        except SMTPException:
-            self.close()
-        except asyncio.CancelledError:
-            self.close()
-            raise
-
-    async def leave(self) -> None:
-        """QUIT (RFC 5321, 4.1.1.10), and close whatever the answer."""
-        try:
-            with contextlib.suppress(SMTPException):
-                await self.quit(timeout=GOODBYE_SECONDS)
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        if self.transport is not None:
-            cast(asyncio.WriteTransport, self.transport).abort()
-        super().close()
-        self._open_connections.discard(self)
 
 
 def _local_hostname() -> str:
@@ -265,8 +192,8 @@ def _local_hostname() -> str:
 
 def _on_the_wire(content: bytes) -> bytes:
     """Every line ends in CRLF and no line but the last is a dot (RFC 5321, 2.3.8 and 4.5.2)."""
-    lines = re.sub(rb"\r\n|\r|\n", b"\r\n", content).removesuffix(b"\r\n") + b"\r\n"
-    return re.sub(rb"(?m)^\.", b"..", lines) + b".\r\n"
+    lines = b"\r\n".join([b"", *content.splitlines()])  # of bytes: at CR, LF and CRLF alone
+    return lines.replace(b"\r\n.", b"\r\n..").removeprefix(b"\r\n") + b"\r\n.\r\n"
 
 
 def _now() -> float:

@@ -88,6 +88,13 @@ def test_a_missing_login_is_temporary(code: int) -> None:
     assert outcome.smtp_code == code
 
 
+def test_a_refused_starttls_is_temporary() -> None:
+    """It is no SMTPDataError or the like, but the plain one."""
+    outcome = classify(SMTPResponseException(502, "5.5.1 No"))
+    assert isinstance(outcome, MailDeferred)
+    assert (outcome.detail, outcome.smtp_code) == ("502 5.5.1 No", 502)
+
+
 @pytest.mark.parametrize("code", [-1, 0, 199, 252, 354, 600])
 def test_an_answer_that_makes_no_sense_is_temporary(code: int) -> None:
     outcome = classify(SMTPResponseException(code, "Malformed: AGFkYQBzZWNyZXQ="))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.mail import smtp
+from app.mail import connection, smtp
 from app.mail.replies import MailDeferred, MailRefused
 from tests.support.mails import RECIPIENT, SENDER, STAGES, MakeMailer, a_mail, failure, send
 from tests.support.smtp_server import DEAF, DROP, HANG, SmtpServer
@@ -101,8 +101,8 @@ async def test_no_socket_lingers_on_a_server_that_has_gone_deaf_under_tls(
     sending = asyncio.create_task(send(mailer))
     while not any(line.startswith(stage.upper()) for line in tls_server.commands):  # noqa: ASYNC110
         await asyncio.sleep(0.005)
-    (connection,) = mailer._open
-    tcp = connection.get_transport_info("socket")
+    (opened,) = mailer._open
+    tcp = opened.get_transport_info("socket")
     await failure(sending)
     await asyncio.sleep(0.01)
     assert tcp.fileno() == -1
@@ -142,11 +142,24 @@ async def test_a_refusal_leaves_the_connection_warm(
     assert "RSET" in server.commands
 
 
+@pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "dot"])
+@pytest.mark.parametrize("answer", ["451 4.0.0 Later", "550 5.0.0 Never"])
+async def test_a_refusal_on_a_warm_connection_is_not_asked_for_again_on_another(
+    server: SmtpServer, mailer_to: MakeMailer, stage: str, answer: str
+) -> None:
+    mailer = mailer_to(server)
+    await send(mailer)
+    server.once[stage].append(answer)
+    assert (await failure(send(mailer))).smtp_code == int(answer[:3])
+    assert server.open_total == 1
+    assert [line[:4] for line in server.commands].count("MAIL") == 2
+
+
 @pytest.mark.parametrize("answer", [DROP, HANG, "451 4.0.0 Later"])
 async def test_a_connection_that_cannot_be_reset_is_not_kept(
     server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
-    monkeypatch.setattr(smtp, "GOODBYE_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "GOODBYE_SECONDS", 0.1)
     server.once["rcpt"].append("550 5.0.0 Never")
     server.once["rset"].append(answer)
     mailer = mailer_to(server)
@@ -345,7 +358,7 @@ async def test_closing_says_goodbye(server: SmtpServer, mailer_to: MakeMailer) -
 async def test_closing_does_not_wait_for_a_server_that_will_not_let_go(
     server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
-    monkeypatch.setattr(smtp, "GOODBYE_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "GOODBYE_SECONDS", 0.1)
     server.always["quit"] = answer
     mailer = mailer_to(server)
     await send(mailer)

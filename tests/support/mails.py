@@ -41,10 +41,12 @@ async def failure(sending: Awaitable[str]) -> MailError:
     return raised.value
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[SmtpServer]:
-    """An SMTP server that takes everything, until it is told otherwise."""
+@pytest.fixture(params=["pipelining", "one by one"])
+async def server(request: pytest.FixtureRequest) -> AsyncIterator[SmtpServer]:
+    """An SMTP server that takes everything, until it is told otherwise; in few turns or in more."""
     async with SmtpServer() as smtp_server:
+        if request.param == "one by one":
+            smtp_server.always["ehlo"] = "250-test\r\n250 AUTH PLAIN"
         yield smtp_server
 
 

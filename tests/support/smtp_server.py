@@ -18,7 +18,7 @@ TRICKLE = "trickle"  # a line now and then, and never the last
 
 USUAL = {
     "connect": "220 test ESMTP",
-    "ehlo": "250-test\r\n250-8BITMIME\r\n250 AUTH PLAIN",
+    "ehlo": "250-test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 AUTH PLAIN",
     "starttls": "220 2.0.0 Ready",
     "auth": "235 2.7.0 Welcome",
     "mail": "250 2.1.0 Ok",
@@ -28,6 +28,7 @@ USUAL = {
     "rset": "250 2.0.0 Ok",
     "noop": "250 2.0.0 Ok",
     "quit": "221 2.0.0 Bye",
+    "too early": "503 5.5.1 Not yet",
 }
 
 
@@ -117,16 +118,23 @@ class SmtpServer:
             self.commands.append(line)
             verb, _, argument = line.partition(" ")
             stage = verb.lower()
+            if (stage == "rcpt" and not sender) or (stage == "data" and not recipients):
+                stage = "too early"
             accepted = await self._answer(stage, reader, writer)
             match stage:
-                case "mail":
+                case "mail" if accepted:
                     sender, recipients = argument[len("FROM:<") : -1], []
-                case "rcpt":
+                case "rset":
+                    sender, recipients = "", []
+                case "rcpt" if accepted:
                     recipients.append(argument[len("TO:<") : -1])
                 case "data" if accepted:
-                    content = (await reader.readuntil(b"\r\n.\r\n")).removesuffix(b".\r\n")
-                    self.received.append(Received(sender, tuple(recipients), content))
+                    content = []
+                    while (text := await reader.readuntil(b"\r\n")) != b".\r\n":
+                        content.append(text)
+                    self.received.append(Received(sender, tuple(recipients), b"".join(content)))
                     await self._answer("dot", reader, writer)
+                    sender, recipients = "", []
                 case "starttls" if accepted and self.starttls:
                     await writer.start_tls(self.starttls)
                 case "starttls" if accepted:
