@@ -7,13 +7,24 @@ from collections.abc import AsyncIterator
 import structlog
 from fastapi import FastAPI
 
-from app.api import inbox, notifications, operations, patterns, problems, promises, tasks, uploads
+from app.api import (
+    batches,
+    inbox,
+    notifications,
+    operations,
+    patterns,
+    problems,
+    promises,
+    tasks,
+    uploads,
+)
 from app.api.dependencies import State
 from app.api.feed import Feed
 from app.api.gate import Gate, Rate
 from app.api.keys import BadKeys, Keys
-from app.api.middleware import BodyLimit, LastResort, PlainStart, RequestId, SoundHead
+from app.api.middleware import BodyLimit, Envelope, PlainStart, SoundHead
 from app.api.openapi import document_keys
+from app.api.turns import Turns
 from app.files.log_file import LogFile
 from app.files.pictures import Pictures
 from app.files.store import CannotOpenStore, Store, open_store
@@ -50,9 +61,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics has our own
     )
-    for part in (notifications, uploads, tasks, patterns, operations, inbox):
-        # Not include_router: it matches each request twice, and nothing is to be added to a route.
-        app.router.routes.extend(part.router.routes)
+    parts = (notifications, batches, uploads, tasks, patterns, operations, inbox)
+    # Not include_router: it matches each request twice, and nothing is to be added to a route.
+    # Before the routes of the documentation, since they are tried one after the other.
+    app.router.routes[:0] = [route for part in parts for route in part.router.routes]
     problems.install(app)
     app.add_exception_handler(promises.Replay, promises.replayed)
     upload_limit = settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
@@ -66,8 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     document_keys(app, needed=keys is not None)
     app.add_middleware(Gate, keys=keys, rate=_rate(settings))
     app.add_middleware(SoundHead)
-    app.add_middleware(LastResort)
-    app.add_middleware(RequestId)
+    app.add_middleware(Envelope)
     app.add_middleware(PlainStart)
     return app
 
@@ -151,6 +162,7 @@ async def run(settings: Settings) -> AsyncIterator[State]:
             feed=feed,
             catcher=catcher,
             keys_in_flight=set(),
+            turns=Turns(lambda: worker is not None and worker.is_busy),
         )
 
 

@@ -2,7 +2,7 @@
 
 The routes, thin, by what they are about:
 
-    notifications, uploads, tasks, patterns, operations, inbox
+    notifications, batches, uploads, tasks, patterns, operations, inbox
 
 What they stand on:
 
@@ -14,6 +14,7 @@ What they stand on:
     problems        every error as problem+json
     openapi         what the document says of API keys
     pages, feed     HTML; server-sent events
+    turns           requests and tasks take turns
     gate, keys      who may come in, and how often
-    middleware      request ids, sound heads, limits on bodies, and the last resort
+    middleware      request ids and the last resort, sound heads, limits on bodies
 """

@@ -1,11 +1,15 @@
 """Strict JSON: what RFC 8259 allows, and nothing that would surprise a later reader."""
 
 import json
+import re
 from typing import Any
 
 from fastapi import Request
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
+
+# An exponent, or more digits than a number of 64 bits has; or a text that looks like it.
+_MAY_OVERFLOW = re.compile(rb"\d[eE]|\d{309}")
 
 
 class StrictRequest(Request):
@@ -18,8 +22,10 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         """The body's value; HTTPException 400 if it is not JSON."""
         try:
-            value = from_json(await self.body(), allow_inf_nan=False)
-            json.dumps(value, allow_nan=False)  # 1e999 is JSON, but becomes an infinity
+            body = await self.body()
+            value = from_json(body, allow_inf_nan=False)
+            if _MAY_OVERFLOW.search(body):  # 1e999 is JSON, but becomes an infinity
+                json.dumps(value, allow_nan=False)
         except ValueError as error:
             # The parser's reason names a place, never the text there.
             reason = str(error)[:100]

@@ -6,6 +6,7 @@ from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 from app.api.feed import Feed
+from app.api.turns import Turns
 from app.files.log_file import LogFile
 from app.files.store import Store
 from app.mail.catcher import Catcher
@@ -30,6 +31,14 @@ class State(TypedDict):
     feed: Feed
     catcher: Catcher | None
     keys_in_flight: set[str]
+    turns: Turns
+
+
+class RequestState(State):
+    """What the middlewares add to it for each request."""
+
+    request_id: str
+    client: str
 
 
 async def _settings(request: Request) -> Settings:

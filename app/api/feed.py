@@ -8,7 +8,8 @@ from app.queue.events import Event, What
 from app.queue.task import Task
 
 QUIET_SECONDS = 3.0  # after which a reader may look for itself
-MOST_UNREAD = 1000  # a reader further behind than this is let go, and may come back
+# A reader further behind than this is let go, and may come back. A batch alone is 1,000 at once.
+MOST_UNREAD = 10_000
 
 
 class Feed:

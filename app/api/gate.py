@@ -5,12 +5,10 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 
 import structlog
-from limits import parse
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.keys import Keys
@@ -107,6 +105,11 @@ class Rate:
     """
 
     def __init__(self, limit: str) -> None:
+        # Imported where a limit is asked for: it takes a thirtieth of the start.
+        from limits import parse
+        from limits.aio.storage import MemoryStorage
+        from limits.aio.strategies import SlidingWindowCounterRateLimiter
+
         self._limit = parse(limit)
         self._requests = SlidingWindowCounterRateLimiter(MemoryStorage())
 
@@ -149,17 +152,22 @@ def _presented(headers: Headers) -> list[bytes]:
 
 
 def _is_from_elsewhere(headers: Headers) -> bool:
-    """Whether a web page of another place is behind it.
-
-    Its browser names that place as the origin; or as the host, when the page's own name was made
-    to lead here (DNS rebinding). Names with a dot can be anybody's, addresses and others cannot.
-    """
+    """Whether a web page of another place is behind it."""
     found = dict(headers)
-    host = found.get(b"host", b"").decode("latin-1").lower()
-    origin = found.get(b"origin")
-    if origin is not None and origin.decode("latin-1").lower().rpartition("/")[2] != host:
+    return _leads_elsewhere(found.get(b"host", b""), found.get(b"origin"))
+
+
+@lru_cache(maxsize=256)  # most requests name the same host
+def _leads_elsewhere(host: bytes, origin: bytes | None) -> bool:
+    """Whether a browser that names this host and this origin shows a page of another place.
+
+    It names that place as the origin; or as the host, when the page's own name was made to lead
+    here (DNS rebinding). Names with a dot can be anybody's, addresses and others cannot.
+    """
+    here = host.decode("latin-1").lower()
+    if origin is not None and origin.decode("latin-1").lower().rpartition("/")[2] != here:
         return True
-    name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
+    name = here.rpartition(":")[0] if re.search(r":\d*$", here) else here
     if "." not in name or name.rstrip(".").rpartition(".")[2] in _PRIVATE:
         return False
     try:

@@ -23,8 +23,12 @@ BAD_FRAMING = "A body has a Content-Length or is chunked; not both, and nothing 
 log = structlog.get_logger(__name__)
 
 
-class RequestId:
-    """Takes the request's X-Request-ID, or makes one; echoes it, and puts it on every log line."""
+class Envelope:
+    """Gives each request its id and, whatever happens, an answer.
+
+    The id is the client's X-Request-ID or a new one; it is echoed, and stands on every log line.
+    What nobody expected is logged once, with its traceback, and answered with 500.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -35,44 +39,22 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         given = _header(scope, b"x-request-id")
-        sane = _SANE_ID.fullmatch(given)
-        request_id = given if sane else f"{random.getrandbits(128):032x}".encode()
+        request_id = given if _SANE_ID.fullmatch(given) else b"%032x" % random.getrandbits(128)
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         # Nothing of the request before, which a pipelined one inherits.
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id.decode())
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", request_id),
-                ]
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
-
-
-class LastResort:
-    """Answers 500 to what nobody expected, and logs it once, with its traceback."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection (ASGI)."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         started = False
 
-        async def watch(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             log.info("client went away", method=scope["method"], path=scope["path"])
         except Exception:
@@ -80,7 +62,7 @@ class LastResort:
             if started:
                 raise  # too late for an answer: the connection must break off
             response = problem(scope["path"], 500, "Something went wrong here; it was logged.")
-            await response(scope, receive, send)
+            await response(scope, receive, send_with_id)
 
 
 class SoundHead:
@@ -158,7 +140,10 @@ class BodyLimit:
 
 def _header(scope: Scope, name: bytes) -> bytes:
     """The value of a request header; empty if it is not there."""
-    return next((value for key, value in scope["headers"] if key == name), b"")
+    for key, value in scope["headers"]:
+        if key == name:
+            return value  # type: ignore[no-any-return]
+    return b""
 
 
 class PlainStart:

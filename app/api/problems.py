@@ -17,6 +17,7 @@ from app.api.schemas import Problem as ProblemSchema
 from app.files.store import NoSuchUpload, StoreFull, StoreUnavailable, UploadTooLarge
 from app.queue.errors import (
     BacklogFull,
+    BatchNotFound,
     QueueFull,
     QueueUnavailable,
     RecordNotFound,
@@ -34,6 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _STATUS: dict[type[Exception], HTTPStatus] = {
     TaskNotFound: HTTPStatus.NOT_FOUND,
     RecordNotFound: HTTPStatus.NOT_FOUND,
+    BatchNotFound: HTTPStatus.NOT_FOUND,
     NoSuchUpload: HTTPStatus.NOT_FOUND,
     TaskHasStarted: HTTPStatus.CONFLICT,
     TaskNotGivenUp: HTTPStatus.CONFLICT,

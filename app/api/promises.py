@@ -2,17 +2,15 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
 from starlette.exceptions import HTTPException
 
+from app.api.dependencies import RequestState
 from app.api.problems import InvalidRequest
 from app.queue.durable import DurableTasks
 from app.queue.errors import KeyTaken
-from app.queue.queue import Queue
 from app.queue.task import Answer, Task
 from app.tasks.tools import Tools
 
@@ -27,16 +25,17 @@ class Promises(DurableTasks[Tools]):
     # It must not hold the request, whose state holds it: a cycle would leave every request to the
     # garbage collector.
     def __init__(self, request: Request) -> None:
-        self._queue: Queue[Tools] = request.state.queue
+        state: RequestState = request.scope["state"]
+        self._queue = state["queue"]
         super().__init__(
             self._queue.catalogue,
             max_attempts=self._queue.policy.attempts,
             now=self._queue.now,
-            request_id=request.state.request_id,
-            client=request.state.client,
+            request_id=state["request_id"],
+            client=state["client"],
         )
         self._key = _idempotency_key(request)
-        self._keys_in_flight: set[str] = request.state.keys_in_flight
+        self._keys_in_flight = state["keys_in_flight"]
         self._retried: Task | None = None
         self.body_digest: bytes | None = None
         """Stands for the body where that was read as a stream."""
@@ -45,11 +44,9 @@ class Promises(DurableTasks[Tools]):
         """Collect the retry of a failed or cancelled task, instead of new ones."""
         self._retried = task
 
-    @contextmanager
-    def key_in_flight(self) -> Iterator[None]:
+    def hold_key(self) -> None:
         """Hold the request's idempotency key; HTTPException 409 if another request holds it."""
         if self._key is None:
-            yield
             return
         if self._key in self._keys_in_flight:
             raise HTTPException(
@@ -58,9 +55,10 @@ class Promises(DurableTasks[Tools]):
                 {"Retry-After": "1"},
             )
         self._keys_in_flight.add(self._key)
-        try:
-            yield
-        finally:
+
+    def let_go_of_key(self) -> None:
+        """Let other requests use the key: they find the answer to this one, if there is any."""
+        if self._key is not None:
             self._keys_in_flight.discard(self._key)
 
     async def commit(self, request: Request, response: Response) -> None:
@@ -69,15 +67,17 @@ class Promises(DurableTasks[Tools]):
         Raises Replay or InvalidRequest if the key was used before, QueueUnavailable if the
         database refuses; and then nothing was written.
         """
-        if promised := [self._retried] if self._retried else self._tasks:
+        if self._batch_id is not None:
+            response.headers["Location"] = f"/batches/{self._batch_id}"
+        elif promised := [self._retried] if self._retried else self._tasks:
             response.headers["Location"] = f"/tasks/{promised[0].id}"
         answer = None if self._key is None else await self._answer(self._key, request, response)
-        batch = self.batch(answer)
+        writes = self.collected(answer)
         try:
             if self._retried is not None:
-                await self._queue.retry(self._retried.id, batch)
+                await self._queue.retry(self._retried.id, writes)
             else:
-                await self._queue.commit(batch)
+                await self._queue.commit(writes)
         except KeyTaken as taken:
             if answer is not None and taken.answer.fingerprint == answer.fingerprint:
                 raise Replay(taken.answer) from None

@@ -23,8 +23,8 @@ _IDEMPOTENCY_KEY = {
 _ACCEPTED = {
     "headers": {
         "Location": {
-            "description": "The task, where one was queued.",
-            "schema": {"type": "string", "pattern": "^/tasks/[^/]+$"},
+            "description": "The task or the batch, where one was queued.",
+            "schema": {"type": "string", "pattern": "^/(tasks|batches)/[^/]+$"},
         },
         "Idempotency-Replay": {
             "description": "Whether this is the answer to an earlier request with the same key.",
@@ -57,15 +57,25 @@ class Route(APIRoute):
         """Wrap FastAPI's handler."""
         handle = super().get_route_handler()
         takes_json = self.body_field is not None
+        takes_file = "requestBody" in (self.openapi_extra or {})
 
         async def handle_and_keep_promises(request: Request) -> Response:
             request = StrictRequest(request.scope, request.receive)
-            if takes_json and not says_json(request) and await request.body():
+            if takes_json and await request.body() and not says_json(request):
                 raise HTTPException(415, "Send JSON, with Content-Type: application/json.")
+            if takes_file:  # which comes as slowly as the client likes
+                return await keep_promises(request)
+            async with request.scope["state"]["turns"].one():
+                return await keep_promises(request)
+
+        async def keep_promises(request: Request) -> Response:
             request.state.promises = promises = Promises(request)
-            with promises.key_in_flight():
+            promises.hold_key()
+            try:
                 response = await handle(request)
                 await promises.commit(request, response)
+            finally:
+                promises.let_go_of_key()
             return response
 
         return handle_and_keep_promises

@@ -7,14 +7,11 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from app.mail.message import address, body_text, header_text
-from app.queue.task import Record, Status, Task
+from app.queue.task import FINISHED, Record, Status, Task
 
 # JSON Schema says "email" and the rest; what exactly is refused, app.mail.message knows.
-Address = Annotated[
-    str,
-    AfterValidator(address),
-    Field(max_length=320, json_schema_extra={"format": "email"}, examples=["ada@example.com"]),
-]
+_EMAIL = Field(max_length=320, json_schema_extra={"format": "email"}, examples=["ada@example.com"])
+Address = Annotated[str, AfterValidator(address), _EMAIL]
 # What header_text and body_text take, for the document.
 _LINE = r"^(?!.*=\?.*\?=)[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]*$"
 _LINES = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$"
@@ -42,6 +39,25 @@ class Notification(BaseModel):
 
     subject: Subject = "Notification"
     message: Text = "This is a notification."
+
+
+class Notifications(Notification):
+    """The same mail to each recipient: one that stands there twice gets it twice."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "recipients": ["ada@example.com", "grace@example.com"],
+                    "subject": "Hello",
+                    "message": "It is done.",
+                }
+            ]
+        },
+    )
+
+    # Not Address: to look at so many domains may take long, which the route does in turns.
+    recipients: Annotated[list[Annotated[str, _EMAIL]], Field(min_length=1, max_length=1000)]
 
 
 class TaskSummary(BaseModel):
@@ -117,6 +133,42 @@ class TaskView(TaskSummary):
             result=None if task.result is None else json.loads(task.result),
             error=None if task.error is None else TaskFailure(**json.loads(task.error)),
         )
+
+
+class BatchTask(BaseModel):
+    """One recipient's part of a batch."""
+
+    id: str
+    email: str
+
+
+class QueuedBatch(BaseModel):
+    """A promise to each recipient, in the order in which they were named."""
+
+    batch_id: str
+    total: int
+    tasks: list[BatchTask]
+
+
+class BatchView(BaseModel):
+    """How many tasks of a batch stand where; `progress` is the part that is finished, 0 to 1."""
+
+    id: str
+    total: int
+    queued: int
+    running: int
+    retrying: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    progress: Annotated[float, Field(ge=0, le=1)]
+
+    @classmethod
+    def of(cls, batch_id: str, counts: dict[Status, int]) -> "BatchView":
+        """The public face of a batch that has so many tasks in each status."""
+        total = sum(counts.values())
+        finished = sum(counts[status] for status in FINISHED)
+        return cls(id=batch_id, total=total, progress=finished / total, **counts)
 
 
 class TaskPage(BaseModel):

@@ -1,12 +1,11 @@
 """`durable_tasks.add_task(fn, *args, **kwargs)`: the feel of BackgroundTasks, with a promise."""
 
 import asyncio
-import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
-from app.queue.task import Answer, Batch, Record, Task, new_id, to_json
+from app.queue.task import Answer, Record, Task, Writes, new_id, to_json
 
 P = ParamSpec("P")
 ToolsT = TypeVar("ToolsT")
@@ -34,10 +33,11 @@ class DurableTasks(Generic[ToolsT]):
         self._client = client
         self._tasks: list[Task] = []
         self._records: list[Record] = []
+        self._batch_id: str | None = None
 
     def add_task(
         self,
-        function: Callable[Concatenate["Context[ToolsT]", P], Awaitable[Any]],
+        function: Callable[Concatenate["Context[ToolsT]", P], Coroutine[Any, Any, Any]],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Task:
@@ -48,7 +48,8 @@ class DurableTasks(Generic[ToolsT]):
         NaN and infinities.
         """
         kind = self._catalogue.kind_of(function)
-        self._catalogue.signature(kind).bind(None, *args, **kwargs)
+        # Calls it, so that wrong arguments are found now; nothing of it runs until it is awaited.
+        function(cast("Context[ToolsT]", None), *args, **kwargs).close()
         now = self._now()
         task = Task(
             id=new_id(now),
@@ -69,9 +70,14 @@ class DurableTasks(Generic[ToolsT]):
         to_json(body)
         self._records.append(Record(collection, self._client, record_id, body, self._now()))
 
-    def batch(self, answer: Answer | None = None) -> Batch:
+    def as_batch(self) -> str:
+        """Let the tasks collected here be one batch, which is counted as one; gives its id."""
+        self._batch_id = new_id(self._now())
+        return self._batch_id
+
+    def collected(self, answer: Answer | None = None) -> Writes:
         """Everything collected so far, with the answer to keep for the request's key if any."""
-        return Batch(tuple(self._tasks), tuple(self._records), answer)
+        return Writes(tuple(self._tasks), tuple(self._records), answer, self._batch_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +95,8 @@ class Context(Generic[ToolsT]):
 class Catalogue(Generic[ToolsT]):
     """The durable task functions, by name. The name is what is stored: keep it."""
 
-    def __init__(self, *functions: Callable[..., Awaitable[Any]]) -> None:
-        self._functions: dict[str, Callable[..., Awaitable[Any]]] = {}
-        self._signatures: dict[str, inspect.Signature] = {}
+    def __init__(self, *functions: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        self._functions: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {}
         for function in functions:
             name = function.__name__
             if not asyncio.iscoroutinefunction(function):
@@ -100,23 +105,18 @@ class Catalogue(Generic[ToolsT]):
                 )
             if self._functions.setdefault(name, function) is not function:
                 raise TypeError(f"two tasks are named {name}")
-            self._signatures[name] = inspect.signature(function)
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
         return iter(self._functions)
 
-    def kind_of(self, function: Callable[..., Awaitable[Any]]) -> str:
+    def kind_of(self, function: Callable[..., Coroutine[Any, Any, Any]]) -> str:
         """The name under which a function is stored; TypeError if it is not in the catalogue."""
         kind = function.__name__
         if self._functions.get(kind) is not function:
             raise TypeError(f"{kind} is not in the catalogue of tasks: name it there")
         return kind
 
-    def signature(self, kind: str) -> inspect.Signature:
-        """The signature of the function of this name."""
-        return self._signatures[kind]
-
-    def function(self, kind: str) -> Callable[..., Awaitable[Any]] | None:
+    def function(self, kind: str) -> Callable[..., Coroutine[Any, Any, Any]] | None:
         """The function of this name, if there is one."""
         return self._functions.get(kind)

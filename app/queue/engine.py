@@ -7,7 +7,7 @@ from typing import Protocol
 
 from app.queue.errors import CannotStart
 from app.queue.events import Event, Listener
-from app.queue.task import Backlog, Batch, Outcome, Record, Status, Task
+from app.queue.task import Backlog, Outcome, Record, Status, Task, Writes
 
 _POSTGRESQL = ("postgresql://", "postgres://")
 
@@ -27,8 +27,8 @@ class Engine(Protocol):
 
     # What the API asks.
 
-    async def put(self, batch: Batch) -> None:
-        """Write the batch, all or nothing. Raises KeyTaken if its answer's key was used before."""
+    async def put(self, writes: Writes) -> None:
+        """Write all of it, or nothing. Raises KeyTaken if its answer's key was used before."""
 
     async def get(self, task_id: str) -> Task:
         """The task, or TaskNotFound."""
@@ -47,15 +47,21 @@ class Engine(Protocol):
         Raises TaskNotFound if that is none of the client's.
         """
 
+    async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
+        """How many tasks of a client's batch stand where, or BatchNotFound.
+
+        Those that were purged are counted as they ended, until the last one is.
+        """
+
     async def cancel(self, task_id: str, now: float) -> Task:
         """Withdraw a waiting task. Raises TaskNotFound, TaskHasStarted."""
 
-    async def retry(self, task_id: str, now: float, batch: Batch) -> Task:
+    async def retry(self, task_id: str, now: float, writes: Writes) -> Task:
         """Queue a failed or cancelled task afresh.
 
         Raises TaskNotFound, TaskNotGivenUp, KeyTaken.
 
-        The batch, which holds at most an answer, is written in the same transaction.
+        `writes`, which holds at most an answer, is written in the same transaction.
         """
 
     async def backlog(self) -> Backlog:

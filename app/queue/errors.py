@@ -15,6 +15,10 @@ class TaskNotFound(QueueError):
     """There is no such task; finished tasks are kept for the retention time only."""
 
 
+class BatchNotFound(QueueError):
+    """There is no such batch; a batch is kept as long as the last of its tasks."""
+
+
 class RecordNotFound(QueueError):
     """There is no such record."""
 

@@ -10,51 +10,44 @@ import contextlib
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from app.queue.errors import QueueFull, QueueUnavailable
 from app.queue.sqlite_file import forget_cached_log
 
+# Of what many ask for alike, so much goes into one statement: each statement gives up Python's
+# lock, and may wait for it again while the event loop is busy. A statement of each length is kept.
+LOT = 100
+
+ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 Row = tuple[Any, ...]
 
-
-@dataclass(slots=True)
-class _Insert:
-    """Rows for one table; the inserts of a group become a single statement."""
-
-    rows: Sequence[Row]
-    done: "asyncio.Future[None]"
+Do = Callable[[sqlite3.Connection, Sequence[ItemT]], Sequence[ResultT]]
+"""Does the same for several items; gives a result for each. A LOT of them takes one statement."""
 
 
 @dataclass(slots=True)
-class _Operation(Generic[ResultT]):
-    """Anything else: runs in the transaction, and sees what the inserts wrote."""
+class _Job:
+    do: Do[Any, Any]
+    item: Any
+    done: "asyncio.Future[Any]"
+    is_shared: bool
 
-    run: Callable[[sqlite3.Connection], ResultT]
-    done: "asyncio.Future[ResultT]"
 
-
-_Job = _Insert | _Operation[Any]
 _Answer = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 
 class GroupCommit:
     """Runs operations on a connection, in transactions that they share.
 
-    `connect` opens the connection, in autocommit mode; `insert` writes the rows of all inserts of
-    a group at once.
+    `connect` opens the connection, in autocommit mode.
     """
 
-    def __init__(
-        self,
-        connect: Callable[[], sqlite3.Connection],
-        insert: Callable[[sqlite3.Connection, list[Row]], None],
-    ) -> None:
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
-        self._insert = insert
         self._waiting: list[_Job] = []
         self._committing = False
         self._groups: queue.SimpleQueue[list[_Job]] = queue.SimpleQueue()
@@ -75,24 +68,26 @@ class GroupCommit:
         self._groups.put([])
         await asyncio.to_thread(self._thread.join)
 
-    async def insert(self, rows: Sequence[Row]) -> None:
-        """Write rows; they are on disk when this returns."""
-        done: asyncio.Future[None] = self._loop.create_future()
-        self._add(_Insert(rows, done))
-        await done
-
     async def run(self, operation: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
         """Run an operation; what it wrote is on disk when this returns."""
-        done: asyncio.Future[ResultT] = self._loop.create_future()
-        self._add(_Operation(operation, done))
-        return await done
 
-    def _add(self, job: _Job) -> None:
-        self._waiting.append(job)
+        def do(connection: sqlite3.Connection, _: Sequence[None]) -> list[ResultT]:
+            return [operation(connection)]
+
+        return await self._ask(do, None, is_shared=False)
+
+    async def share(self, do: Do[ItemT, ResultT], item: ItemT) -> ResultT:
+        """Have something done for an item, together with the others for whom it is to be done."""
+        return await self._ask(do, item, is_shared=True)
+
+    async def _ask(self, do: Do[ItemT, ResultT], item: ItemT, *, is_shared: bool) -> ResultT:
+        done: asyncio.Future[ResultT] = self._loop.create_future()
+        self._waiting.append(_Job(do, item, done, is_shared))
         if not self._committing:
             self._committing = True
             # At the end of this turn of the loop, so that all the requests of a turn come along.
             self._loop.call_soon(self._hand_over)
+        return await done
 
     def _hand_over(self) -> None:
         group, self._waiting = self._waiting, []
@@ -119,19 +114,21 @@ class GroupCommit:
 
     def _commit(self, connection: sqlite3.Connection, group: list[_Job]) -> list[_Answer]:
         """Run a group in one transaction. If a member raises, each is run again in its own."""
+        together: dict[Do[Any, Any], list[_Job]] = {}
+        for job in group:
+            together.setdefault(job.do, []).append(job)
+        # A single statement is a transaction of its own.
+        is_one_statement = len(together) == 1 and group[0].is_shared and len(group) <= LOT
+        answers: list[_Answer] = []
         try:
-            rows = [row for job in group if isinstance(job, _Insert) for row in job.rows]
-            if not any(isinstance(job, _Operation) for job in group):
-                self._insert(connection, rows)  # one statement is a transaction of its own
-                return [(job.done, None, None) for job in group]
-            connection.execute("BEGIN IMMEDIATE")
-            if rows:
-                self._insert(connection, rows)
-            answers: list[_Answer] = [
-                (job.done, job.run(connection) if isinstance(job, _Operation) else None, None)
-                for job in group
-            ]
-            connection.execute("COMMIT")
+            if not is_one_statement:
+                connection.execute("BEGIN IMMEDIATE")
+            for do, jobs in together.items():
+                results = do(connection, [job.item for job in jobs])
+                pairs = zip(jobs, results, strict=True)
+                answers += [(job.done, result, None) for job, result in pairs]
+            if not is_one_statement:
+                connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - each caller gets its own
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -141,6 +138,12 @@ class GroupCommit:
                 return [answer for job in group for answer in self._commit(connection, [job])]
             return [(job.done, None, _translated(error)) for job in group]
         return answers
+
+
+def in_lots(items: Sequence[ItemT]) -> Iterator[Sequence[ItemT]]:
+    """The items, at most LOT at a time."""
+    for first in range(0, len(items), LOT):
+        yield items[first : first + LOT]
 
 
 def _refuses_all(error: Exception) -> bool:

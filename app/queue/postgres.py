@@ -11,6 +11,7 @@ import asyncpg
 from app.queue import postgres_entries as entries
 from app.queue.batcher import Batcher
 from app.queue.errors import (
+    BatchNotFound,
     QueueFull,
     QueueUnavailable,
     RecordNotFound,
@@ -31,21 +32,23 @@ from app.queue.postgres_rows import (
     begin_attempts,
     end_attempts,
     enter_again,
+    fits_in_one,
     keep_answers,
+    lock_running,
     read_task,
     settled_before,
     take_back,
-    write_batches,
+    write_all,
 )
 from app.queue.postgres_schema import Troubles, check, connect, options
 from app.queue.task import (
     WAITING,
     Backlog,
-    Batch,
     Outcome,
     Record,
     Status,
     Task,
+    Writes,
     to_json,
 )
 
@@ -102,17 +105,17 @@ class Postgres:
 
     # What the API asks.
 
-    async def put(self, batch: Batch) -> None:
-        await self._put(batch)
-        if batch.tasks:
+    async def put(self, writes: Writes) -> None:
+        await self._put(writes)
+        if writes.tasks:
             self._arrived.set()
 
-    async def _put_all(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
-        """Write several requests' batches in one transaction, but for those whose key is taken."""
-        async with self._transaction() as session:
-            taken = await keep_answers(session, [batch.answer for batch in batches])
-            written = [batch for batch, key in zip(batches, taken, strict=True) if key is None]
-            await write_batches(session, written)
+    async def _put_all(self, several: Sequence[Writes]) -> Sequence[Exception | None]:
+        """Write what several requests put, in one transaction, but for those whose key is taken."""
+        async with self._session() if fits_in_one(several) else self._transaction() as session:
+            taken = await keep_answers(session, [writes.answer for writes in several])
+            written = [writes for writes, key in zip(several, taken, strict=True) if key is None]
+            await write_all(session, written)
         return taken
 
     async def get(self, task_id: str) -> Task:
@@ -150,6 +153,23 @@ class Postgres:
             )
         return [as_task(row) for row in rows]
 
+    async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
+        async with self._session() as session:
+            rows = await session.fetch(
+                """
+                SELECT status, sum(tasks)::bigint AS tasks FROM (
+                    SELECT status, 1 FROM afterward.tasks WHERE batch_id = $1 AND client = $2
+                    UNION ALL
+                    SELECT status, tasks FROM afterward.removed WHERE batch_id = $1 AND client = $2
+                ) AS parts (status, tasks) GROUP BY status
+                """,
+                batch_id,
+                client,
+            )
+        if not rows:
+            raise BatchNotFound
+        return dict.fromkeys(Status, 0) | {Status(row["status"]): row["tasks"] for row in rows}
+
     async def cancel(self, task_id: str, now: float) -> Task:
         async with self._session() as session:
             row = await session.fetchrow(
@@ -165,9 +185,9 @@ class Postgres:
             await read_task(session, task_id)  # raises TaskNotFound
             raise TaskHasStarted
 
-    async def retry(self, task_id: str, now: float, batch: Batch) -> Task:
+    async def retry(self, task_id: str, now: float, writes: Writes) -> Task:
         async with self._transaction() as session:
-            (taken,) = await keep_answers(session, [batch.answer])
+            (taken,) = await keep_answers(session, [writes.answer])
             if taken is not None:
                 raise taken
             row = await session.fetchrow(
@@ -207,19 +227,21 @@ class Postgres:
 
     async def claim(self, owner: str, *, limit: int, now: float, lease: float) -> list[Task]:
         while True:
-            async with self._transaction() as session:
-                silence = lease + self._outages.recent(lease)
-                taken = await entries.take(session, owner, limit=limit, silence=silence)
-                claimed = await begin_attempts(session, taken, owner, now) if taken else []
-                strange = dict(taken).items() - {(entry, task.id) for entry, task in claimed}
-                back, dropped = await self._sort_out(session, dict(strange), owner, now)
-            tasks = sorted((task for _, task in claimed), key=lambda task: task.due_at)
+            silence = lease + self._outages.recent(lease)
+            async with self._session() as session:
+                tasks, strange = await begin_attempts(
+                    session, owner, limit=limit, silence=silence, now=now
+                )
             self._held |= {task.id: task for task in tasks}
+            try:
+                back, dropped = await self._sort_out(strange, owner, now)
+            except QueueUnavailable:  # what is claimed is to be run; the others come again
+                return tasks
             if tasks or back or not dropped:
                 return tasks + back
 
     async def _sort_out(
-        self, session: Session, strange: dict[int, str], owner: str, now: float
+        self, strange: Sequence[int], owner: str, now: float
     ) -> tuple[list[Task], bool]:
         """Deal with entries whose tasks do not wait.
 
@@ -227,20 +249,14 @@ class Postgres:
         """
         if not strange:
             return [], False
-        rows = await session.fetch(
-            """
-            SELECT entry, id, owner, claims FROM afterward.tasks
-            WHERE id = ANY($1) AND entry = ANY($2) AND status = 'running'
-            """,
-            list(strange.values()),
-            list(strange),
-        )
-        # Its own are still its own: its heartbeat was late, no more. But not those which a claim
-        # gave it whose answer got lost on the way: nobody works on these.
-        dead = [row for row in rows if row["owner"] != owner or not self._holds(row)]
-        if gone := strange.keys() - {row["entry"] for row in rows}:
-            await entries.remove(session, [(entry, Status.CANCELLED) for entry in gone])
-        return await take_back(session, dead, now) if dead else [], bool(gone)
+        async with self._transaction() as session:
+            rows = await lock_running(session, strange)
+            if gone := set(strange) - {row["entry"] for row in rows}:
+                await entries.drop(session, list(gone))
+            # Its own are still its own: its heartbeat was late, no more. But not those which a
+            # claim gave it whose answer got lost on the way: nobody works on these.
+            dead = [row for row in rows if row["owner"] != owner or not self._holds(row)]
+            return await take_back(session, dead, now) if dead else [], bool(gone)
 
     def _holds(self, row: Row) -> bool:
         held = self._held.get(row["id"])
@@ -270,24 +286,16 @@ class Postgres:
 
     async def _settle_all(self, settlements: Sequence[Settlement]) -> list[Task | None]:
         """Write how several attempts ended, in one transaction."""
-        async with self._transaction() as session:
+        more = any(settlement.brings_more for settlement in settlements)
+        async with self._transaction() if more else self._session() as session:
             settled = await end_attempts(session, settlements)
-            tasks = [task for _, task in settled.values()]
-            await entries.remove(
-                session, [(entry, task.status) for entry, task in settled.values()]
-            )
-            if again := [task for task in tasks if task.status in WAITING]:
+            if again := [task for task in settled.values() if task.status in WAITING]:
                 await enter_again(session, again)
-            follow_ups = [
-                settlement.outcome.follow_ups
-                for settlement in settlements
-                if settlement.task.id in settled
-            ]
-            await write_batches(session, follow_ups)
-            written = {task.id: task for task in tasks}
-            lost = [s for s in settlements if s.task.id not in written]
-            written |= await settled_before(session, lost) if lost else {}
-        return [written.get(settlement.task.id) for settlement in settlements]
+            follow_ups = [s.outcome.follow_ups for s in settlements if s.task.id in settled]
+            await write_all(session, follow_ups)
+            lost = [s for s in settlements if s.task.id not in settled]
+            settled |= await settled_before(session, lost) if lost else {}
+        return [settled.get(settlement.task.id) for settlement in settlements]
 
     async def report(self, task: Task, progress: float, now: float) -> Task | None:
         async with self._session() as session:
@@ -345,6 +353,13 @@ class Postgres:
                 """,
                 answered_before,
                 limit,
+            )
+            await session.execute(
+                """
+                DELETE FROM afterward.removed WHERE NOT EXISTS (
+                    SELECT FROM afterward.tasks WHERE tasks.batch_id = removed.batch_id
+                )
+                """
             )
             await session.execute(
                 """
@@ -423,13 +438,9 @@ class Postgres:
         self._grapevine.hear(listeners)
         self._ear.listen(CHANNEL, self._grapevine.heard)
 
-    async def _notify(self, payloads: Sequence[str]) -> None:
+    async def _notify(self, payloads: Sequence[str]) -> bool:
         async with self._session() as session:
-            await session.execute(
-                "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload",
-                CHANNEL,
-                payloads,
-            )
+            return await self._ear.notify(session, CHANNEL, payloads)
 
     # Connections
 

@@ -2,7 +2,7 @@
 -- the clock of whoever wrote them; when an entry is due is PGQueuer's business, by the database's.
 
 CREATE TABLE afterward.schema_version (version integer NOT NULL);
-INSERT INTO afterward.schema_version VALUES (2);
+INSERT INTO afterward.schema_version VALUES (3);
 
 -- The record: one row for each task that was ever accepted, until retention removes it.
 CREATE TABLE afterward.tasks (
@@ -13,6 +13,7 @@ CREATE TABLE afterward.tasks (
     arguments    text             NOT NULL,
     request_id   text,
     client       text             NOT NULL DEFAULT '',
+    batch_id     text,                            -- shared by those that were accepted together
     status       text             NOT NULL,
     attempts     integer          NOT NULL DEFAULT 0,
     max_attempts integer          NOT NULL,
@@ -39,6 +40,8 @@ CREATE INDEX tasks_finished ON afterward.tasks (finished_at) WHERE finished_at I
 CREATE INDEX tasks_by_status ON afterward.tasks (status, seq);
 -- GET /tasks, where there are API keys.
 CREATE INDEX tasks_by_client ON afterward.tasks (client, seq) WHERE client <> '';
+-- GET /batches/{id}
+CREATE INDEX tasks_by_batch ON afterward.tasks (batch_id) WHERE batch_id IS NOT NULL;
 
 -- How many tasks stand where: the sum of these rows. Each statement adds its own, so that nobody
 -- waits for anybody else's; the clean-up adds them up.
@@ -69,6 +72,28 @@ CREATE TRIGGER count_delete AFTER DELETE ON afterward.tasks REFERENCING OLD TABL
 CREATE TRIGGER count_update AFTER UPDATE ON afterward.tasks
     REFERENCING OLD TABLE AS before NEW TABLE AS after
     FOR EACH STATEMENT EXECUTE FUNCTION afterward.count_tasks();
+
+-- How the tasks ended that retention has removed from batches of which others are still there: the
+-- sum of these rows.
+CREATE TABLE afterward.removed (
+    batch_id text   NOT NULL,
+    client   text   NOT NULL,
+    status   text   NOT NULL,
+    tasks    bigint NOT NULL
+);
+CREATE INDEX removed_by_batch ON afterward.removed (batch_id);
+
+CREATE FUNCTION afterward.remember_removed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO afterward.removed
+    SELECT batch_id, client, status, count(*) FROM before WHERE batch_id IS NOT NULL
+    GROUP BY batch_id, client, status;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER remember_removed AFTER DELETE ON afterward.tasks REFERENCING OLD TABLE AS before
+    FOR EACH STATEMENT EXECUTE FUNCTION afterward.remember_removed();
 
 -- Documents that requests and tasks keep beside the tasks: uploads, saved data.
 CREATE TABLE afterward.records (

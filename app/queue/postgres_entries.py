@@ -17,7 +17,7 @@ from pgqueuer.adapters.persistence.qb import (
 )
 from pgqueuer.db import AsyncpgDriver
 from pgqueuer.domain.settings import DBSettings, Durability
-from pgqueuer.queries import EntrypointExecutionParameter, Queries
+from pgqueuer.queries import Queries
 from pgqueuer.types import JOB_STATUS, JobId, QueueEntrypoint, QueueManagerId
 from pydantic_settings import PydanticBaseSettingsSource
 
@@ -27,15 +27,15 @@ Session: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy
 
 SCHEMA = "afterward"
 CHANNEL = "afterward_entries"
+AT_ONCE = 100  # entries in one statement, which compares each of them with each
 _ENTRYPOINT = QueueEntrypoint("task")
-_ENTRYPOINTS = {_ENTRYPOINT: EntrypointExecutionParameter(concurrency_limit=0)}
 
 # PGQueuer takes the highest priority first, and the oldest entry of those. So ours is the time at
 # which a task is due, in seconds and backwards: it fits 32 bits until 2106.
 _PRIORITY_AT_EPOCH = 2**31 - 1
 
 # How PGQueuer's own statistics are to count the end of an entry.
-_ENDS: dict[Status, JOB_STATUS] = {
+ENDS: dict[Status, JOB_STATUS] = {
     Status.SUCCEEDED: "successful",
     Status.RETRYING: "exception",
     Status.FAILED: "exception",
@@ -67,32 +67,60 @@ def queries_on(session: Session) -> Queries:
     return Queries(driver, _ENVIRONMENT, _QUEUE, _SCHEDULES)
 
 
-async def enter(session: Session, tasks: Sequence[Task]) -> Sequence[int]:
-    """Make an entry for the next attempt of each task; gives their ids."""
-    return await queries_on(session).enqueue(
+# A statement of PGQueuer's is a chain of named parts (WITH) and an end. Ours have its parts in
+# them, and do besides what is to be done with the row: one round trip, and one transaction.
+
+
+def _divided(statement: str, end: str) -> tuple[str, str]:
+    """The parts of a statement, and its end, which begins with this word."""
+    parts, found, rest = statement.rpartition(end)
+    return parts, found + rest
+
+
+ENTER, _ = _divided(_QUEUE.build_enqueue_query(), "SELECT")
+"""Makes the entries of `entering`; they are `input`, in the order of `ord`. Comes first."""
+
+TAKE, _ = _divided(
+    _QUEUE.build_dequeue_query(
+        batch_size=0,
+        entrypoints=[_ENTRYPOINT],
+        concurrency_limits=[0],
+        queue_manager_id=QueueManagerId(uuid.UUID(int=0)),
+        global_concurrency_limit=None,
+        heartbeat_timeout=timedelta(),
+    ).sql,
+    "SELECT",
+)
+"""Claims the entries of `taking`; they are `claimed`. Comes first."""
+
+_removes, _logs = _divided(_QUEUE.build_log_job_query(), "INSERT")
+_removes = f"{_removes.replace('WITH', '', 1)}, logged AS ({_logs})"
+_removes = _removes.replace("$1", "ARRAY(SELECT entry FROM ended)")
+_removes = _removes.replace("$2", "ARRAY(SELECT ending FROM ended)")
+REMOVE = _removes.replace("$3", "'{}'")
+"""Removes each `entry` of `ended`, whose `ending` is one of ENDS. Comes after that."""
+
+
+def entering(tasks: Sequence[Task]) -> tuple[Sequence[Any], ...]:
+    """The first six arguments of a statement that begins with ENTER: an entry for each task."""
+    return (
+        [_PRIORITY_AT_EPOCH - int(task.due_at) for task in tasks],
         [_ENTRYPOINT] * len(tasks),
         [task.id.encode() for task in tasks],
-        [_PRIORITY_AT_EPOCH - int(task.due_at) for task in tasks],
         # Relative, so that it does not matter whose clock is right.
         [timedelta(seconds=task.due_at - task.updated_at) for task in tasks],
+        [None] * len(tasks),
+        [None] * len(tasks),
     )
 
 
-async def take(
-    session: Session, owner: str, *, limit: int, silence: float
-) -> list[tuple[int, str]]:
-    """Claim up to `limit` entries that are due, or whose owner was silent for so many seconds.
+def taking(owner: str, *, limit: int, silence: float) -> tuple[Any, ...]:
+    """The first four arguments of a statement that begins with TAKE.
 
-    Gives each with the id of the task it stands for.
+    Up to `limit` entries that are due, or whose owner was silent for so many seconds.
     """
-    jobs = await queries_on(session).dequeue(
-        limit,
-        _ENTRYPOINTS,
-        QueueManagerId(uuid.uuid5(uuid.NAMESPACE_URL, owner)),
-        global_concurrency_limit=None,
-        heartbeat_timeout=timedelta(seconds=silence),
-    )
-    return [(job.id, (job.payload or b"").decode()) for job in jobs]
+    manager = uuid.uuid5(uuid.NAMESPACE_URL, owner)
+    return limit, [_ENTRYPOINT], manager, timedelta(seconds=silence)
 
 
 async def beat(session: Session, entries: Sequence[int]) -> None:
@@ -100,12 +128,12 @@ async def beat(session: Session, entries: Sequence[int]) -> None:
     await queries_on(session).update_heartbeat([JobId(entry) for entry in entries])
 
 
-async def remove(session: Session, entries: Sequence[tuple[int, Status]]) -> None:
-    """Remove entries; each with how its task's attempt ended."""
+async def drop(session: Session, entries: Sequence[int]) -> None:
+    """Remove entries that mean nothing."""
     await session.execute(
         _QUEUE.build_log_job_query(),
-        [entry for entry, _ in entries],
-        [_ENDS[status] for _, status in entries],
+        entries,
+        [ENDS[Status.CANCELLED]] * len(entries),
         [None] * len(entries),
     )
 

@@ -2,18 +2,30 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
 import structlog
 
+from app.queue.postgres_entries import Session
 from app.queue.postgres_schema import Troubles
 
 PING_SECONDS = 5.0  # how soon a connection that died silently is missed
 PAUSE_SECONDS = 1.0  # between two tries to connect
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[Any]"]]
+
+# PostgreSQL does not tell who listens. So whoever does holds a lock of that name, for all to see.
+_SHOW = "SELECT pg_advisory_lock_shared(hashtext($1))"
+_NOTIFY = """
+SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload
+WHERE EXISTS (
+    SELECT FROM pg_locks
+    WHERE locktype = 'advisory' AND objid = hashtext($1)::oid AND pid IS DISTINCT FROM $3
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+)
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +42,7 @@ class Listener:
         self._channels: dict[str, Callable[[str], None]] = {}
         self._listening: set[str] = set()
         self._asked = asyncio.Event()
+        self._server_process: int | None = None
         self._keeping: asyncio.Task[None]
 
     def start(self, connection: "asyncpg.Connection[Any]") -> None:
@@ -45,6 +58,10 @@ class Listener:
         """Call `hear` with each payload, in a moment and from then on."""
         self._channels[channel] = hear
         self._asked.set()
+
+    async def notify(self, session: Session, channel: str, payloads: Sequence[str]) -> bool:
+        """Send payloads to a channel if any but this listens to it; says whether one does."""
+        return bool(await session.fetch(_NOTIFY, channel, payloads, self._server_process))
 
     def _heard(self, _: object, __: object, channel: str, payload: object) -> None:
         self._channels[channel](str(payload))
@@ -62,11 +79,13 @@ class Listener:
     async def _use(self, connection: "asyncpg.Connection[Any]") -> None:
         """Listen until the connection breaks; nobody else uses it."""
         self._listening.clear()
+        self._server_process = connection.get_server_pid()
         connection.add_termination_listener(lambda _: self._asked.set())
         try:
             while True:
                 self._asked.clear()
                 for channel in self._channels.keys() - self._listening:
+                    await connection.execute(_SHOW, channel)
                     await connection.add_listener(channel, self._heard)
                     self._listening.add(channel)
                     self._missed()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 from app.queue import postgres_entries as entries
@@ -13,15 +14,20 @@ from app.queue.task import (
     FINISHED,
     WAITING,
     Answer,
-    Batch,
     Outcome,
     Status,
     Task,
+    Writes,
     to_json,
 )
 
 _COLUMNS = tuple(field.name for field in fields(Task))
 TASK = ", ".join(f"tasks.{column}" for column in _COLUMNS)
+# Of a task that is put; whatever else there is begins as the table says.
+_NEW = (
+    *("id", "kind", "arguments", "request_id", "client", "status", "max_attempts"),
+    *("created_at", "updated_at", "due_at"),
+)
 _ANSWER = "key, fingerprint, body, location, created_at"
 
 Row = Mapping[str, Any]
@@ -35,34 +41,39 @@ class Settlement:
     outcome: Outcome
     now: float
 
+    @property
+    def brings_more(self) -> bool:
+        """Whether there is more to write than how the attempt ended."""
+        follow_ups = self.outcome.follow_ups
+        return bool(follow_ups.tasks or follow_ups.records) or self.outcome.status in WAITING
 
-async def write_batches(session: Session, batches: Sequence[Batch]) -> None:
-    """Insert the tasks, with their entries, and the records of several batches."""
-    if tasks := [task for batch in batches for task in batch.tasks]:
-        numbers = await entries.enter(session, tasks)
+
+def fits_in_one(several: Sequence[Writes]) -> bool:
+    """Whether a single statement writes all of it, so that it needs no transaction around it."""
+    tasks = sum(len(writes.tasks) for writes in several)
+    return tasks <= entries.AT_ONCE and not any(w.records or w.answer for w in several)
+
+
+async def write_all(session: Session, several: Sequence[Writes]) -> None:
+    """Insert the tasks, with their entries, and the records of several writes."""
+    tasks = [(task, writes.batch_id) for writes in several for task in writes.tasks]
+    for start in range(0, len(tasks), entries.AT_ONCE):
+        some, batch_ids = zip(*tasks[start : start + entries.AT_ONCE], strict=True)
         await session.execute(
-            """
-            INSERT INTO afterward.tasks (entry, id, kind, arguments, request_id, client, status,
-                                         max_attempts, created_at, updated_at, due_at)
-            SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[],
-                                 $6::text[], $7::text[], $8::int[], $9::float8[], $10::float8[],
-                                 $11::float8[])
+            f"""
+            {entries.ENTER}
+            INSERT INTO afterward.tasks (entry, batch_id, {", ".join(_NEW)})
+            SELECT * FROM unnest(ARRAY(SELECT id FROM input ORDER BY ord), $7::text[], $8::text[],
+                                 $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
+                                 $14::int[], $15::float8[], $16::float8[], $17::float8[])
             """,
-            numbers,
-            [task.id for task in tasks],
-            [task.kind for task in tasks],
-            [task.arguments for task in tasks],
-            [task.request_id for task in tasks],
-            [task.client for task in tasks],
-            [task.status for task in tasks],
-            [task.max_attempts for task in tasks],
-            [task.created_at for task in tasks],
-            [task.updated_at for task in tasks],
-            [task.due_at for task in tasks],
+            *entries.entering(some),
+            batch_ids,
+            *zip(*map(attrgetter(*_NEW), some), strict=True),
         )
     # Of two that are written over each other the later counts; in order, so that two processes
     # cannot wait for each other.
-    records = {(r.collection, r.client, r.id): r for batch in batches for r in batch.records}
+    records = {(r.collection, r.client, r.id): r for writes in several for r in writes.records}
     if records:
         await session.execute(
             """
@@ -114,90 +125,127 @@ async def keep_answers(session: Session, answers: Sequence[Answer | None]) -> li
 
 
 async def begin_attempts(
-    session: Session, taken: Sequence[tuple[int, str]], owner: str, now: float
-) -> list[tuple[int, Task]]:
-    """Begin an attempt of each task whose entry was taken and that waits; gives them by entry."""
+    session: Session, owner: str, *, limit: int, silence: float, now: float
+) -> tuple[list[Task], list[int]]:
+    """Claim up to `limit` entries, and begin an attempt of each task of theirs that waits.
+
+    An entry is claimed if it is due, or if its owner was silent for `silence` seconds. Gives the
+    tasks, and the strange entries: those whose task does not wait.
+    """
     rows = await session.fetch(
         f"""
-        UPDATE afterward.tasks
-        SET status = 'running', attempts = attempts + 1, claims = claims + 1, owner = $3,
-            started_at = coalesce(started_at, $4), updated_at = $4
-        FROM unnest($1::bigint[], $2::text[]) AS taken (entry, id)
-        WHERE tasks.id = taken.id AND tasks.entry = taken.entry
-        -- It waits, in other words; those who wait have an index, which must not be used here.
-        AND tasks.status NOT IN ('running', 'succeeded', 'failed', 'cancelled')
-        RETURNING tasks.entry, {TASK}
+        {entries.TAKE}, begun AS (
+            UPDATE afterward.tasks
+            SET status = 'running', attempts = tasks.attempts + 1, claims = claims + 1,
+                owner = $5, started_at = coalesce(started_at, $6), updated_at = $6
+            FROM claimed
+            -- The collation is that of the index; by itself, this function's would be another.
+            WHERE tasks.id = convert_from(claimed.payload, 'UTF8') COLLATE "default"
+            AND tasks.entry = claimed.id
+            -- It waits, in other words; those who wait have an index, which must not be used here.
+            AND tasks.status NOT IN ('running', 'succeeded', 'failed', 'cancelled')
+            RETURNING tasks.entry, {TASK}
+        )
+        SELECT * FROM (
+            SELECT ARRAY(SELECT id FROM claimed WHERE id NOT IN (SELECT entry FROM begun))
+        ) AS others (strange) LEFT JOIN begun ON TRUE
+        ORDER BY begun.due_at, begun.entry
         """,
-        [entry for entry, _ in taken],
-        [task_id for _, task_id in taken],
+        *entries.taking(owner, limit=limit, silence=silence),
         owner,
         now,
     )
-    return [(row["entry"], as_task(row)) for row in rows]
+    return [as_task(row) for row in rows if row["id"] is not None], rows[0]["strange"]
+
+
+async def lock_running(session: Session, strange: Sequence[int]) -> Sequence[Row]:
+    """Lock entries, and give the rows of those whose tasks are running."""
+    return await session.fetch(
+        f"""
+        SELECT tasks.entry, tasks.id, tasks.owner, tasks.claims
+        FROM {entries.NAMES.qualified.queue_table} AS held
+        JOIN afterward.tasks
+        ON tasks.id = convert_from(held.payload, 'UTF8') COLLATE "default"
+        AND tasks.entry = held.id
+        WHERE held.id = ANY($1) AND tasks.status = 'running'
+        ORDER BY held.id FOR UPDATE OF held
+        """,
+        strange,
+    )
 
 
 async def take_back(session: Session, rows: Sequence[Row], now: float) -> list[Task]:
     """End the attempts of workers that died, and let those tasks wait again that still may."""
-    taken = await session.fetch(
+    rows = await session.fetch(
         f"""
-        UPDATE afterward.tasks
-        SET crashes = crashes + 1, owner = NULL, error = $3, updated_at = $2, due_at = $2,
-            status = CASE WHEN crashes + 1 >= {MAX_CRASHES} OR attempts >= max_attempts
-                     THEN 'failed' ELSE 'retrying' END,
-            finished_at = CASE WHEN crashes + 1 >= {MAX_CRASHES} OR attempts >= max_attempts
-                          THEN $2::float8 END
-        WHERE id = ANY($1) AND status = 'running'
-        RETURNING entry, {TASK}
+        WITH ended AS (
+            UPDATE afterward.tasks
+            SET crashes = crashes + 1, owner = NULL, error = $3, updated_at = $2, due_at = $2,
+                status = CASE WHEN crashes + 1 >= {MAX_CRASHES} OR attempts >= max_attempts
+                         THEN 'failed' ELSE 'retrying' END,
+                finished_at = CASE WHEN crashes + 1 >= {MAX_CRASHES} OR attempts >= max_attempts
+                              THEN $2::float8 END
+            WHERE id = ANY($1) AND status = 'running'
+            RETURNING tasks.entry, '{entries.ENDS[Status.FAILED]}' AS ending, {TASK}
+        ), {entries.REMOVE}
+        SELECT * FROM ended
         """,
         [row["id"] for row in rows],
         now,
         WORKER_DIED,
     )
-    tasks = [as_task(row) for row in taken]
-    await entries.remove(session, [(row["entry"], Status(row["status"])) for row in taken])
+    tasks = [as_task(row) for row in rows]
     await enter_again(session, [task for task in tasks if task.status in WAITING])
     return tasks
 
 
 async def enter_again(session: Session, tasks: Sequence[Task]) -> None:
     """Make an entry for the next attempt of tasks that were there before."""
-    await session.execute(
-        """
-        UPDATE afterward.tasks SET entry = new.entry
-        FROM unnest($1::text[], $2::bigint[]) AS new (id, entry) WHERE tasks.id = new.id
-        """,
-        [task.id for task in tasks],
-        await entries.enter(session, tasks),
-    )
+    for start in range(0, len(tasks), entries.AT_ONCE):
+        some = tasks[start : start + entries.AT_ONCE]
+        await session.execute(
+            f"""
+            {entries.ENTER}
+            UPDATE afterward.tasks SET entry = new.entry
+            FROM unnest(ARRAY(SELECT id FROM input ORDER BY ord), $7::text[]) AS new (entry, id)
+            WHERE tasks.id = new.id
+            """,
+            *entries.entering(some),
+            [task.id for task in some],
+        )
 
 
-async def end_attempts(
-    session: Session, settlements: Sequence[Settlement]
-) -> dict[str, tuple[int, Task]]:
-    """Write the outcomes of those attempts that still hold their tasks.
+async def end_attempts(session: Session, settlements: Sequence[Settlement]) -> dict[str, Task]:
+    """Write the outcomes of those attempts that still hold their tasks; gives these, by id.
 
-    Gives the tasks, each with the entry that this attempt was, by their ids.
+    Their entries are removed.
     """
     outcomes = [settlement.outcome for settlement in settlements]
     rows = await session.fetch(
         f"""
         WITH outcome AS (
             SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::float8[], $5::float8[],
-                                 $6::float8[], $7::text[], $8::text[], $9::int[])
-            AS outcome (id, claims, status, now, due_at, finished_at, result, error, not_counted)
+                                 $6::float8[], $7::text[], $8::text[], $9::int[], $10::text[])
+            AS outcome (id, claims, status, now, due_at, finished_at, result, error, not_counted,
+                        ending)
         ), locked AS MATERIALIZED (
             SELECT id FROM {entries.NAMES.qualified.queue_table}
             WHERE id = ANY(ARRAY(SELECT entry FROM afterward.tasks WHERE id = ANY($1)))
             ORDER BY id FOR UPDATE
-        )
-        UPDATE afterward.tasks
-        SET status = outcome.status, updated_at = outcome.now, finished_at = outcome.finished_at,
-            due_at = coalesce(outcome.due_at, tasks.due_at), result = outcome.result,
-            error = outcome.error, attempts = attempts - outcome.not_counted, owner = NULL
-        FROM outcome
-        WHERE tasks.id = outcome.id AND tasks.claims = outcome.claims
-        AND tasks.status = 'running' AND tasks.entry = ANY(ARRAY(SELECT id FROM locked))
-        RETURNING tasks.entry, {TASK}
+        ), ended AS (
+            UPDATE afterward.tasks
+            SET status = outcome.status, updated_at = outcome.now, result = outcome.result,
+                error = outcome.error, finished_at = outcome.finished_at, owner = NULL,
+                due_at = coalesce(outcome.due_at, tasks.due_at),
+                attempts = attempts - outcome.not_counted
+            FROM outcome
+            WHERE tasks.id = outcome.id AND tasks.claims = outcome.claims
+            AND tasks.entry = ANY(ARRAY(SELECT id FROM locked))
+            -- It is running, in other words; those that run have an index, of no use here.
+            AND tasks.owner IS NOT NULL
+            RETURNING tasks.entry, outcome.ending, {TASK}
+        ), {entries.REMOVE}
+        SELECT * FROM ended
         """,
         [settlement.task.id for settlement in settlements],
         [settlement.task.claims for settlement in settlements],
@@ -208,8 +256,9 @@ async def end_attempts(
         [outcome.result for outcome in outcomes],
         [outcome.error for outcome in outcomes],
         [0 if outcome.counts else 1 for outcome in outcomes],
+        [entries.ENDS[outcome.status] for outcome in outcomes],
     )
-    return {row["id"]: (row["entry"], as_task(row)) for row in rows}
+    return {row["id"]: as_task(row) for row in rows}
 
 
 async def settled_before(session: Session, settlements: Sequence[Settlement]) -> dict[str, Task]:

@@ -12,7 +12,7 @@ import structlog
 from app.queue.errors import CannotStart
 from app.queue.postgres_entries import SCHEMA, queries_on
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PATIENCE_SECONDS = 20.0  # how long a start waits for a database that does not answer yet
 STATEMENT_SECONDS = 10.0  # longer than any statement here takes
 _MIGRATION = 0x41465457  # the number of the lock that lets one migrate at a time
@@ -28,8 +28,11 @@ SESSION = {
     "tcp_keepalives_count": "3",
     # Every statement here takes a few rows by an index, in its order. Before the statistics know of
     # a sudden backlog, the planner would rather go through all of it, for each claim.
+    "enable_seqscan": "off",
     "enable_sort": "off",
     "enable_hashjoin": "off",
+    # So the values make no difference, and to plan a claim takes as long as to make it.
+    "plan_cache_mode": "force_generic_plan",
 }
 
 # What connections raise, from the socket up to the server.

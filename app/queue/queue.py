@@ -9,7 +9,7 @@ from app.queue.engine import Engine
 from app.queue.events import Events, What
 from app.queue.retry import RetryPolicy
 from app.queue.room import Room
-from app.queue.task import Batch, Task
+from app.queue.task import Task, Writes
 
 ToolsT = TypeVar("ToolsT")
 
@@ -43,15 +43,18 @@ class Queue(Generic[ToolsT]):
             client=client,
         )
 
-    async def commit(self, batch: Batch) -> None:
-        """Make a batch a promise: it is on disk when this returns.
+    async def commit(self, writes: Writes) -> None:
+        """Make what was collected a promise: it is on disk when this returns.
 
         Raises QueueUnavailable, BacklogFull or KeyTaken, and then nothing of it was written.
         """
-        if batch.tasks or batch.records or batch.answer:
-            async with self._room.take(len(batch.tasks)):
-                await self.engine.put(batch)
-            for task in batch.tasks:
+        if writes.tasks or writes.records or writes.answer:
+            await self._room.take(len(writes.tasks))
+            try:
+                await self.engine.put(writes)
+            finally:
+                self._room.have_put(len(writes.tasks))
+            for task in writes.tasks:
                 self.events.emit(What.QUEUED, task)
 
     async def cancel(self, task_id: str) -> Task:
@@ -60,12 +63,15 @@ class Queue(Generic[ToolsT]):
         self.events.emit(What.CANCELLED, task)
         return task
 
-    async def retry(self, task_id: str, batch: Batch) -> Task:
-        """Queue a failed or cancelled task afresh, and write the batch with it.
+    async def retry(self, task_id: str, writes: Writes) -> Task:
+        """Queue a failed or cancelled task afresh; `writes` is written with it.
 
         Raises BacklogFull, TaskNotFound, TaskNotGivenUp, KeyTaken.
         """
-        async with self._room.take(1):
-            task = await self.engine.retry(task_id, self.now(), batch)
+        await self._room.take(1)
+        try:
+            task = await self.engine.retry(task_id, self.now(), writes)
+        finally:
+            self._room.have_put(1)
         self.events.emit(What.QUEUED, task)
         return task

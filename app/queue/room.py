@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 from app.queue.errors import BacklogFull
 from app.queue.task import FINISHED, Backlog
@@ -25,9 +24,8 @@ class Room:
         self._counted_at = float("-inf")
         self._counting = asyncio.Lock()
 
-    @asynccontextmanager
-    async def take(self, tasks: int) -> AsyncIterator[None]:
-        """Take room for so many tasks, which are put inside. Raises BacklogFull."""
+    async def take(self, tasks: int) -> None:
+        """Take room for so many tasks, which are now to be put. Raises BacklogFull."""
         asked_at = time.monotonic()
         if self._must_count(tasks, asked_at):
             async with self._counting:
@@ -37,10 +35,10 @@ class Room:
             raise BacklogFull
         self._unfinished += tasks
         self._under_way += tasks
-        try:
-            yield
-        finally:
-            self._under_way -= tasks
+
+    def have_put(self, tasks: int) -> None:
+        """They have been put, or will not be: whoever has taken room says so."""
+        self._under_way -= tasks
 
     def _must_count(self, tasks: int, asked_at: float) -> bool:
         # What has finished since is not known: nobody is refused before it is.

@@ -8,6 +8,7 @@ CREATE TABLE tasks (
     arguments        TEXT    NOT NULL,
     request_id       TEXT,
     client           TEXT    NOT NULL DEFAULT '',
+    batch_id         TEXT,                      -- shared by those that were accepted together
     status           TEXT    NOT NULL,
     attempts         INTEGER NOT NULL DEFAULT 0,
     max_attempts     INTEGER NOT NULL,
@@ -35,6 +36,8 @@ CREATE INDEX tasks_finished ON tasks (finished_at) WHERE finished_at IS NOT NULL
 CREATE INDEX tasks_by_status ON tasks (status, seq);
 -- GET /tasks, where there are API keys.
 CREATE INDEX tasks_by_client ON tasks (client, seq) WHERE client <> '';
+-- GET /batches/{id}. Without the status: to look up each task costs less than to move it there.
+CREATE INDEX tasks_by_batch ON tasks (batch_id) WHERE batch_id IS NOT NULL;
 
 -- How many tasks stand where, kept by triggers: counting a million rows takes too long.
 CREATE TABLE counts (status TEXT PRIMARY KEY, tasks INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -50,6 +53,20 @@ END;
 CREATE TRIGGER count_update AFTER UPDATE OF status ON tasks WHEN old.status <> new.status BEGIN
     UPDATE counts SET tasks = tasks + (status = new.status) - (status = old.status)
     WHERE status IN (new.status, old.status);
+END;
+
+-- How the tasks ended that retention has removed from batches of which others are still there.
+CREATE TABLE removed (
+    batch_id TEXT    NOT NULL,
+    client   TEXT    NOT NULL,
+    status   TEXT    NOT NULL,
+    tasks    INTEGER NOT NULL,
+    PRIMARY KEY (batch_id, client, status)
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER remember_removed AFTER DELETE ON tasks WHEN old.batch_id IS NOT NULL BEGIN
+    INSERT INTO removed VALUES (old.batch_id, old.client, old.status, 1)
+    ON CONFLICT DO UPDATE SET tasks = tasks + 1;
 END;
 
 -- Documents that requests and tasks keep beside the tasks: uploads, saved data.

@@ -5,13 +5,16 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
+from functools import cache
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from app.queue.errors import (
+    BatchNotFound,
     KeyTaken,
     RecordNotFound,
     TaskHasStarted,
@@ -19,7 +22,7 @@ from app.queue.errors import (
     TaskNotGivenUp,
 )
 from app.queue.events import Event, Listener
-from app.queue.group_commit import GroupCommit, Row
+from app.queue.group_commit import GroupCommit, Row, in_lots
 from app.queue.retry import MAX_CRASHES, WORKER_DIED
 from app.queue.sqlite_file import SCHEMA_VERSION, lock, open_database
 from app.queue.task import (
@@ -28,11 +31,11 @@ from app.queue.task import (
     WAITING,
     Answer,
     Backlog,
-    Batch,
     Outcome,
     Record,
     Status,
     Task,
+    Writes,
     to_json,
 )
 
@@ -61,7 +64,7 @@ class SQLite:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock: int
-        self._commits = GroupCommit(lambda: open_database(path), _insert_tasks)
+        self._commits = GroupCommit(lambda: open_database(path))
         self._arrived = asyncio.Event()
 
     async def start(self) -> None:
@@ -76,13 +79,13 @@ class SQLite:
         await self._commits.stop()
         os.close(self._lock)
 
-    async def put(self, batch: Batch) -> None:
-        if batch.records or batch.answer:
-            await self._commits.run(lambda connection: _write(connection, batch))
-        else:
-            # The common case has a way of its own, which many requests share: one statement.
-            await self._commits.insert([_row(task) for task in batch.tasks])
-        if batch.tasks:
+    async def put(self, writes: Writes) -> None:
+        match writes:
+            case Writes((task,), (), None, None):  # the common case, which many requests share
+                await self._commits.share(_insert, task)
+            case _:
+                await self._commits.run(lambda connection: _write(connection, writes))
+        if writes.tasks:
             self._arrived.set()
 
     async def get(self, task_id: str) -> Task:
@@ -116,6 +119,26 @@ class SQLite:
 
         return await self._commits.run(page)
 
+    async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
+        def count(connection: sqlite3.Connection) -> dict[Status, int]:
+            rows = connection.execute(
+                """
+                SELECT status, sum(tasks) FROM (
+                    SELECT status, 1 AS tasks FROM tasks
+                    WHERE batch_id = :id AND client = :client
+                    UNION ALL
+                    SELECT status, tasks FROM removed WHERE batch_id = :id AND client = :client
+                ) GROUP BY status
+                """,
+                {"id": batch_id, "client": client},
+            )
+            counts = {Status(status): tasks for status, tasks in rows}
+            if not counts:
+                raise BatchNotFound
+            return dict.fromkeys(Status, 0) | counts
+
+        return await self._commits.run(count)
+
     async def cancel(self, task_id: str, now: float) -> Task:
         return await self._change(
             f"""
@@ -126,7 +149,7 @@ class SQLite:
             TaskHasStarted,
         )
 
-    async def retry(self, task_id: str, now: float, batch: Batch) -> Task:
+    async def retry(self, task_id: str, now: float, writes: Writes) -> Task:
         task = await self._change(
             """
             UPDATE tasks
@@ -137,7 +160,7 @@ class SQLite:
             """,
             {"id": task_id, "now": now},
             TaskNotGivenUp,
-            batch,
+            writes,
         )
         self._arrived.set()
         return task
@@ -147,11 +170,11 @@ class SQLite:
         update: str,
         values: dict[str, Any],
         refusal: type[Exception],
-        batch: Batch | None = None,
+        writes: Writes | None = None,
     ) -> Task:
         def change(connection: sqlite3.Connection) -> Task:
-            if batch is not None:
-                _write(connection, batch)
+            if writes is not None:
+                _write(connection, writes)
             task = _first(connection.execute(f"{update} RETURNING {_TASK}", values))
             if task is None:
                 _get(connection, values["id"])  # raises TaskNotFound
@@ -218,39 +241,17 @@ class SQLite:
         return await self._commits.run(extend)
 
     async def settle(self, task: Task, outcome: Outcome, now: float) -> Task | None:
-        values = {
-            "id": task.id,
-            "claims": task.claims,
-            "status": outcome.status,
-            "now": now,
-            "due_at": outcome.due_at,
-            "finished_at": now if outcome.status in FINISHED else None,
-            "result": outcome.result,
-            "error": outcome.error,
-            "not_counted": 0 if outcome.counts else 1,
-        }
+        if outcome.follow_ups == Writes():
+            return await self._commits.share(_settle, (task, outcome, now))
 
         def settle(connection: sqlite3.Connection) -> Task | None:
-            settled = _first(
-                connection.execute(
-                    f"""
-                    UPDATE tasks
-                    SET status = :status, updated_at = :now, finished_at = :finished_at,
-                        due_at = coalesce(:due_at, due_at), result = :result, error = :error,
-                        attempts = attempts - :not_counted, owner = NULL, lease_expires_at = NULL
-                    WHERE id = :id AND status = 'running' AND claims = :claims
-                    RETURNING {_TASK}
-                    """,
-                    values,
-                )
-            )
+            (settled,) = _settle(connection, [(task, outcome, now)])
             if settled is not None:
                 _write(connection, outcome.follow_ups)
             return settled
 
         settled = await self._commits.run(settle)
-        if outcome.follow_ups.tasks:
-            self._arrived.set()
+        self._arrived.set()
         return settled
 
     async def report(self, task: Task, progress: float, now: float) -> Task | None:
@@ -302,6 +303,12 @@ class SQLite:
                 """,
                 (answered_before, limit),
             ).rowcount
+            connection.execute(
+                """
+                DELETE FROM removed
+                WHERE NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.batch_id = removed.batch_id)
+                """
+            )
             return tasks + answers
 
         return await self._commits.run(purge)
@@ -364,24 +371,74 @@ class SQLite:
         )
 
 
-def _insert_tasks(connection: sqlite3.Connection, rows: list[Row]) -> None:
-    # One statement for any number of rows: each statement gives up Python's lock, and may wait
-    # for it again while the event loop is busy.
-    values = ", ".join(f"value ->> {n}" for n in range(len(_NEW)))
-    connection.execute(
-        f"INSERT INTO tasks ({', '.join(_NEW)}) SELECT {values} FROM json_each(?)", (to_json(rows),)
+def _insert(
+    connection: sqlite3.Connection, tasks: Sequence[Task], batch_id: str | None = None
+) -> list[None]:
+    for some in in_lots(tasks):
+        values = chain.from_iterable(map(_new, some))
+        connection.execute(_insertion(len(some)), (batch_id, *values))
+    return [None] * len(tasks)
+
+
+@cache
+def _insertion(tasks: int) -> str:
+    row = f"(?1{', ?' * len(_NEW)})"  # the batch is one for all
+    return f"INSERT INTO tasks (batch_id, {', '.join(_NEW)}) VALUES {', '.join([row] * tasks)}"
+
+
+_new: Callable[[Task], Row] = attrgetter(*_NEW)
+
+
+def _settle(
+    connection: sqlite3.Connection, ended: Sequence[tuple[Task, Outcome, float]]
+) -> list[Task | None]:
+    settled: dict[tuple[str, int], Task] = {}
+    for some in in_lots(ended):
+        values = chain.from_iterable(map(_end, some))
+        rows = connection.execute(_settlement(len(some)), tuple(values)).fetchall()
+        settled |= {(task.id, task.claims): task for task in map(_task, rows)}
+    return [settled.get((task.id, task.claims)) for task, _, _ in ended]
+
+
+@cache
+def _settlement(tasks: int) -> str:
+    row = f"({', '.join('?' * 9)})"
+    columns = ", ".join(f"tasks.{column}" for column in _COLUMNS)
+    return f"""
+        WITH ended (id, claims, status, now, due_at, finished_at, result, error, not_counted)
+        AS (VALUES {", ".join([row] * tasks)})
+        UPDATE tasks
+        SET status = ended.status, updated_at = ended.now, finished_at = ended.finished_at,
+            due_at = coalesce(ended.due_at, tasks.due_at), result = ended.result,
+            error = ended.error, attempts = attempts - ended.not_counted, owner = NULL,
+            lease_expires_at = NULL
+        FROM ended
+        WHERE tasks.id = ended.id AND tasks.status = 'running' AND tasks.claims = ended.claims
+        RETURNING {columns}
+        """
+
+
+def _end(ended: tuple[Task, Outcome, float]) -> Row:
+    task, outcome, now = ended
+    return (
+        task.id,
+        task.claims,
+        outcome.status,
+        now,
+        outcome.due_at,
+        now if outcome.status in FINISHED else None,
+        outcome.result,
+        outcome.error,
+        not outcome.counts,
     )
 
 
-_row: Callable[[Task], Row] = attrgetter(*_NEW)
-
-
-def _write(connection: sqlite3.Connection, batch: Batch) -> None:
-    if batch.answer is not None:
-        _keep_answer(connection, batch.answer)
-    if batch.tasks:
-        _insert_tasks(connection, [_row(task) for task in batch.tasks])
-    for record in batch.records:
+def _write(connection: sqlite3.Connection, writes: Writes) -> None:
+    if writes.answer is not None:
+        _keep_answer(connection, writes.answer)
+    if writes.tasks:
+        _insert(connection, writes.tasks, writes.batch_id)
+    for record in writes.records:
         connection.execute(
             """
             INSERT INTO records (collection, client, id, body, created_at) VALUES (?, ?, ?, ?, ?)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.queue.errors import CannotStart
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 LOCKED_SECONDS = 1.0  # how long a statement waits for somebody else's lock on the file
 
 
@@ -49,8 +49,9 @@ def open_database(path: Path) -> sqlite3.Connection:
         if path.exists():
             # What a process left that had seen the disk fail may stand in the cache alone: what
             # was added behind it, and synced, would be lost together with it.
-            _forget_cached(path)
-            _forget_cached(_wal(path))
+            for file in (path, _wal(path)):
+                _advise(file, "DONTNEED")
+                _advise(file, "WILLNEED")  # all of it is read next: in one go
             _check(path)
         connection = sqlite3.connect(
             path, timeout=LOCKED_SECONDS, isolation_level=None, check_same_thread=False
@@ -73,15 +74,16 @@ def forget_cached_log(connection: sqlite3.Connection) -> None:
     and synced again: so what is to be written next must find nothing of them.
     """
     _, _, path = connection.execute("PRAGMA database_list").fetchone()
-    _forget_cached(_wal(Path(path)))
+    _advise(_wal(Path(path)), "DONTNEED")
 
 
-def _forget_cached(file: Path) -> None:
+def _advise(file: Path, advice: str) -> None:
+    """Tell the system what is to be cached of a file (posix_fadvise(2))."""
     # Closing a file lets go of this process's locks on it; on a WAL, SQLite holds none.
     with contextlib.suppress(OSError, AttributeError):  # no such file; no such call on macOS
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(descriptor, 0, 0, getattr(os, f"POSIX_FADV_{advice}"))
         finally:
             os.close(descriptor)
 

@@ -82,12 +82,13 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Writes:
     """What one transaction writes: all of it, or nothing."""
 
     tasks: tuple[Task, ...] = ()
     records: tuple[Record, ...] = ()
     answer: Answer | None = None
+    batch_id: str | None = None  # of all the tasks, if they are to be counted as one
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class Outcome:
     result: str | None = None
     error: str | None = None
     counts: bool = True  # False: the attempt was given back, as if never begun
-    follow_ups: Batch = field(default_factory=Batch)
+    follow_ups: Writes = field(default_factory=Writes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,4 +126,7 @@ def to_json(value: object) -> str:
 
     Raises TypeError for what JSON has no form for, ValueError for NaN and infinities.
     """
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return _encode(value)
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode

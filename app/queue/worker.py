@@ -80,6 +80,11 @@ class Worker(Generic[ToolsT]):
         heartbeat.cancel()
         await _end([heartbeat], within=LAST_WRITES_SECONDS)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any task runs."""
+        return bool(self._attempts)
+
     async def run_until_idle(self) -> None:
         """Work until nothing is due and nothing runs; for tests, which then need not sleep."""
         while await self._claim_due() or self._attempts:
@@ -210,7 +215,7 @@ class Worker(Generic[ToolsT]):
         return Outcome(
             Status.SUCCEEDED,
             result=None if result is None else to_json(result),
-            follow_ups=follow_ups.batch(),
+            follow_ups=follow_ups.collected(),
         )
 
     def _after_failure(self, task: Task, error: BaseException) -> Outcome:

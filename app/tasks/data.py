@@ -4,7 +4,7 @@ from typing import Any
 
 import structlog
 
-from app.queue.task import Batch, Record
+from app.queue.task import Record, Writes
 from app.tasks.tools import Context
 
 COLLECTION = "data"
@@ -16,5 +16,5 @@ async def save_data(context: Context, *, user_id: str, data: dict[str, Any]) -> 
     """Keep the data under the user's id; the last one to be saved stays."""
     task = context.task
     record = Record(COLLECTION, task.client, user_id, data, task.created_at)
-    await context.tools.engine.put(Batch(records=(record,)))
+    await context.tools.engine.put(Writes(records=(record,)))
     log.info("data saved", fields=len(data))

@@ -119,6 +119,7 @@ def test_a_change_that_cannot_be_written_is_not_made(
         ("/uploads/x", "read_record"),
         ("/uploads/x/content", "read_record"),
         ("/save-data/ada", "read_record"),
+        ("/batches/x", "count_batch"),
         ("/metrics", "backlog"),
     ],
 )

@@ -28,6 +28,8 @@ NO_JSON = {
     "an infinity": b'{"message": -Infinity}',
     "a number that becomes an infinity": b'{"message": 1e999}',
     "one that becomes minus infinity": b'{"message": [[-1e999]]}',
+    "one that does so without an exponent": b'{"message": ' + b"9" * 309 + b".0}",
+    "one that does so with a small one": b'{"message": ' + b"9" * 250 + b"e59}",
     "half a surrogate pair": b'{"subject": "\\ud800"}',
     "the other half": b'{"subject": "\\udfff do-not-repeat-me"}',
     "two halves the wrong way round": b'{"subject": "\\udc00\\ud800"}',

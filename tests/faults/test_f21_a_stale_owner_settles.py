@@ -15,7 +15,7 @@ from app.queue import postgres as postgres_module
 from app.queue.engine import Engine
 from app.queue.group_commit import GroupCommit
 from app.queue.postgres_rows import end_attempts
-from app.queue.task import Batch, Outcome, Record, Status, Task
+from app.queue.task import Outcome, Record, Status, Task, Writes
 from tests.queue.support import LEASE, NOW, a_task, claim_all, claim_one, put
 from tests.support.marks import leave_a_mark
 from tests.support.postgres import Sql
@@ -58,7 +58,7 @@ async def was_cancelled(engine: Engine, task_id: str) -> None:
 async def runs_afresh(engine: Engine, task_id: str) -> None:
     """Somebody cancelled it and queued it anew: its attempts are counted from the start."""
     await was_cancelled(engine, task_id)
-    await engine.retry(task_id, LATER, Batch())
+    await engine.retry(task_id, LATER, Writes())
     await claim_one(engine, "another", now=LATER)
 
 
@@ -68,7 +68,7 @@ MEANWHILE = [runs_elsewhere, was_done_elsewhere, was_cancelled, runs_afresh, wai
 @pytest.mark.anyio
 async def test_what_it_says_changes_nothing(engine: Engine, tried: Tried) -> None:
     """Whatever became of the task; its follow-ups and records are not written either."""
-    follow_ups = Batch((a_task(),), (Record("uploads", "", "1", {}, NOW),))
+    follow_ups = Writes((a_task(),), (Record("uploads", "", "1", {}, NOW),))
     outcomes = [*OUTCOMES, Outcome(Status.SUCCEEDED, follow_ups=follow_ups)]
     changed = 0
     for something_happens in MEANWHILE:
@@ -106,15 +106,15 @@ async def test_control_without_the_token_the_row_changes(
 
 def compare_no_claims(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the fencing token out of what both engines say to their databases."""
-    run = GroupCommit.run
+    share = GroupCommit.share
 
-    async def run_without(commits: GroupCommit, function: Callable[[Any], Any]) -> Any:
-        return await run(commits, lambda connection: function(WithoutToken(connection)))
+    async def share_without(commits: GroupCommit, do: Callable[[Any, Any], Any], item: Any) -> Any:
+        return await share(commits, lambda db, items: do(WithoutToken(db), items), item)
 
     async def end_without(session: Any, settlements: Any) -> Any:
         return await end_attempts(WithoutToken(session), settlements)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(GroupCommit, "run", run_without)
+    monkeypatch.setattr(GroupCommit, "share", share_without)
     monkeypatch.setattr(postgres_module, "end_attempts", end_without)
 
 
@@ -126,7 +126,7 @@ class WithoutToken:
 
     def execute(self, statement: str, *values: Any) -> Any:
         """What SQLite is asked with."""
-        statement = statement.replace("AND claims = :claims", "")
+        statement = statement.replace("AND tasks.claims = ended.claims", "")
         return self._connection.execute(statement, *values)
 
     def fetch(self, statement: str, *values: Any) -> Any:

@@ -1,7 +1,7 @@
 """A clock to set, tasks to put, a diary of events: what the queue's tests are made of."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from app.queue.events import Event, What
 from app.queue.queue import Queue
 from app.queue.retry import RetryPolicy
 from app.queue.sqlite import SQLite
-from app.queue.task import Batch, Task, new_id
+from app.queue.task import Task, Writes, new_id
 from app.queue.worker import Worker
 
 P = ParamSpec("P")
@@ -89,8 +89,8 @@ async def opened(path: Path) -> AsyncIterator[SQLite]:
 
 
 async def put(engine: Engine, *tasks: Task) -> None:
-    """Put tasks, in one batch."""
-    await engine.put(Batch(tasks))
+    """Put tasks, in one transaction."""
+    await engine.put(Writes(tasks))
 
 
 async def claim_one(engine: Engine, owner: str = "worker-1", *, now: float = NOW) -> Task:
@@ -106,7 +106,7 @@ async def claim_all(engine: Engine, owner: str = "worker-1", *, now: float = NOW
 
 def queue_of(
     engine: Engine,
-    *functions: Callable[..., Awaitable[Any]],
+    *functions: Callable[..., Coroutine[Any, Any, Any]],
     now: Callable[[], float],
     policy: RetryPolicy = NO_WAITS,
 ) -> Queue[None]:
@@ -116,14 +116,14 @@ def queue_of(
 
 async def promise(
     queue: Queue[None],
-    function: Callable[Concatenate[Context[None], P], Awaitable[Any]],
+    function: Callable[Concatenate[Context[None], P], Coroutine[Any, Any, Any]],
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> Task:
     """Add one task, and commit."""
     durable_tasks = queue.collect()
     task = durable_tasks.add_task(function, *args, **kwargs)
-    await queue.commit(durable_tasks.batch())
+    await queue.commit(durable_tasks.collected())
     return task
 
 

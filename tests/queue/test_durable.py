@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.queue.durable import Catalogue, Context, DurableTasks
-from app.queue.task import Answer, Batch, Record, Status, new_id
+from app.queue.task import Answer, Record, Status, Writes, new_id
 from tests.queue.support import NOW, Clock
 
 
@@ -29,21 +29,29 @@ def durable_tasks(clock: Clock) -> DurableTasks[None]:
 
 
 def test_a_call_is_collected_as_a_task(durable_tasks: DurableTasks[None]) -> None:
-    """Nothing is promised yet: the batch is, once it is committed."""
+    """Nothing is promised yet: what is collected is, once it is committed."""
     task = durable_tasks.add_task(greet, "Ada", times=2)
-    assert durable_tasks.batch() == Batch((task,))
+    assert durable_tasks.collected() == Writes((task,))
     assert (task.kind, task.arguments) == ("greet", '{"args":["Ada"],"kwargs":{"times":2}}')
     assert (task.request_id, task.max_attempts) == ("request-1", 3)
     assert (task.status, task.attempts, task.next_attempt_at) == (Status.QUEUED, 0, None)
     assert task.created_at == task.updated_at == task.due_at == NOW
 
 
-def test_tasks_records_and_the_answer_make_one_batch(durable_tasks: DurableTasks[None]) -> None:
+def test_tasks_records_and_the_answer_are_collected_together(
+    durable_tasks: DurableTasks[None],
+) -> None:
     tasks = durable_tasks.add_task(greet, "Ada"), durable_tasks.add_task(greet, "Grace")
     durable_tasks.keep("names", "1", {"name": "Ada"})
     answer = Answer("key", "fingerprint", "{}", "/tasks/1", NOW)
     records = (Record("names", "", "1", {"name": "Ada"}, NOW),)
-    assert durable_tasks.batch(answer) == Batch(tasks, records, answer)
+    assert durable_tasks.collected(answer) == Writes(tasks, records, answer)
+
+
+def test_what_is_collected_can_be_made_a_batch(durable_tasks: DurableTasks[None]) -> None:
+    task = durable_tasks.add_task(greet, "Ada")
+    batch_id = durable_tasks.as_batch()
+    assert durable_tasks.collected() == Writes((task,), batch_id=batch_id)
 
 
 def test_a_type_checker_sees_a_wrong_argument(durable_tasks: DurableTasks[None]) -> None:
@@ -56,11 +64,11 @@ def test_a_type_checker_sees_a_wrong_argument(durable_tasks: DurableTasks[None])
 
 def test_a_call_that_cannot_work_is_refused_at_once(durable_tasks: DurableTasks[None]) -> None:
     """In the request, where it is a bug to be seen; not later, in a task that nobody awaits."""
-    with pytest.raises(TypeError, match="missing a required argument: 'name'"):
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'name'"):
         durable_tasks.add_task(greet)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="unexpected keyword argument 'tims'"):
         durable_tasks.add_task(greet, "Ada", tims=2)  # type: ignore[call-arg]
-    assert durable_tasks.batch() == Batch()
+    assert durable_tasks.collected() == Writes()
 
 
 @pytest.mark.parametrize(
@@ -73,7 +81,7 @@ def test_what_json_has_no_form_for_is_refused(
         durable_tasks.add_task(greet, value)
     with pytest.raises(error):
         durable_tasks.keep("names", "1", {"name": value})
-    assert durable_tasks.batch() == Batch()
+    assert durable_tasks.collected() == Writes()
 
 
 # The catalogue

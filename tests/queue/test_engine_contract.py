@@ -10,6 +10,7 @@ import pytest
 
 from app.queue.engine import Engine, open_engine
 from app.queue.errors import (
+    BatchNotFound,
     CannotStart,
     KeyTaken,
     RecordNotFound,
@@ -17,7 +18,7 @@ from app.queue.errors import (
     TaskNotFound,
     TaskNotGivenUp,
 )
-from app.queue.task import Answer, Batch, Outcome, Record, Status, Task
+from app.queue.task import Answer, Outcome, Record, Status, Task, Writes
 from tests.queue.support import DAY, LEASE, NOW, a_task, claim_all, claim_one, put
 
 pytestmark = pytest.mark.anyio
@@ -77,29 +78,29 @@ async def test_an_unknown_task_is_not_found(engine: Engine) -> None:
         await engine.get("unknown")
 
 
-async def test_a_batch_is_written_whole(engine: Engine) -> None:
+async def test_what_is_put_is_written_whole(engine: Engine) -> None:
     """Tasks, records and the answer to the request are one transaction."""
     tasks = (a_task(), a_task())
-    await engine.put(Batch(tasks, (a_record(size=1),), an_answer()))
+    await engine.put(Writes(tasks, (a_record(size=1),), an_answer()))
     assert [await engine.get(task.id) for task in tasks] == list(tasks)
     assert await engine.read_record("uploads", "1", client="") == a_record(size=1)
     with pytest.raises(KeyTaken):
-        await engine.put(Batch(answer=an_answer()))
+        await engine.put(Writes(answer=an_answer()))
 
 
-async def test_a_batch_that_fails_leaves_nothing(engine: Engine) -> None:
-    await engine.put(Batch(answer=an_answer()))
+async def test_what_fails_leaves_nothing(engine: Engine) -> None:
+    await engine.put(Writes(answer=an_answer()))
     task = a_task()
     with pytest.raises(KeyTaken):
-        await engine.put(Batch((task,), (a_record(),), an_answer()))
+        await engine.put(Writes((task,), (a_record(),), an_answer()))
     with pytest.raises(TaskNotFound):
         await engine.get(task.id)
     with pytest.raises(RecordNotFound):
         await engine.read_record("uploads", "1", client="")
 
 
-async def test_an_empty_batch_is_written_too(engine: Engine) -> None:
-    await engine.put(Batch())
+async def test_nothing_can_be_put_too(engine: Engine) -> None:
+    await engine.put(Writes())
     assert await listed(engine) == []
 
 
@@ -228,7 +229,7 @@ async def test_an_outcome_is_written(
 async def test_follow_ups_are_written_with_the_success(engine: Engine) -> None:
     await put(engine, a_task())
     follow_up = a_task()
-    outcome = Outcome(Status.SUCCEEDED, follow_ups=Batch((follow_up,), (a_record(),)))
+    outcome = Outcome(Status.SUCCEEDED, follow_ups=Writes((follow_up,), (a_record(),)))
     await engine.settle(await claim_one(engine), outcome, NOW)
     assert await engine.get(follow_up.id) == follow_up
     assert await engine.read_record("uploads", "1", client="") == a_record()
@@ -309,7 +310,7 @@ async def test_a_task_that_was_given_up_can_be_queued_afresh(engine: Engine) -> 
     await put(engine, task)
     await engine.report(claimed := await claim_one(engine), 0.5, NOW)
     await engine.settle(claimed, Outcome(Status.FAILED, error="{}"), NOW)
-    retried = await engine.retry(task.id, NOW + 7, Batch())
+    retried = await engine.retry(task.id, NOW + 7, Writes())
     assert retried == await engine.get(task.id)
     assert retried == replace(task, claims=1, updated_at=NOW + 7, due_at=NOW + 7)
 
@@ -318,18 +319,18 @@ async def test_only_what_was_given_up_can_be_retried(engine: Engine) -> None:
     task = a_task()
     await put(engine, task)
     with pytest.raises(TaskNotGivenUp):
-        await engine.retry(task.id, NOW, Batch(answer=an_answer()))
+        await engine.retry(task.id, NOW, Writes(answer=an_answer()))
     with pytest.raises(TaskNotFound):
-        await engine.retry("unknown", NOW, Batch(answer=an_answer()))
-    await engine.put(Batch(answer=an_answer()))  # the refusals left the key free
+        await engine.retry("unknown", NOW, Writes(answer=an_answer()))
+    await engine.put(Writes(answer=an_answer()))  # the refusals left the key free
 
 
 async def test_a_retry_with_a_used_key_does_nothing(engine: Engine) -> None:
     task = a_task()
-    await engine.put(Batch((task,), answer=an_answer()))
+    await engine.put(Writes((task,), answer=an_answer()))
     cancelled = await engine.cancel(task.id, NOW)
     with pytest.raises(KeyTaken):
-        await engine.retry(task.id, NOW, Batch(answer=an_answer()))
+        await engine.retry(task.id, NOW, Writes(answer=an_answer()))
     assert await engine.get(task.id) == cancelled
 
 
@@ -338,22 +339,22 @@ async def test_a_retry_with_a_used_key_does_nothing(engine: Engine) -> None:
 
 async def test_a_used_key_brings_back_its_first_answer(engine: Engine) -> None:
     first = an_answer(body='{"id":1}')
-    await engine.put(Batch(answer=first))
+    await engine.put(Writes(answer=first))
     with pytest.raises(KeyTaken, match="used before") as raised:
-        await engine.put(Batch(answer=an_answer(body='{"id":2}', fingerprint="another")))
+        await engine.put(Writes(answer=an_answer(body='{"id":2}', fingerprint="another")))
     assert raised.value.answer == first
 
 
 async def test_a_key_is_free_again_after_a_day(engine: Engine) -> None:
-    await engine.put(Batch(answer=an_answer()))
+    await engine.put(Writes(answer=an_answer()))
     with pytest.raises(KeyTaken):
-        await engine.put(Batch(answer=an_answer(at=NOW + DAY)))
-    await engine.put(Batch(answer=an_answer(at=NOW + DAY + 1)))
+        await engine.put(Writes(answer=an_answer(at=NOW + DAY)))
+    await engine.put(Writes(answer=an_answer(at=NOW + DAY + 1)))
 
 
 async def test_a_hundred_requests_with_one_key_make_one_task(engine: Engine) -> None:
-    batches = [Batch((a_task(),), answer=an_answer()) for _ in range(100)]
-    outcomes = await asyncio.gather(*map(engine.put, batches), return_exceptions=True)
+    writes = [Writes((a_task(),), answer=an_answer()) for _ in range(100)]
+    outcomes = await asyncio.gather(*map(engine.put, writes), return_exceptions=True)
     assert Counter(map(type, outcomes)) == {type(None): 1, KeyTaken: 99}
     assert len(await listed(engine)) == 1
 
@@ -362,14 +363,14 @@ async def test_a_hundred_requests_with_one_key_make_one_task(engine: Engine) -> 
 
 
 async def test_a_record_is_written_over(engine: Engine) -> None:
-    await engine.put(Batch(records=(a_record(size=1),)))
-    await engine.put(Batch(records=(a_record(size=2),)))
+    await engine.put(Writes(records=(a_record(size=1),)))
+    await engine.put(Writes(records=(a_record(size=2),)))
     assert (await engine.read_record("uploads", "1", client="")).body == {"size": 2}
 
 
 async def test_records_are_listed_by_descending_id_page_by_page(engine: Engine) -> None:
     records = [a_record(str(n)) for n in range(5)]
-    await engine.put(Batch(records=(*records, a_record(collection="saved"))))
+    await engine.put(Writes(records=(*records, a_record(collection="saved"))))
     page = await engine.list_records("uploads", client="", after=None, limit=2)
     assert page == [records[4], records[3]]
     assert await engine.list_records("uploads", client="", after="3", limit=9) == records[2::-1]
@@ -377,7 +378,7 @@ async def test_records_are_listed_by_descending_id_page_by_page(engine: Engine) 
 
 async def test_a_record_is_updated_only_while_it_is_there(engine: Engine) -> None:
     """What was deleted meanwhile does not come back."""
-    await engine.put(Batch(records=(a_record(size=1),)))
+    await engine.put(Writes(records=(a_record(size=1),)))
     assert await engine.update_record(a_record(size=2))
     assert (await engine.read_record("uploads", "1", client="")).body == {"size": 2}
     assert await engine.delete_record(a_record())
@@ -385,6 +386,81 @@ async def test_a_record_is_updated_only_while_it_is_there(engine: Engine) -> Non
     assert not await engine.delete_record(a_record())
     with pytest.raises(RecordNotFound):
         await engine.read_record("uploads", "1", client="")
+
+
+# Batches
+
+
+async def a_batch_of(engine: Engine, number: int, **changes: Any) -> list[Task]:
+    """Put a batch named "batch"."""
+    tasks = [a_task(**changes) for _ in range(number)]
+    await engine.put(Writes(tuple(tasks), batch_id="batch"))
+    return tasks
+
+
+async def batch(engine: Engine, batch_id: str = "batch", *, client: str = "") -> dict[Status, int]:
+    """How many of a batch stand where, without those who are none."""
+    counts = await engine.count_batch(batch_id, client=client)
+    assert list(counts) == list(Status)
+    return {status: tasks for status, tasks in counts.items() if tasks}
+
+
+async def test_a_batch_is_counted_by_status(engine: Engine) -> None:
+    """Only what was put with its id counts: neither other tasks, nor follow-ups of its own."""
+    await put(engine, a_task(due_at=NOW + 1))
+    tasks = await a_batch_of(engine, 5)
+    await engine.put(Writes((a_task(due_at=NOW + 1),), batch_id="other"))
+    await engine.cancel(tasks[4].id, NOW)
+    follow_up = Writes((a_task(due_at=NOW + 1),))
+    for outcome in (Outcome(Status.SUCCEEDED, follow_ups=follow_up), Outcome(Status.RETRYING)):
+        claimed = await claim_one(engine)
+        await engine.settle(claimed, replace(outcome, due_at=NOW + 9), NOW)
+    await claim_one(engine)
+    assert await batch(engine) == dict.fromkeys(
+        (Status.QUEUED, Status.RUNNING, Status.RETRYING, Status.SUCCEEDED, Status.CANCELLED), 1
+    )
+    assert await batch(engine, "other") == {Status.QUEUED: 1}
+
+
+async def test_a_batch_of_a_thousand_is_put_whole(engine: Engine) -> None:
+    tasks = await a_batch_of(engine, 1000)
+    assert await batch(engine) == {Status.QUEUED: 1000}
+    assert [task.id for task in await claim_all(engine)] == [task.id for task in tasks]
+
+
+async def test_a_batch_that_was_refused_is_not_there(engine: Engine) -> None:
+    await engine.put(Writes(answer=an_answer()))
+    with pytest.raises(KeyTaken):
+        await engine.put(Writes((a_task(),), answer=an_answer(), batch_id="batch"))
+    with pytest.raises(BatchNotFound, match="no such batch"):
+        await batch(engine)
+
+
+async def test_a_batch_is_its_client_s_own(engine: Engine) -> None:
+    tasks = await a_batch_of(engine, 2, client="ada")
+    await engine.cancel(tasks[0].id, NOW)
+    await engine.purge(finished_before=NOW + 1, answered_before=0, limit=1)
+    assert sum((await batch(engine, client="ada")).values()) == 2
+    for stranger in ("", "eve"):
+        with pytest.raises(BatchNotFound):
+            await batch(engine, client=stranger)
+
+
+async def test_what_was_removed_of_a_batch_counts_until_nothing_is_left(engine: Engine) -> None:
+    """So its total stays true, and it goes together with the last of its tasks."""
+    tasks = await a_batch_of(engine, 5)
+    for number, task in enumerate(tasks[:4]):
+        await engine.cancel(task.id, NOW + number // 2)
+    ends = {Status.CANCELLED: 4, Status.QUEUED: 1}
+    for removed in (2, 2, 0):
+        purging = engine.purge(finished_before=NOW + 1.5, answered_before=0, limit=2)
+        assert await purging == removed
+        assert await batch(engine) == ends
+    await engine.settle(await claim_one(engine), Outcome(Status.FAILED, error="{}"), NOW + 2)
+    assert await batch(engine) == {Status.CANCELLED: 4, Status.FAILED: 1}
+    assert await engine.purge(finished_before=NOW + 3, answered_before=0, limit=2) == 1
+    with pytest.raises(BatchNotFound):
+        await batch(engine)
 
 
 # Whose they are
@@ -410,7 +486,7 @@ async def test_a_client_is_shown_its_own_tasks(engine: Engine) -> None:
 async def test_a_client_keeps_its_own_records(engine: Engine) -> None:
     """Two clients may use the same names; whoever cleans up asks for anybody's."""
     records = [a_record(client=client, whose=client) for client in ("", "ada", "grace")]
-    await engine.put(Batch(records=tuple(records)))
+    await engine.put(Writes(records=tuple(records)))
 
     for record in records:
         assert await engine.read_record("uploads", "1", client=record.client) == record
@@ -439,19 +515,19 @@ async def test_what_finished_before_the_retention_time_is_removed(engine: Engine
 
 
 async def test_old_answers_are_removed(engine: Engine) -> None:
-    await engine.put(Batch(answer=an_answer("old")))
-    await engine.put(Batch(answer=an_answer("recent", at=NOW + 1)))
+    await engine.put(Writes(answer=an_answer("old")))
+    await engine.put(Writes(answer=an_answer("recent", at=NOW + 1)))
     assert await engine.purge(finished_before=0, answered_before=NOW + 1, limit=10) == 1
-    await engine.put(Batch(answer=an_answer("old")))
+    await engine.put(Writes(answer=an_answer("old")))
     with pytest.raises(KeyTaken):
-        await engine.put(Batch(answer=an_answer("recent")))
+        await engine.put(Writes(answer=an_answer("recent")))
 
 
 async def test_no_more_is_removed_at_once_than_asked_for(engine: Engine) -> None:
     """So that nobody waits long behind a large clean-up."""
     for n in range(3):
         task = a_task()
-        await engine.put(Batch((task,), answer=an_answer(str(n))))
+        await engine.put(Writes((task,), answer=an_answer(str(n))))
         await engine.cancel(task.id, NOW + n)
     purges = [
         await engine.purge(finished_before=NOW + DAY, answered_before=NOW + DAY, limit=2)
@@ -503,14 +579,14 @@ async def test_a_worker_that_waits_is_woken_by_new_tasks(engine: Engine) -> None
     await asyncio.wait_for(waiting, 5)
 
     follow_up = a_task()
-    outcome = Outcome(Status.SUCCEEDED, follow_ups=Batch((follow_up,)))
+    outcome = Outcome(Status.SUCCEEDED, follow_ups=Writes((follow_up,)))
     waiting = asyncio.create_task(engine.wait_for_tasks(60))
     await engine.settle(await claim_one(engine), outcome, NOW)
     await asyncio.wait_for(waiting, 5)
 
     await engine.cancel(follow_up.id, NOW)
     waiting = asyncio.create_task(engine.wait_for_tasks(60))
-    await engine.retry(follow_up.id, NOW, Batch())
+    await engine.retry(follow_up.id, NOW, Writes())
     await asyncio.wait_for(waiting, 5)
 
 

@@ -23,9 +23,9 @@ from hypothesis.stateful import (
 )
 
 from app.queue.engine import Engine
-from app.queue.errors import TaskHasStarted, TaskNotFound, TaskNotGivenUp
+from app.queue.errors import BatchNotFound, TaskHasStarted, TaskNotFound, TaskNotGivenUp
 from app.queue.retry import MAX_CRASHES, WORKER_DIED
-from app.queue.task import FINISHED, WAITING, Batch, Outcome, Status, Task
+from app.queue.task import FINISHED, WAITING, Outcome, Status, Task, Writes
 from tests.queue import time_machine
 from tests.queue.support import LEASE, NOW, a_task
 from tests.support.torture import LONG, form
@@ -66,6 +66,8 @@ class _EngineMachine(RuleBasedStateMachine):
         self.engine = engine
         self.model: dict[str, Task] = {}
         self.leases: dict[str, float] = {}
+        self.batches: dict[str, list[str]] = {}
+        self.removed: dict[str, Status] = {}
         self.now = NOW
 
     @rule(seconds=st.sampled_from([1.0, LEASE]))
@@ -76,9 +78,19 @@ class _EngineMachine(RuleBasedStateMachine):
     @rule(target=ids, wait=st.sampled_from([0.0, 5.0]), max_attempts=st.integers(1, 5))
     def put(self, wait: float, max_attempts: int) -> str:
         task = a_task(at=self.now, due_at=self.now + wait, max_attempts=max_attempts)
-        self.ask(self.engine.put(Batch((task,))))
+        self.ask(self.engine.put(Writes((task,))))
         self.model[task.id] = task
         return task.id
+
+    @precondition(lambda self: len(self.model) < 2)
+    @rule(target=ids, number=st.integers(1, 2))
+    def put_batch(self, number: int) -> MultipleResults[str]:
+        tasks = [a_task(at=self.now) for _ in range(number)]
+        batch_id = f"batch of {tasks[0].id}"
+        self.ask(self.engine.put(Writes(tuple(tasks), batch_id=batch_id)))
+        self.model |= {task.id: task for task in tasks}
+        self.batches[batch_id] = [task.id for task in tasks]
+        return multiple(*self.batches[batch_id])
 
     @rule(target=claims, owner=OWNERS, limit=st.integers(1, 3), silence=st.sampled_from([0, LEASE]))
     def claim(self, owner: str, limit: int, silence: float) -> MultipleResults[Task]:
@@ -171,7 +183,7 @@ class _EngineMachine(RuleBasedStateMachine):
     @rule(task_id=ids)
     def retry(self, task_id: str) -> None:
         refusal = self.refusal(task_id, GIVEN_UP, TaskNotGivenUp)
-        if self.done(self.engine.retry(task_id, self.now, Batch()), refusal):
+        if self.done(self.engine.retry(task_id, self.now, Writes()), refusal):
             self.change(
                 task_id,
                 status=Status.QUEUED,
@@ -189,7 +201,7 @@ class _EngineMachine(RuleBasedStateMachine):
     def purge(self) -> None:
         old = [task for task in self.those(*FINISHED) if (task.finished_at or 0) < self.now]
         for task in old:
-            del self.model[task.id]
+            self.removed[task.id] = self.model.pop(task.id).status
         purging = self.engine.purge(finished_before=self.now, answered_before=0, limit=1_000)
         assert self.ask(purging) == len(old)
 
@@ -205,6 +217,18 @@ class _EngineMachine(RuleBasedStateMachine):
         assert backlog.counts == {status: counts[status] for status in Status}
         due = [task.due_at for task in self.those(*WAITING)]
         assert backlog.oldest_due_at == min(due, default=None)
+
+    @invariant()
+    def both_know_the_same_of_each_batch(self) -> None:
+        for batch_id, tasks in self.batches.items():
+            there = self.model.keys() & set(tasks)
+            with contextlib.nullcontext() if there else pytest.raises(BatchNotFound):
+                counts = Counter(
+                    self.model[task].status if task in there else self.removed[task]
+                    for task in tasks
+                )
+                expected = {status: counts[status] for status in Status}
+                assert self.ask(self.engine.count_batch(batch_id, client="")) == expected
 
     def teardown(self) -> None:
         """Leave the engine empty for the next example, also where it differs from the model."""

@@ -1,17 +1,16 @@
 """Durability is shared: what arrives together is committed together, and fails alone."""
 
 import asyncio
-import json
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from app.queue.errors import QueueUnavailable
-from app.queue.group_commit import GroupCommit, Row
+from app.queue.group_commit import LOT, GroupCommit, in_lots
 
 pytestmark = pytest.mark.anyio
 
@@ -34,23 +33,25 @@ async def commits(tmp_path: Path, statements: list[str]) -> AsyncIterator[GroupC
         connection.set_trace_callback(statements.append)
         return connection
 
-    commits = GroupCommit(connect, insert)
+    commits = GroupCommit(connect)
     await commits.start()
     yield commits
     await commits.stop()
 
 
-def insert(connection: Connection, rows: list[Row]) -> None:
-    connection.execute(
-        "INSERT INTO numbers SELECT value ->> 0 FROM json_each(?)", (json.dumps(rows),)
-    )
+def insert(connection: Connection, several: Sequence[int]) -> list[int]:
+    """Write numbers, each LOT in a statement; gives them back."""
+    for some in in_lots(several):
+        values = ", ".join(["(?)"] * len(some))
+        connection.execute(f"INSERT INTO numbers VALUES {values}", some)
+    return list(several)
 
 
 def writing(n: int) -> Callable[[Connection], int]:
     """An operation that writes a number, and gives it back."""
 
     def write(connection: Connection) -> int:
-        insert(connection, [(n,)])
+        insert(connection, [n])
         return n
 
     return write
@@ -86,13 +87,25 @@ async def test_what_arrives_during_a_commit_shares_the_next_one(
 async def test_inserts_that_arrive_together_are_one_statement(
     commits: GroupCommit, statements: list[str]
 ) -> None:
-    await asyncio.gather(*(commits.insert([(n,), (-n,)]) for n in range(1, 50)))
+    assert await asyncio.gather(*(commits.share(insert, n) for n in range(LOT))) == list(range(LOT))
     (statement,) = statements
     assert statement.startswith("INSERT")
 
 
-async def test_an_operation_sees_the_inserts_of_its_group(commits: GroupCommit) -> None:
-    _, seen = await asyncio.gather(commits.insert([(1,)]), commits.run(numbers))
+async def test_more_than_a_lot_is_one_transaction_all_the_same(
+    commits: GroupCommit, statements: list[str]
+) -> None:
+    await asyncio.gather(*(commits.share(insert, n) for n in range(LOT + 1)))
+    assert [statement.split()[0] for statement in statements] == [
+        "BEGIN",
+        "INSERT",
+        "INSERT",
+        "COMMIT",
+    ]
+
+
+async def test_an_operation_sees_what_its_group_has_written_before(commits: GroupCommit) -> None:
+    _, seen = await asyncio.gather(commits.share(insert, 1), commits.run(numbers))
     assert seen == [1]
 
 
@@ -100,29 +113,27 @@ async def test_an_operation_that_fails_fails_alone(commits: GroupCommit) -> None
     """What it had written is undone; the others of its group are committed all the same."""
 
     def write_and_fail(connection: Connection) -> None:
-        insert(connection, [(666,)])
+        insert(connection, [666])
         raise LookupError("its own error")
 
     outcomes = await asyncio.gather(
         commits.run(writing(1)),
         commits.run(write_and_fail),
-        commits.insert([(2,)]),
+        commits.share(insert, 2),
         return_exceptions=True,
     )
     assert outcomes[0] == 1
     assert isinstance(outcomes[1], LookupError)
-    assert outcomes[2] is None
+    assert outcomes[2] == 2
     assert await commits.run(numbers) == [1, 2]
 
 
-async def test_an_insert_that_fails_fails_alone(commits: GroupCommit) -> None:
-    """And with all its rows."""
-    outcomes = await asyncio.gather(
-        commits.insert([(1,)]), commits.insert([(2,), (1,)]), return_exceptions=True
-    )
-    assert outcomes[0] is None
-    assert isinstance(outcomes[1], QueueUnavailable)
-    assert await commits.run(numbers) == [1]
+async def test_what_shares_a_statement_and_fails_fails_alone(commits: GroupCommit) -> None:
+    shares = (commits.share(insert, n) for n in (1, 2, 1, 3))
+    outcomes = await asyncio.gather(*shares, return_exceptions=True)
+    assert isinstance(outcomes.pop(2), QueueUnavailable)
+    assert outcomes == [1, 2, 3]
+    assert await commits.run(numbers) == [1, 2, 3]
 
 
 async def test_a_database_that_refuses_refuses_the_whole_group(
@@ -151,7 +162,7 @@ async def test_what_was_asked_is_finished_before_the_end(tmp_path: Path) -> None
     def connect() -> Connection:
         return sqlite3.connect(tmp_path / "empty.db", isolation_level=None)
 
-    commits = GroupCommit(connect, insert)
+    commits = GroupCommit(connect)
     await commits.start()
     asked = [asyncio.create_task(commits.run(lambda _: "done")) for _ in range(10)]
     await asyncio.sleep(0)
@@ -164,4 +175,4 @@ async def test_a_start_raises_what_went_wrong() -> None:
         raise LookupError("no such place")
 
     with pytest.raises(LookupError, match="no such place"):
-        await GroupCommit(connect, insert).start()
+        await GroupCommit(connect).start()

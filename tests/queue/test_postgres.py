@@ -11,13 +11,13 @@ import asyncpg
 import pytest
 
 from app.queue import postgres as postgres_module
-from app.queue import postgres_events, postgres_listener
+from app.queue import postgres_entries, postgres_events, postgres_listener
 from app.queue.errors import KeyTaken, QueueFull, QueueUnavailable, TaskNotFound
 from app.queue.events import Event, What
 from app.queue.outages import Outages
 from app.queue.postgres import Postgres as Engine
 from app.queue.retry import WORKER_DIED
-from app.queue.task import Answer, Batch, Outcome, Record, Status, Task
+from app.queue.task import Answer, Outcome, Record, Status, Task, Writes
 from tests.queue.support import DAY, LEASE, NOW, a_task, put
 from tests.support.postgres import Postgres, Sql
 
@@ -59,6 +59,17 @@ async def test_requests_that_come_together_share_a_transaction(engine: Engine, s
     assert sql("SELECT count(*), count(DISTINCT xmin::text) FROM afterward.tasks") == "50|1"
 
 
+async def test_more_than_go_into_one_statement_are_put_in_order(engine: Engine, sql: Sql) -> None:
+    """An entry that stood for another task would make that one run, or none."""
+    tasks = [a_task() for _ in range(2 * postgres_entries.AT_ONCE + 1)]
+    await put(engine, *tasks)
+    assert sql("SELECT count(DISTINCT xmin::text) FROM afterward.pgqueuer") == "1"
+    assert sql(
+        "SELECT count(*) FROM afterward.tasks JOIN afterward.pgqueuer AS entries "
+        "ON entries.id = entry AND convert_from(payload, 'UTF8') = tasks.id"
+    ) == str(len(tasks))
+
+
 async def test_outcomes_that_come_together_share_a_transaction(engine: Engine, sql: Sql) -> None:
     await put(engine, *(a_task() for _ in range(20)))
     claimed = await claim(engine)
@@ -76,18 +87,18 @@ async def test_a_task_that_is_there_already_spoils_none_of_the_others(engine: En
 
 
 async def test_records_of_one_name_in_one_transaction_are_written_in_order(engine: Engine) -> None:
-    batches = [Batch(records=(Record("saved", "", "ada", {"size": n}, NOW),)) for n in range(9)]
-    await asyncio.gather(*map(engine.put, batches))
+    writes = [Writes(records=(Record("saved", "", "ada", {"size": n}, NOW),)) for n in range(9)]
+    await asyncio.gather(*map(engine.put, writes))
     assert (await engine.read_record("saved", "ada", client="")).body == {"size": 8}
 
 
 async def test_one_key_in_two_processes_is_kept_once(engine: Engine, database_url: str) -> None:
     """Each process sees the other's answer, whoever comes first."""
     async with opened(database_url) as other:
-        batches = [Batch((a_task(),), answer=Answer("key", "f", "{}", "/", NOW)) for _ in range(40)]
+        writes = [Writes((a_task(),), answer=Answer("key", "f", "{}", "/", NOW)) for _ in range(40)]
         engines = [engine, other] * 20
         outcomes = await asyncio.gather(
-            *(engine.put(batch) for engine, batch in zip(engines, batches, strict=True)),
+            *(engine.put(one) for engine, one in zip(engines, writes, strict=True)),
             return_exceptions=True,
         )
     taken = [outcome for outcome in outcomes if isinstance(outcome, KeyTaken)]
@@ -125,7 +136,7 @@ async def test_an_entry_that_no_task_refers_to_means_nothing(engine: Engine, sql
     await put(engine, task := a_task(), cancelled := a_task())
     for withdrawn in (task, cancelled):
         await engine.cancel(withdrawn.id, NOW)
-    await engine.retry(task.id, NOW, Batch())
+    await engine.retry(task.id, NOW, Writes())
     assert sql("SELECT count(*) FROM afterward.pgqueuer") == "3"
     assert [claimed.id for claimed in await claim(engine)] == [task.id]
     assert sql("SELECT count(*) FROM afterward.pgqueuer") == "1"
@@ -138,6 +149,25 @@ async def test_what_waits_is_found_behind_any_number_of_such_entries(engine: Eng
         await engine.cancel(task.id, NOW)
     await put(engine, task := a_task())
     assert [claimed.id for claimed in await claim(engine, limit=1)] == [task.id]
+
+
+async def test_a_claim_counts_though_the_database_goes_away_before_all_is_sorted_out(
+    engine: Engine, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that it has got is run; the entry that means nothing comes again."""
+
+    async def refuse(*_: object) -> None:
+        raise QueueUnavailable
+
+    await put(engine, cancelled := a_task(), task := a_task())
+    await engine.cancel(cancelled.id, NOW)
+    with monkeypatch.context() as patch:
+        patch.setattr(postgres_module, "lock_running", refuse)
+        assert [claimed.id for claimed in await claim(engine)] == [task.id]
+    assert sql("SELECT count(*) FROM afterward.pgqueuer") == "2"
+    sql(HEARTBEAT_STOPS)
+    assert await claim(engine) == []
+    assert sql("SELECT count(*) FROM afterward.pgqueuer") == "1"
 
 
 async def test_a_late_heartbeat_costs_a_worker_nothing(engine: Engine, sql: Sql) -> None:
@@ -227,6 +257,7 @@ async def test_nothing_reads_more_rows_than_it_needs(database_url: str, sql: Sql
     )
     async with opened(database_url) as engine:
         await put(engine, waiting := a_task(due_at=NOW + 5), *(a_task() for _ in range(2000)))
+        await engine.put(Writes((a_task(due_at=NOW + 5), a_task(due_at=NOW + 5)), batch_id="batch"))
     sql("SELECT pg_stat_reset()")
     async with opened(database_url) as engine:  # at its end, what it read is counted
         tasks = await claim(engine, limit=10)
@@ -240,6 +271,7 @@ async def test_nothing_reads_more_rows_than_it_needs(database_url: str, sql: Sql
         await engine.pull_forward(now=NOW, longest_wait=DAY)
         await engine.purge(finished_before=NOW, answered_before=NOW, limit=10)
         await engine.backlog()
+        await engine.count_batch("batch", client="")
         for status in (None, Status.FAILED):
             await engine.list_tasks(
                 client="", status=status, kind=None, after=tasks[0].id, limit=10
@@ -390,6 +422,41 @@ async def test_what_cannot_be_told_is_let_go(
 async def test_a_notification_fits(engine: Engine) -> None:
     """PostgreSQL refuses what has 8,000 bytes or more."""
     for size in range(7000, 8200, 7):
-        payload = engine._grapevine._payload(Event(What.STARTED, a_task(error=f'"{"x" * size}"')))
+        event = Event(What.STARTED, a_task(error=f'"{"x" * size}"'))
+        (payload,) = engine._grapevine._payloads([event])
         assert len(payload) <= postgres_events._LONGEST < 8000
         assert json.loads(payload)
+
+
+async def test_a_notification_holds_as_many_events_as_fit(engine: Engine) -> None:
+    """In their order; whatever their lengths."""
+    lengths = [7 * n % 900 for n in range(200)]
+    events = [Event(What.STARTED, a_task(error="x" * length)) for length in lengths]
+    payloads = engine._grapevine._payloads(events)
+    assert max(map(len, payloads)) <= postgres_events._LONGEST
+    assert len(payloads) < len(events) / 10
+    told = [event for payload in payloads for event in json.loads(payload)[1:]]
+    assert [facts["id"] for _, _, facts in told] == [event.task.id for event in events]
+
+
+async def test_nothing_is_told_while_nobody_listens(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether anybody does is asked again once in a while; one's own ears do not count."""
+    monkeypatch.setattr(postgres_events, "_UNHEARD", 0.2)
+    engine.hear(lambda _: None)
+    await eventually(lambda: "afterward_events" in engine._ear._listening)
+    engine.tell(Event(What.STARTED, a_task()))
+    await engine._grapevine.finish()
+    engine.tell(Event(What.STARTED, a_task()))
+    assert engine._grapevine._untold == []
+
+    heard: list[Event] = []
+    async with another(database_url, heard):
+        await asyncio.sleep(0.2)
+        engine.tell(Event(What.STARTED, a_task()))
+        await eventually(lambda: len(heard) == 1)
+    await asyncio.sleep(0.05)
+    engine.tell(Event(What.STARTED, a_task()))
+    await engine._grapevine.finish()
+    assert len(heard) == 1

@@ -7,7 +7,7 @@ import pytest
 from app.queue.durable import Context
 from app.queue.engine import Engine
 from app.queue.errors import KeyTaken, TaskHasStarted, TaskNotGivenUp
-from app.queue.task import Answer, Batch, Status
+from app.queue.task import Answer, Status, Writes
 from tests.queue.support import NOW, Clock, Diary, claim_one, promise, queue_of
 
 pytestmark = pytest.mark.anyio
@@ -27,13 +27,13 @@ async def test_a_promise_is_written_before_it_is_told_of(engine: Engine, clock: 
 
 async def test_what_was_not_written_is_not_told_of(engine: Engine, clock: Clock) -> None:
     answer = Answer("key", "fingerprint", "{}", "/tasks/1", NOW)
-    await engine.put(Batch(answer=answer))
+    await engine.put(Writes(answer=answer))
     queue = queue_of(engine, greet, now=clock)
     diary = Diary(queue)
     durable_tasks = queue.collect()
     durable_tasks.add_task(greet, "Ada")
     with pytest.raises(KeyTaken):
-        await queue.commit(durable_tasks.batch(answer))
+        await queue.commit(durable_tasks.collected(answer))
     assert diary.events == []
 
 
@@ -41,7 +41,7 @@ async def test_a_request_that_promised_nothing_commits_nothing(clock: Clock) -> 
     """It does not even ask the database."""
     engine = Mock(spec=Engine)
     queue = queue_of(engine, greet, now=clock)
-    await queue.commit(queue.collect().batch())
+    await queue.commit(queue.collect().collected())
     assert engine.method_calls == []
 
 
@@ -53,7 +53,7 @@ async def test_a_task_can_be_cancelled_and_queued_afresh(engine: Engine, clock: 
     cancelled = await queue.cancel(task.id)
     assert (cancelled.status, cancelled.finished_at) == (Status.CANCELLED, NOW + 1)
     clock.now = NOW + 2
-    retried = await queue.retry(task.id, Batch())
+    retried = await queue.retry(task.id, Writes())
     assert (retried.status, retried.due_at) == (Status.QUEUED, NOW + 2)
     assert [(event.what, event.task) for event in diary.events] == [
         ("queued", task),
@@ -70,5 +70,5 @@ async def test_what_cannot_be_changed_is_not_told_of(engine: Engine, clock: Cloc
     with pytest.raises(TaskHasStarted, match="started or is finished"):
         await queue.cancel(running.id)
     with pytest.raises(TaskNotGivenUp, match="failed or a cancelled task"):
-        await queue.retry(running.id, Batch())
+        await queue.retry(running.id, Writes())
     assert diary.events == []

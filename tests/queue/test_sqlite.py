@@ -10,7 +10,7 @@ import pytest
 
 from app.queue.errors import CannotStart
 from app.queue.sqlite import SQLite
-from app.queue.task import Status
+from app.queue.task import Status, Writes
 from tests.queue.support import LEASE, NOW, a_task, claim_all, opened, put
 
 pytestmark = pytest.mark.anyio
@@ -139,6 +139,11 @@ def purge(engine: SQLite) -> Awaitable[object]:
     return engine.purge(finished_before=NOW, answered_before=NOW, limit=10)
 
 
+async def count_batch(engine: SQLite) -> None:
+    await engine.put(Writes((a_task(),), batch_id="batch"))
+    await engine.count_batch("batch", client="")
+
+
 def list_failed(engine: SQLite) -> Awaitable[object]:
     return engine.list_tasks(client="", status=Status.FAILED, kind=None, after=None, limit=10)
 
@@ -151,7 +156,8 @@ def list_failed(engine: SQLite) -> Awaitable[object]:
         (pull_forward, {"tasks_due"}),
         (extend, {"tasks_by_status"}),
         (list_failed, {"tasks_by_status"}),
-        (purge, {"tasks_finished", "answers_by_age"}),
+        (count_batch, {"tasks_by_batch"}),
+        (purge, {"tasks_finished", "answers_by_age", "tasks_by_batch"}),
     ],
 )
 async def test_nothing_reads_more_tasks_than_it_needs(

@@ -21,7 +21,12 @@ EARLIER = range(1, sqlite_file.SCHEMA_VERSION)
 
 TASK = f"'1', 'send_email', '{{}}', 'queued', 8, {NOW}, {NOW}, {NOW}"
 COLUMNS = "id, kind, arguments, status, max_attempts, created_at, updated_at, due_at"
-RECORD = f"'uploads', '1', '{{\"size\": 8}}', {NOW}"
+
+
+def record(version: int) -> str:
+    """One record's values; since version 2 it has a client."""
+    client = "'', " if version > 1 else ""
+    return f"'uploads', {client}'1', '{{\"size\": 8}}', {NOW}"
 
 
 async def nothing_is_lost(engine: Engine) -> None:
@@ -41,7 +46,7 @@ async def test_sqlite_is_upgraded_at_the_start(tmp_path: Path, version: int) -> 
         connection.executescript((VERSIONS / f"sqlite_{version}.sql").read_text())
         connection.execute(f"PRAGMA user_version = {version}")
         connection.execute(f"INSERT INTO tasks ({COLUMNS}) VALUES ({TASK})")
-        connection.execute(f"INSERT INTO records VALUES ({RECORD})")
+        connection.execute(f"INSERT INTO records VALUES ({record(version)})")
 
     await nothing_is_lost(open_engine(f"sqlite:///{old}"))
 
@@ -74,7 +79,7 @@ async def test_postgresql_is_upgraded_by_the_migration(postgres: Postgres, versi
     await connection.execute((VERSIONS / f"postgres_{version}.sql").read_text())
     await connection.execute(
         f"INSERT INTO afterward.tasks (entry, {COLUMNS}) VALUES (1, {TASK});"
-        f"INSERT INTO afterward.records VALUES ({RECORD})"
+        f"INSERT INTO afterward.records VALUES ({record(version)})"
     )
     await connection.close()
 
@@ -88,14 +93,18 @@ async def test_postgresql_is_upgraded_by_the_migration(postgres: Postgres, versi
 
 
 def postgres_tables(postgres: Postgres, url: str) -> str:
-    """The version, the tables' columns in the order of their names, and the indexes."""
+    """The version, the columns in the order of their names, the indexes and the triggers."""
     return postgres.sql(
         """
         SELECT array(SELECT version FROM afterward.schema_version), array(
             SELECT (table_name, column_name, data_type, is_nullable, column_default, collation_name)
             FROM information_schema.columns WHERE table_schema = 'afterward'
             ORDER BY 1
-        ), array(SELECT indexdef FROM pg_indexes WHERE schemaname = 'afterward' ORDER BY 1)
+        ), array(SELECT indexdef FROM pg_indexes WHERE schemaname = 'afterward' ORDER BY 1),
+        array(
+            SELECT pg_get_triggerdef(pg_trigger.oid) || prosrc
+            FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid ORDER BY 1
+        )
         """,
         url,
     )

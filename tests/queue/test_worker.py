@@ -82,7 +82,7 @@ async def test_a_task_is_told_about_itself_and_given_its_tools(
     queue = Queue[str](engine, Catalogue(look), LONGEST_WAITS, now=clock)
     durable_tasks = queue.collect()
     task = durable_tasks.add_task(look)
-    await queue.commit(durable_tasks.batch())
+    await queue.commit(durable_tasks.collected())
     await Worker(queue, "a hammer").run_until_idle()
     assert seen == [(task.id, 1, "a hammer")]
 
@@ -118,7 +118,7 @@ async def test_follow_ups_are_committed_with_the_success(engine: Engine, clock: 
     diary = Diary(queue)
     durable_tasks = queue.collect("request-1")
     durable_tasks.add_task(upload)
-    await queue.commit(durable_tasks.batch())
+    await queue.commit(durable_tasks.collected())
     await Worker(queue, None).run_until_idle()
     assert diary.whats == ["queued", "started", "succeeded", "queued", "started", "succeeded"]
     assert diary.events[-1].task.result == '"request-1"'

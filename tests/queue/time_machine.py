@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 
 from app.queue.engine import Engine, open_engine
-from app.queue.task import Batch
+from app.queue.task import Writes
 
 # What PGQueuer's gates are asked for: nobody must turn the clock meanwhile.
 GATED = {"claim", "extend", "pull_forward"}
@@ -62,7 +62,7 @@ class TimeMachine:
 
         async def do_then(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
-            now = _put_at(given["batch"]) if verb == "put" else given["now"]
+            now = _put_at(given["writes"]) if verb == "put" else given["now"]
             async with self._turning:
                 if now is not None:
                     await self._turn(now)
@@ -81,5 +81,5 @@ class TimeMachine:
         )
 
 
-def _put_at(batch: Batch) -> float | None:
-    return batch.tasks[0].updated_at if batch.tasks else None
+def _put_at(writes: Writes) -> float | None:
+    return writes.tasks[0].updated_at if writes.tasks else None

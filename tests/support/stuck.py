@@ -4,7 +4,6 @@ import asyncio
 import os
 import time
 
-from app.queue import postgres_entries as entries
 from app.queue.postgres import Postgres
 from app.queue.postgres_rows import begin_attempts
 
@@ -14,8 +13,7 @@ async def main() -> None:
     engine = Postgres(os.environ["QUEUE_URL"])
     await engine.start()
     async with engine._transaction() as session:
-        taken = await entries.take(session, "stuck", limit=1, silence=30)
-        await begin_attempts(session, taken, "stuck", time.time())
+        await begin_attempts(session, "stuck", limit=1, silence=30, now=time.time())
         print("locked", flush=True)
         await asyncio.Event().wait()
 

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from tests.support.service import COMMAND, Process
 
 WORKER = (*COMMAND, "worker")
 MARKS = (sys.executable, "-m", "tests.support.marks")
-AT_ONCE = 500  # tasks put in one batch
+AT_ONCE = 500  # tasks put in one transaction
 UNFINISHED = (
     "SELECT count(*) FROM afterward.tasks WHERE status IN ('queued', 'running', 'retrying')"
 )
 
 
 def put(
-    url: str, function: Callable[..., Awaitable[Any]], times: int, **arguments: Any
+    url: str, function: Callable[..., Coroutine[Any, Any, Any]], times: int, **arguments: Any
 ) -> set[str]:
     """Queue so many tasks, straight through the engine; gives their ids."""
 
@@ -37,7 +37,7 @@ def put(
             durable_tasks = queue.collect()
             for _ in range(min(AT_ONCE, times - len(ids))):
                 ids.add(durable_tasks.add_task(function, **arguments).id)
-            await queue.commit(durable_tasks.batch())
+            await queue.commit(durable_tasks.collected())
         await engine.stop()
         return ids
 

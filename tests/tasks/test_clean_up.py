@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from app.files.local import LocalStore
 from app.queue.errors import QueueUnavailable, TaskNotFound
 from app.queue.sqlite import SQLite
-from app.queue.task import Answer, Batch, Outcome, Record, Status, Task, new_id
+from app.queue.task import Answer, Outcome, Record, Status, Task, Writes, new_id
 from app.tasks import clean_up as module
 from app.tasks.clean_up import ABANDONED_SECONDS, DAY, clean_up, clean_up_regularly
 from app.tasks.uploads import COLLECTION
@@ -47,7 +47,7 @@ async def a_task(engine: SQLite, status: Status, at: float) -> str:
         due_at=at,
         max_attempts=8,
     )
-    await engine.put(Batch(tasks=(task,)))
+    await engine.put(Writes(tasks=(task,)))
     if status is Status.CANCELLED:
         await engine.cancel(task.id, at)
     elif status is not Status.QUEUED:
@@ -107,7 +107,7 @@ async def test_more_is_removed_than_goes_into_one_transaction(
 async def test_answers_to_idempotency_keys_go_after_a_day(
     engine: SQLite, uploads: LocalStore, age: float, *, stays: bool
 ) -> None:
-    await engine.put(Batch(answer=Answer("key", "fingerprint", "{}", "", NOW - age)))
+    await engine.put(Writes(answer=Answer("key", "fingerprint", "{}", "", NOW - age)))
     await clean_up(engine, uploads, finished_before=NOW - WEEK, now=NOW)
     removed = await engine.purge(finished_before=0, answered_before=NOW + 1, limit=10)
     assert removed == (1 if stays else 0)
@@ -149,7 +149,7 @@ async def test_an_upload_without_a_record_is_removed_in_the_end(
 ) -> None:
     upload_id = await an_upload(uploads, tmp_path, age)
     if recorded:
-        await engine.put(Batch(records=(Record(COLLECTION, "", upload_id, {}, NOW),)))
+        await engine.put(Writes(records=(Record(COLLECTION, "", upload_id, {}, NOW),)))
     await clean_up(engine, uploads, finished_before=NOW - WEEK, now=NOW)
     files = [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()]
     assert [path.parent.name for path in files] == left

@@ -8,7 +8,7 @@ import pytest
 
 from app.files.local import LocalStore
 from app.queue.sqlite import SQLite
-from app.queue.task import Batch, Record, new_id
+from app.queue.task import Record, Writes, new_id
 from app.tasks.tools import Context
 from app.tasks.uploads import COLLECTION, make_thumbnail, save_upload
 from tests.support.service import files_below
@@ -36,7 +36,7 @@ class Stage:
         await self.uploads.receive(self.upload_id, content(), limit=5)
         body = {"content_type": "text/plain", "status": "received"}
         record = Record(COLLECTION, "", self.upload_id, body, 0)
-        await self.engine.put(Batch(records=(record,)))
+        await self.engine.put(Writes(records=(record,)))
 
     @property
     def context(self) -> Context:
