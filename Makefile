@@ -41,11 +41,11 @@ check: $(INSTALLED) ## lint, types, tests, coverage
 torture: $(INSTALLED) ## every fault and attack in its long form: 200 kills, 100 power cuts, and so on
 	TORTURE=1 $(TEST) $(TORTURED)
 
-bench: $(INSTALLED) ## measure against the tutorial's route, side by side (needs wrk)
-	$(BIN)/python -m benchmarks
+bench: $(INSTALLED) ## measure everything, into docs/performance.md (needs wrk, redis-server)
+	$(BIN)/python -m benchmarks --write
 
-bench-postgres: $(INSTALLED) ## measure PostgreSQL against other queues there (needs wrk)
-	$(BIN)/python -m benchmarks postgres
+bench-quick: $(INSTALLED) ## measure what matters most, in three minutes (needs wrk)
+	$(BIN)/python -m benchmarks P1 P4 P8 --quick
 
 up: ## start the API and Mailpit in Docker
 	docker compose up --build --wait
@@ -59,5 +59,6 @@ demo: ## send a mail through what `make run` or `make up` started, and show what
 lock: ## resolve the dependencies anew, with hashes (needs uv)
 	uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 --all-extras pyproject.toml -o requirements.txt
 	uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 --all-extras pyproject.toml --group dev -o requirements-dev.txt
+	uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 benchmarks/requirements.in -o benchmarks/requirements.txt
 
-.PHONY: help install run test check torture bench bench-postgres up down demo lock
+.PHONY: help install run test check torture bench bench-quick up down demo lock

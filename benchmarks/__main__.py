@@ -1,22 +1,76 @@
-"""The measures, side by side: `python -m benchmarks [tutorial | postgres]`.
+"""Every measure, side by side with its rivals: `python -m benchmarks [P1 P4 …] [--quick]`.
 
-tutorial    P1: what a promise costs a request, against the tutorial's bare route (the default)
-postgres    P10: the queue on PostgreSQL, against the one on SQLite and against other queues there
+Without names all of them run, one after the other. The table is printed as it grows; `--write` puts
+it into docs/performance.md, with the charts.
 """
 
 import argparse
+import importlib
+import resource
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
 
-from benchmarks.postgres import main as postgres
-from benchmarks.tutorial import main as tutorial
+from benchmarks import report
+from benchmarks.harness import Result, Series
+
+Measure = Callable[[bool], Iterator[Result | Series]]
 
 
 def main() -> None:
-    """Run one of the measures."""
-    measures = {"tutorial": tutorial, "postgres": postgres}
+    """Run measures; exit code 1 if one of them failed, which the others do not mind."""
+    modules = find_modules()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("measure", nargs="?", choices=measures, default="tutorial")
-    measures[parser.parse_args().measure]()
+    parser.add_argument("measures", nargs="*", metavar="MEASURE", help=", ".join(modules))
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, and fewer tasks")
+    parser.add_argument("--write", action="store_true", help="write docs/performance.md")
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.measures if name not in modules]:
+        parser.error(f"no such measure: {', '.join(unknown)}")
+    if asked.quick and asked.write:
+        parser.error("what was measured in the short form is not written")
+    allow_many_connections()
+    lines: list[str] = []
+    series: list[Series] = []
+    failed: list[str] = []
+    print(report.HEAD, flush=True)
+    for name in asked.measures or modules:
+        try:
+            for found in load(modules[name])(asked.quick):
+                if isinstance(found, Series):
+                    series.append(found)
+                else:
+                    lines.append(report.line(found))
+                    print(lines[-1], flush=True)
+        except Exception:  # noqa: BLE001 -- whatever it was, the hour of the others is not lost
+            failed.append(name)
+            traceback.print_exc()
+    print(f"\n{report.machine()}")
+    if asked.write:
+        report.write(lines, series)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def find_modules() -> dict[str, str]:
+    """The measures' names, and the module of each: P1b is in p1b_….py."""
+    stems = [path.stem for path in Path(__file__).parent.glob("p[0-9]*_*.py")]
+    names = {stem.partition("_")[0].replace("p", "P", 1): stem for stem in stems}
+    return dict(sorted(names.items(), key=lambda item: report.in_order(item[0])))
+
+
+def load(module: str) -> Measure:
+    """Import a measure."""
+    return cast(Measure, importlib.import_module(f"benchmarks.{module}").measure)
+
+
+def allow_many_connections() -> None:
+    """Let every process here open as many as the system permits, as ours does for itself."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,18 @@ Machines are noisy, and each is another: no absolute time means anything elsewhe
 here is how things that were measured within the same seconds compare.
 """
 
+import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Literal, Self, TypeVar
+
+T = TypeVar("T")  # what a contestant measures
+
+
+class Failed(Exception):
+    """A measure saw what must not be, such as an answer that is no 202: its figures are void."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,7 @@ class Target:
         return reached >= self.number if self.kind == "≥" else reached <= self.number
 
     def __str__(self) -> str:
+        """As it stands in the table."""
         return f"{self.kind} {self.number:g}"
 
 
@@ -54,19 +62,25 @@ class Result:
     theirs: Spread | None = None
     figures_unit: str = ""  # "requests/s"
 
-    def as_json(self) -> dict[str, Any]:
-        """For the record."""
-        return asdict(self)
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line of a chart."""
+
+    chart: str  # the chart's title; series of one title share it
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    x_label: str
+    y_label: str
 
 
-def in_turn(
-    rounds: int, contestants: Mapping[str, Callable[[], float]]
-) -> dict[str, list[float]]:
-    """Let each contestant measure itself once in each round: A B, B A, A B …
+def in_turn(rounds: int, contestants: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
+    """Let each contestant measure itself once in each round: A B, B A, A B, and so on.
 
     The order turns round after each, so that what drifts spoils nobody more than the others.
     """
-    figures: dict[str, list[float]] = {name: [] for name in contestants}
+    figures: dict[str, list[T]] = {name: [] for name in contestants}
     names = list(contestants)
     for number in range(1, rounds + 1):
         for name in names:
@@ -80,6 +94,11 @@ def in_turn(
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
     """How many times theirs ours are, round by round."""
     return Spread.of([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """What so many percent of the values do not exceed."""
+    return sorted(values)[math.ceil(len(values) * percent / 100) - 1]
 
 
 def progress(doing: str) -> None:

@@ -15,7 +15,7 @@ def python() -> str:
     interpreter = ENVIRONMENT / "bin" / "python"
     installed = ENVIRONMENT / "installed.txt"
     if not installed.exists() or installed.read_text() != REQUIREMENTS.read_text():
-        print(f"installing the peers into {ENVIRONMENT.name} …", flush=True)
+        print(f"installing the peers into {ENVIRONMENT.name} …", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
         pip = [str(interpreter), "-m", "pip", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "--require-hashes", "-r", REQUIREMENTS], check=True)

@@ -29,9 +29,9 @@ class Afterward:
         queue = await _start(url)
 
         async def put(number: int) -> None:
-            collected = queue.collect()
-            collected.add_task(do_nothing, number=number)
-            await queue.commit(collected.batch())
+            promises = queue.collect()
+            promises.add_task(do_nothing, number=number)
+            await queue.commit(promises.collected())
 
         seconds = await by_callers(tasks, put)
         await queue.engine.stop()
@@ -42,10 +42,10 @@ class Afterward:
         queue = await _start(url)
 
         async def put(numbers: range) -> None:
-            collected = queue.collect()
+            promises = queue.collect()
             for number in numbers:
-                collected.add_task(do_nothing, number=number)
-            await queue.commit(collected.batch())
+                promises.add_task(do_nothing, number=number)
+            await queue.commit(promises.collected())
 
         seconds = await by_batches(tasks, put)
         await queue.engine.stop()

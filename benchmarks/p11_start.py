@@ -1,0 +1,104 @@
+"""P11: how long a start takes: all of it, until the first 202, and the imports.
+
+Each start is that of a new process on a new database. Each import is a new process as well,
+`python -c "import …"` from beginning to end. The bytecode of everything is there.
+"""
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from benchmarks.harness import Failed, Result, Spread, Target, in_turn, ratio
+from benchmarks.load import ROOT
+from tests.support.service import free_port
+
+LOOK_AGAIN_SECONDS = 0.001
+LONGEST_SECONDS = 20.0
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+
+REQUEST = (
+    b"POST /send-notification/ada@example.com HTTP/1.1\r\n"
+    b"Host: localhost\r\nContent-Length: 0\r\n\r\n"
+)
+
+
+def measure(quick: bool) -> Iterator[Result]:
+    """Start and import over and over, in turn."""
+    contestants: dict[str, Callable[[], float]] = {
+        "start": _first_202,
+        "app.main": partial(_import, "app.main"),
+        "fastapi": partial(_import, "fastapi"),
+    }
+    in_turn(1, contestants)  # to warm up
+    seconds = in_turn(7 if quick else 21, contestants)
+    yield Result(
+        "P11",
+        "from the start of the process to the first 202",
+        Spread.of(seconds["start"]),
+        unit="s",
+        target=Target("≤", 1),
+    )
+    yield Result(
+        "P11",
+        "import app.main, against import fastapi",
+        ratio(seconds["app.main"], seconds["fastapi"]),
+        target=Target("≤", 2),
+        ours=Spread.of(seconds["app.main"]),
+        theirs=Spread.of(seconds["fastapi"]),
+        figures_unit="s",
+    )
+
+
+def _first_202() -> float:
+    port = free_port()
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory, "log")
+        with log.open("wb") as output:
+            began = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "app"],
+                cwd=directory,
+                env=ENVIRONMENT | {"PORT": str(port)},
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            answer = _ask(port)
+            seconds = time.perf_counter() - began
+        finally:
+            process.kill()  # its mail goes nowhere
+            process.wait()
+        if not answer.startswith(b"HTTP/1.1 202 "):
+            raise Failed(f"no 202, but {answer!r}:\n{log.read_text()}")
+    return seconds
+
+
+def _ask(port: int) -> bytes:
+    """Connect as soon as somebody listens, and send a request; nothing if nobody does."""
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            connection = socket.create_connection(("127.0.0.1", port), LONGEST_SECONDS)
+        except ConnectionRefusedError:
+            time.sleep(LOOK_AGAIN_SECONDS)
+        else:
+            with connection:
+                connection.sendall(REQUEST)
+                return connection.recv(4096)
+    return b""
+
+
+def _import(module: str) -> float:
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-c", f"import {module}"],
+        cwd=tempfile.gettempdir(),
+        env=ENVIRONMENT,
+        check=True,
+    )
+    return time.perf_counter() - began

@@ -1,0 +1,42 @@
+"""P1: what a promise costs a request.
+
+Requests/s of the durable route, the worker paused, against the tutorial's bare route with the same
+validation and tasks that do nothing; wrk with 64 connections, both under uvicorn set alike.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.harness import Result, Spread, Target, in_turn, ratio
+from benchmarks.load import fastapi_app, server, wrk, wrk_script
+
+ROUNDS, QUICK_ROUNDS = 11, 5
+
+
+def measure(quick: bool) -> Iterator[Result]:
+    """Measure both, in turn."""
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        script = wrk_script(directory)
+        bare = stack.enter_context(fastapi_app(directory, "benchmarks.bare:app"))
+        ours = stack.enter_context(server(directory, "-m", "app", WORKER_CONCURRENCY="0"))
+        wrk(bare.port, script), wrk(ours.port, script)  # to warm up
+        rates = in_turn(
+            QUICK_ROUNDS if quick else ROUNDS,
+            {
+                "the promise": lambda: wrk(ours.port, script).rate,
+                "the bare route": lambda: wrk(bare.port, script).rate,
+            },
+        )
+    promised, noted = rates.values()
+    yield Result(
+        "P1",
+        "accepting a promise, against the tutorial's bare route",
+        ratio(promised, noted),
+        target=Target("≥", 0.9),
+        ours=Spread.of(promised),
+        theirs=Spread.of(noted),
+        figures_unit="requests/s",
+    )

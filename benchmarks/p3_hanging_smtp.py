@@ -1,0 +1,78 @@
+"""P3: what a request notices of an SMTP server that hangs.
+
+The time that 99 of 100 requests do not exceed (p99) while the SMTP server accepts connections and
+says nothing, against while it answers; two services of ours, each with its worker. The requests
+come at a pace that both keep up with, mails included: so it is the service that is measured, and
+not the queue before it. What wrk sees that sends as much as it can is told beside it.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+from benchmarks.harness import Result, Spread, Target, in_turn, percentile, ratio
+from benchmarks.load import Server, server, wrk, wrk_script
+from benchmarks.p1b_sending import drained
+from benchmarks.pace import send_requests
+from benchmarks.sinks import Sink, sink
+
+RATE = 200  # requests per second
+SECONDS = 5
+ROUNDS, QUICK_ROUNDS = 11, 3
+
+
+def measure(quick: bool) -> Iterator[Result]:
+    """Measure both, in turn; first at the pace, then with all that wrk can send."""
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        script = wrk_script(directory)
+        taker, hanging = stack.enter_context(sink()), stack.enter_context(sink(hangs=True))
+        answered = stack.enter_context(_service(directory / "answered", taker))
+        hung = stack.enter_context(_service(directory / "hung", hanging))
+
+        def saturated_while_it_answers() -> float:
+            return drained(taker, wrk(answered.port, script)).p99 * 1000
+
+        def saturated_while_it_hangs() -> float:
+            return wrk(hung.port, script).p99 * 1000
+
+        contestants = {
+            "while it hangs": lambda: _paced(hung),
+            "while it answers": lambda: _paced(answered),
+        }
+        in_turn(1, contestants)  # to warm up
+        paced = in_turn(rounds, contestants)
+        taker.reset()
+        saturated = in_turn(
+            rounds,
+            {
+                "while it hangs": saturated_while_it_hangs,
+                "while it answers": saturated_while_it_answers,
+            },
+        )
+    yield _result(f"{RATE} requests/s", Target("≤", 1.2), *paced.values())
+    yield _result("all that wrk can send", None, *saturated.values())
+
+
+def _service(directory: Path, to: Sink) -> AbstractContextManager[Server]:
+    directory.mkdir()
+    return server(directory, "-m", "app", SMTP_PORT=str(to.port))
+
+
+def _paced(service: Server) -> float:
+    answers = send_requests(service.port, rate=RATE, seconds=SECONDS)
+    return percentile([answer.seconds * 1000 for answer in answers], 99)
+
+
+def _result(load: str, target: Target | None, hangs: list[float], answers: list[float]) -> Result:
+    return Result(
+        "P3",
+        f"p99 of requests while the SMTP server hangs, against while it answers; {load}",
+        ratio(hangs, answers),
+        target=target,
+        ours=Spread.of(hangs),
+        theirs=Spread.of(answers),
+        figures_unit="ms",
+    )

@@ -1,0 +1,198 @@
+"""P8: whether a backlog slows down what comes in and what goes out, or takes memory.
+
+Four services run at once, each on a database in which another number of tasks wait, and take turns:
+wrk sends them what P1 does. Then a worker's claims are timed on the same databases.
+"""
+
+import asyncio
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+
+from app.queue.engine import Engine, open_engine
+from app.queue.task import Outcome, Status
+from benchmarks.harness import Result, Series, Spread, Target, in_turn, progress, ratio
+from benchmarks.load import Server, server, wrk, wrk_script
+from benchmarks.p4_drain import waiting
+
+BACKLOGS = (0, 10_000, 100_000, 1_000_000)
+CLAIMS = 50  # in each round
+AT_ONCE = 10  # tasks in a claim
+MB = 1_000_000
+
+Figures = dict[str, list[float]]
+
+
+def measure(quick: bool) -> Iterator[Result | Series]:
+    """Measure what comes in, the memory it took, and what goes out."""
+    rounds = 3 if quick else 9
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        paths = {backlog: filled(directory, backlog) for backlog in BACKLOGS}
+        rates, memory = _come_in(directory, paths, rounds)
+        seconds = _go_out(paths, rounds)
+    none, *more = map(_name, BACKLOGS)
+    for waits in more:
+        yield _flat(f"accepting while {waits}, against none", rates[waits], rates[none])
+    claims = {waits: [1 / each for each in several] for waits, several in seconds.items()}
+    for waits in more:
+        yield _flat(f"claiming while {waits}, against none", claims[waits], claims[none], "claims")
+    yield Result(
+        "P8",
+        f"memory after the same load while {more[-1]}, beyond that while none does",
+        Spread.of([a - b for a, b in zip(memory[more[-1]], memory[none], strict=True)]),
+        unit="MB",
+        target=Target("≤", 30),
+        ours=Spread.of(memory[more[-1]]),
+        theirs=Spread.of(memory[none]),
+        figures_unit="MB",
+    )
+    milliseconds = {name: [1000 * each for each in several] for name, several in seconds.items()}
+    yield _series("Accepting while tasks wait", "requests/s", rates)
+    yield _series(f"A claim of {AT_ONCE} while tasks wait", "ms", milliseconds)
+    yield _series("Memory while tasks wait", "MB", memory)
+
+
+def filled(directory: Path, backlog: int) -> Path:
+    """Make a database in which so many tasks wait."""
+    progress(f"putting {backlog:,} tasks")
+    path = waiting(directory, 1).rename(directory / f"{backlog}.db")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        multiply(connection, backlog)
+    return path
+
+
+def multiply(connection: sqlite3.Connection, number: int) -> None:
+    """Put so many tasks in the place of the only one: like it, but for ids of their own.
+
+    They have the form of real ones, and lie a millisecond apart.
+    """
+    connection.row_factory = sqlite3.Row
+    task = dict(connection.execute("SELECT * FROM tasks").fetchone())
+    connection.execute("DELETE FROM tasks")
+    others = [column for column in task if column not in {"seq", "id"}]
+    connection.execute(
+        f"""
+        INSERT INTO tasks (id, {", ".join(others)})
+        WITH RECURSIVE moments(at) AS (
+            SELECT :first UNION ALL SELECT at + 1 FROM moments WHERE at < :first + :number - 1
+        )
+        SELECT printf(
+            '%08x-%04x-7%03x-%04x-%012x', at >> 16, at & 0xffff, random() & 0xfff,
+            0x8000 | (random() & 0x3fff), random() & 0xffffffffffff
+        ), {", ".join(f":{column}" for column in others)}
+        FROM moments WHERE :number > 0
+        """,
+        task | {"number": number, "first": int(time.time() * 1000) - number},
+    )
+
+
+# What comes in
+
+
+def _come_in(directory: Path, paths: dict[int, Path], rounds: int) -> tuple[Figures, Figures]:
+    """Give the requests/s of each, and the megabytes that it has taken after each round."""
+    script = wrk_script(directory)
+    with ExitStack() as stack:
+
+        def accept(backlog: int, running: Server) -> tuple[float, float]:
+            rate = wrk(running.port, script).rate
+            _forget_beyond(paths[backlog], backlog)
+            return rate, _megabytes(running)
+
+        contestants = {}
+        for backlog, path in paths.items():
+            running = stack.enter_context(
+                server(
+                    directory,
+                    *("-m", "app"),
+                    QUEUE_URL=f"sqlite:///{path}",
+                    WORKER_CONCURRENCY="0",
+                    MAX_BACKLOG=str(10 * BACKLOGS[-1]),
+                )
+            )
+            contestants[_name(backlog)] = partial(accept, backlog, running)
+        in_turn(1, contestants)  # to warm up
+        turns = in_turn(rounds, contestants)
+    rates = {name: [rate for rate, _ in several] for name, several in turns.items()}
+    memory = {name: [megabytes for _, megabytes in several] for name, several in turns.items()}
+    return rates, memory
+
+
+def _forget_beyond(path: Path, backlog: int) -> None:
+    """Remove what was just accepted, so that it is this backlog again; nothing else writes now."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM tasks WHERE seq > ?", (backlog,))
+
+
+def _megabytes(running: Server) -> float:
+    status = Path(f"/proc/{running.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / MB
+
+
+# What goes out
+
+
+def _go_out(paths: dict[int, Path], rounds: int) -> Figures:
+    """Give the seconds of a claim on each: the median of many."""
+    with asyncio.Runner() as runner, ExitStack() as stack:
+
+        def claim(engine: Engine) -> float:
+            return runner.run(_claim(engine))
+
+        def stop(engine: Engine) -> None:
+            runner.run(engine.stop())
+
+        contestants = {}
+        for backlog, path in paths.items():
+            # Where none waits, as many as are claimed: it would be no claim without.
+            crowded = path if backlog else filled(path.parent, AT_ONCE)
+            engine = open_engine(f"sqlite:///{crowded}")
+            runner.run(engine.start())
+            stack.callback(stop, engine)
+            contestants[_name(backlog)] = partial(claim, engine)
+        return in_turn(rounds, contestants)
+
+
+async def _claim(engine: Engine) -> float:
+    """Claim tasks and give them back, to be due after all others; seconds."""
+    seconds = []
+    for _ in range(CLAIMS):
+        began = time.perf_counter()
+        tasks = await engine.claim("worker", limit=AT_ONCE, now=time.time(), lease=30)
+        seconds.append(time.perf_counter() - began)
+        assert len(tasks) == AT_ONCE, len(tasks)
+        now = time.time()
+        given_back = Outcome(Status.QUEUED, due_at=now, counts=False)
+        await asyncio.gather(*(engine.settle(task, given_back, now) for task in tasks))
+    return statistics.median(seconds)
+
+
+# How it is told
+
+
+def _name(backlog: int) -> str:
+    return f"{backlog:,} wait"
+
+
+def _flat(what: str, ours: list[float], theirs: list[float], of_what: str = "requests") -> Result:
+    return Result(
+        "P8",
+        what,
+        ratio(ours, theirs),
+        target=Target("≥", 0.95),
+        ours=Spread.of(ours),
+        theirs=Spread.of(theirs),
+        figures_unit=f"{of_what}/s",
+    )
+
+
+def _series(chart: str, unit: str, figures: Figures) -> Series:
+    medians = tuple(map(statistics.median, figures.values()))
+    return Series(chart, "ours", tuple(map(float, BACKLOGS)), medians, "waiting tasks", unit)

@@ -1,0 +1,34 @@
+"""Celery on Redis. It knows no `await`, so its route is a `def` in FastAPI's threads."""
+
+import os
+from typing import Annotated
+
+from celery import Celery  # type: ignore[import-not-found]
+from fastapi import Body, Depends, FastAPI
+from pydantic import EmailStr
+
+from benchmarks.bare import Notification, log_query
+
+THREADS = 40  # as many as FastAPI has
+
+tasks = Celery(broker=os.environ["REDIS_URL"])
+tasks.conf.update(task_ignore_result=True, broker_pool_limit=THREADS)
+
+
+def send_email(to: str, subject: str, message: str) -> None:
+    """The task, which nobody runs here."""
+
+
+task = tasks.task(send_email, name="send_email")
+
+app = FastAPI()
+
+
+@app.post("/send-notification/{email}", status_code=202, dependencies=[Depends(log_query)])
+def send_notification(
+    email: EmailStr, notification: Annotated[Notification | None, Body()] = None
+) -> dict[str, str]:
+    """The tutorial's route, with a task that is kept."""
+    mail = notification or Notification()
+    kept = task.delay(to=email, subject=mail.subject, message=mail.message)
+    return {"id": kept.id}
