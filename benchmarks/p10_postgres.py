@@ -61,7 +61,7 @@ OURS = Queue("ours", "afterward", sys.executable)
 
 def measure(quick: bool) -> Iterator[Result]:
     """Measure what is accepted, what is drained, and what is put."""
-    tasks, rounds = (5_000, 2) if quick else (20_000, 3)
+    tasks, rounds = (5_000, 2) if quick else (10_000, 3)
     python = peers.python()
     pgqueuer = Queue("PGQueuer", "pgqueuer", python, drained=0.4)
     procrastinate = Queue("Procrastinate", "procrastinate", python, drained=4)

@@ -27,10 +27,10 @@ from app.queue.task import new_id
 from app.tasks import CATALOGUE
 from app.tasks.mail import send_email
 from benchmarks.harness import Result, Spread, Target, in_turn, ratio
-from benchmarks.load import ROOT, server
+from benchmarks.load import FOR_MAIL, ROOT, server
 from benchmarks.sinks import Sink, sink
 
-CONNECTIONS = 10  # SMTP_CONNECTIONS, as it is by default
+CONNECTIONS = int(FOR_MAIL["SMTP_CONNECTIONS"])
 BATCH = 1000
 SENDER = "notifications@example.com"
 MAIL = {"subject": "Hello", "message": "It is done."}
@@ -85,7 +85,7 @@ def drain(taker: Sink, directory: Path, tasks: Path, mails: int) -> float:
     """Start the service on a copy of the tasks; mails per second."""
     path = Path(shutil.copy(tasks, directory / "queue.db"))
     taker.reset()
-    settings = {"QUEUE_URL": f"sqlite:///{path}", "SMTP_PORT": str(taker.port)}
+    settings = FOR_MAIL | {"QUEUE_URL": f"sqlite:///{path}", "SMTP_PORT": str(taker.port)}
     with server(directory, "-m", "app", **settings):
         taker.wait_for(mails)
     path.unlink()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.harness import Result, Spread, Target, in_turn, ratio
-from benchmarks.load import Server, fastapi_app, server, wrk, wrk_script
+from benchmarks.load import FOR_MAIL, Server, fastapi_app, server, wrk, wrk_script
 from benchmarks.sinks import sink
 
 CONNECTIONS = 50
@@ -37,7 +37,9 @@ def measure(quick: bool) -> Iterator[Result]:
     """Measure all, in turn."""
     python = peers.python()
     seconds = QUICK_SECONDS if quick else SECONDS
-    starts: dict[str, Start] = {OURS: lambda at, **smtp: server(at, "-m", "app", **smtp)}
+    starts: dict[str, Start] = {
+        OURS: lambda at, **smtp: server(at, "-m", "app", **FOR_MAIL, **smtp)
+    }
     for name, module in RIVALS.items():
         starts[name] = partial(fastapi_app, app=f"benchmarks.rivals.{module}:app", python=python)
     rates = in_turn(

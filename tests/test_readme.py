@@ -93,7 +93,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 
 def test_the_two_minutes_of_the_readme(terminal: Terminal) -> None:
-    """A mail, a retry, a kill, a restart, an upload: each as the README says."""
+    """A mail, a retry, a kill, a restart, an upload, a batch: each as the README says."""
     terminal.start("restart")
     answer = terminal.run("send")
     assert answer.startswith("HTTP/1.1 202 Accepted")
@@ -111,6 +111,7 @@ def test_the_two_minutes_of_the_readme(terminal: Terminal) -> None:
     terminal.start("restart")
     terminal.run_until("watch", lambda output: '"succeeded"' in output)
     assert '"kind":"save_upload"' in terminal.run("upload")
+    assert '"total":2' in terminal.run("batch")
 
 
 def test_the_readme_names_every_setting() -> None:

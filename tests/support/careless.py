@@ -23,7 +23,7 @@ def _weaken(without: str) -> None:
             # A log that does not grow: else its own fsync takes the names along, on ext4.
             _prepare_and(lambda connection: connection.execute("PRAGMA wal_autocheckpoint = 20"))
         case "doubt":  # in what the system has cached when an fsync has failed
-            sqlite_file._advise = lambda *_: None  # type: ignore[assignment]
+            sqlite_file._advise = lambda *_: None
         case _:
             raise ValueError(without)
 
