@@ -67,7 +67,7 @@ class _Client:
     async def post(self, number: int) -> Answer:
         recipient = f"user{number}@example.com"
         began = time.perf_counter()
-        reader, writer = self._idle.pop() if self._idle else await self._connect()
+        reader, writer = self._warm() or await self._connect()
         writer.write(REQUEST % (recipient.encode(), len(BODY), BODY))
         head = await reader.readuntil(b"\r\n\r\n")
         answer = Answer(recipient, time.perf_counter() - began, time.time())
@@ -77,6 +77,13 @@ class _Client:
         await reader.readexactly(int(length[1]))
         self._idle.append((reader, writer))
         return answer
+
+    def _warm(self) -> tuple[StreamReader, StreamWriter] | None:
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():  # the server ends what was idle for some seconds
+                return reader, writer
+        return None
 
     async def _connect(self) -> tuple[StreamReader, StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self._port)
