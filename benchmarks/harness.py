@@ -101,6 +101,27 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return sorted(values)[math.ceil(len(values) * percent / 100) - 1]
 
 
+def compared(
+    measure: str,
+    what: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    *,
+    unit: str,
+    target: Target | None = None,
+) -> Result:
+    """The line that tells how many times theirs ours are; `unit` is that of both."""
+    return Result(
+        measure,
+        what,
+        ratio(ours, theirs),
+        target=target,
+        ours=Spread.of(ours),
+        theirs=Spread.of(theirs),
+        figures_unit=unit,
+    )
+
+
 def progress(doing: str) -> None:
     """Show what is being measured, where somebody looks on."""
     if sys.stderr.isatty():

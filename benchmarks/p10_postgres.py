@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks import peers
-from benchmarks.harness import Failed, Result, Spread, Target, in_turn, ratio
+from benchmarks.harness import Failed, Result, Target, compared, in_turn
 from benchmarks.load import ROOT, server, wrk, wrk_script
 from tests.support.postgres import Postgres
 
@@ -75,16 +75,20 @@ def measure(quick: bool) -> Iterator[Result]:
         rates = _in_turn_with_ours(drain, rivals, [FEW, MANY], rounds)
         for concurrency in (FEW, MANY):
             for rival in rivals:
-                yield _compared(
+                yield compared(
+                    "P10",
                     f"tasks drained, {concurrency} at once, against {rival.name}",
                     rates[f"ours, {concurrency}"],
                     rates[f"{rival.name}, {concurrency}"],
-                    Target("≥", rival.drained),
+                    target=Target("≥", rival.drained),
+                    unit="tasks/s",
                 )
-        yield _compared(
+        yield compared(
+            "P10",
             f"tasks drained, {FEW} at once, against {pgqueuer.name} in claims of {MANY}",
             rates[f"ours, {FEW}"],
             rates[f"{pgqueuer.name}, {MANY}"],
+            unit="tasks/s",
         )
 
         for what, verb, those in (
@@ -94,10 +98,12 @@ def measure(quick: bool) -> Iterator[Result]:
             put = partial(_put, postgres, tasks // 4)
             rates = _in_turn_with_ours(put, those, [verb], rounds)
             for rival in those:
-                yield _compared(
+                yield compared(
+                    "P10",
                     f"tasks {what}, against {rival.name}",
                     rates[f"ours, {verb}"],
                     rates[f"{rival.name}, {verb}"],
+                    unit="tasks/s",
                 )
 
 
@@ -115,12 +121,13 @@ def _accepted(postgres: Postgres, rounds: int) -> Result:
         }
         in_turn(1, contestants)  # to warm up
         rates = in_turn(3 * rounds, contestants)
-    return _compared(
+    return compared(
+        "P10",
         "accepting a promise on PostgreSQL, against SQLite",
         rates["on PostgreSQL"],
         rates["on SQLite"],
-        Target("≥", 0.9),
-        "requests/s",
+        target=Target("≥", 0.9),
+        unit="requests/s",
     )
 
 
@@ -159,22 +166,4 @@ def _in_turn_with_ours(
             for way in ways
             for queue in (OURS, *rivals)
         },
-    )
-
-
-def _compared(
-    what: str,
-    ours: list[float],
-    theirs: list[float],
-    target: Target | None = None,
-    unit: str = "tasks/s",
-) -> Result:
-    return Result(
-        "P10",
-        what,
-        ratio(ours, theirs),
-        target=target,
-        ours=Spread.of(ours),
-        theirs=Spread.of(theirs),
-        figures_unit=unit,
     )

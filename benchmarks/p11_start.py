@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks.harness import Failed, Result, Spread, Target, in_turn, ratio
+from benchmarks.harness import Failed, Result, Spread, Target, compared, in_turn
 from benchmarks.load import ROOT
 from tests.support.service import free_port
 
@@ -43,14 +43,13 @@ def measure(quick: bool) -> Iterator[Result]:
         unit="s",
         target=Target("≤", 1),
     )
-    yield Result(
+    yield compared(
         "P11",
         "import app.main, against import fastapi",
-        ratio(seconds["app.main"], seconds["fastapi"]),
+        seconds["app.main"],
+        seconds["fastapi"],
         target=Target("≤", 2),
-        ours=Spread.of(seconds["app.main"]),
-        theirs=Spread.of(seconds["fastapi"]),
-        figures_unit="s",
+        unit="s",
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.harness import Result, Spread, Target, in_turn, ratio
+from benchmarks.harness import Result, Target, compared, in_turn
 from benchmarks.load import fastapi_app, server, wrk, wrk_script
 
 ROUNDS, QUICK_ROUNDS = 11, 5
@@ -31,12 +31,11 @@ def measure(quick: bool) -> Iterator[Result]:
             },
         )
     promised, noted = rates.values()
-    yield Result(
+    yield compared(
         "P1",
         "accepting a promise, against the tutorial's bare route",
-        ratio(promised, noted),
+        promised,
+        noted,
         target=Target("≥", 0.9),
-        ours=Spread.of(promised),
-        theirs=Spread.of(noted),
-        figures_unit="requests/s",
+        unit="requests/s",
     )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.harness import Failed, Result, Spread, Target, in_turn, progress, ratio
+from benchmarks.harness import Failed, Result, Target, compared, in_turn, progress
 from benchmarks.load import Load, fastapi_app, server, wrk, wrk_script
 from benchmarks.sinks import Sink, sink
 
@@ -44,24 +44,14 @@ def measure(quick: bool) -> Iterator[Result]:
         promised, noted = in_turn(QUICK_ROUNDS if quick else ROUNDS, contestants).values()
     rates = [load.rate for load in promised], [load.rate for load in noted]
     slowest = [load.p99 * 1000 for load in promised], [load.p99 * 1000 for load in noted]
-    yield Result(
+    yield compared(
         "P1b",
         "accepting promises while sending, against the tutorial's route with aiosmtplib",
-        ratio(*rates),
+        *rates,
         target=Target("≥", 1.5),
-        ours=Spread.of(rates[0]),
-        theirs=Spread.of(rates[1]),
-        figures_unit="requests/s",
+        unit="requests/s",
     )
-    yield Result(
-        "P1b",
-        "the same, p99",
-        ratio(*slowest),
-        target=Target("≤", 0.5),
-        ours=Spread.of(slowest[0]),
-        theirs=Spread.of(slowest[1]),
-        figures_unit="ms",
-    )
+    yield compared("P1b", "the same, p99", *slowest, target=Target("≤", 0.5), unit="ms")
 
 
 def drained(taker: Sink, load: Load) -> Load:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.harness import Failed, Result, Spread, Target, in_turn, ratio
+from benchmarks.harness import Failed, Result, Target, compared, in_turn
 from benchmarks.load import Server, server, wrk, wrk_script
 from tests.support.postgres import Postgres, with_tables
 
@@ -45,14 +45,13 @@ def _compare(name: str, directory: Path, rounds: int, **settings: str) -> Result
             },
         )
     batches, singles = rates.values()
-    return Result(
+    return compared(
         "P1c",
         f"promising {RECIPIENTS:,} mails in one request, against single requests, on {name}",
-        ratio(batches, singles),
+        batches,
+        singles,
         target=Target("≥", 10),
-        ours=Spread.of(batches),
-        theirs=Spread.of(singles),
-        figures_unit="mails/s",
+        unit="mails/s",
     )
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.harness import Failed, Result, Spread, Target, in_turn, ratio
+from benchmarks.harness import Failed, Result, Target, compared, in_turn
 from benchmarks.load import end, fastapi_app, listens, need, server, wrk, wrk_script
 from tests.support.postgres import Postgres
 from tests.support.service import free_port
@@ -51,14 +51,13 @@ def measure(quick: bool) -> Iterator[Result]:
             {name: partial(_rate, port, script) for name, port in ports.items()},
         )
     for name in PEERS:
-        yield Result(
+        yield compared(
             "P2",
             f"accepting a promise, against {name}",
-            ratio(rates[OURS], rates[name]),
+            rates[OURS],
+            rates[name],
             target=Target("≥", 2),
-            ours=Spread.of(rates[OURS]),
-            theirs=Spread.of(rates[name]),
-            figures_unit="requests/s",
+            unit="requests/s",
         )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
-from benchmarks.harness import Result, Spread, Target, in_turn, percentile, ratio
+from benchmarks.harness import Result, Target, compared, in_turn, percentile
 from benchmarks.load import Server, server, wrk, wrk_script
 from benchmarks.p1b_sending import drained
 from benchmarks.pace import send_requests
@@ -67,12 +67,11 @@ def _paced(service: Server) -> float:
 
 
 def _result(load: str, target: Target | None, hangs: list[float], answers: list[float]) -> Result:
-    return Result(
+    return compared(
         "P3",
         f"p99 of requests while the SMTP server hangs, against while it answers; {load}",
-        ratio(hangs, answers),
+        hangs,
+        answers,
         target=target,
-        ours=Spread.of(hangs),
-        theirs=Spread.of(answers),
-        figures_unit="ms",
+        unit="ms",
     )

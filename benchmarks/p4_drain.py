@@ -26,7 +26,7 @@ from app.queue.retry import RetryPolicy
 from app.queue.task import new_id
 from app.tasks import CATALOGUE
 from app.tasks.mail import send_email
-from benchmarks.harness import Result, Spread, Target, in_turn, ratio
+from benchmarks.harness import Result, Target, compared, in_turn
 from benchmarks.load import FOR_MAIL, ROOT, server
 from benchmarks.sinks import Sink, sink
 
@@ -51,14 +51,13 @@ def measure(quick: bool) -> Iterator[Result]:
             },
         )
     ours, limit = figures["ours"], figures["aiosmtplib alone"]
-    yield Result(
+    yield compared(
         "P4",
         f"{mails:,} waiting mails drained, against aiosmtplib alone",
-        ratio(ours, limit),
+        ours,
+        limit,
         target=Target("≥", 0.70),
-        ours=Spread.of(ours),
-        theirs=Spread.of(limit),
-        figures_unit="mails/s",
+        unit="mails/s",
     )
 
 

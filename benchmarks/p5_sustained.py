@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.harness import Result, Spread, Target, in_turn, ratio
+from benchmarks.harness import Result, Target, compared, in_turn
 from benchmarks.load import FOR_MAIL, Server, fastapi_app, server, wrk, wrk_script
 from benchmarks.sinks import sink
 
@@ -47,14 +47,13 @@ def measure(quick: bool) -> Iterator[Result]:
         {name: partial(_delivered, start, seconds) for name, start in starts.items()},
     )
     for name in RIVALS:
-        yield Result(
+        yield compared(
             "P5",
             f"accepted and delivered for {seconds} s, against {name} in BackgroundTasks",
-            ratio(rates[OURS], rates[name]),
+            rates[OURS],
+            rates[name],
             target=Target("≥", 2),
-            ours=Spread.of(rates[OURS]),
-            theirs=Spread.of(rates[name]),
-            figures_unit="mails/s",
+            unit="mails/s",
         )
 
 

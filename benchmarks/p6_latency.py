@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness import Result, Spread, Target, in_turn, ratio
+from benchmarks.harness import Result, Spread, Target, compared, in_turn
 from benchmarks.p4_drain import CONNECTIONS, drain, waiting
 from benchmarks.sinks import sink
 
@@ -46,15 +46,14 @@ def measure(quick: bool) -> Iterator[Result]:
 
         reached = in_turn(rounds, {"ours": drained})["ours"]
     ours, most = [one.rate for one in reached], [one.most for one in reached]
-    yield Result(
+    yield compared(
         "P6",
         f"{mails:,} waiting mails drained with {LATENCY * 1000:g} ms of latency, against the most "
         "that the round trips allow",
-        ratio(ours, most),
+        ours,
+        most,
         target=Target("≥", 0.95),
-        ours=Spread.of(ours),
-        theirs=Spread.of(most),
-        figures_unit="mails/s",
+        unit="mails/s",
     )
     yield Result("P6", "round trips for each mail", Spread.of([one.round_trips for one in reached]))
     latencies = [one.latency * 1000 for one in reached]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from app.queue.engine import Engine, open_engine
 from app.queue.task import Outcome, Status
-from benchmarks.harness import Result, Series, Spread, Target, in_turn, progress, ratio
+from benchmarks.harness import Result, Series, Spread, Target, compared, in_turn, progress
 from benchmarks.load import Server, server, wrk, wrk_script
 from benchmarks.p4_drain import waiting
 
@@ -182,15 +182,7 @@ def _name(backlog: int) -> str:
 
 
 def _flat(what: str, ours: list[float], theirs: list[float], of_what: str = "requests") -> Result:
-    return Result(
-        "P8",
-        what,
-        ratio(ours, theirs),
-        target=Target("≥", 0.95),
-        ours=Spread.of(ours),
-        theirs=Spread.of(theirs),
-        figures_unit=f"{of_what}/s",
-    )
+    return compared("P8", what, ours, theirs, target=Target("≥", 0.95), unit=f"{of_what}/s")
 
 
 def _series(chart: str, unit: str, figures: Figures) -> Series:

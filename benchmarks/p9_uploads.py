@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, UploadFile
 
-from benchmarks.harness import Failed, Result, Spread, Target, in_turn, ratio
+from benchmarks.harness import Failed, Result, Spread, Target, compared, in_turn
 from benchmarks.load import Server, fastapi_app, server
 from tests.support.measures import Peak
 
@@ -66,14 +66,13 @@ def measure(quick: bool) -> Iterator[Result]:
         grown = peak.grown
     speeds = {who: [pieces * PIECE / 1e6 / each for each in them] for who, them in seconds.items()}
     for who, number in (("the tutorial", 2.0), ("the limit", 0.8)):
-        yield Result(
+        yield compared(
             "P9",
             f"an upload of {pieces * PIECE >> 20:,} MiB, against {who}",
-            ratio(speeds["ours"], speeds[who]),
+            speeds["ours"],
+            speeds[who],
             target=Target("≥", number),
-            ours=Spread.of(speeds["ours"]),
-            theirs=Spread.of(speeds[who]),
-            figures_unit="MB/s",
+            unit="MB/s",
         )
     what = "the most memory that these uploads took, beyond that before the first"
     yield Result("P9", what, Spread.of([grown]), unit="MB", target=Target("≤", 16))
