@@ -106,11 +106,6 @@ def wrk(port: int, script: Path, *, connections: int = CONNECTIONS, seconds: int
     )
 
 
-def measure(port: int, script: Path) -> float:
-    """Requests per second of one run of wrk; raises Failed unless every answer is a 2xx."""
-    return wrk(port, script).rate
-
-
 def fastapi_app(
     directory: Path, app: str, *, python: str = sys.executable, **settings: str
 ) -> AbstractContextManager[Server]:
