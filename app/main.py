@@ -22,7 +22,7 @@ from app.api.dependencies import State
 from app.api.feed import Feed
 from app.api.gate import Gate, Rate
 from app.api.keys import BadKeys, Keys
-from app.api.middleware import BodyLimit, Envelope, PlainStart, SoundHead
+from app.api.middleware import BodyLimit, Envelope, check_soundness
 from app.api.openapi import document_keys
 from app.api.turns import Turns
 from app.files.log_file import LogFile
@@ -68,18 +68,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     app.add_exception_handler(promises.Replay, promises.replayed)
     upload_limit = settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
-    # The last to be added is the first to see a request.
-    app.add_middleware(
-        BodyLimit,
-        limit=settings.max_body_bytes,
-        limits={"/upload": upload_limit, "/upload/": upload_limit},
-    )
     keys = _keys(settings)
     document_keys(app, needed=keys is not None)
-    app.add_middleware(Gate, keys=keys, rate=_rate(settings))
-    app.add_middleware(SoundHead)
-    app.add_middleware(Envelope)
-    app.add_middleware(PlainStart)
+    limit = BodyLimit(settings.max_body_bytes, {"/upload": upload_limit, "/upload/": upload_limit})
+    app.add_middleware(Envelope, checks=(check_soundness, Gate(keys, _rate(settings)), limit))
     return app
 
 

@@ -16,5 +16,5 @@ What they stand on:
     pages, feed     HTML; server-sent events
     turns           requests and tasks take turns
     gate, keys      who may come in, and how often
-    middleware      request ids and the last resort, sound heads, limits on bodies
+    middleware      request ids and the last resort, and which heads are refused
 """

@@ -7,9 +7,12 @@ from typing import Any
 from fastapi import Request
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive
 
 # An exponent, or more digits than a number of 64 bits has; or a text that looks like it.
 _MAY_OVERFLOW = re.compile(rb"\d[eE]|\d{309}")
+
+TOO_LARGE = "The body is larger than this service takes."
 
 
 class StrictRequest(Request):
@@ -31,6 +34,21 @@ class StrictRequest(Request):
             reason = str(error)[:100]
             raise HTTPException(400, f"The body is not valid JSON: {reason}") from None
         return value
+
+
+def within(limit: int, receive: Receive) -> Receive:
+    """Receive a body of at most so many bytes; HTTPException 413 at the first one more."""
+    received = 0
+
+    async def receive_within_limit() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise HTTPException(413, TOO_LARGE)
+        return message
+
+    return receive_within_limit
 
 
 def says_json(request: Request) -> bool:

@@ -35,10 +35,12 @@ class State(TypedDict):
 
 
 class RequestState(State):
-    """What the middlewares add to it for each request."""
+    """What is added to it for each request."""
 
     request_id: str
+    answer_headers: list[tuple[bytes, bytes]]  # added to whatever the answer has
     client: str
+    body_limit: int  # bytes
 
 
 async def _settings(request: Request) -> Settings:

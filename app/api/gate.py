@@ -9,7 +9,8 @@ from functools import lru_cache
 from ipaddress import ip_address
 
 import structlog
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Scope
 
 from app.api.keys import Keys
 from app.api.problems import problem
@@ -34,32 +35,36 @@ log = structlog.get_logger(__name__)
 
 
 class Gate:
-    """Lets in who shows a key, as often as the rate allows, and notes whose the request is.
+    """A check that lets in who shows a key, as often as the rate allows.
 
-    Where there are no keys, everybody who reaches the port may come in; but not the web pages
-    that somebody's browser visits, which reach it through that browser.
+    It notes whose the request is. Where there are no keys, everybody who reaches the port may come
+    in; but not the web pages that somebody's browser visits, which reach it through that browser.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys | None, rate: "Rate | None") -> None:
-        self._app = app
+    def __init__(self, keys: Keys | None, rate: "Rate | None") -> None:
         self._keys = keys
         self._rate = rate
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection (ASGI)."""
-        if scope["type"] == "http":
-            scope["state"]["client"] = ""
-            if scope["path"] not in PUBLIC:
-                try:
-                    scope["state"]["client"] = client = self._client(scope["headers"])
-                    send = await self._counted(client or _address(scope), send)
-                except Refused as refused:
-                    status, detail, headers = refused.args
-                    log.info("refused", status=status, path=scope["path"], address=_address(scope))
-                    answer = problem(scope["path"], status, detail, headers=headers)
-                    await answer(scope, receive, send)
-                    return
-        await self._app(scope, receive, send)
+    async def __call__(self, scope: Scope) -> Response | None:
+        """Look at one request."""
+        state = scope["state"]
+        state["client"] = ""
+        if self._keys is not None:  # a pipelined request inherits what the one before it has bound
+            structlog.contextvars.unbind_contextvars("client")
+        if scope["path"] in PUBLIC:
+            return None
+        try:
+            state["client"] = client = self._client(scope["headers"])
+            if self._rate is not None:
+                quota = await self._rate.take(client or _address(scope))
+                state["answer_headers"] += quota.headers
+                if not quota.allowed:
+                    raise Refused(429, TOO_OFTEN, {"Retry-After": str(quota.seconds)})
+        except Refused as refused:
+            status, detail, headers = refused.args
+            log.info("refused", status=status, path=scope["path"], address=_address(scope))
+            return problem(scope["path"], status, detail, headers=headers)
+        return None
 
     def _client(self, headers: Headers) -> str:
         """Whose request it is; nobody's where there are no keys. Raises Refused."""
@@ -75,22 +80,6 @@ class Gate:
             raise Refused(401, WRONG_KEY, {"WWW-Authenticate": 'Bearer error="invalid_token"'})
         structlog.contextvars.bind_contextvars(client=client)
         return client
-
-    async def _counted(self, who: str, send: Send) -> Send:
-        """Count the request, and tell the client what is left. Raises Refused."""
-        if self._rate is None:
-            return send
-        quota = await self._rate.take(who)
-        if not quota.allowed:
-            raise Refused(429, TOO_OFTEN, quota.headers | {"Retry-After": str(quota.seconds)})
-        headers = [(name.lower().encode(), value.encode()) for name, value in quota.headers.items()]
-
-        async def send_with_quota(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *headers]
-            await send(message)
-
-        return send_with_quota
 
 
 class Refused(Exception):
@@ -122,11 +111,11 @@ class Rate:
         return Quota(
             allowed,
             seconds,
-            {
+            [
                 # draft-ietf-httpapi-ratelimit-headers-10
-                "RateLimit-Policy": f'"default";q={amount};w={window}',
-                "RateLimit": f'"default";r={left};t={seconds}',
-            },
+                (b"ratelimit-policy", b'"default";q=%d;w=%d' % (amount, window)),
+                (b"ratelimit", b'"default";r=%d;t=%d' % (left, seconds)),
+            ],
         )
 
 
@@ -136,7 +125,7 @@ class Quota:
 
     allowed: bool
     seconds: int
-    headers: dict[str, str]
+    headers: list[tuple[bytes, bytes]]
 
 
 def _presented(headers: Headers) -> list[bytes]:

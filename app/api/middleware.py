@@ -1,14 +1,15 @@
-"""Around every request: its id, a limit on its body, and an answer whatever happens."""
+"""Around every request: its id, what its head is checked for, and an answer whatever happens."""
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.body import TOO_LARGE
 from app.api.problems import problem
 from app.queue.errors import CannotStart
 
@@ -16,72 +17,75 @@ from app.queue.errors import CannotStart
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
-TOO_LARGE = "The body is larger than this service takes."
 NO_HOST = "An HTTP/1.1 request has one Host header, which names a host."
 BAD_FRAMING = "A body has a Content-Length or is chunked; not both, and nothing else."
 
 log = structlog.get_logger(__name__)
 
 
+Check = Callable[[Scope], Awaitable[Response | None]]
+"""Looks at the head of a request, and gives the answer to one that is refused for it."""
+
+
 class Envelope:
     """Gives each request its id and, whatever happens, an answer.
 
     The id is the client's X-Request-ID or a new one; it is echoed, and stands on every log line.
-    What nobody expected is logged once, with its traceback, and answered with 500.
+    The first of `checks` that refuses the request answers it; if none does, the app. What nobody
+    expected is logged once, with its traceback, and answered with 500.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, checks: Sequence[Check]) -> None:
         self._app = app
+        self._checks = checks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await _start_plainly(self._app, scope, receive, send)
             return
         given = _header(scope, b"x-request-id")
         request_id = given if _SANE_ID.fullmatch(given) else b"%032x" % random.getrandbits(128)
-        scope.setdefault("state", {})["request_id"] = request_id.decode()
-        # Nothing of the request before, which a pipelined one inherits.
-        structlog.contextvars.clear_contextvars()
+        headers = [(b"x-request-id", request_id)]
+        scope.setdefault("state", {}).update(request_id=request_id.decode(), answer_headers=headers)
         structlog.contextvars.bind_contextvars(request_id=request_id.decode())
         started = False
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            answer = await self._refusal(scope) or self._app
+            await answer(scope, receive, send_with_headers)
         except ClientDisconnect:
             log.info("client went away", method=scope["method"], path=scope["path"])
         except Exception:
             log.exception("request failed", method=scope["method"], path=scope["path"])
             if started:
                 raise  # too late for an answer: the connection must break off
-            response = problem(scope["path"], 500, "Something went wrong here; it was logged.")
-            await response(scope, receive, send_with_id)
+            failure = problem(scope["path"], 500, "Something went wrong here; it was logged.")
+            await failure(scope, receive, send_with_headers)
+
+    async def _refusal(self, scope: Scope) -> Response | None:
+        for check in self._checks:
+            if refusal := await check(scope):
+                return refusal
+        return None
 
 
-class SoundHead:
-    """Refuses requests that a proxy in front may have understood otherwise (RFC 9112, 3.2 and 6.3).
+async def check_soundness(scope: Scope) -> Response | None:
+    """Refuse what a proxy in front may have understood otherwise (RFC 9112, 3.2 and 6.3).
 
     The server's parser has refused what is no HTTP at all.
     """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection (ASGI)."""
-        if scope["type"] == "http" and (complaint := _complaint(scope)):
-            # What follows the head may be anything: nothing more is read from this client.
-            answer = problem(scope["path"], 400, complaint, headers={"Connection": "close"})
-            await answer(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+    if complaint := _complaint(scope):
+        # What follows the head may be anything: nothing more is read from this client.
+        return problem(scope["path"], 400, complaint, headers={"Connection": "close"})
+    return None
 
 
 def _complaint(scope: Scope) -> str | None:
@@ -104,38 +108,24 @@ def _complaint(scope: Scope) -> str | None:
 
 
 class BodyLimit:
-    """Refuses bodies over a limit with 413, whether or not Content-Length tells the truth.
+    """A check that refuses bodies over a limit with 413; `limits` are those of single paths.
 
-    `limits` holds the paths that have a limit of their own. FastAPI's own max_body_size answers
-    in plain text.
+    Whoever reads the body goes by the same limit, whether or not Content-Length tells the truth.
+    FastAPI's own max_body_size answers in plain text.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, limits: Mapping[str, int]) -> None:
-        self._app = app
+    def __init__(self, limit: int, limits: Mapping[str, int]) -> None:
         self._limit = limit
         self._limits = limits
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection (ASGI)."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def __call__(self, scope: Scope) -> Response | None:
+        """Note the limit for this request, and compare what it announces."""
         limit = self._limits.get(scope["path"], self._limit)
+        scope["state"]["body_limit"] = limit
         # The server has checked that it is a number; a longer one than this is too large anyway.
         if int(_header(scope, b"content-length")[:20] or 0) > limit:
-            await problem(scope["path"], 413, TOO_LARGE)(scope, receive, send)
-            return
-        received = 0
-
-        async def receive_within_limit() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise HTTPException(413, TOO_LARGE)
-            return message
-
-        await self._app(scope, receive_within_limit, send)
+            return problem(scope["path"], 413, TOO_LARGE)
+        return None
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
@@ -146,30 +136,21 @@ def _header(scope: Scope, name: bytes) -> bytes:
     return b""
 
 
-class PlainStart:
-    """Tells the server in one line why the start failed, where Starlette would send a traceback."""
+async def _start_plainly(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Tell the server in one line why a start failed, where Starlette would send a traceback."""
+    failure: Message | None = None
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    async def hold_failure(message: Message) -> None:
+        nonlocal failure
+        if message["type"] == "lifespan.startup.failed":
+            failure = message
+        else:
+            await send(message)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection (ASGI)."""
-        if scope["type"] != "lifespan":
-            await self._app(scope, receive, send)
-            return
-        failure: Message | None = None
-
-        async def hold_failure(message: Message) -> None:
-            nonlocal failure
-            if message["type"] == "lifespan.startup.failed":
-                failure = message
-            else:
-                await send(message)
-
-        try:
-            await self._app(scope, receive, hold_failure)
-        except BaseException as error:
-            if failure is not None:
-                known = isinstance(error, CannotStart)
-                await send({**failure, "message": str(error)} if known else failure)
-            raise
+    try:
+        await app(scope, receive, hold_failure)
+    except BaseException as error:
+        if failure is not None:
+            known = isinstance(error, CannotStart)
+            await send({**failure, "message": str(error)} if known else failure)
+        raise

@@ -1,6 +1,7 @@
 """What every route does around its function: strict JSON in, promises on disk before the answer."""
 
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from http import HTTPStatus
 from typing import Any
 
@@ -8,7 +9,8 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from app.api.body import StrictRequest, says_json
+from app.api.body import StrictRequest, says_json, within
+from app.api.dependencies import RequestState
 from app.api.promises import Promises
 
 # Read from the request itself, so that it costs nothing where it is not used; and so named here.
@@ -32,6 +34,8 @@ _ACCEPTED = {
         },
     }
 }
+
+_NO_TURN = nullcontext()
 
 
 class Route(APIRoute):
@@ -60,22 +64,20 @@ class Route(APIRoute):
         takes_file = "requestBody" in (self.openapi_extra or {})
 
         async def handle_and_keep_promises(request: Request) -> Response:
-            request = StrictRequest(request.scope, request.receive)
+            state: RequestState = request.scope["state"]
+            receive = within(state["body_limit"], request.receive)
+            request = StrictRequest(request.scope, receive)
             if takes_json and await request.body() and not says_json(request):
                 raise HTTPException(415, "Send JSON, with Content-Type: application/json.")
-            if takes_file:  # which comes as slowly as the client likes
-                return await keep_promises(request)
-            async with request.scope["state"]["turns"].one():
-                return await keep_promises(request)
-
-        async def keep_promises(request: Request) -> Response:
-            request.state.promises = promises = Promises(request)
-            promises.hold_key()
-            try:
-                response = await handle(request)
-                await promises.commit(request, response)
-            finally:
-                promises.let_go_of_key()
-            return response
+            # A file comes as slowly as the client likes: no turn is held for that long.
+            async with _NO_TURN if takes_file else state["turns"].one():
+                request.state.promises = promises = Promises(request)
+                promises.hold_key()
+                try:
+                    response = await handle(request)
+                    await promises.commit(request, response)
+                finally:
+                    promises.let_go_of_key()
+                return response
 
         return handle_and_keep_promises
