@@ -33,3 +33,4 @@ _environment = Environment(
     auto_reload=False,
     keep_trailing_newline=True,
 )
+_environment.globals.clear()  # no template asks for them, and each rendering copies them
