@@ -98,7 +98,8 @@ class GroupCommit:
         _resolve(answers)
         self._committing = bool(self._waiting)
         if self._waiting:
-            self._hand_over()
+            # Two turns later: what those who have their answers ask for next comes along.
+            self._loop.call_soon(self._loop.call_soon, self._hand_over)
 
     def _serve(self) -> None:
         """Commit group after group, until an empty one; this is the thread."""

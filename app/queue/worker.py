@@ -114,8 +114,13 @@ class Worker(Generic[ToolsT]):
         await asyncio.gather(*waits, return_exceptions=True)
 
     async def _claim_due(self) -> bool:
-        """Claim as many due tasks as there are free slots, and begin them; False if none came."""
-        free = self._concurrency - len(self._attempts)
+        """Claim due tasks for the free slots, and begin them; False if none came.
+
+        A slot whose task has run, and whose end is being written, counts as free: the claim may
+        share that commit. The next task begins when it is written, and not before: a crash lets
+        no more than `concurrency` tasks run again.
+        """
+        free = self._concurrency - len(self._attempts) + len(self._settling)
         if free <= 0:
             return False
         tasks = await self._queue.engine.claim(
@@ -135,6 +140,9 @@ class Worker(Generic[ToolsT]):
         return bool(tasks)
 
     async def _begin(self, task: Task) -> None:
+        while len(self._attempts) >= self._concurrency:
+            self._slot_free.clear()
+            await self._slot_free.wait()
         if earlier := self._attempts.get(task.id):  # lost to another worker, and won back
             await _end([earlier], within=0)
         self._attempts[task.id] = asyncio.create_task(self._attempt(task), name=task.id)

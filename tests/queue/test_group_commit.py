@@ -84,6 +84,31 @@ async def test_what_arrives_during_a_commit_shares_the_next_one(
     assert statements.count("COMMIT") == 2
 
 
+async def test_what_an_answer_leads_to_shares_the_next_commit(
+    commits: GroupCommit, statements: list[str]
+) -> None:
+    """A worker asks for the next task when the end of one is written: both need not wait twice."""
+    disk_is_slow = threading.Event()
+    answered = asyncio.Event()
+
+    async def first() -> None:
+        await commits.run(lambda _: disk_is_slow.wait(5))
+        answered.set()
+
+    async def follower() -> None:
+        await answered.wait()
+        await commits.run(writing(2))
+
+    async with asyncio.TaskGroup() as callers:
+        callers.create_task(first())
+        callers.create_task(follower())
+        await asyncio.sleep(0.01)
+        callers.create_task(commits.run(writing(1)))
+        await asyncio.sleep(0.01)
+        disk_is_slow.set()
+    assert statements.count("COMMIT") == 2
+
+
 async def test_inserts_that_arrive_together_are_one_statement(
     commits: GroupCommit, statements: list[str]
 ) -> None:

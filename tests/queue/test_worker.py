@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -305,6 +305,44 @@ async def test_no_more_tasks_run_at_once_than_allowed(engine: Engine, clock: Clo
     async with working(queue, concurrency=3):
         await diary.until(What.SUCCEEDED, times=20)
     assert most == 3
+
+
+async def test_a_task_begins_when_the_end_of_the_one_before_it_is_on_disk(
+    engine: Engine, clock: Clock
+) -> None:
+    """It is claimed before; but if it began, more could run again after a crash than allowed."""
+    begun = []
+    disk_is_slow = asyncio.Event()
+
+    async def run(context: Context[None], name: str) -> None:
+        begun.append(name)
+        if name == "long":
+            await asyncio.Event().wait()
+
+    class Slow:
+        """The engine, whose disk is slow when it comes to one task."""
+
+        def __getattr__(self, verb: str) -> Any:
+            return getattr(engine, verb)
+
+        async def settle(self, task: Task, *outcome: Any) -> Task | None:
+            if task.id == first.id:
+                await disk_is_slow.wait()
+            return await engine.settle(task, *outcome)
+
+    queue = queue_of(cast(Engine, Slow()), run, now=clock)
+    diary = Diary(queue)
+    first, _, _, last = [
+        await promise(queue, run, name) for name in ("slow", "quick", "long", "last")
+    ]
+    async with working(queue, concurrency=2):
+        await diary.until(What.STARTED, times=3)
+        await asyncio.sleep(0.05)
+        assert begun == ["slow", "quick", "long"]
+        assert (await engine.get(last.id)).status is Status.RUNNING
+        disk_is_slow.set()
+        await diary.until(What.STARTED, times=4)
+    assert begun == ["slow", "quick", "long", "last"]
 
 
 async def test_each_task_runs_once_however_many_workers_there_are(
