@@ -18,7 +18,7 @@ MAX_AROUND = 4096  # bytes before the first part, of padding after a boundary, a
 # few do no harm, but each costs the parser as much as a kilobyte of anything else.
 MAX_LOOKALIKES = 1000
 
-# RFC 2046, section 5.1.1. The parser relies on it: a delimiter has no CR but its first byte.
+# RFC 2046, section 5.1.1. It is relied on that a delimiter has no CR but its first byte.
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 
 # RFC 6838, section 4.2.
@@ -87,6 +87,7 @@ class _Form:
         self._headers: dict[bytes, bytes] = {}
         self._name = self._value = b""
         self._begun = self._ended = False
+        self._amid = False  # whether the parser is amid the content, and holds none of it back
         self._around = self._lookalikes = 0
         self._delimiter = b"\r\n--" + boundary
         self._parser = MultipartParser(
@@ -106,13 +107,16 @@ class _Form:
 
     def feed(self, chunk: bytes) -> None:
         in_content, already_ended = self.file is not None, self._ended
-        self._lookalikes += chunk.count(self._delimiter)
+        found = chunk.count(self._delimiter)
+        self._lookalikes += found
         if self._lookalikes > MAX_LOOKALIKES:
             raise MalformedMultipart
-        try:
-            self._parser.write(chunk)
-        except MultipartParseError as error:
-            raise MalformedMultipart from error
+        plain = not found and not self._is_torn(chunk)
+        if plain and self._amid:
+            self._pieces.append(chunk)  # as the parser would, once it had searched it again
+        else:
+            self._parse(chunk)
+            self._amid = plain and bool(self._pieces)
         if already_ended or not self._begun or (in_content and not self._pieces):
             self._around += len(chunk)
             if self._around > MAX_AROUND:
@@ -127,6 +131,17 @@ class _Form:
     def check_complete(self) -> None:
         if not self._ended:
             raise MalformedMultipart
+
+    def _is_torn(self, chunk: bytes) -> bool:
+        """Whether a delimiter may begin in a chunk and end in the next: at its last CR, if any."""
+        start = chunk.rfind(b"\r", -len(self._delimiter))
+        return start >= 0 and self._delimiter.startswith(chunk[start:])
+
+    def _parse(self, chunk: bytes) -> None:
+        try:
+            self._parser.write(chunk)
+        except MultipartParseError as error:
+            raise MalformedMultipart from error
 
     def _part_begins(self) -> None:
         self._begun, self._around = True, 0

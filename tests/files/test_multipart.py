@@ -3,10 +3,12 @@
 import re
 import time
 from collections.abc import AsyncIterator, Iterable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from python_multipart.multipart import MultipartParser
 
 from app.files.multipart import (
     MAX_AROUND,
@@ -61,6 +63,35 @@ NEARLY = b"\r\n-\r\n--\r\n--c\r\r\n\r\n--\r--b\n--b\r\n--b-\r\n--bb\r\n--b\rX\r\
 async def test_where_the_network_cuts_a_body_makes_no_difference(cut: int) -> None:
     body = form(part(NEARLY, FILE))
     assert (await read([body[:cut], b"", body[cut:]]))[1] == NEARLY
+
+
+# With stretches that do not look like it at all, so that whole chunks do not either.
+CONTENT = b"x" * 20 + NEARLY + b"x" * 20 + NEARLY
+MIXED = form(part(CONTENT, FILE))
+CUTS = st.lists(st.integers(0, len(MIXED)), max_size=30).map(sorted)
+
+
+@given(CUTS)
+async def test_however_often_a_body_is_cut_it_is_the_same(cuts: list[int]) -> None:
+    chunks = [MIXED[start:end] for start, end in pairwise([0, *cuts, len(MIXED)])]
+    assert (await read(chunks))[1] == CONTENT
+
+
+async def test_chunks_of_nothing_but_content_are_kept_from_the_parser(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would search them for the delimiter once more."""
+    parsed = []
+
+    class Watched(MultipartParser):
+        def write(self, data: bytes) -> int:
+            parsed.append(data)
+            return super().write(data)
+
+    monkeypatch.setattr("app.files.multipart.MultipartParser", Watched)
+    begin, end = part(b"Hello", FILE), b"\r\n--b--\r\n"
+    await read([begin, b"x" * 100, b"y\r" * 100 + b"y", b"x\r", b"x" * 100, b"x" * 100, end])
+    assert parsed == [begin, b"x\r", b"x" * 100, end]
 
 
 async def test_a_body_that_arrives_byte_by_byte_is_read_all_the_same() -> None:
@@ -154,6 +185,13 @@ async def test_a_form_of_another_shape_is_invalid_and_is_not_repeated(
         await read([body])
     assert refused.value.pointer == pointer
     assert "secret" not in refused.value.detail
+
+
+@pytest.mark.parametrize("size", range(1, 100))
+async def test_a_second_part_is_no_content_wherever_it_is_cut(size: int) -> None:
+    body = form(part(b"Hello", FILE), part(b"Bye", FILE))
+    with pytest.raises(InvalidForm, match="one file"):
+        await read(body[start : start + size] for start in range(0, len(body), size))
 
 
 @pytest.mark.parametrize("length", range(len(form(part(b"Hello", FILE))) - 2))
