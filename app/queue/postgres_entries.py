@@ -21,13 +21,13 @@ from pgqueuer.queries import Queries
 from pgqueuer.types import JOB_STATUS, JobId, QueueEntrypoint, QueueManagerId
 from pydantic_settings import PydanticBaseSettingsSource
 
-from app.queue.task import Status, Task
+from app.queue.task import Status
 
 Session: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 
 SCHEMA = "afterward"
 CHANNEL = "afterward_entries"
-AT_ONCE = 100  # entries in one statement, which compares each of them with each
+AT_ONCE = 1000  # entries in one statement: others wait while more are encoded
 _ENTRYPOINT = QueueEntrypoint("task")
 
 # PGQueuer takes the highest priority first, and the oldest entry of those. So ours is the time at
@@ -59,6 +59,7 @@ NAMES = _Names(db_schema=SCHEMA, channel=CHANNEL, durability=Durability.balanced
 _ENVIRONMENT = QueryBuilderEnvironment(NAMES)
 _QUEUE = QueryQueueBuilder(NAMES)
 _SCHEDULES = QuerySchedulerBuilder(NAMES)
+_TABLE = NAMES.qualified.queue_table
 
 
 def queries_on(session: Session) -> Queries:
@@ -67,8 +68,22 @@ def queries_on(session: Session) -> Queries:
     return Queries(driver, _ENVIRONMENT, _QUEUE, _SCHEDULES)
 
 
-# A statement of PGQueuer's is a chain of named parts (WITH) and an end. Ours have its parts in
-# them, and do besides what is to be done with the row: one round trip, and one transaction.
+NEXT = f"nextval('{_TABLE}_id_seq')"
+"""The number of another entry."""
+
+ENTER = f"""entered AS (
+    INSERT INTO {_TABLE} (id, entrypoint, payload, status, priority, execute_after)
+    SELECT entry, '{_ENTRYPOINT}', convert_to(id, 'UTF8'), 'queued',
+           ({_PRIORITY_AT_EPOCH} - floor(due_at))::int,
+           -- Relative, so that it does not matter whose clock is right.
+           now() + (due_at - updated_at) * interval '1 second'
+    FROM new
+)"""
+"""Makes the `entry` of each of `new`, which are tasks. Comes after that."""
+
+# Claiming and removing are PGQueuer's. A statement of its own is a chain of named parts (WITH) and
+# an end. Ours have its parts in them, and do besides what is to be done with the row: one round
+# trip, and one transaction.
 
 
 def _divided(statement: str, end: str) -> tuple[str, str]:
@@ -76,9 +91,6 @@ def _divided(statement: str, end: str) -> tuple[str, str]:
     parts, found, rest = statement.rpartition(end)
     return parts, found + rest
 
-
-ENTER, _ = _divided(_QUEUE.build_enqueue_query(), "SELECT")
-"""Makes the entries of `entering`; they are `input`, in the order of `ord`. Comes first."""
 
 TAKE, _ = _divided(
     _QUEUE.build_dequeue_query(
@@ -99,19 +111,6 @@ _removes = _removes.replace("$1", "ARRAY(SELECT entry FROM ended)")
 _removes = _removes.replace("$2", "ARRAY(SELECT ending FROM ended)")
 REMOVE = _removes.replace("$3", "'{}'")
 """Removes each `entry` of `ended`, whose `ending` is one of ENDS. Comes after that."""
-
-
-def entering(tasks: Sequence[Task]) -> tuple[Sequence[Any], ...]:
-    """The first six arguments of a statement that begins with ENTER: an entry for each task."""
-    return (
-        [_PRIORITY_AT_EPOCH - int(task.due_at) for task in tasks],
-        [_ENTRYPOINT] * len(tasks),
-        [task.id.encode() for task in tasks],
-        # Relative, so that it does not matter whose clock is right.
-        [timedelta(seconds=task.due_at - task.updated_at) for task in tasks],
-        [None] * len(tasks),
-        [None] * len(tasks),
-    )
 
 
 def taking(owner: str, *, limit: int, silence: float) -> tuple[Any, ...]:
@@ -140,16 +139,15 @@ async def drop(session: Session, entries: Sequence[int]) -> None:
 
 async def pull_forward(session: Session, longest_wait: float) -> None:
     """Make due what waits for longer, and heartbeats of the future ones of now."""
-    entries = NAMES.qualified.queue_table
     await session.execute(
         f"""
-        UPDATE {entries} SET execute_after = NOW()
+        UPDATE {_TABLE} SET execute_after = NOW()
         WHERE entrypoint = '{_ENTRYPOINT}' AND status = 'queued' AND execute_after > NOW() + $1
         """,
         timedelta(seconds=longest_wait),
     )
     await session.execute(
-        f"UPDATE {entries} SET heartbeat = NOW() WHERE status = 'picked' AND heartbeat > NOW()"
+        f"UPDATE {_TABLE} SET heartbeat = NOW() WHERE status = 'picked' AND heartbeat > NOW()"
     )
 
 

@@ -57,17 +57,19 @@ def fits_in_one(several: Sequence[Writes]) -> bool:
 async def write_all(session: Session, several: Sequence[Writes]) -> None:
     """Insert the tasks, with their entries, and the records of several writes."""
     tasks = [(task, writes.batch_id) for writes in several for task in writes.tasks]
+    columns = ", ".join(_NEW)
     for start in range(0, len(tasks), entries.AT_ONCE):
         some, batch_ids = zip(*tasks[start : start + entries.AT_ONCE], strict=True)
         await session.execute(
             f"""
-            {entries.ENTER}
-            INSERT INTO afterward.tasks (entry, batch_id, {", ".join(_NEW)})
-            SELECT * FROM unnest(ARRAY(SELECT id FROM input ORDER BY ord), $7::text[], $8::text[],
-                                 $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
-                                 $14::int[], $15::float8[], $16::float8[], $17::float8[])
+            WITH new AS (
+                SELECT {entries.NEXT} AS entry, *
+                FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+                            $7::text[], $8::int[], $9::float8[], $10::float8[], $11::float8[])
+                AS new (batch_id, {columns})
+            ), {entries.ENTER}
+            INSERT INTO afterward.tasks (entry, batch_id, {columns}) SELECT * FROM new
             """,
-            *entries.entering(some),
             batch_ids,
             *zip(*map(attrgetter(*_NEW), some), strict=True),
         )
@@ -195,24 +197,23 @@ async def take_back(session: Session, rows: Sequence[Row], now: float) -> list[T
         WORKER_DIED,
     )
     tasks = [as_task(row) for row in rows]
-    await enter_again(session, [task for task in tasks if task.status in WAITING])
+    if again := [task for task in tasks if task.status in WAITING]:
+        await enter_again(session, again)
     return tasks
 
 
 async def enter_again(session: Session, tasks: Sequence[Task]) -> None:
-    """Make an entry for the next attempt of tasks that were there before."""
-    for start in range(0, len(tasks), entries.AT_ONCE):
-        some = tasks[start : start + entries.AT_ONCE]
-        await session.execute(
-            f"""
-            {entries.ENTER}
-            UPDATE afterward.tasks SET entry = new.entry
-            FROM unnest(ARRAY(SELECT id FROM input ORDER BY ord), $7::text[]) AS new (entry, id)
-            WHERE tasks.id = new.id
-            """,
-            *entries.entering(some),
-            [task.id for task in some],
-        )
+    """Make an entry for the next attempt of tasks that this transaction lets wait again."""
+    await session.execute(
+        f"""
+        WITH new AS (
+            SELECT {entries.NEXT} AS entry, id, due_at, updated_at FROM afterward.tasks
+            WHERE id = ANY($1)
+        ), {entries.ENTER}
+        UPDATE afterward.tasks SET entry = new.entry FROM new WHERE tasks.id = new.id
+        """,
+        [task.id for task in tasks],
+    )
 
 
 async def end_attempts(session: Session, settlements: Sequence[Settlement]) -> dict[str, Task]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 
 import asyncpg
 import pytest
@@ -131,6 +132,27 @@ async def test_claims_and_settlements_side_by_side_never_deadlock(
 # Entries
 
 
+async def test_an_entry_is_what_pgqueuer_itself_would_make_of_it(
+    engine: Engine, database_url: str, sql: Sql
+) -> None:
+    """Its statement is not used; so this notices when it comes to write something else."""
+    await put(engine, task := a_task(due_at=NOW + 60))
+    connection = await asyncpg.connect(database_url)
+    queries = postgres_entries.queries_on(connection)
+    priority = 2**31 - 1 - int(NOW + 60)
+    await queries.enqueue("task", task.id.encode(), priority, timedelta(seconds=60))
+    await connection.close()
+    whatever = "'{id,created,updated,heartbeat,execute_after}'::text[]"
+    assert (
+        sql(
+            f"SELECT count(*), count(DISTINCT to_jsonb(entries) - {whatever}), "
+            "min(execute_after - created), max(execute_after - created) "
+            "FROM afterward.pgqueuer AS entries"
+        )
+        == "2|1|00:01:00|00:01:00"
+    )
+
+
 async def test_an_entry_that_no_task_refers_to_means_nothing(engine: Engine, sql: Sql) -> None:
     """A task that was cancelled and queued afresh has two; it is run once."""
     await put(engine, task := a_task(), cancelled := a_task())
@@ -220,7 +242,8 @@ async def test_nobodys_environment_renames_the_tables(
 async def test_nobody_reads_pgqueuers_log_so_it_stays_small(
     engine: Engine, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await put(engine, a_task())
+    await put(engine, a_task(), a_task())
+    assert len(await claim(engine, limit=1)) == 1
     logged = "SELECT count(*) FROM afterward.pgqueuer_log"
     await engine.purge(finished_before=0, answered_before=0, limit=1)
     assert sql(logged) == "1"
