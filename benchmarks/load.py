@@ -28,8 +28,8 @@ AS_OURS = (
     *("--no-access-log", "--no-proxy-headers", "--no-server-header"),
 )
 
-# What README.md recommends where mail is most of the work: while some tasks are on their way through
-# the SMTP connections, others are begun and ended in the database.
+# What README.md recommends where mail is most of the work: while some tasks are on their way
+# through the SMTP connections, others are begun and ended in the database.
 FOR_MAIL = {"WORKER_CONCURRENCY": "40", "SMTP_CONNECTIONS": "10"}
 
 # Every request has an address of its own: nothing is gained by remembering one. wrk's own output is
