@@ -24,8 +24,11 @@ class Incoming(Protocol):
         """Begins."""
         ...
 
-    async def write(self, block: bytearray) -> None:
-        """Takes the next block, which nobody else touches from now on."""
+    async def write(self, block: bytearray, digest: Callable[[bytearray], None]) -> None:
+        """Takes the next block, which nobody else touches from now on, and has it digested.
+
+        In the thread that writes it, if one does: to wake another takes as long as the writing.
+        """
         ...
 
     async def keep(self) -> None:
@@ -40,11 +43,6 @@ class Incoming(Protocol):
 async def bring_in(upload: Incoming, chunks: AsyncIterator[bytes], *, limit: int) -> Received:
     """See `Store.receive`. Holds two blocks at most: one arrives while one is written."""
     sha256 = hashlib.sha256()
-
-    async def write(block: bytearray) -> None:
-        await asyncio.to_thread(sha256.update, block)
-        await upload.write(block)
-
     step = asyncio.ensure_future(upload.open())
     try:
         block, size = bytearray(), 0
@@ -55,9 +53,10 @@ async def bring_in(upload: Incoming, chunks: AsyncIterator[bytes], *, limit: int
             block += chunk
             if len(block) >= BLOCK:
                 await asyncio.shield(step)
-                step, block = asyncio.ensure_future(write(block)), bytearray()
+                step = asyncio.ensure_future(upload.write(block, sha256.update))
+                block = bytearray()
         await asyncio.shield(step)
-        step = asyncio.ensure_future(write(block))
+        step = asyncio.ensure_future(upload.write(block, sha256.update))
         await asyncio.shield(step)
         step = asyncio.ensure_future(upload.keep())
         await asyncio.shield(step)

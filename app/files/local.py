@@ -174,10 +174,11 @@ class _IncomingFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o600)
 
-    async def write(self, block: bytearray) -> None:
-        await _in_thread(self._write, block)
+    async def write(self, block: bytearray, digest: Callable[[bytearray], None]) -> None:
+        await _in_thread(self._write, block, digest)
 
-    def _write(self, block: bytearray) -> None:
+    def _write(self, block: bytearray, digest: Callable[[bytearray], None]) -> None:
+        digest(block)
         rest = memoryview(block)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -222,7 +222,8 @@ class _IncomingObject:
     async def open(self) -> None:
         """See `Incoming.open`. S3 hears of an upload when its first part is full."""
 
-    async def write(self, block: bytearray) -> None:
+    async def write(self, block: bytearray, digest: Callable[[bytearray], None]) -> None:
+        await asyncio.to_thread(digest, block)
         await _answer(self._writer.write(block))
 
     async def keep(self) -> None:
