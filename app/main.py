@@ -154,7 +154,9 @@ async def run(settings: Settings) -> AsyncIterator[State]:
             feed=feed,
             catcher=catcher,
             keys_in_flight=set(),
-            turns=Turns(lambda: worker is not None and worker.is_busy),
+            turns=Turns(
+                lambda: worker is not None and worker.is_busy, tasks=settings.worker_concurrency
+            ),
         )
 
 

@@ -21,6 +21,7 @@ from app.queue.task import Outcome, Status, Task, new_id, to_json
 POLL_SECONDS = 0.5  # how late a retry may be noticed
 PUT_OFF_SECONDS = 0.25  # for a task that was in a crash, while another such task runs
 LONGEST_PAUSE_SECONDS = 5.0  # between two tries while the database refuses
+QUIET_SECONDS = 0.05  # in which no task has begun or ended, and the worker is not busy
 LAST_WRITES_SECONDS = 0.5  # for a stopping worker; with a database that refuses, it goes without
 
 ToolsT = TypeVar("ToolsT")
@@ -56,6 +57,7 @@ class Worker(Generic[ToolsT]):
         self._suspect: str | None = None  # of those, the one that was in a crash before
         self._stopping = asyncio.Event()
         self._slot_free = asyncio.Event()
+        self._last_step_at = float("-inf")  # when a task began or ended
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -82,8 +84,8 @@ class Worker(Generic[ToolsT]):
 
     @property
     def is_busy(self) -> bool:
-        """Whether any task runs."""
-        return bool(self._attempts)
+        """Whether tasks begin and end, and do not all wait for something that takes long."""
+        return time.monotonic() - self._last_step_at < QUIET_SECONDS
 
     async def run_until_idle(self) -> None:
         """Work until nothing is due and nothing runs; for tests, which then need not sleep."""
@@ -146,6 +148,7 @@ class Worker(Generic[ToolsT]):
         if earlier := self._attempts.get(task.id):  # lost to another worker, and won back
             await _end([earlier], within=0)
         self._attempts[task.id] = asyncio.create_task(self._attempt(task), name=task.id)
+        self._last_step_at = time.monotonic()
 
     async def _begin_one(self, suspects: list[Task]) -> None:
         """Begin one of the tasks that were running when a worker died, and put off the others.
@@ -188,7 +191,8 @@ class Worker(Generic[ToolsT]):
                 del self._attempts[task.id]
                 self._settling.discard(task.id)
                 self._slot_free.set()
-            seconds = time.monotonic() - began
+                self._last_step_at = time.monotonic()
+            seconds = self._last_step_at - began
             what = What.LOST if settled is None else _what_happened(outcome)
             self._queue.events.emit(what, settled or task, seconds=seconds, exception=error)
             for follow_up in outcome.follow_ups.tasks if settled else ():

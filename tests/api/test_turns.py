@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from app.api.turns import AT_ONCE, Turns
+from app.api.turns import TASKS_TO_A_REQUEST, Turns
 from tests.support.service import PATIENCE, Service, until
-from tests.support.smtp_server import HANG, SmtpServer
+from tests.support.smtp_server import SmtpServer
 
 CLIENTS = 100
+AT_ONCE = 8  # requests
+TASKS = AT_ONCE * TASKS_TO_A_REQUEST
 DAWDLERS = [
     (
         b"POST /send-notification/eve@example.com HTTP/1.1\r\nHost: localhost\r\n"
@@ -28,7 +30,7 @@ DAWDLERS = [
 @pytest.mark.parametrize(("busy", "at_most"), [(True, AT_ONCE), (False, CLIENTS)])
 async def test_there_is_a_limit_while_tasks_run(busy: bool, at_most: int) -> None:
     """And those who wait come in the order in which they came."""
-    turns = Turns(lambda: busy)
+    turns = Turns(lambda: busy, tasks=TASKS)
     inside, most, order = 0, 0, list[int]()
 
     async def come(number: int) -> None:
@@ -47,18 +49,27 @@ async def test_there_is_a_limit_while_tasks_run(busy: bool, at_most: int) -> Non
     assert order == list(range(CLIENTS))
 
 
+@pytest.mark.anyio
+async def test_there_is_always_a_turn_for_one() -> None:
+    async with Turns(lambda: True, tasks=1).one():
+        pass
+
+
 def test_nobody_waits_for_a_client_that_dawdles(tmp_path: Path, smtp_server: SmtpServer) -> None:
     """Its turn comes when its body is there."""
-    smtp_server.always["dot"] = HANG
+    smtp_server.delay["dot"] = 0.02  # so that mails come and go all the time
     with ExitStack() as stack:
-        service = Service(tmp_path, catcher=False, smtp_port=smtp_server.port)
+        service = Service(
+            tmp_path, catcher=False, smtp_port=smtp_server.port, worker_concurrency=TASKS
+        )
         stack.enter_context(service)
-        first = service.post("/send-notification/ada@example.com").json()["id"]
-        task = f"/tasks/{first}"
-        until(lambda: service.get(task).json()["status"] == "running", within=PATIENCE)
+        many = {"recipients": ["ada@example.com"] * 1000}
+        assert service.post("/send-notifications", json=many).status_code == 202
+        until(lambda: smtp_server.received, within=PATIENCE)
         for dawdler in DAWDLERS * AT_ONCE:
             slow = stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
             slow.sendall(dawdler)
         for _ in range(2 * AT_ONCE):
             answer = service.post("/send-notification/ada@example.com", json={})
             assert answer.status_code == 202
+        assert len(smtp_server.received) < 1000  # all the while, tasks came and went

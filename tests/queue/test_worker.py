@@ -345,6 +345,23 @@ async def test_a_task_begins_when_the_end_of_the_one_before_it_is_on_disk(
     assert begun == ["slow", "quick", "long", "last"]
 
 
+async def test_a_worker_is_busy_while_tasks_come_and_go(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that waits for a long time takes nothing from those who ask."""
+    queue = queue_of(engine, wait_forever, now=clock)
+    diary = Diary(queue)
+    async with working(queue) as worker:
+        was_busy = [worker.is_busy]
+        await promise(queue, wait_forever)
+        await diary.until(What.STARTED)
+        monkeypatch.setattr(worker_module, "QUIET_SECONDS", 60)
+        was_busy.append(worker.is_busy)
+        monkeypatch.setattr(worker_module, "QUIET_SECONDS", 0)
+        was_busy.append(worker.is_busy)
+    assert was_busy == [False, True, False]
+
+
 async def test_each_task_runs_once_however_many_workers_there_are(
     engine: Engine, clock: Clock
 ) -> None:
