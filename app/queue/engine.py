@@ -72,6 +72,9 @@ class Engine(Protocol):
 
     # What a worker asks.
 
+    commits_together: bool
+    """Whether a claim is committed together with the ends that are being written just then."""
+
     async def claim(self, owner: str, *, limit: int, now: float, lease: float) -> list[Task]:
         """Take up to `limit` due tasks, oldest first, for `lease` seconds; counts the attempt.
 
