@@ -22,7 +22,6 @@ BAD_FRAMING = "A body has a Content-Length or is chunked; not both, and nothing 
 
 log = structlog.get_logger(__name__)
 
-
 Check = Callable[[Scope], Awaitable[Response | None]]
 """Looks at the head of a request, and gives the answer to one that is refused for it."""
 

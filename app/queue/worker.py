@@ -194,7 +194,7 @@ class Worker(Generic[ToolsT]):
                 self._settling.discard(task.id)
                 self._slot_free.set()
                 self._last_step_at = time.monotonic()
-            seconds = self._last_step_at - began
+            seconds = time.monotonic() - began
             what = What.LOST if settled is None else _what_happened(outcome)
             self._queue.events.emit(what, settled or task, seconds=seconds, exception=error)
             for follow_up in outcome.follow_ups.tasks if settled else ():
