@@ -74,17 +74,20 @@ class Nginx:
         return tested.stderr
 
     @contextmanager
-    def running(self) -> Iterator[httpx2.Client]:
-        """Let it run meanwhile; gives a client of it."""
+    def running(self) -> Iterator["Nginx"]:
+        """Let it run meanwhile."""
         process = subprocess.Popen(self.command, stderr=subprocess.DEVNULL)
-        url = f"https://127.0.0.1:{self.port}"
         try:
-            with httpx2.Client(base_url=url, verify=self.trust, timeout=PATIENCE) as client:
-                until(self._listens, within=PATIENCE)
-                yield client
+            until(self._listens, within=PATIENCE)
+            yield self
         finally:
             process.terminate()
             process.wait(PATIENCE)
+
+    def client(self) -> httpx2.Client:
+        """Somebody who talks to it."""
+        url = f"https://127.0.0.1:{self.port}"
+        return httpx2.Client(base_url=url, verify=self.trust, timeout=PATIENCE)
 
     def _listens(self) -> bool:
         with socket.socket() as connection:
@@ -100,12 +103,20 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def client(
+def proxy(
     nginx: str, service: Service, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[httpx2.Client]:
-    """Who comes through nginx, with a key."""
-    proxy = Nginx(nginx, tmp_path_factory.mktemp("nginx"), service.port)
-    with proxy.running() as client:
+) -> Iterator[Nginx]:
+    with Nginx(nginx, tmp_path_factory.mktemp("nginx"), service.port).running() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def client(proxy: Nginx) -> Iterator[httpx2.Client]:
+    """Who comes through nginx, with a key.
+
+    On connections of its own: nginx may close one after it refused a body.
+    """
+    with proxy.client() as client:
         client.headers["Authorization"] = f"Bearer {KEY}"
         yield client
 
@@ -189,7 +200,7 @@ def test_the_service_hears_the_host_and_nothing_that_strangers_say_of_addresses(
     with http.server.HTTPServer(("127.0.0.1", 0), Listener) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        with Nginx(nginx, tmp_path, server.server_port).running() as client:
+        with Nginx(nginx, tmp_path, server.server_port).running() as proxy, proxy.client() as client:
             assert client.get("/tasks", headers=claims).status_code == 204
         server.shutdown()
         thread.join()
@@ -202,7 +213,7 @@ def test_the_service_hears_the_host_and_nothing_that_strangers_say_of_addresses(
 
 
 def test_a_service_that_is_away_is_a_503(nginx: str, tmp_path: Path) -> None:
-    with Nginx(nginx, tmp_path, behind=free_port()).running() as client:
+    with Nginx(nginx, tmp_path, free_port()).running() as proxy, proxy.client() as client:
         answer = client.get("/tasks")
     assert answer.status_code == 503
     assert answer.headers["content-type"] == "application/problem+json"
