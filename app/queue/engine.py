@@ -75,11 +75,14 @@ class Engine(Protocol):
     commits_together: bool
     """Whether a claim is committed together with the ends that are being written just then."""
 
-    async def claim(self, owner: str, *, limit: int, now: float, lease: float) -> list[Task]:
+    async def claim(
+        self, owner: str, *, limit: int, suspect: bool = True, now: float, lease: float
+    ) -> list[Task]:
         """Take up to `limit` due tasks, oldest first, for `lease` seconds; counts the attempt.
 
-        They come as running. With them come those of other owners whose lease had run out: taken
-        back, as retrying, or as failed after the third crash.
+        They come as running. A suspect was running when a worker died: one at most comes with
+        them, and none unless `suspect`. With them come those of other owners whose lease had run
+        out: taken back, as retrying, or as failed after the third crash.
         """
 
     async def extend(self, owner: str, *, now: float, lease: float) -> set[str]:

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -21,7 +23,7 @@ from app.queue.errors import (
 )
 from app.queue.events import Event, Listener
 from app.queue.outages import Outages
-from app.queue.postgres_entries import Session
+from app.queue.postgres_entries import Entrypoint, Session
 from app.queue.postgres_events import CHANNEL, Grapevine
 from app.queue.postgres_listener import Listener as Ear
 from app.queue.postgres_rows import (
@@ -53,6 +55,7 @@ from app.queue.task import (
 )
 
 CONNECTIONS = 5  # of one process; and one more that listens
+LOOK_SECONDS = 0.5  # how late a suspect is claimed while there is other work
 LAST_SECONDS = 3.0  # for connections to end in an orderly way
 _RECORD = "collection, client, id, body, created_at"
 LARGEST_LOG = 32 * 1024 * 1024  # bytes of PGQueuer's log, which nobody reads
@@ -76,6 +79,7 @@ class Postgres:
         self._settle = Batcher(self._settle_all)
         self._arrived = asyncio.Event()
         self._held: dict[str, Task] = {}  # claimed here, and not settled yet
+        self._look_at = 0.0  # when to look for suspects again, by the monotonic clock
         self._outages = Outages(*Troubles)
         self._grapevine = Grapevine(self._notify, self.get)
         self._ear = Ear(lambda: asyncpg.connect(**options(url)), self._arrived.set)
@@ -227,12 +231,28 @@ class Postgres:
 
     # What a worker asks.
 
-    async def claim(self, owner: str, *, limit: int, now: float, lease: float) -> list[Task]:
+    async def claim(
+        self, owner: str, *, limit: int, suspect: bool = True, now: float, lease: float
+    ) -> list[Task]:
+        claim = partial(self._claim, owner, now=now, lease=lease)
+        looks = suspect and time.monotonic() >= self._look_at
+        if looks:
+            if found := await claim(entries.SUSPECT, limit=1):
+                return found
+            self._look_at = time.monotonic() + LOOK_SECONDS
+        tasks = await claim(entries.TASK, limit=limit)
+        if tasks or looks or not suspect:
+            return tasks
+        return await claim(entries.SUSPECT, limit=1)
+
+    async def _claim(
+        self, owner: str, entrypoint: Entrypoint, *, limit: int, now: float, lease: float
+    ) -> list[Task]:
         while True:
             silence = lease + self._outages.recent(lease)
             async with self._session() as session:
                 tasks, strange = await begin_attempts(
-                    session, owner, limit=limit, silence=silence, now=now
+                    session, entrypoint, owner, limit=limit, silence=silence, now=now
                 )
             self._held |= {task.id: task for task in tasks}
             try:

@@ -2,7 +2,7 @@
 -- the clock of whoever wrote them; when an entry is due is PGQueuer's business, by the database's.
 
 CREATE TABLE afterward.schema_version (version integer NOT NULL);
-INSERT INTO afterward.schema_version VALUES (3);
+INSERT INTO afterward.schema_version VALUES (4);
 
 -- The record: one row for each task that was ever accepted, until retention removes it.
 CREATE TABLE afterward.tasks (

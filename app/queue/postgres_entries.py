@@ -23,12 +23,16 @@ from pydantic_settings import PydanticBaseSettingsSource
 
 from app.queue.task import Status
 
+Entrypoint: TypeAlias = QueueEntrypoint
 Session: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 
 SCHEMA = "afterward"
 CHANNEL = "afterward_entries"
 AT_ONCE = 1000  # entries in one statement: others wait while more are encoded
-_ENTRYPOINT = QueueEntrypoint("task")
+
+# PGQueuer's name for kinds of work. What was running when a worker died is claimed by itself.
+TASK = QueueEntrypoint("task")
+SUSPECT = QueueEntrypoint("suspect")
 
 # PGQueuer takes the highest priority first, and the oldest entry of those. So ours is the time at
 # which a task is due, in seconds and backwards: it fits 32 bits until 2106.
@@ -73,7 +77,8 @@ NEXT = f"nextval('{_TABLE}_id_seq')"
 
 ENTER = f"""entered AS (
     INSERT INTO {_TABLE} (id, entrypoint, payload, status, priority, execute_after)
-    SELECT entry, '{_ENTRYPOINT}', convert_to(id, 'UTF8'), 'queued',
+    SELECT entry, CASE WHEN crashes > 0 THEN '{SUSPECT}' ELSE '{TASK}' END,
+           convert_to(id, 'UTF8'), 'queued',
            ({_PRIORITY_AT_EPOCH} - floor(due_at))::int,
            -- Relative, so that it does not matter whose clock is right.
            now() + (due_at - updated_at) * interval '1 second'
@@ -95,7 +100,7 @@ def _divided(statement: str, end: str) -> tuple[str, str]:
 TAKE, _ = _divided(
     _QUEUE.build_dequeue_query(
         batch_size=0,
-        entrypoints=[_ENTRYPOINT],
+        entrypoints=[TASK],
         concurrency_limits=[0],
         queue_manager_id=QueueManagerId(uuid.UUID(int=0)),
         global_concurrency_limit=None,
@@ -113,13 +118,13 @@ REMOVE = _removes.replace("$3", "'{}'")
 """Removes each `entry` of `ended`, whose `ending` is one of ENDS. Comes after that."""
 
 
-def taking(owner: str, *, limit: int, silence: float) -> tuple[Any, ...]:
+def taking(entrypoint: Entrypoint, owner: str, *, limit: int, silence: float) -> tuple[Any, ...]:
     """The first four arguments of a statement that begins with TAKE.
 
     Up to `limit` entries that are due, or whose owner was silent for so many seconds.
     """
     manager = uuid.uuid5(uuid.NAMESPACE_URL, owner)
-    return limit, [_ENTRYPOINT], manager, timedelta(seconds=silence)
+    return limit, [entrypoint], manager, timedelta(seconds=silence)
 
 
 async def beat(session: Session, entries: Sequence[int]) -> None:
@@ -142,7 +147,8 @@ async def pull_forward(session: Session, longest_wait: float) -> None:
     await session.execute(
         f"""
         UPDATE {_TABLE} SET execute_after = NOW()
-        WHERE entrypoint = '{_ENTRYPOINT}' AND status = 'queued' AND execute_after > NOW() + $1
+        WHERE entrypoint IN ('{TASK}', '{SUSPECT}') AND status = 'queued'
+        AND execute_after > NOW() + $1
         """,
         timedelta(seconds=longest_wait),
     )

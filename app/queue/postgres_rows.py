@@ -7,7 +7,7 @@ from typing import Any
 
 from app.queue import postgres_entries as entries
 from app.queue.errors import KeyTaken, TaskNotFound
-from app.queue.postgres_entries import Session
+from app.queue.postgres_entries import Entrypoint, Session
 from app.queue.retry import MAX_CRASHES, WORKER_DIED
 from app.queue.task import (
     ANSWERS_LIVE_SECONDS,
@@ -63,12 +63,12 @@ async def write_all(session: Session, several: Sequence[Writes]) -> None:
         await session.execute(
             f"""
             WITH new AS (
-                SELECT {entries.NEXT} AS entry, *
+                SELECT {entries.NEXT} AS entry, 0 AS crashes, *
                 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
                             $7::text[], $8::int[], $9::float8[], $10::float8[], $11::float8[])
                 AS new (batch_id, {columns})
             ), {entries.ENTER}
-            INSERT INTO afterward.tasks (entry, batch_id, {columns}) SELECT * FROM new
+            INSERT INTO afterward.tasks (entry, crashes, batch_id, {columns}) SELECT * FROM new
             """,
             batch_ids,
             *zip(*map(attrgetter(*_NEW), some), strict=True),
@@ -127,7 +127,13 @@ async def keep_answers(session: Session, answers: Sequence[Answer | None]) -> li
 
 
 async def begin_attempts(
-    session: Session, owner: str, *, limit: int, silence: float, now: float
+    session: Session,
+    entrypoint: Entrypoint,
+    owner: str,
+    *,
+    limit: int,
+    silence: float,
+    now: float,
 ) -> tuple[list[Task], list[int]]:
     """Claim up to `limit` entries, and begin an attempt of each task of theirs that waits.
 
@@ -153,7 +159,7 @@ async def begin_attempts(
         ) AS others (strange) LEFT JOIN begun ON TRUE
         ORDER BY begun.due_at, begun.entry
         """,
-        *entries.taking(owner, limit=limit, silence=silence),
+        *entries.taking(entrypoint, owner, limit=limit, silence=silence),
         owner,
         now,
     )
@@ -207,8 +213,8 @@ async def enter_again(session: Session, tasks: Sequence[Task]) -> None:
     await session.execute(
         f"""
         WITH new AS (
-            SELECT {entries.NEXT} AS entry, id, due_at, updated_at FROM afterward.tasks
-            WHERE id = ANY($1)
+            SELECT {entries.NEXT} AS entry, id, crashes, due_at, updated_at
+            FROM afterward.tasks WHERE id = ANY($1)
         ), {entries.ENTER}
         UPDATE afterward.tasks SET entry = new.entry FROM new WHERE tasks.id = new.id
         """,

@@ -12,7 +12,7 @@ import structlog
 from app.queue.errors import CannotStart
 from app.queue.postgres_entries import SCHEMA, queries_on
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 PATIENCE_SECONDS = 20.0  # how long a start waits for a database that does not answer yet
 STATEMENT_SECONDS = 10.0  # longer than any statement here takes
 _MIGRATION = 0x41465457  # the number of the lock that lets one migrate at a time

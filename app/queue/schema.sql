@@ -28,6 +28,9 @@ CREATE TABLE tasks (
 
 -- What to run next.
 CREATE INDEX tasks_due ON tasks (due_at, seq) WHERE status IN ('queued', 'retrying');
+-- Which of those were running when a worker died.
+CREATE INDEX tasks_suspect ON tasks (due_at, seq)
+    WHERE status IN ('queued', 'retrying') AND crashes > 0;
 -- Whose worker may have died.
 CREATE INDEX tasks_held ON tasks (lease_expires_at) WHERE status = 'running';
 -- What retention may remove.

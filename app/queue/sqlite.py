@@ -206,7 +206,9 @@ class SQLite:
             )
         )
 
-    async def claim(self, owner: str, *, limit: int, now: float, lease: float) -> list[Task]:
+    async def claim(
+        self, owner: str, *, limit: int, suspect: bool = True, now: float, lease: float
+    ) -> list[Task]:
         def claim(connection: sqlite3.Connection) -> list[Task]:
             rows = connection.execute(
                 f"""
@@ -215,13 +217,25 @@ class SQLite:
                     owner = :owner, lease_expires_at = :now + :lease,
                     started_at = coalesce(started_at, :now), updated_at = :now
                 WHERE seq IN (
-                    SELECT seq FROM tasks INDEXED BY tasks_due
-                    WHERE status IN {_names(WAITING)} AND due_at <= :now
-                    ORDER BY due_at, seq LIMIT :limit
+                    SELECT * FROM (
+                        SELECT seq FROM tasks INDEXED BY tasks_suspect
+                        WHERE status IN {_names(WAITING)} AND crashes > 0 AND due_at <= :now
+                        ORDER BY due_at, seq LIMIT :suspects
+                    ) UNION ALL SELECT * FROM (
+                        SELECT seq FROM tasks INDEXED BY tasks_due
+                        WHERE status IN {_names(WAITING)} AND crashes = 0 AND due_at <= :now
+                        ORDER BY due_at, seq LIMIT :limit
+                    ) LIMIT :limit
                 )
                 RETURNING {_TASK}
                 """,
-                {"owner": owner, "limit": limit, "now": now, "lease": lease},
+                {
+                    "owner": owner,
+                    "limit": limit,
+                    "suspects": int(suspect),
+                    "now": now,
+                    "lease": lease,
+                },
             ).fetchall()
             claimed = sorted(map(_task, rows), key=lambda task: task.due_at)
             return claimed + _take_back(connection, owner, now)

@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -19,7 +18,6 @@ from app.queue.queue import Queue
 from app.queue.task import Outcome, Status, Task, new_id, to_json
 
 POLL_SECONDS = 0.5  # how late a retry may be noticed
-PUT_OFF_SECONDS = 0.25  # for a task that was in a crash, while another such task runs
 LONGEST_PAUSE_SECONDS = 5.0  # between two tries while the database refuses
 QUIET_SECONDS = 0.05  # in which no task has begun or ended, and the worker is not busy
 LAST_WRITES_SECONDS = 0.5  # for a stopping worker; with a database that refuses, it goes without
@@ -54,7 +52,7 @@ class Worker(Generic[ToolsT]):
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{new_id(queue.now())[-12:]}"
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._settling: set[str] = set()  # of those, the ones that have run
-        self._suspect: str | None = None  # of those, the one that was in a crash before
+        self._suspect: asyncio.Task[None] | None = None  # the last that was in a crash before
         self._stopping = asyncio.Event()
         self._slot_free = asyncio.Event()
         self._last_step_at = float("-inf")  # when a task began or ended
@@ -105,12 +103,13 @@ class Worker(Generic[ToolsT]):
                 await self._rest()
 
     async def _rest(self) -> None:
-        """Wait until tasks may have come, or the worker is to stop."""
+        """Wait until tasks may have come, another suspect may run, or the worker is to stop."""
         waits = [
             asyncio.create_task(self._queue.engine.wait_for_tasks(POLL_SECONDS)),
             asyncio.create_task(self._stopping.wait()),
         ]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        ends = [self._suspect] if self._suspect and not self._suspect.done() else []
+        await asyncio.wait([*waits, *ends], return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
@@ -121,6 +120,9 @@ class Worker(Generic[ToolsT]):
         A slot whose task has run, and whose end is being written, counts as free if the claim
         shares that commit. The next task begins when it is written, and not before: a crash lets
         no more than `concurrency` tasks run again, and takes no more for broken off.
+
+        Of the tasks that were running when a worker died, one may have killed it. They run one at
+        a time: together they would all be in its next crash, and fail with it in the third.
         """
         free = self._concurrency - len(self._attempts)
         if self._queue.engine.commits_together:
@@ -128,50 +130,32 @@ class Worker(Generic[ToolsT]):
         if free <= 0:
             return False
         tasks = await self._queue.engine.claim(
-            self.owner, limit=free, now=self._queue.now(), lease=self._lease
+            self.owner,
+            limit=free,
+            suspect=self._suspect is None or self._suspect.done(),
+            now=self._queue.now(),
+            lease=self._lease,
         )
-        suspects = []
         for task in tasks:
             if task.status is not Status.RUNNING:  # taken back from a worker that died
                 failed = task.status is Status.FAILED
                 self._queue.events.emit(What.FAILED if failed else What.RECOVERED, task)
-            elif task.crashes:
-                suspects.append(task)
             else:
-                await self._begin(task)
-        if suspects:
-            await self._begin_one(suspects)
+                attempt = await self._begin(task)
+                if task.crashes:
+                    self._suspect = attempt
         return bool(tasks)
 
-    async def _begin(self, task: Task) -> None:
+    async def _begin(self, task: Task) -> asyncio.Task[None]:
         while len(self._attempts) >= self._concurrency:
             self._slot_free.clear()
             await self._slot_free.wait()
         if earlier := self._attempts.get(task.id):  # lost to another worker, and won back
             await _end([earlier], within=0)
-        self._attempts[task.id] = asyncio.create_task(self._attempt(task), name=task.id)
+        attempt = asyncio.create_task(self._attempt(task), name=task.id)
+        self._attempts[task.id] = attempt
         self._last_step_at = time.monotonic()
-
-    async def _begin_one(self, suspects: list[Task]) -> None:
-        """Begin one of the tasks that were running when a worker died, and put off the others.
-
-        One of them may have killed it. If they ran together again they would all be in its next
-        crash, and fail with it in the third.
-        """
-        chosen = None if self._suspect in self._attempts else suspects.pop(0)
-        now = self._queue.now()
-        put_off = partial(Outcome, Status.RETRYING, due_at=now + PUT_OFF_SECONDS, counts=False)
-        await asyncio.gather(
-            *(
-                self._persist(
-                    partial(self._queue.engine.settle, task, put_off(error=task.error), now)
-                )
-                for task in suspects
-            )
-        )
-        if chosen is not None:
-            self._suspect = chosen.id
-            await self._begin(chosen)
+        return attempt
 
     # Running
 

@@ -200,7 +200,10 @@ def test_the_service_hears_the_host_and_nothing_that_strangers_say_of_addresses(
     with http.server.HTTPServer(("127.0.0.1", 0), Listener) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        with Nginx(nginx, tmp_path, server.server_port).running() as proxy, proxy.client() as client:
+        with (
+            Nginx(nginx, tmp_path, server.server_port).running() as proxy,
+            proxy.client() as client,
+        ):
             assert client.get("/tasks", headers=claims).status_code == 204
         server.shutdown()
         thread.join()

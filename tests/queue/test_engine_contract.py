@@ -267,6 +267,23 @@ async def test_the_tasks_of_a_silent_worker_are_taken_back(engine: Engine) -> No
     assert "WorkerDied" in str(recovered.error)
 
 
+async def test_suspects_are_claimed_one_at_a_time(engine: Engine) -> None:
+    """Of the tasks that were running when a worker died; and none if none is asked for."""
+    suspects = [a_task(due_at=NOW - n) for n in (3, 2, 1)]
+    await put(engine, *suspects)
+    await claim_all(engine, "worker-1")
+    now = NOW + LEASE
+    await taken_back(engine, "worker-2", now=now)
+    others = [a_task(at=now) for _ in range(2)]
+    await put(engine, *others)
+
+    claimed = await engine.claim("worker-2", limit=9, suspect=False, now=now, lease=LEASE)
+    assert [task.id for task in claimed] == [task.id for task in others]
+    claims = [await claim_all(engine, "worker-2", now=now) for _ in range(4)]
+    assert [len(claim) for claim in claims] == [1, 1, 1, 0]
+    assert {task.id for claim in claims for task in claim} == {task.id for task in suspects}
+
+
 async def test_a_worker_never_takes_back_its_own_tasks(engine: Engine) -> None:
     """It would know if it were dead: its heartbeat was late, no more."""
     await put(engine, a_task())

@@ -92,8 +92,14 @@ class _EngineMachine(RuleBasedStateMachine):
         self.batches[batch_id] = [task.id for task in tasks]
         return multiple(*self.batches[batch_id])
 
-    @rule(target=claims, owner=OWNERS, limit=st.integers(1, 3), silence=st.sampled_from([0, LEASE]))
-    def claim(self, owner: str, limit: int, silence: float) -> MultipleResults[Task]:
+    @rule(
+        target=claims,
+        owner=OWNERS,
+        limit=st.integers(1, 3),
+        suspect=st.booleans(),
+        silence=st.sampled_from([0, LEASE]),
+    )
+    def claim(self, owner: str, limit: int, suspect: bool, silence: float) -> MultipleResults[Task]:
         self.now += silence
         self.extend(owner)  # as a worker does, which is not silent itself
         due = {task.id: task for task in self.those(*WAITING) if task.due_at <= self.now}
@@ -102,7 +108,9 @@ class _EngineMachine(RuleBasedStateMachine):
             for task in self.those(Status.RUNNING)
             if task.owner != owner and self.leases[task.id] <= self.now
         }
-        claimed = self.ask(self.engine.claim(owner, limit=limit, now=self.now, lease=LEASE))
+        claimed = self.ask(
+            self.engine.claim(owner, limit=limit, suspect=suspect, now=self.now, lease=LEASE)
+        )
         running = [task for task in claimed if task.status is Status.RUNNING]
         for task in claimed:
             if task in running:
@@ -111,10 +119,14 @@ class _EngineMachine(RuleBasedStateMachine):
                 self.take_back(silent.pop(task.id))
             assert task == self.model[task.id]
         assert len(running) <= limit
-        assert claimed or not (due or silent)
+        assert len([task for task in running if task.crashes]) <= suspect
+        left = [task for task in (due | silent).values() if suspect or not task.crashes]
+        assert claimed or not left
         assert [task.due_at for task in running] == sorted(task.due_at for task in running)
-        if running and due:
-            assert running[-1].due_at <= min(task.due_at for task in due.values())
+        for suspects in (True, False):
+            begun = [task.due_at for task in running if bool(task.crashes) is suspects]
+            waits = [task.due_at for task in due.values() if bool(task.crashes) is suspects]
+            assert not (begun and waits) or max(begun) <= min(waits)
         return multiple(*running)
 
     def begin(self, task: Task, owner: str) -> None:

@@ -215,6 +215,25 @@ async def test_a_claim_whose_answer_got_lost_is_taken_back(
     assert [again.id for again in await claim(engine)] == [task.id]
 
 
+async def test_a_suspect_is_not_held_up_by_other_work(
+    engine: Engine, database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which there may always be some."""
+    monkeypatch.setattr(postgres_module, "LOOK_SECONDS", 0.1)
+    await claim(engine)  # looks for suspects, and finds none
+    async with opened(database_url) as another:
+        await put(engine, task := a_task())
+        await claim(another, "worker-2")
+        sql(HEARTBEAT_STOPS)
+        (suspect,) = await claim(engine)
+        assert (suspect.id, suspect.status) == (task.id, Status.RETRYING)
+    await put(engine, *(a_task() for _ in range(1_000)))
+    claims = 0
+    while suspect.id not in {task.id for task in await claim(engine, limit=1)}:
+        claims += 1
+    assert claims < 1_000
+
+
 async def test_a_settlement_whose_answer_got_lost_can_be_asked_again(engine: Engine) -> None:
     await put(engine, a_task())
     (task,) = await claim(engine)

@@ -11,7 +11,7 @@ from app.queue import sqlite_file
 from app.queue.engine import Engine, make_tables, open_engine
 from app.queue.errors import CannotStart
 from app.queue.postgres_entries import queries_on
-from tests.queue.support import NOW
+from tests.queue.support import LEASE, NOW, claim_one
 from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
@@ -30,12 +30,14 @@ def record(version: int) -> str:
 
 
 async def nothing_is_lost(engine: Engine) -> None:
-    """The one task and the one record are there; they are nobody's."""
+    """The one task and the one record are there; they are nobody's. The task comes as a suspect."""
     await engine.start()
     (task,) = await engine.list_tasks(client="", status=None, kind=None, after=None, limit=9)
     assert (task.id, task.client, task.created_at) == ("1", "", NOW)
     (record,) = await engine.list_records("uploads", client="", after=None, limit=9)
     assert (record.id, record.body) == ("1", {"size": 8})
+    assert await engine.claim("worker-1", limit=9, suspect=False, now=NOW, lease=LEASE) == []
+    assert (await claim_one(engine)).id == "1"
     await engine.stop()
 
 
@@ -47,6 +49,7 @@ async def test_sqlite_is_upgraded_at_the_start(tmp_path: Path, version: int) -> 
         connection.execute(f"PRAGMA user_version = {version}")
         connection.execute(f"INSERT INTO tasks ({COLUMNS}) VALUES ({TASK})")
         connection.execute(f"INSERT INTO records VALUES ({record(version)})")
+        connection.execute("UPDATE tasks SET status = 'retrying', crashes = 1")
 
     await nothing_is_lost(open_engine(f"sqlite:///{old}"))
 
@@ -79,7 +82,10 @@ async def test_postgresql_is_upgraded_by_the_migration(postgres: Postgres, versi
     await connection.execute((VERSIONS / f"postgres_{version}.sql").read_text())
     await connection.execute(
         f"INSERT INTO afterward.tasks (entry, {COLUMNS}) VALUES (1, {TASK});"
-        f"INSERT INTO afterward.records VALUES ({record(version)})"
+        f"INSERT INTO afterward.records VALUES ({record(version)});"
+        "UPDATE afterward.tasks SET status = 'retrying', crashes = 1;"
+        "INSERT INTO afterward.pgqueuer (id, entrypoint, payload, status, priority, execute_after)"
+        "VALUES (1, 'task', '1', 'queued', 1, now() - interval '1 second')"
     )
     await connection.close()
 

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from app.observe.logs import configure_logging, log_event
 from app.queue import postgres_rows, sqlite
@@ -61,12 +62,15 @@ def _weaken(without: str) -> None:
         case "crash-cap":  # a task may take as many processes with it as it likes
             sqlite.MAX_CRASHES = postgres_rows.MAX_CRASHES = 1_000_000  # type: ignore[attr-defined]
         case "suspicion":  # what was in one crash together runs together again
+            claim = sqlite.SQLite.claim
 
-            async def begin_all(worker: Worker[Path], tasks: list[Task]) -> None:
-                for task in tasks:
-                    await worker._begin(task)
+            async def claim_all(*args: Any, **kwargs: Any) -> list[Task]:
+                claimed = []
+                while some := await claim(*args, **kwargs | {"suspect": True}):
+                    claimed += some
+                return claimed
 
-            Worker._begin_one = begin_all  # type: ignore[assignment]
+            sqlite.SQLite.claim = claim_all  # type: ignore[method-assign]
 
 
 async def _work(engine: Engine, marks: Path) -> None:

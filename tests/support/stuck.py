@@ -5,6 +5,7 @@ import os
 import time
 
 from app.queue.postgres import Postgres
+from app.queue.postgres_entries import TASK
 from app.queue.postgres_rows import begin_attempts
 
 
@@ -13,7 +14,7 @@ async def main() -> None:
     engine = Postgres(os.environ["QUEUE_URL"])
     await engine.start()
     async with engine._transaction() as session:
-        await begin_attempts(session, "stuck", limit=1, silence=30, now=time.time())
+        await begin_attempts(session, TASK, "stuck", limit=1, silence=30, now=time.time())
         print("locked", flush=True)
         await asyncio.Event().wait()
 
