@@ -72,9 +72,6 @@ class Engine(Protocol):
 
     # What a worker asks.
 
-    commits_together: bool
-    """Whether a claim is committed together with the ends that are being written just then."""
-
     async def claim(
         self, owner: str, *, limit: int, suspect: bool = True, now: float, lease: float
     ) -> list[Task]:

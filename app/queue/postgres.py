@@ -70,8 +70,6 @@ class Postgres:
     somebody who waits for him.
     """
 
-    commits_together = False
-
     def __init__(self, url: str) -> None:
         self._url = url
         self._pool: asyncpg.Pool[Any]

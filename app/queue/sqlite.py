@@ -61,8 +61,6 @@ ResultT = TypeVar("ResultT")
 class SQLite:
     """An Engine on one SQLite file. See Engine for what each method promises."""
 
-    commits_together = True
-
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock: int

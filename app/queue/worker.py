@@ -117,16 +117,14 @@ class Worker(Generic[ToolsT]):
     async def _claim_due(self) -> bool:
         """Claim due tasks for the free slots, and begin them; False if none came.
 
-        A slot whose task has run, and whose end is being written, counts as free if the claim
-        shares that commit. The next task begins when it is written, and not before: a crash lets
-        no more than `concurrency` tasks run again, and takes no more for broken off.
+        A slot whose task has run, and whose end is being written, counts as free: on SQLite the
+        claim shares that commit. But the next task begins only when that end is on disk, so that a
+        crash lets no more than `concurrency` tasks run again.
 
         Of the tasks that were running when a worker died, one may have killed it. They run one at
         a time: together they would all be in its next crash, and fail with it in the third.
         """
-        free = self._concurrency - len(self._attempts)
-        if self._queue.engine.commits_together:
-            free += len(self._settling)
+        free = self._concurrency - (len(self._attempts) - len(self._settling))
         if free <= 0:
             return False
         tasks = await self._queue.engine.claim(

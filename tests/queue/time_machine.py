@@ -38,7 +38,6 @@ class TimeMachine:
 
     def __init__(self, engine: Engine, url: str) -> None:
         self._engine = engine
-        self.commits_together = engine.commits_together
         self._url = url
         self._turning = asyncio.Lock()
         self._asked = 0
