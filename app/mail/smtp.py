@@ -4,7 +4,7 @@ import asyncio
 import re
 import socket
 import ssl
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from email.message import EmailMessage
 from typing import Literal
 
@@ -71,26 +71,29 @@ class Mailer:
             # Before anything is said: what `address` gives is fit for a command line.
             sender, recipient = address(sender), address(recipient)
             async with self._slots:
-                reply = await self._deliver(content, sender, recipient)
+                reply = await self._exchange(lambda server: server.send(content, sender, recipient))
         except Exception as error:
             raise classify(error) from error
         return one_line(str(reply))
 
-    async def _deliver(self, content: bytes, sender: str, recipient: str) -> SMTPResponse:
+    async def _exchange(
+        self, words: Callable[[Connection], Awaitable[SMTPResponse]]
+    ) -> SMTPResponse:
+        """Exchange some words with the server, over a warm connection if there is one."""
         if warm := self._take_idle():
             try:
-                return await self._use(warm, warm.send(content, sender, recipient))
+                return await self._use(warm, words(warm))
             except (SMTPServerDisconnected, NotTaken):
                 # Ended before a word about this mail, or with 421: enough of this connection.
                 if warm.has_answered:
                     raise
         fresh = await self._connect()
-        return await self._use(fresh, fresh.send(content, sender, recipient))
+        return await self._use(fresh, words(fresh))
 
-    async def _use(self, connection: Connection, exchange: Awaitable[SMTPResponse]) -> SMTPResponse:
+    async def _use(self, connection: Connection, words: Awaitable[SMTPResponse]) -> SMTPResponse:
         """Keep the connection warm afterwards, unless anything about its state is in doubt."""
         try:
-            return await exchange
+            return await words
         except SMTPResponseException:
             await connection.reset()
             raise
@@ -164,8 +167,7 @@ class Mailer:
     async def _probe(self) -> bool:
         try:
             async with self._slots, asyncio.timeout(CHECK_SECONDS):
-                connection = self._take_idle() or await self._connect()
-                await self._use(connection, connection.noop())
+                await self._exchange(lambda server: server.noop())
         except (OSError, SMTPException):
             return False
         return True

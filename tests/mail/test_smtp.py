@@ -296,6 +296,17 @@ async def test_a_server_that_greets_us_can_be_reached(
     assert server.open_total == 1
 
 
+async def test_a_server_that_hung_up_can_still_be_reached(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    """Over another connection, when the one that was warm ends with the question."""
+    mailer = mailer_to(server)
+    await send(mailer)
+    server.once["noop"].append(DROP)
+    assert await mailer.check()
+    assert server.open_total == 2
+
+
 async def test_a_server_that_is_down_cannot_be_reached(
     server: SmtpServer, mailer_to: MakeMailer
 ) -> None:
