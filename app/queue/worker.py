@@ -52,7 +52,7 @@ class Worker(Generic[ToolsT]):
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{new_id(queue.now())[-12:]}"
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._settling: set[str] = set()  # of those, the ones that have run
-        self._suspect: asyncio.Task[None] | None = None  # the last that was in a crash before
+        self._suspect: asyncio.Task[None] | None = None  # of those, the one in a crash before
         self._stopping = asyncio.Event()
         self._slot_free = asyncio.Event()
         self._last_step_at = float("-inf")  # when a task began or ended
@@ -108,7 +108,7 @@ class Worker(Generic[ToolsT]):
             asyncio.create_task(self._queue.engine.wait_for_tasks(POLL_SECONDS)),
             asyncio.create_task(self._stopping.wait()),
         ]
-        ends = [self._suspect] if self._suspect and not self._suspect.done() else []
+        ends = [self._suspect] if self._suspect else []
         await asyncio.wait([*waits, *ends], return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
@@ -127,10 +127,12 @@ class Worker(Generic[ToolsT]):
         free = self._concurrency - (len(self._attempts) - len(self._settling))
         if free <= 0:
             return False
+        if self._suspect and self._suspect.done():
+            self._suspect = None
         tasks = await self._queue.engine.claim(
             self.owner,
             limit=free,
-            suspect=self._suspect is None or self._suspect.done(),
+            suspect=self._suspect is None,
             now=self._queue.now(),
             lease=self._lease,
         )
