@@ -19,7 +19,7 @@ from benchmarks.sinks import Sink, sink
 
 RATE = 200  # requests per second
 SECONDS = 5
-ROUNDS, QUICK_ROUNDS = 11, 3
+ROUNDS, QUICK_ROUNDS = 21, 3
 
 
 def measure(quick: bool) -> Iterator[Result]:
