@@ -21,6 +21,7 @@ import pytest
 from app.mail.replies import MailDeferred, MailRefused
 from app.mail.smtp import Mailer, Security
 from tests.support.mails import (
+    HASTY,
     RECIPIENT,
     SENDER,
     STAGES,
@@ -149,7 +150,7 @@ async def test_silence_at_any_stage_is_temporary_and_ends_in_time(
     async def meet(stage: str) -> None:
         async with SmtpServer() as server:
             server.always[stage] = silence
-            await deferred_in_time(mailer_to(server))
+            await deferred_in_time(mailer_to(server, **HASTY))
 
     await asyncio.gather(*map(meet, STAGES))
 
@@ -179,7 +180,7 @@ async def test_a_server_that_is_down_is_temporary(
 async def test_a_server_that_does_not_even_accept_is_temporary(
     full: SmtpServer, mailer_to: MakeMailer
 ) -> None:
-    await deferred_in_time(mailer_to(full))
+    await deferred_in_time(mailer_to(full, **HASTY))
 
 
 @pytest.mark.anyio
@@ -191,7 +192,7 @@ async def test_a_server_that_never_begins_tls_is_temporary(
         server.always["ehlo"] = "250-test\r\n250 STARTTLS"
     else:
         server.always["connect"] = HANG
-    await deferred_in_time(mailer_to(server, security=security))
+    await deferred_in_time(mailer_to(server, security=security, **HASTY))
 
 
 @pytest.mark.anyio
@@ -199,7 +200,7 @@ async def test_a_hang_at_data_does_not_take_as_long_as_one_at_the_dot_may(
     server: SmtpServer, mailer_to: MakeMailer
 ) -> None:
     server.always["data"] = HANG
-    await deferred_in_time(mailer_to(server, data_timeout=60))
+    await deferred_in_time(mailer_to(server, **HASTY | {"data_timeout": 60}))
 
 
 @pytest.mark.anyio

@@ -97,7 +97,7 @@ async def test_no_socket_lingers_on_a_server_that_has_gone_deaf_under_tls(
     tls_server: SmtpServer, mailer_to: MakeMailer, stage: str
 ) -> None:
     tls_server.always[stage] = DEAF
-    mailer = mailer_to(tls_server, security="tls", **LOGIN)
+    mailer = mailer_to(tls_server, security="tls", timeout=1, **LOGIN)
     sending = asyncio.create_task(send(mailer))
     while not any(line.startswith(stage.upper()) for line in tls_server.commands):  # noqa: ASYNC110
         await asyncio.sleep(0.005)

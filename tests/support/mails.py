@@ -10,11 +10,13 @@ import pytest
 from app.mail.message import compose, message_id
 from app.mail.replies import MailError
 from app.mail.smtp import Mailer
+from tests.support.service import PATIENCE
 from tests.support.smtp_server import SmtpServer
 
 SENDER = "notifications@example.com"
 RECIPIENT = "ada@example.org"
 TIMEOUT = 0.3  # seconds that a step may take where a server is slow on purpose
+HASTY = {"timeout": TIMEOUT, "data_timeout": TIMEOUT}
 STAGES = ["connect", "ehlo", "mail", "rcpt", "data", "dot"]
 
 MakeMailer = Callable[..., Mailer]
@@ -59,8 +61,8 @@ async def mailer_to() -> AsyncIterator[MakeMailer]:
             known: dict[str, object] = {
                 "host": "127.0.0.1",
                 "port": server.port,
-                "timeout": TIMEOUT,
-                "data_timeout": TIMEOUT,
+                "timeout": PATIENCE,  # a busy machine must not take an answer for silence
+                "data_timeout": PATIENCE,
                 "connections": 2,
             }
             mailer = Mailer(**(known | settings))  # type: ignore[arg-type]
