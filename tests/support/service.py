@@ -20,7 +20,7 @@ from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "app")
-PATIENCE = 10.0  # seconds, for what ought to take a moment
+PATIENCE = 30.0  # seconds, for what ought to take a moment, on a machine that may be busy
 
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request helps nobody
 
@@ -222,7 +222,7 @@ class Service(Process):
         """Start it, again perhaps, on the same data and port; wait until it answers."""
         super().start()
         assert self._process is not None
-        deadline = time.monotonic() + 3 * PATIENCE  # the machine may be busy with other tests
+        deadline = time.monotonic() + PATIENCE
         while not self._answers():
             assert self._process.poll() is None, f"it ended:\n{self.log}"
             assert time.monotonic() < deadline, f"it does not answer:\n{self.log}"
