@@ -21,7 +21,7 @@ from benchmarks.load import Server, server, wrk, wrk_script
 from benchmarks.p4_drain import waiting
 
 BACKLOGS = (0, 10_000, 100_000, 1_000_000)
-CLAIMS = 50  # in each round, of which there are more: what they differ by is small
+CLAIMS = 50  # in each round
 AT_ONCE = 10  # tasks in a claim
 MB = 1_000_000
 
@@ -35,7 +35,7 @@ def measure(quick: bool) -> Iterator[Result | Series]:
         directory = Path(name)
         paths = {backlog: filled(directory, backlog) for backlog in BACKLOGS}
         rates, memory = _come_in(directory, paths, rounds)
-        seconds = _go_out(paths, 4 * rounds)
+        seconds = _go_out(paths, 4 * rounds)  # they differ by little, and are quickly done
     none, *more = map(_name, BACKLOGS)
     for waits in more:
         yield _flat(f"accepting while {waits}, against none", rates[waits], rates[none])

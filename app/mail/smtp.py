@@ -90,10 +90,10 @@ class Mailer:
         fresh = await self._connect()
         return await self._use(fresh, words(fresh))
 
-    async def _use(self, connection: Connection, words: Awaitable[SMTPResponse]) -> SMTPResponse:
+    async def _use(self, connection: Connection, exchange: Awaitable[SMTPResponse]) -> SMTPResponse:
         """Keep the connection warm afterwards, unless anything about its state is in doubt."""
         try:
-            return await words
+            return await exchange
         except SMTPResponseException:
             await connection.reset()
             raise

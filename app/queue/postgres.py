@@ -233,6 +233,7 @@ class Postgres:
         self, owner: str, *, limit: int, suspect: bool = True, now: float, lease: float
     ) -> list[Task]:
         claim = partial(self._claim, owner, now=now, lease=lease)
+        # To look for a suspect is a round trip more: now and then, or where there is nothing else.
         looks = suspect and time.monotonic() >= self._look_at
         if looks:
             if found := await claim(entries.SUSPECT, limit=1):

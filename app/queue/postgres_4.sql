@@ -3,6 +3,6 @@
 
 UPDATE afterward.pgqueuer SET entrypoint = 'suspect'
 FROM afterward.tasks
-WHERE pgqueuer.id = tasks.entry AND tasks.status IN ('running', 'retrying') AND tasks.crashes > 0;
+WHERE pgqueuer.id = tasks.entry AND tasks.crashes > 0;
 
 UPDATE afterward.schema_version SET version = 4;

@@ -218,7 +218,7 @@ class SQLite:
                     SELECT * FROM (
                         SELECT seq FROM tasks INDEXED BY tasks_suspect
                         WHERE status IN {_names(WAITING)} AND crashes > 0 AND due_at <= :now
-                        ORDER BY due_at, seq LIMIT :suspects
+                        ORDER BY due_at, seq LIMIT :suspect  -- one, or none
                     ) UNION ALL SELECT * FROM (
                         SELECT seq FROM tasks INDEXED BY tasks_due
                         WHERE status IN {_names(WAITING)} AND crashes = 0 AND due_at <= :now
@@ -227,13 +227,7 @@ class SQLite:
                 )
                 RETURNING {_TASK}
                 """,
-                {
-                    "owner": owner,
-                    "limit": limit,
-                    "suspects": int(suspect),
-                    "now": now,
-                    "lease": lease,
-                },
+                {"owner": owner, "limit": limit, "suspect": suspect, "now": now, "lease": lease},
             ).fetchall()
             claimed = sorted(map(_task, rows), key=lambda task: task.due_at)
             return claimed + _take_back(connection, owner, now)

@@ -30,7 +30,10 @@ def record(version: int) -> str:
 
 
 async def nothing_is_lost(engine: Engine) -> None:
-    """The one task and the one record are there; they are nobody's. The task comes as a suspect."""
+    """The one task and the one record are there; they are nobody's.
+
+    The task, which was in a crash and then given back, comes as a suspect.
+    """
     await engine.start()
     (task,) = await engine.list_tasks(client="", status=None, kind=None, after=None, limit=9)
     assert (task.id, task.client, task.created_at) == ("1", "", NOW)
@@ -49,7 +52,7 @@ async def test_sqlite_is_upgraded_at_the_start(tmp_path: Path, version: int) -> 
         connection.execute(f"PRAGMA user_version = {version}")
         connection.execute(f"INSERT INTO tasks ({COLUMNS}) VALUES ({TASK})")
         connection.execute(f"INSERT INTO records VALUES ({record(version)})")
-        connection.execute("UPDATE tasks SET status = 'retrying', crashes = 1")
+        connection.execute("UPDATE tasks SET crashes = 1")
 
     await nothing_is_lost(open_engine(f"sqlite:///{old}"))
 
@@ -83,7 +86,7 @@ async def test_postgresql_is_upgraded_by_the_migration(postgres: Postgres, versi
     await connection.execute(
         f"INSERT INTO afterward.tasks (entry, {COLUMNS}) VALUES (1, {TASK});"
         f"INSERT INTO afterward.records VALUES ({record(version)});"
-        "UPDATE afterward.tasks SET status = 'retrying', crashes = 1;"
+        "UPDATE afterward.tasks SET crashes = 1;"
         "INSERT INTO afterward.pgqueuer (id, entrypoint, payload, status, priority, execute_after)"
         "VALUES (1, 'task', '1', 'queued', 1, now() - interval '1 second')"
     )
