@@ -11,10 +11,10 @@ RUN python -m venv --without-pip /opt/venv \
 
 FROM python:3.13.16-slim-trixie
 
-# The user's number is fixed, so that a volume keeps its owner from one image to the next. A new
-# volume takes its own from the directory it covers: /run/secrets is for settings that are files.
+# The user's number is fixed, so that a volume keeps its owner from one image to the next: a new
+# volume takes its owner from the directory that it covers.
 RUN useradd --uid 10001 --no-log-init --no-create-home --home-dir /srv afterward \
-    && install --directory --owner afterward --group afterward /srv/var /run/secrets
+    && install --directory --owner afterward --group afterward /srv/var
 
 WORKDIR /srv
 COPY --from=builder /opt/venv /opt/venv

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from dotenv import dotenv_values
 
 from app import settings
 from app.settings import Settings, load_settings
+from tests.support.compose import BASE, BASE_FILE, SCALE, SCALE_FILE
 
 ROOT = Path(__file__).parents[1]
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 STEPS = {"migrate"}  # what ends when it is done
@@ -23,16 +22,17 @@ Service = dict[str, Any]
 
 
 def the(name: str) -> Service:
-    found: Service = COMPOSE["services"][name]
+    """A service as it is with both files."""
+    found: Service = SCALE["services"][name]
     return found
 
 
-@pytest.fixture(params=COMPOSE["services"])
+@pytest.fixture(params=SCALE["services"])
 def service(request: pytest.FixtureRequest) -> Service:
     return the(request.param)
 
 
-@pytest.fixture(params=sorted(COMPOSE["services"].keys() - STEPS))
+@pytest.fixture(params=sorted(SCALE["services"].keys() - STEPS))
 def server(request: pytest.FixtureRequest) -> Service:
     """A service that runs for as long as it is wanted."""
     return the(request.param)
@@ -43,16 +43,27 @@ def api() -> Service:
     return the("api")
 
 
-def test_three_services_are_for_scale_alone() -> None:
-    profiles = {name: the(name).get("profiles") for name in COMPOSE["services"]}
+def test_the_first_file_is_the_api_and_a_mail_catcher() -> None:
+    assert BASE["services"].keys() == {"api", "mailpit"}
 
-    assert profiles == {
-        "api": None,
-        "mailpit": None,
-        "worker": ["scale"],
-        "migrate": ["scale"],
-        "postgres": ["scale"],
-    }
+
+def test_the_second_file_adds_postgresql_its_migration_and_workers() -> None:
+    assert SCALE["services"].keys() - BASE["services"].keys() == {"postgres", "migrate", "worker"}
+
+
+@pytest.mark.parametrize("file", [BASE_FILE, SCALE_FILE], ids=lambda file: file.name)
+def test_the_files_are_plain(file: Path) -> None:
+    """Without profiles, anchors and extensions, which not every implementation understands."""
+    text = file.read_text()
+    assert not re.search(
+        r"^\s*(x-\w+|profiles|extends|include|secrets|configs):", text, re.MULTILINE
+    )
+    assert not re.search(r"(: |- )[&*]\w|<<:", text)
+
+
+def test_no_health_check_ends_a_container() -> None:
+    for service in SCALE["services"].values():
+        assert "kill" not in str(service.get("healthcheck"))
 
 
 def test_a_service_comes_back_after_a_crash(server: Service) -> None:
@@ -92,38 +103,46 @@ def test_docker_waits_longer_for_the_end_than_the_service_does(name: str) -> Non
 
 @pytest.mark.parametrize("name", ["api", "worker"])
 def test_mail_is_handed_to_mailpit_once_it_is_there(name: str) -> None:
-    ours = {key: value for key, value in the(name)["environment"].items() if value is not None}
-    assert ours == {"SMTP_HOST": "mailpit", "SMTP_PORT": 1025}
+    environment = the(name)["environment"]
+    assert (environment["SMTP_HOST"], environment["SMTP_PORT"]) == ("mailpit", 1025)
     assert the(name)["depends_on"]["mailpit"] == {"condition": "service_healthy"}
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("api", {"ENVIRONMENT", "API_KEYS", "ALLOWED_RECIPIENTS", "RATE_LIMIT", "MAX_BACKLOG"}),
+        ("worker", {"ENVIRONMENT", "API_KEYS", "ALLOWED_RECIPIENTS"}),
+    ],
+)
+def test_some_settings_come_from_the_shell(name: str, settings: set[str]) -> None:
+    assert {key for key, value in the(name)["environment"].items() if value is None} == settings
+
+
+@pytest.mark.parametrize("name", ["api", "worker", "migrate"])
+def test_every_setting_that_a_container_gets_exists(name: str) -> None:
+    assert {key.lower() for key in the(name)["environment"]} <= Settings.model_fields.keys()
+
+
 @pytest.mark.parametrize("name", ["api", "worker"])
-def test_who_may_do_what_is_said_outside_of_the_file(name: str) -> None:
-    passed_on = {key for key, value in the(name)["environment"].items() if value is None}
-    assert {"ENVIRONMENT", "API_KEYS", "ALLOWED_RECIPIENTS", "RATE_LIMIT"} <= passed_on
-    assert {key.lower() for key in passed_on} <= Settings.model_fields.keys()
-
-
-def test_who_runs_tasks_starts_on_the_tables_of_its_version(api: Service) -> None:
-    """Without the profile the API starts by itself: there is no migration to wait for."""
-    done = {"condition": "service_completed_successfully"}
-
+def test_the_api_and_the_workers_start_when_the_tables_are_there(name: str) -> None:
     assert the("migrate")["depends_on"] == {"postgres": {"condition": "service_healthy"}}
-    assert the("worker")["depends_on"]["migrate"] == done
-    assert api["depends_on"]["migrate"] == {**done, "required": False}
+    assert the(name)["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
 
 
-def test_who_runs_tasks_shares_uploads_and_settings(api: Service) -> None:
-    assert api["volumes"] == ["data:/srv/var", "settings:/run/secrets:ro"]
+def test_the_api_alone_waits_for_no_migration() -> None:
+    assert BASE["services"]["api"]["depends_on"].keys() == {"mailpit"}
+
+
+def test_the_workers_read_the_uploads_that_the_api_received(api: Service) -> None:
     assert the("worker")["volumes"] == api["volumes"]
     assert the("worker")["user"] == api["user"]
 
 
-def test_only_the_migration_says_where_the_queue_is(api: Service) -> None:
-    """A variable would win over the file, and the API be on SQLite again at its next start."""
-    assert "settings:/run/secrets" in the("migrate")["volumes"]
-    assert not {"env_file", "secrets", "configs"} & api.keys()
-    assert "QUEUE_URL" not in str(api)
+def test_all_three_have_the_same_queue() -> None:
+    urls = {the(name)["environment"]["QUEUE_URL"] for name in ("api", "worker", "migrate")}
+    assert len(urls) == 1
+    assert "QUEUE_URL" not in BASE["services"]["api"]["environment"]
 
 
 @pytest.fixture
