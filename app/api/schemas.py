@@ -106,7 +106,7 @@ class TaskView(TaskSummary):
     """All that is known of a task."""
 
     attempts: int
-    max_attempts: int
+    max_attempts: int | None
     updated_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

@@ -1,6 +1,6 @@
 """What the queue asks of a database: sqlite.py answers for one process, postgres.py for many."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -56,12 +56,19 @@ class Engine(Protocol):
     async def cancel(self, task_id: str, now: float) -> Task:
         """Withdraw a waiting task. Raises TaskNotFound, TaskHasStarted."""
 
-    async def retry(self, task_id: str, now: float, writes: Writes) -> Task:
-        """Queue a failed or cancelled task afresh.
+    async def retry(
+        self,
+        task_id: str,
+        now: float,
+        writes: Writes,
+        *,
+        max_attempts: int | None,
+        gives_up_at: float | None,
+    ) -> Task:
+        """Queue a failed or cancelled task afresh, with these bounds.
 
-        Raises TaskNotFound, TaskNotGivenUp, KeyTaken.
-
-        `writes`, which holds at most an answer, is written in the same transaction.
+        Its attempts, errors and crashes are counted from 0 again. `writes`, which holds at most an
+        answer, is written in the same transaction. Raises TaskNotFound, TaskNotGivenUp, KeyTaken.
         """
 
     async def backlog(self) -> Backlog:
@@ -73,29 +80,50 @@ class Engine(Protocol):
     # What a worker asks.
 
     async def claim(
-        self, owner: str, *, limit: int, suspect: bool = True, now: float, lease: float
+        self,
+        owner: str,
+        *,
+        kinds: Sequence[str],
+        limit: int,
+        suspect: bool = True,
+        now: float,
+        lease: float,
     ) -> list[Task]:
-        """Take up to `limit` due tasks, oldest first, for `lease` seconds; counts the attempt.
+        """Claim up to `limit` due tasks of these kinds for `lease` seconds, oldest first.
 
-        They come as running. A suspect was running when a worker died: one at most comes with
-        them, and none unless `suspect`. With them come those of other owners whose lease had run
-        out: taken back, as retrying, or as failed after the third crash.
+        They are given as running, and the attempt is counted. Tasks of other kinds wait. A suspect
+        is a task whose worker crashed while it ran: at most one comes with the others, and none
+        unless `suspect`.
+
+        The list ends with the tasks, of any kind, that other owners held under a lease that has
+        expired. They are re-queued, and given as retrying; a task whose workers crashed
+        MAX_CRASHES times in a row, or in its last attempt, is given as failed.
+
+        A waiting task is due from its `due_at` on if that was still to come when the task was
+        written. Otherwise it is due at any time, also by a clock that has been set back.
         """
 
-    async def extend(self, owner: str, *, now: float, lease: float) -> set[str]:
-        """Hold on to every task of this owner for `lease` seconds more; gives their ids."""
+    async def extend(self, owner: str, *, now: float, lease: float) -> set[tuple[str, int]]:
+        """Extend the lease of every attempt of this owner to `lease` seconds from now.
+
+        Gives the task's id and the number of the claim for each attempt that is still held.
+        """
 
     async def settle(self, task: Task, outcome: Outcome, now: float) -> Task | None:
         """Write how the attempt ended. None, and nothing written, if the claim was lost.
 
-        It may be asked again, with the same `now`, by whoever did not get the answer.
+        An outcome that counts sets `crashes` to 0; an unexpected one adds to `errors`. A caller
+        that did not get the answer may ask again, with the same `now`.
         """
 
     async def report(self, task: Task, progress: float, now: float) -> Task | None:
         """Note the progress, 0 to 1. None, and nothing written, if the claim was lost."""
 
     async def pull_forward(self, *, now: float, longest_wait: float) -> None:
-        """Make due what waits for longer than `longest_wait` seconds: a clock was set back."""
+        """Make due each retry that waits for longer than `longest_wait` seconds.
+
+        No retry is given such a wait, so the clock was set back.
+        """
 
     async def wait_for_tasks(self, at_most: float) -> None:
         """Return when tasks may have been put, after `at_most` seconds in any case."""

@@ -1,16 +1,14 @@
-"""The engine for several processes and machines: PostgreSQL, with PGQueuer to hand out the work."""
+"""The engine for several processes and machines: one PostgreSQL table, claimed with SKIP LOCKED."""
 
 import asyncio
 import contextlib
-import json
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from functools import partial
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
 
-from app.queue import postgres_entries as entries
+from app.queue import postgres_statements as statements
 from app.queue.batcher import Batcher
 from app.queue.errors import (
     BatchNotFound,
@@ -23,51 +21,26 @@ from app.queue.errors import (
 )
 from app.queue.events import Event, Listener
 from app.queue.outages import Outages
-from app.queue.postgres_entries import Entrypoint, Session
 from app.queue.postgres_events import CHANNEL, Grapevine
 from app.queue.postgres_listener import Listener as Ear
-from app.queue.postgres_rows import (
-    TASK,
-    Row,
-    Settlement,
-    as_task,
-    begin_attempts,
-    end_attempts,
-    enter_again,
-    fits_in_one,
-    keep_answers,
-    lock_running,
-    read_task,
-    settled_before,
-    take_back,
-    write_all,
-)
-from app.queue.postgres_schema import Troubles, check, connect, options
-from app.queue.task import (
-    WAITING,
-    Backlog,
-    Outcome,
-    Record,
-    Status,
-    Task,
-    Writes,
-    to_json,
-)
+from app.queue.postgres_schema import Session, Troubles, check, connect, options
+from app.queue.postgres_statements import RECORD, TASK, TASKS_CHANNEL, Settlement
+from app.queue.retry import WORKER_DIED
+from app.queue.task import Backlog, Outcome, Record, Status, Task, Writes, to_json
 
 CONNECTIONS = 5  # of one process; and one more that listens
-LOOK_SECONDS = 0.5  # how late a suspect is claimed while there is other work
-LAST_SECONDS = 3.0  # for connections to end in an orderly way
-_RECORD = "collection, client, id, body, created_at"
-LARGEST_LOG = 32 * 1024 * 1024  # bytes of PGQueuer's log, which nobody reads
+CLOSE_SECONDS = 3.0  # for connections to end in an orderly way
 
 
 class Postgres:
     """An Engine on a PostgreSQL database. See Engine for what each method promises.
 
-    A row of `tasks` is the record. Its `entry` is what PGQueuer hands out for its next attempt; an
-    entry that no row refers to any more means nothing, and is dropped by whoever gets it. Locks
-    are taken on entries first, on rows second, as PGQueuer's claim does: so nobody waits for
-    somebody who waits for him.
+    A task is one row. A worker claims it by setting `owner` and `lease_until`, and every later
+    statement about that attempt names the claim's number, so a worker that comes back too late
+    changes nothing. Only the database's clock decides what is ready and whose lease has run out.
+
+    Claims skip rows that others have locked; whatever waits for a row lock takes its locks in the
+    order of `seq`. So there are no deadlocks.
     """
 
     def __init__(self, url: str) -> None:
@@ -76,8 +49,8 @@ class Postgres:
         self._put = Batcher(self._put_all)
         self._settle = Batcher(self._settle_all)
         self._arrived = asyncio.Event()
-        self._held: dict[str, Task] = {}  # claimed here, and not settled yet
-        self._look_at = 0.0  # when to look for suspects again, by the monotonic clock
+        # The attempts that this process has claimed and not settled yet, by id and claims.
+        self._held: dict[tuple[str, int], Task] = {}
         self._outages = Outages(*Troubles)
         self._grapevine = Grapevine(self._notify, self.get)
         self._ear = Ear(lambda: asyncpg.connect(**options(url)), self._arrived.set)
@@ -89,7 +62,7 @@ class Postgres:
         except BaseException:
             await connection.close()
             raise
-        self._ear.listen(entries.CHANNEL, self._entries_changed)
+        self._ear.listen(TASKS_CHANNEL, lambda _: self._arrived.set())
         self._ear.start(connection)
         self._pool = await asyncpg.create_pool(
             **options(self._url), min_size=0, max_size=CONNECTIONS, reset=_nothing_to_reset
@@ -97,13 +70,14 @@ class Postgres:
 
     async def stop(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_SECONDS):
+            async with asyncio.timeout(CLOSE_SECONDS):
                 await asyncio.gather(
                     self._put.finish(), self._settle.finish(), self._grapevine.finish()
                 )
         await self._ear.stop()
         try:
-            await asyncio.wait_for(self._pool.close(), LAST_SECONDS)
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._pool.close()
         except (TimeoutError, *Troubles):
             self._pool.terminate()
 
@@ -116,15 +90,17 @@ class Postgres:
 
     async def _put_all(self, several: Sequence[Writes]) -> Sequence[Exception | None]:
         """Write what several requests put, in one transaction, but for those whose key is taken."""
-        async with self._session() if fits_in_one(several) else self._transaction() as session:
-            taken = await keep_answers(session, [writes.answer for writes in several])
-            written = [writes for writes, key in zip(several, taken, strict=True) if key is None]
-            await write_all(session, written)
+        async with (
+            self._session() if statements.fits_in_one(several) else self._transaction() as session
+        ):
+            taken = await statements.keep_answers(session, [writes.answer for writes in several])
+            accepted = [writes for writes, key in zip(several, taken, strict=True) if key is None]
+            await statements.insert(session, accepted)
         return taken
 
     async def get(self, task_id: str) -> Task:
         async with self._session() as session:
-            return await read_task(session, task_id)
+            return await statements.read_task(session, task_id)
 
     async def list_tasks(
         self,
@@ -148,14 +124,14 @@ class Postgres:
         conditions = [sql.format(number) for number, sql in enumerate(chosen, start=2)]
         where = " AND ".join(["TRUE", *conditions])
         async with self._session() as session:
-            if after is not None and (await read_task(session, after)).client != client:
+            if after is not None and (await statements.read_task(session, after)).client != client:
                 raise TaskNotFound
             rows = await session.fetch(
                 f"SELECT {TASK} FROM afterward.tasks WHERE {where} ORDER BY seq DESC LIMIT $1",
                 limit,
                 *chosen.values(),
             )
-        return [as_task(row) for row in rows]
+        return [statements.to_task(row) for row in rows]
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
         async with self._session() as session:
@@ -184,42 +160,52 @@ class Postgres:
                 task_id,
                 now,
             )
-            if row is not None:
-                return as_task(row)
-            await read_task(session, task_id)  # raises TaskNotFound
-            raise TaskHasStarted
+            if row is None:
+                await statements.read_task(session, task_id)  # raises TaskNotFound
+                raise TaskHasStarted
+            return statements.to_task(row)
 
-    async def retry(self, task_id: str, now: float, writes: Writes) -> Task:
+    async def retry(
+        self,
+        task_id: str,
+        now: float,
+        writes: Writes,
+        *,
+        max_attempts: int | None,
+        gives_up_at: float | None,
+    ) -> Task:
         async with self._transaction() as session:
-            (taken,) = await keep_answers(session, [writes.answer])
+            (taken,) = await statements.keep_answers(session, [writes.answer])
             if taken is not None:
                 raise taken
             row = await session.fetchrow(
                 f"""
+                WITH woken AS (SELECT pg_notify('{TASKS_CHANNEL}', ''))
                 UPDATE afterward.tasks
-                SET status = 'queued', attempts = 0, crashes = 0, progress = NULL, result = NULL,
-                    error = NULL, started_at = NULL, finished_at = NULL, updated_at = $2,
-                    due_at = $2
+                SET status = 'queued', attempts = 0, max_attempts = $3, gives_up_at = $4,
+                    errors = 0, crashes = 0, progress = NULL, result = NULL, error = NULL,
+                    started_at = NULL, finished_at = NULL, updated_at = $2, due_at = $2,
+                    ready_at = now()
+                FROM woken
                 WHERE id = $1 AND status IN ('failed', 'cancelled') RETURNING {TASK}
                 """,
                 task_id,
                 now,
+                max_attempts,
+                gives_up_at,
             )
             if row is None:
-                await read_task(session, task_id)  # raises TaskNotFound
+                await statements.read_task(session, task_id)  # raises TaskNotFound
                 raise TaskNotGivenUp
-            await enter_again(session, [task := as_task(row)])
         self._arrived.set()
-        return task
+        return statements.to_task(row)
 
     async def backlog(self) -> Backlog:
         async with self._session() as session:
             counts = await session.fetch(
                 "SELECT status, sum(tasks)::bigint AS tasks FROM afterward.counts GROUP BY status"
             )
-            oldest = await session.fetchval(
-                "SELECT min(due_at) FROM afterward.tasks WHERE status IN ('queued', 'retrying')"
-            )
+            oldest = await session.fetchval(statements.OLDEST)
         none = dict.fromkeys(Status, 0)
         return Backlog(none | {Status(row["status"]): row["tasks"] for row in counts}, oldest)
 
@@ -230,93 +216,87 @@ class Postgres:
     # What a worker asks.
 
     async def claim(
-        self, owner: str, *, limit: int, suspect: bool = True, now: float, lease: float
+        self,
+        owner: str,
+        *,
+        kinds: Sequence[str],
+        limit: int,
+        suspect: bool = True,
+        now: float,
+        lease: float,
     ) -> list[Task]:
-        claim = partial(self._claim, owner, now=now, lease=lease)
-        # To look for a suspect is a round trip more: now and then, or where there is nothing else.
-        looks = suspect and time.monotonic() >= self._look_at
-        if looks:
-            if found := await claim(entries.SUSPECT, limit=1):
-                return found
-            self._look_at = time.monotonic() + LOOK_SECONDS
-        tasks = await claim(entries.TASK, limit=limit)
-        if tasks or looks or not suspect:
-            return tasks
-        return await claim(entries.SUSPECT, limit=1)
+        """See Engine.claim.
 
-    async def _claim(
-        self, owner: str, entrypoint: Entrypoint, *, limit: int, now: float, lease: float
-    ) -> list[Task]:
-        while True:
-            silence = lease + self._outages.recent(lease)
-            async with self._session() as session:
-                tasks, strange = await begin_attempts(
-                    session, entrypoint, owner, limit=limit, silence=silence, now=now
-                )
-            self._held |= {task.id: task for task in tasks}
-            try:
-                back, dropped = await self._sort_out(strange, owner, now)
-            except QueueUnavailable:  # what is claimed is to be run; the others come again
-                return tasks
-            if tasks or back or not dropped:
-                return tasks + back
-
-    async def _sort_out(
-        self, strange: Sequence[int], owner: str, now: float
-    ) -> tuple[list[Task], bool]:
-        """Deal with entries whose tasks do not wait.
-
-        Gives the tasks whose workers died, and whether entries were dropped that meant nothing.
+        No lease could be extended while the database was away, so the length of an outage is added
+        to every lease. A worker never re-queues an attempt that it holds itself, because only its
+        heartbeat was late. But it does re-queue a task that an earlier claim gave to it if the
+        answer to that claim was lost, because no attempt runs.
         """
-        if not strange:
-            return [], False
-        async with self._transaction() as session:
-            rows = await lock_running(session, strange)
-            if gone := set(strange) - {row["entry"] for row in rows}:
-                await entries.drop(session, list(gone))
-            # Its own are still its own: its heartbeat was late, no more. But not those which a
-            # claim gave it whose answer got lost on the way: nobody works on these.
-            dead = [row for row in rows if row["owner"] != owner or not self._holds(row)]
-            return await take_back(session, dead, now) if dead else [], bool(gone)
+        held = [attempt for attempt, task in self._held.items() if task.owner == owner]
+        async with self._session() as session:
+            rows = await session.fetch(
+                statements.CLAIM,
+                owner,
+                list(kinds),
+                limit,
+                int(suspect),
+                timedelta(seconds=lease),
+                now,
+                timedelta(seconds=self._outages.recent(lease)),
+                [task_id for task_id, _ in held],
+                [claims for _, claims in held],
+                WORKER_DIED,
+            )
+        rows.sort(key=lambda row: (row["due_at"], row["seq"]))
+        tasks = [statements.to_task(row) for row in rows]
+        running = [task for task in tasks if task.status is Status.RUNNING]
+        self._held |= {(task.id, task.claims): task for task in running}
+        return tasks
 
-    def _holds(self, row: Row) -> bool:
-        held = self._held.get(row["id"])
-        return held is not None and held.claims == row["claims"]
-
-    async def extend(self, owner: str, *, now: float, lease: float) -> set[str]:  # noqa: ARG002 - the database's clock counts
-        held = [task.id for task in self._held.values() if task.owner == owner]
+    async def extend(
+        self,
+        owner: str,
+        *,
+        now: float,  # noqa: ARG002 - the database's clock counts
+        lease: float,
+    ) -> set[tuple[str, int]]:
+        held = [attempt for attempt, task in self._held.items() if task.owner == owner]
         async with self._session() as session:
             rows = await session.fetch(
                 """
-                SELECT id, entry FROM afterward.tasks
-                WHERE id = ANY($1) AND status = 'running' AND owner = $2
+                WITH held AS (
+                    SELECT seq FROM afterward.tasks
+                    JOIN unnest($1::text[], $2::int[]) AS attempts (id, claims) USING (id, claims)
+                    WHERE status = 'running' AND owner = $3
+                    ORDER BY seq + 0 FOR UPDATE OF tasks  -- an expression: see end_attempts
+                )
+                UPDATE afterward.tasks SET lease_until = now() + $4
+                FROM held WHERE tasks.seq = held.seq RETURNING tasks.id, tasks.claims
                 """,
-                held,
+                [task_id for task_id, _ in held],
+                [claims for _, claims in held],
                 owner,
+                timedelta(seconds=lease),
             )
-            await entries.beat(session, [row["entry"] for row in rows])
-        return {row["id"] for row in rows}
+        return {(row["id"], row["claims"]) for row in rows}
 
     async def settle(self, task: Task, outcome: Outcome, now: float) -> Task | None:
         settled = await self._settle(Settlement(task, outcome, now))
-        if self._held.get(task.id) == task:
-            del self._held[task.id]
+        self._held.pop((task.id, task.claims), None)
         if outcome.follow_ups.tasks:
             self._arrived.set()
         return settled
 
     async def _settle_all(self, settlements: Sequence[Settlement]) -> list[Task | None]:
-        """Write how several attempts ended, in one transaction."""
-        more = any(settlement.brings_more for settlement in settlements)
+        """Write how several attempts ended, and their follow-ups, in one transaction."""
+        more = any(settlement.outcome.follow_ups != Writes() for settlement in settlements)
         async with self._transaction() if more else self._session() as session:
-            settled = await end_attempts(session, settlements)
-            if again := [task for task in settled.values() if task.status in WAITING]:
-                await enter_again(session, again)
-            follow_ups = [s.outcome.follow_ups for s in settlements if s.task.id in settled]
-            await write_all(session, follow_ups)
-            lost = [s for s in settlements if s.task.id not in settled]
-            settled |= await settled_before(session, lost) if lost else {}
-        return [settled.get(settlement.task.id) for settlement in settlements]
+            settled = await statements.end_attempts(session, settlements)
+            follow_ups = [s.outcome.follow_ups for s in settlements if s.attempt in settled]
+            await statements.insert(session, follow_ups)
+            if lost := [s for s in settlements if s.attempt not in settled]:
+                settled |= await statements.settled_before(session, lost)
+        return [settled.get(settlement.attempt) for settlement in settlements]
 
     async def report(self, task: Task, progress: float, now: float) -> Task | None:
         async with self._session() as session:
@@ -330,28 +310,17 @@ class Postgres:
                 task.id,
                 task.claims,
             )
-        return None if row is None else as_task(row)
+        return None if row is None else statements.to_task(row)
 
     async def pull_forward(self, *, now: float, longest_wait: float) -> None:
-        async with self._transaction() as session:
-            await entries.pull_forward(session, longest_wait)
-            await session.execute(
-                """
-                UPDATE afterward.tasks SET due_at = $1
-                WHERE status IN ('queued', 'retrying') AND due_at > $2
-                """,
-                now,
-                now + longest_wait,
-            )
+        async with self._session() as session:
+            await session.execute(statements.PULL_FORWARD, now, timedelta(seconds=longest_wait))
 
     async def wait_for_tasks(self, at_most: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._arrived.wait(), at_most)
+            async with asyncio.timeout(at_most):
+                await self._arrived.wait()
         self._arrived.clear()
-
-    def _entries_changed(self, payload: str) -> None:
-        if json.loads(payload)["operation"] == "insert":
-            self._arrived.set()
 
     async def purge(self, *, finished_before: float, answered_before: float, limit: int) -> int:
         async with self._session() as session:
@@ -388,8 +357,7 @@ class Postgres:
                 INSERT INTO afterward.counts SELECT status, sum(tasks) FROM gone GROUP BY status
                 """
             )
-            await entries.prune(session, larger_than=LARGEST_LOG)
-        return _affected(tasks) + _affected(answers)
+        return statements.affected(tasks) + statements.affected(answers)
 
     # Documents beside the tasks.
 
@@ -398,7 +366,7 @@ class Postgres:
         async with self._session() as session:
             row = await session.fetchrow(
                 f"""
-                SELECT {_RECORD} FROM afterward.records
+                SELECT {RECORD} FROM afterward.records
                 WHERE collection = $1 AND id = $2 {"AND client = $3" if whose else ""}
                 """,
                 collection,
@@ -407,7 +375,7 @@ class Postgres:
             )
         if row is None:
             raise RecordNotFound
-        return _record(row)
+        return statements.to_record(row)
 
     async def list_records(
         self, collection: str, *, client: str, after: str | None, limit: int
@@ -415,7 +383,7 @@ class Postgres:
         async with self._session() as session:
             rows = await session.fetch(
                 f"""
-                SELECT {_RECORD} FROM afterward.records
+                SELECT {RECORD} FROM afterward.records
                 WHERE collection = $1 AND client = $2 AND ($3::text IS NULL OR id < $3)
                 ORDER BY id DESC LIMIT $4
                 """,
@@ -424,7 +392,7 @@ class Postgres:
                 after,
                 limit,
             )
-        return [_record(row) for row in rows]
+        return [statements.to_record(row) for row in rows]
 
     async def update_record(self, record: Record) -> bool:
         async with self._session() as session:
@@ -438,7 +406,7 @@ class Postgres:
                 record.client,
                 record.id,
             )
-        return _affected(done) == 1
+        return statements.affected(done) == 1
 
     async def delete_record(self, record: Record) -> bool:
         async with self._session() as session:
@@ -448,7 +416,7 @@ class Postgres:
                 record.client,
                 record.id,
             )
-        return _affected(done) == 1
+        return statements.affected(done) == 1
 
     # What other processes do.
 
@@ -493,12 +461,3 @@ def _troubles_translated() -> Iterator[None]:
         raise QueueFull from error
     except Troubles as error:
         raise QueueUnavailable from error
-
-
-def _record(row: Row) -> Record:
-    return Record(**{**row, "body": json.loads(row["body"])})
-
-
-def _affected(done: str) -> int:
-    """How many rows a statement changed; its answer is "DELETE 3", for example."""
-    return int(done.rpartition(" ")[2])

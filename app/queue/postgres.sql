@@ -1,25 +1,29 @@
--- The tables for several processes, in a schema of their own. Times are seconds since the epoch, by
--- the clock of whoever wrote them; when an entry is due is PGQueuer's business, by the database's.
+-- The queue's tables on PostgreSQL, in a schema of their own.
+-- `*_at` columns are seconds since the epoch by the clock of the process that wrote them; they are
+-- shown to people. `ready_at` and `lease_until` are by the database's clock; they decide.
 
 CREATE TABLE afterward.schema_version (version integer NOT NULL);
-INSERT INTO afterward.schema_version VALUES (4);
+INSERT INTO afterward.schema_version VALUES (1);
 
--- The record: one row for each task that was ever accepted, until retention removes it.
+-- One row for each task that was accepted, until retention removes it.
 CREATE TABLE afterward.tasks (
     seq          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     id           text             NOT NULL UNIQUE,
-    entry        bigint           NOT NULL,       -- what stands for the next attempt in PGQueuer
     kind         text             NOT NULL,
     arguments    text             NOT NULL,
     request_id   text,
     client       text             NOT NULL DEFAULT '',
-    batch_id     text,                            -- shared by those that were accepted together
+    batch_id     text,
     status       text             NOT NULL,
     attempts     integer          NOT NULL DEFAULT 0,
-    max_attempts integer          NOT NULL,
-    crashes      integer          NOT NULL DEFAULT 0,
+    max_attempts integer,                          -- NULL where time is the bound
+    gives_up_at  double precision,                 -- NULL where attempts are the bound
+    errors       integer          NOT NULL DEFAULT 0,  -- attempts that ended unexpectedly
+    crashes      integer          NOT NULL DEFAULT 0,  -- in a row
     claims       integer          NOT NULL DEFAULT 0,
     owner        text,
+    lease_until  timestamptz,
+    ready_at     timestamptz      NOT NULL DEFAULT now(),
     created_at   double precision NOT NULL,
     updated_at   double precision NOT NULL,
     due_at       double precision NOT NULL,
@@ -27,13 +31,21 @@ CREATE TABLE afterward.tasks (
     finished_at  double precision,
     progress     double precision,
     result       text,
-    error        text
+    error        text,
+    -- Whether a waiting task was to wait when it was written. Any other one is due at any time,
+    -- so that no clock which is set back holds it up.
+    timed        boolean          GENERATED ALWAYS AS (due_at > updated_at) STORED
 )
--- Each row is written three times within moments: clean up after that soon, not at a fifth of it.
 WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
 
--- Since when the oldest task waits.
-CREATE INDEX tasks_due ON afterward.tasks (due_at) WHERE status IN ('queued', 'retrying');
+-- What to run next, by kind: a claim names the kinds that it takes.
+CREATE INDEX tasks_ready ON afterward.tasks (kind, timed, ready_at, seq)
+    WHERE status IN ('queued', 'retrying') AND crashes = 0;
+-- Waiting tasks whose worker crashed: few, and run one at a time.
+CREATE INDEX tasks_suspect ON afterward.tasks (ready_at, seq)
+    WHERE status IN ('queued', 'retrying') AND crashes > 0;
+-- Whose worker may have died.
+CREATE INDEX tasks_leased ON afterward.tasks (lease_until) WHERE status = 'running';
 -- What retention may remove.
 CREATE INDEX tasks_finished ON afterward.tasks (finished_at) WHERE finished_at IS NOT NULL;
 -- GET /tasks?status=

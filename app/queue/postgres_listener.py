@@ -8,8 +8,7 @@ from typing import Any
 import asyncpg
 import structlog
 
-from app.queue.postgres_entries import Session
-from app.queue.postgres_schema import Troubles
+from app.queue.postgres_schema import Session, Troubles
 
 PING_SECONDS = 5.0  # how soon a connection that died silently is missed
 PAUSE_SECONDS = 1.0  # between two tries to connect

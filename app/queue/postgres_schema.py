@@ -3,16 +3,17 @@
 import asyncio
 import time
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
 import structlog
 
 from app.queue.errors import CannotStart
-from app.queue.postgres_entries import SCHEMA, queries_on
 
-SCHEMA_VERSION = 4
+SCHEMA = "afterward"
+SCHEMA_VERSION = 1
+Session: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 PATIENCE_SECONDS = 20.0  # how long a start waits for a database that does not answer yet
 STATEMENT_SECONDS = 10.0  # longer than any statement here takes
 _MIGRATION = 0x41465457  # the number of the lock that lets one migrate at a time
@@ -72,8 +73,6 @@ async def connect(url: str, **changes: Any) -> "asyncpg.Connection[Any]":
     while True:
         try:
             connection: asyncpg.Connection[Any] = await asyncpg.connect(**options(url) | changes)
-            # PGQueuer compares what the catalogue says, which depends on the path.
-            await connection.execute("SET search_path = pg_catalog")
         except Troubles as error:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             if isinstance(error, _HOPELESS):
@@ -105,7 +104,7 @@ async def check(connection: "asyncpg.Connection[Any]") -> None:
             f"QUEUE_URL: the database was migrated by a newer version (schema {version}, this one "
             f"knows {SCHEMA_VERSION}). It was left as it is."
         )
-    if version < SCHEMA_VERSION or (await queries_on(connection).plan_upgrade()).statements:
+    if version < SCHEMA_VERSION:
         raise CannotStart(
             "QUEUE_URL: the database has no tables of this version: run `python -m app migrate`."
         )
@@ -121,16 +120,13 @@ async def migrate(url: str) -> None:
         version = await _version(connection)
         if version > SCHEMA_VERSION:
             await check(connection)
-        queries = queries_on(connection)
         if version == 0:
             async with connection.transaction():
-                await queries.install()
+                await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
                 await connection.execute(_script("postgres.sql"))
-            await queries.optimize_autovacuum()
         for step in range(version + 1, SCHEMA_VERSION + 1) if version else ():
             async with connection.transaction():
                 await connection.execute(_script(f"postgres_{step}.sql"))
-        await queries.apply_upgrade()
         log.info("migrated", schema=SCHEMA, version=SCHEMA_VERSION)
     except asyncpg.PostgresError as error:
         raise CannotStart(f"QUEUE_URL: the database refuses the migration: {error}") from error

@@ -70,7 +70,13 @@ class Queue(Generic[ToolsT]):
         """
         await self._room.take(1)
         try:
-            task = await self.engine.retry(task_id, self.now(), writes)
+            task = await self.engine.retry(
+                task_id,
+                self.now(),
+                writes,
+                max_attempts=self.policy.attempts,
+                gives_up_at=None,
+            )
         finally:
             self._room.have_put(1)
         self.events.emit(What.QUEUED, task)

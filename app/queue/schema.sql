@@ -11,8 +11,10 @@ CREATE TABLE tasks (
     batch_id         TEXT,                      -- shared by those that were accepted together
     status           TEXT    NOT NULL,
     attempts         INTEGER NOT NULL DEFAULT 0,
-    max_attempts     INTEGER NOT NULL,
-    crashes          INTEGER NOT NULL DEFAULT 0,
+    max_attempts     INTEGER,                   -- NULL where time is the bound
+    gives_up_at      REAL,                      -- NULL where attempts are the bound
+    errors           INTEGER NOT NULL DEFAULT 0,  -- attempts that ended unexpectedly
+    crashes          INTEGER NOT NULL DEFAULT 0,  -- in a row
     claims           INTEGER NOT NULL DEFAULT 0,
     owner            TEXT,
     lease_expires_at REAL,
@@ -23,12 +25,16 @@ CREATE TABLE tasks (
     finished_at      REAL,
     progress         REAL,
     result           TEXT,
-    error            TEXT
+    error            TEXT,
+    -- Whether a waiting task was to wait when it was written. Any other one is due at any time, so
+    -- that no clock which is set back holds it up.
+    timed            INTEGER GENERATED ALWAYS AS (due_at > updated_at) VIRTUAL
 ) STRICT;
 
--- What to run next.
-CREATE INDEX tasks_due ON tasks (due_at, seq) WHERE status IN ('queued', 'retrying');
--- Which of those were running when a worker died.
+-- What to run next, by kind: a claim names the kinds that it takes.
+CREATE INDEX tasks_due ON tasks (kind, timed, due_at, seq)
+    WHERE status IN ('queued', 'retrying') AND crashes = 0;
+-- Waiting tasks whose worker crashed: few, and run one at a time.
 CREATE INDEX tasks_suspect ON tasks (due_at, seq)
     WHERE status IN ('queued', 'retrying') AND crashes > 0;
 -- Whose worker may have died.

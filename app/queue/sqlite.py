@@ -50,10 +50,52 @@ _NEW = (
     "client",
     "status",
     "max_attempts",
+    "gives_up_at",
     "created_at",
     "updated_at",
     "due_at",
 )
+
+
+def _names(statuses: tuple[Status, ...]) -> str:
+    return "(" + ", ".join(f"'{status}'" for status in statuses) + ")"
+
+
+_WAITS = f"status IN {_names(WAITING)} AND crashes = 0"
+
+# The kinds of the waiting tasks. The index is asked for the first kind, then for the next one after
+# that, and so on: one look-up for each kind, however many tasks wait.
+_WAITING_KINDS = f"""
+    kinds (kind) AS (
+        SELECT (SELECT min(kind) FROM tasks INDEXED BY tasks_due WHERE {_WAITS})
+        UNION ALL
+        SELECT (SELECT min(tasks.kind) FROM tasks INDEXED BY tasks_due
+                WHERE {_WAITS} AND tasks.kind > kinds.kind)
+        FROM kinds WHERE kinds.kind IS NOT NULL
+    )
+"""
+
+_OLDEST = f"""
+    WITH RECURSIVE {_WAITING_KINDS}
+    SELECT min(due_at) FROM (
+        SELECT (SELECT min(due_at) FROM tasks INDEXED BY tasks_due
+                WHERE {_WAITS} AND tasks.kind = kinds.kind AND timed = ranges.timed) AS due_at
+        FROM kinds, (SELECT 0 AS timed UNION ALL SELECT 1) AS ranges
+        UNION ALL
+        SELECT min(due_at) FROM tasks INDEXED BY tasks_suspect
+        WHERE status IN {_names(WAITING)} AND crashes > 0
+    )
+"""
+
+# Only retries are pulled forward: a queued task that is timed has been given that time on purpose.
+_PULL_FORWARD = f"""
+    WITH RECURSIVE {_WAITING_KINDS}
+    UPDATE tasks SET due_at = :now WHERE seq IN (
+        SELECT seq FROM kinds CROSS JOIN tasks INDEXED BY tasks_due
+        WHERE {_WAITS} AND status = 'retrying' AND tasks.kind = kinds.kind AND timed = 1
+        AND due_at > :latest
+    )
+"""
 
 ResultT = TypeVar("ResultT")
 
@@ -149,16 +191,30 @@ class SQLite:
             TaskHasStarted,
         )
 
-    async def retry(self, task_id: str, now: float, writes: Writes) -> Task:
+    async def retry(
+        self,
+        task_id: str,
+        now: float,
+        writes: Writes,
+        *,
+        max_attempts: int | None,
+        gives_up_at: float | None,
+    ) -> Task:
         task = await self._change(
             """
             UPDATE tasks
-            SET status = 'queued', attempts = 0, crashes = 0, progress = NULL, result = NULL,
-                error = NULL, started_at = NULL, finished_at = NULL, updated_at = :now,
-                due_at = :now
+            SET status = 'queued', attempts = 0, max_attempts = :max_attempts,
+                gives_up_at = :gives_up_at, errors = 0, crashes = 0, progress = NULL,
+                result = NULL, error = NULL, started_at = NULL, finished_at = NULL,
+                updated_at = :now, due_at = :now
             WHERE id = :id AND status IN ('failed', 'cancelled')
             """,
-            {"id": task_id, "now": now},
+            {
+                "id": task_id,
+                "now": now,
+                "max_attempts": max_attempts,
+                "gives_up_at": gives_up_at,
+            },
             TaskNotGivenUp,
             writes,
         )
@@ -186,12 +242,7 @@ class SQLite:
     async def backlog(self) -> Backlog:
         def count(connection: sqlite3.Connection) -> Backlog:
             counts = dict(connection.execute("SELECT status, tasks FROM counts"))
-            (oldest,) = connection.execute(
-                f"""
-                SELECT min(due_at) FROM tasks INDEXED BY tasks_due
-                WHERE status IN {_names(WAITING)}
-                """
-            ).fetchone()
+            (oldest,) = connection.execute(_OLDEST).fetchone()
             return Backlog({Status(status): n for status, n in counts.items()}, oldest)
 
         return await self._commits.run(count)
@@ -205,46 +256,38 @@ class SQLite:
         )
 
     async def claim(
-        self, owner: str, *, limit: int, suspect: bool = True, now: float, lease: float
+        self,
+        owner: str,
+        *,
+        kinds: Sequence[str],
+        limit: int,
+        suspect: bool = True,
+        now: float,
+        lease: float,
     ) -> list[Task]:
+        names = {f"kind_{n}": kind for n, kind in enumerate(kinds)}
+        values = {"owner": owner, "limit": limit, "suspect": suspect, "now": now, "lease": lease}
+
         def claim(connection: sqlite3.Connection) -> list[Task]:
-            rows = connection.execute(
-                f"""
-                UPDATE tasks
-                SET status = 'running', attempts = attempts + 1, claims = claims + 1,
-                    owner = :owner, lease_expires_at = :now + :lease,
-                    started_at = coalesce(started_at, :now), updated_at = :now
-                WHERE seq IN (
-                    SELECT * FROM (
-                        SELECT seq FROM tasks INDEXED BY tasks_suspect
-                        WHERE status IN {_names(WAITING)} AND crashes > 0 AND due_at <= :now
-                        ORDER BY due_at, seq LIMIT :suspect  -- one, or none
-                    ) UNION ALL SELECT * FROM (
-                        SELECT seq FROM tasks INDEXED BY tasks_due
-                        WHERE status IN {_names(WAITING)} AND crashes = 0 AND due_at <= :now
-                        ORDER BY due_at, seq LIMIT :limit
-                    ) LIMIT :limit
-                )
-                RETURNING {_TASK}
-                """,
-                {"owner": owner, "limit": limit, "suspect": suspect, "now": now, "lease": lease},
-            ).fetchall()
+            rows = (
+                connection.execute(_claim(len(names)), values | names).fetchall() if names else ()
+            )
             claimed = sorted(map(_task, rows), key=lambda task: task.due_at)
-            return claimed + _take_back(connection, owner, now)
+            return claimed + _requeue_expired(connection, owner, now)
 
         return await self._commits.run(claim)
 
-    async def extend(self, owner: str, *, now: float, lease: float) -> set[str]:
-        def extend(connection: sqlite3.Connection) -> set[str]:
+    async def extend(self, owner: str, *, now: float, lease: float) -> set[tuple[str, int]]:
+        def extend(connection: sqlite3.Connection) -> set[tuple[str, int]]:
             rows = connection.execute(
                 """
                 UPDATE tasks SET lease_expires_at = :now + :lease
                 WHERE status = 'running' AND owner = :owner
-                RETURNING id
+                RETURNING id, claims
                 """,
                 {"owner": owner, "now": now, "lease": lease},
             )
-            return {task_id for (task_id,) in rows.fetchall()}
+            return set(rows.fetchall())
 
         return await self._commits.run(extend)
 
@@ -277,22 +320,15 @@ class SQLite:
         )
 
     async def pull_forward(self, *, now: float, longest_wait: float) -> None:
-        await self._commits.run(
-            lambda connection: (
-                connection.execute(
-                    f"""
-                    UPDATE tasks INDEXED BY tasks_due SET due_at = :now
-                    WHERE status IN {_names(WAITING)} AND due_at > :latest
-                    """,
-                    {"now": now, "latest": now + longest_wait},
-                )
-                and None
-            )
-        )
+        def pull(connection: sqlite3.Connection) -> None:
+            connection.execute(_PULL_FORWARD, {"now": now, "latest": now + longest_wait})
+
+        await self._commits.run(pull)
 
     async def wait_for_tasks(self, at_most: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._arrived.wait(), at_most)
+            async with asyncio.timeout(at_most):
+                await self._arrived.wait()
         self._arrived.clear()
 
     async def purge(self, *, finished_before: float, answered_before: float, limit: int) -> int:
@@ -410,16 +446,17 @@ def _settle(
 
 @cache
 def _settlement(tasks: int) -> str:
-    row = f"({', '.join('?' * 9)})"
+    row = f"({', '.join('?' * 10)})"
     columns = ", ".join(f"tasks.{column}" for column in _COLUMNS)
     return f"""
-        WITH ended (id, claims, status, now, due_at, finished_at, result, error, not_counted)
+        WITH ended (id, claims, status, now, due_at, finished_at, result, error, counts, unexpected)
         AS (VALUES {", ".join([row] * tasks)})
         UPDATE tasks
         SET status = ended.status, updated_at = ended.now, finished_at = ended.finished_at,
             due_at = coalesce(ended.due_at, tasks.due_at), result = ended.result,
-            error = ended.error, attempts = attempts - ended.not_counted, owner = NULL,
-            lease_expires_at = NULL
+            error = ended.error, attempts = attempts - NOT ended.counts,
+            errors = errors + ended.unexpected, crashes = iif(ended.counts, 0, crashes),
+            owner = NULL, lease_expires_at = NULL
         FROM ended
         WHERE tasks.id = ended.id AND tasks.status = 'running' AND tasks.claims = ended.claims
         RETURNING {columns}
@@ -437,7 +474,8 @@ def _end(ended: tuple[Task, Outcome, float]) -> Row:
         now if outcome.status in FINISHED else None,
         outcome.result,
         outcome.error,
-        not outcome.counts,
+        outcome.counts,
+        outcome.unexpected,
     )
 
 
@@ -477,8 +515,46 @@ def _keep_answer(connection: sqlite3.Connection, answer: Answer) -> None:
         raise KeyTaken(Answer(*row))
 
 
-def _take_back(connection: sqlite3.Connection, owner: str, now: float) -> list[Task]:
-    """Take from the other owners what they have fallen silent about."""
+@cache
+def _claim(kinds: int) -> str:
+    """Give the statement that claims tasks of so many kinds.
+
+    For each kind it reads two ranges of the index, in the order of due times, and merges them. So
+    it takes no more steps if a million tasks of another kind wait.
+    """
+    ranges = "UNION ALL".join(
+        f"""
+        SELECT due_at, seq FROM tasks INDEXED BY tasks_due
+        WHERE {_WAITS} AND kind = :kind_{n} AND {when}
+        """
+        for n in range(kinds)
+        for when in ("timed = 0", "timed = 1 AND due_at <= :now")
+    )
+    names = ", ".join(f":kind_{n}" for n in range(kinds))
+    return f"""
+        UPDATE tasks
+        SET status = 'running', attempts = attempts + 1, claims = claims + 1,
+            owner = :owner, lease_expires_at = :now + :lease,
+            started_at = coalesce(started_at, :now), updated_at = :now
+        WHERE seq IN (
+            SELECT * FROM (
+                SELECT seq FROM tasks INDEXED BY tasks_suspect
+                WHERE status IN {_names(WAITING)} AND crashes > 0 AND kind IN ({names})
+                AND (timed = 0 OR due_at <= :now)
+                ORDER BY due_at, seq LIMIT :suspect  -- one, or none
+            ) UNION ALL SELECT * FROM (
+                SELECT seq FROM ({ranges} ORDER BY due_at, seq LIMIT :limit)
+            ) LIMIT :limit
+        )
+        RETURNING {_TASK}
+        """
+
+
+def _requeue_expired(connection: sqlite3.Connection, owner: str, now: float) -> list[Task]:
+    """Re-queue running tasks of other owners whose lease has expired.
+
+    A task fails instead if it has crashed too often in a row, or if that was its last attempt.
+    """
     rows = connection.execute(
         f"""
         UPDATE tasks INDEXED BY tasks_held
@@ -515,7 +591,3 @@ def _task(row: Row) -> Task:
 def _record(row: Row) -> Record:
     collection, client, record_id, body, created_at = row
     return Record(collection, client, record_id, json.loads(body), created_at)
-
-
-def _names(statuses: tuple[Status, ...]) -> str:
-    return "(" + ", ".join(f"'{status}'" for status in statuses) + ")"

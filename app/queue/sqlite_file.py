@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.queue.errors import CannotStart
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 1
 LOCKED_SECONDS = 1.0  # how long a statement waits for somebody else's lock on the file
 
 

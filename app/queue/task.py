@@ -33,12 +33,14 @@ class Task:
     created_at: float
     updated_at: float
     due_at: float  # not to be run before
-    max_attempts: int
+    max_attempts: int | None  # None where time is the bound
+    gives_up_at: float | None = None  # None where attempts are the bound
     request_id: str | None = None
     client: str = ""  # whose it is; nobody's where there are no API keys
     status: Status = Status.QUEUED
     attempts: int = 0  # counted before the run
-    crashes: int = 0  # attempts whose process died
+    errors: int = 0  # attempts that ended in an error that is neither temporary nor permanent
+    crashes: int = 0  # attempts in a row whose process died
     claims: int = 0  # times it was ever claimed: the fencing token
     owner: str | None = None
     started_at: float | None = None
@@ -100,6 +102,7 @@ class Outcome:
     result: str | None = None
     error: str | None = None
     counts: bool = True  # False: the attempt was given back, as if never begun
+    unexpected: bool = False  # the attempt ended in an error that nobody raised on purpose
     follow_ups: Writes = field(default_factory=Writes)
 
 

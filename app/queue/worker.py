@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from app.queue.durable import Context
-from app.queue.errors import PermanentError, QueueUnavailable, TaskError
+from app.queue.errors import QueueUnavailable, TaskError
 from app.queue.events import What
 from app.queue.queue import Queue
 from app.queue.task import Outcome, Status, Task, new_id, to_json
@@ -131,6 +131,7 @@ class Worker(Generic[ToolsT]):
             self._suspect = None
         tasks = await self._queue.engine.claim(
             self.owner,
+            kinds=list(self._queue.catalogue),
             limit=free,
             suspect=self._suspect is None,
             now=self._queue.now(),
@@ -204,8 +205,7 @@ class Worker(Generic[ToolsT]):
 
     async def _call(self, task: Task) -> Outcome:
         function = self._queue.catalogue.function(task.kind)
-        if function is None:
-            raise PermanentError(f"no task is named {task.kind} in this version")
+        assert function is not None  # the claim named the kinds of the catalogue
         follow_ups = self._queue.collect(task.request_id, task.client)
         context = Context(task, self._tools, follow_ups, self._reporter(task))
         call = json.loads(task.arguments)
@@ -217,7 +217,9 @@ class Worker(Generic[ToolsT]):
         )
 
     def _after_failure(self, task: Task, error: BaseException) -> Outcome:
-        wait = self._queue.policy.wait_after(task.attempts, task.max_attempts, error)
+        wait = self._queue.policy.wait_after(
+            task.attempts, task.max_attempts or self._queue.policy.attempts, error
+        )
         if wait is None:
             return Outcome(Status.FAILED, error=_described(error))
         return Outcome(Status.RETRYING, due_at=self._queue.now() + wait, error=_described(error))
@@ -243,7 +245,10 @@ class Worker(Generic[ToolsT]):
 
     async def _hold_on(self) -> None:
         running = set(self._attempts)
-        held = await self._queue.engine.extend(self.owner, now=self._queue.now(), lease=self._lease)
+        extended = await self._queue.engine.extend(
+            self.owner, now=self._queue.now(), lease=self._lease
+        )
+        held = {task_id for task_id, _ in extended}
         for lost in ((running - held) & self._attempts.keys()) - self._settling:
             self._attempts[lost].cancel()
 

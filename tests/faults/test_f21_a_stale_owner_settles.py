@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from app.queue import postgres as postgres_module
+from app.queue import postgres_statements
 from app.queue.engine import Engine
 from app.queue.group_commit import GroupCommit
-from app.queue.postgres_rows import end_attempts
+from app.queue.postgres_statements import end_attempts
 from app.queue.task import Outcome, Record, Status, Task, Writes
-from tests.queue.support import LEASE, NOW, a_task, claim_all, claim_one, put
+from tests.queue.support import LEASE, NOW, a_task, claim_all, claim_one, put, retry
 from tests.support.marks import leave_a_mark
 from tests.support.postgres import Sql
 from tests.support.service import until
@@ -58,7 +58,7 @@ async def was_cancelled(engine: Engine, task_id: str) -> None:
 async def runs_afresh(engine: Engine, task_id: str) -> None:
     """Somebody cancelled it and queued it anew: its attempts are counted from the start."""
     await was_cancelled(engine, task_id)
-    await engine.retry(task_id, LATER, Writes())
+    await retry(engine, task_id, LATER, Writes())
     await claim_one(engine, "another", now=LATER)
 
 
@@ -115,7 +115,7 @@ def compare_no_claims(monkeypatch: pytest.MonkeyPatch) -> None:
         return await end_attempts(WithoutToken(session), settlements)  # type: ignore[arg-type]
 
     monkeypatch.setattr(GroupCommit, "share", share_without)
-    monkeypatch.setattr(postgres_module, "end_attempts", end_without)
+    monkeypatch.setattr(postgres_statements, "end_attempts", end_without)
 
 
 class WithoutToken:
@@ -131,7 +131,7 @@ class WithoutToken:
 
     def fetch(self, statement: str, *values: Any) -> Any:
         """What PostgreSQL is asked with."""
-        statement = statement.replace("AND tasks.claims = outcome.claims", "")
+        statement = statement.replace("AND tasks.claims = held.claims", "")
         return self._connection.fetch(statement, *values)
 
 

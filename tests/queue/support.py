@@ -20,6 +20,8 @@ P = ParamSpec("P")
 
 NOW = 1_700_000_000.0
 LEASE = 30.0
+# The kinds of the tasks that tests put without a worker.
+KINDS = ("greet", "send_email", "save_data", "wait_forever", "survive")
 DAY = 24 * 3600.0
 
 LONGEST_WAITS = RetryPolicy(attempts=3, base=10.0, uniform=lambda _, longest: longest)
@@ -95,13 +97,18 @@ async def put(engine: Engine, *tasks: Task) -> None:
 
 async def claim_one(engine: Engine, owner: str = "worker-1", *, now: float = NOW) -> Task:
     """Claim the task that has waited longest."""
-    (task,) = await engine.claim(owner, limit=1, now=now, lease=LEASE)
+    (task,) = await engine.claim(owner, kinds=KINDS, limit=1, now=now, lease=LEASE)
     return task
 
 
 async def claim_all(engine: Engine, owner: str = "worker-1", *, now: float = NOW) -> list[Task]:
     """Claim whatever is due."""
-    return await engine.claim(owner, limit=1_000_000, now=now, lease=LEASE)
+    return await engine.claim(owner, kinds=KINDS, limit=1_000_000, now=now, lease=LEASE)
+
+
+async def retry(engine: Engine, task_id: str, now: float, writes: Writes) -> Task:
+    """Queue a task afresh, with the bounds that `a_task` has."""
+    return await engine.retry(task_id, now, writes, max_attempts=8, gives_up_at=None)
 
 
 def queue_of(

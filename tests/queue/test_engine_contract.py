@@ -19,7 +19,7 @@ from app.queue.errors import (
     TaskNotGivenUp,
 )
 from app.queue.task import Answer, Outcome, Record, Status, Task, Writes
-from tests.queue.support import DAY, LEASE, NOW, a_task, claim_all, claim_one, put
+from tests.queue.support import DAY, KINDS, LEASE, NOW, a_task, claim_all, claim_one, put, retry
 
 pytestmark = pytest.mark.anyio
 
@@ -142,7 +142,7 @@ async def test_what_is_due_longest_is_claimed_first(engine: Engine) -> None:
 
 async def test_no_more_is_claimed_than_asked_for(engine: Engine) -> None:
     await put(engine, *(a_task() for _ in range(5)))
-    assert len(await engine.claim("worker-1", limit=3, now=NOW, lease=LEASE)) == 3
+    assert len(await engine.claim("worker-1", kinds=KINDS, limit=3, now=NOW, lease=LEASE)) == 3
     assert len(await claim_all(engine)) == 2
 
 
@@ -173,7 +173,10 @@ async def test_a_task_is_claimed_by_one_worker_only(engine: Engine) -> None:
     tasks = [a_task() for _ in range(50)]
     await put(engine, *tasks)
     claims = await asyncio.gather(
-        *(engine.claim(f"worker-{n % 5}", limit=10, now=NOW, lease=LEASE) for n in range(10))
+        *(
+            engine.claim(f"worker-{n % 5}", kinds=KINDS, limit=10, now=NOW, lease=LEASE)
+            for n in range(10)
+        )
     )
     claimed = [task.id for claim in claims for task in claim]
     assert sorted(claimed) == sorted(task.id for task in tasks)
@@ -184,7 +187,7 @@ async def test_a_heartbeat_extends_all_that_its_owner_holds(engine: Engine) -> N
     mine = [await claim_one(engine), await claim_one(engine)]
     theirs = await claim_one(engine, "worker-2")
     held = await engine.extend("worker-1", now=NOW + 10, lease=LEASE)
-    assert held == {task.id for task in mine}
+    assert held == {(task.id, task.claims) for task in mine}
     (taken,) = await taken_back(engine, "worker-3", now=NOW + LEASE)
     assert taken.id == theirs.id
     assert await engine.extend("worker-2", now=NOW + LEASE, lease=LEASE) == set()
@@ -277,7 +280,9 @@ async def test_suspects_are_claimed_one_at_a_time(engine: Engine) -> None:
     others = [a_task(at=now) for _ in range(2)]
     await put(engine, *others)
 
-    claimed = await engine.claim("worker-2", limit=9, suspect=False, now=now, lease=LEASE)
+    claimed = await engine.claim(
+        "worker-2", kinds=KINDS, limit=9, suspect=False, now=now, lease=LEASE
+    )
     assert [task.id for task in claimed] == [task.id for task in others]
     claims = [await claim_all(engine, "worker-2", now=now) for _ in range(4)]
     assert [len(claim) for claim in claims] == [1, 1, 1, 0]
@@ -327,7 +332,7 @@ async def test_a_task_that_was_given_up_can_be_queued_afresh(engine: Engine) -> 
     await put(engine, task)
     await engine.report(claimed := await claim_one(engine), 0.5, NOW)
     await engine.settle(claimed, Outcome(Status.FAILED, error="{}"), NOW)
-    retried = await engine.retry(task.id, NOW + 7, Writes())
+    retried = await retry(engine, task.id, NOW + 7, Writes())
     assert retried == await engine.get(task.id)
     assert retried == replace(task, claims=1, updated_at=NOW + 7, due_at=NOW + 7)
 
@@ -336,9 +341,9 @@ async def test_only_what_was_given_up_can_be_retried(engine: Engine) -> None:
     task = a_task()
     await put(engine, task)
     with pytest.raises(TaskNotGivenUp):
-        await engine.retry(task.id, NOW, Writes(answer=an_answer()))
+        await retry(engine, task.id, NOW, Writes(answer=an_answer()))
     with pytest.raises(TaskNotFound):
-        await engine.retry("unknown", NOW, Writes(answer=an_answer()))
+        await retry(engine, "unknown", NOW, Writes(answer=an_answer()))
     await engine.put(Writes(answer=an_answer()))  # the refusals left the key free
 
 
@@ -347,7 +352,7 @@ async def test_a_retry_with_a_used_key_does_nothing(engine: Engine) -> None:
     await engine.put(Writes((task,), answer=an_answer()))
     cancelled = await engine.cancel(task.id, NOW)
     with pytest.raises(KeyTaken):
-        await engine.retry(task.id, NOW, Writes(answer=an_answer()))
+        await retry(engine, task.id, NOW, Writes(answer=an_answer()))
     assert await engine.get(task.id) == cancelled
 
 
@@ -569,13 +574,13 @@ async def test_the_backlog_counts_exactly(engine: Engine) -> None:
     statuses = [Status.SUCCEEDED, Status.FAILED, Status.RETRYING, Status.QUEUED]
     for _ in range(40):
         await put(engine, *(a_task() for _ in range(dice.randrange(5))))
-        for task in await engine.claim("worker-1", limit=3, now=NOW, lease=LEASE):
+        for task in await engine.claim("worker-1", kinds=KINDS, limit=3, now=NOW, lease=LEASE):
             if dice.random() < 0.7:
                 await engine.settle(task, Outcome(dice.choice(statuses)), NOW)
         for task in await listed(engine, status=Status.QUEUED, limit=1):
             await engine.cancel(task.id, NOW)
         if dice.random() < 0.2:
-            await engine.claim("worker-2", limit=3, now=NOW + LEASE, lease=LEASE)
+            await engine.claim("worker-2", kinds=KINDS, limit=3, now=NOW + LEASE, lease=LEASE)
             await engine.purge(finished_before=NOW + 1, answered_before=0, limit=3)
     counted = Counter(task.status for task in await listed(engine, limit=1_000))
     backlog = await engine.backlog()
@@ -603,7 +608,7 @@ async def test_a_worker_that_waits_is_woken_by_new_tasks(engine: Engine) -> None
 
     await engine.cancel(follow_up.id, NOW)
     waiting = asyncio.create_task(engine.wait_for_tasks(60))
-    await engine.retry(follow_up.id, NOW, Writes())
+    await retry(engine, follow_up.id, NOW, Writes())
     await asyncio.wait_for(waiting, 5)
 
 

@@ -27,10 +27,12 @@ from app.queue.errors import BatchNotFound, TaskHasStarted, TaskNotFound, TaskNo
 from app.queue.retry import MAX_CRASHES, WORKER_DIED
 from app.queue.task import FINISHED, WAITING, Outcome, Status, Task, Writes
 from tests.queue import time_machine
-from tests.queue.support import LEASE, NOW, a_task
+from tests.queue.support import KINDS, LEASE, NOW, a_task
 from tests.support.torture import LONG, form
 
 GIVEN_UP = (Status.FAILED, Status.CANCELLED)
+KIND = st.sampled_from(KINDS[:3])
+BOUNDS = st.none() | st.integers(1, 5)
 OWNERS = st.sampled_from(["worker-1", "worker-2"])
 ENDINGS = st.sampled_from([Status.SUCCEEDED, Status.FAILED, Status.RETRYING, Status.QUEUED])
 
@@ -75,9 +77,9 @@ class _EngineMachine(RuleBasedStateMachine):
         self.now += seconds
 
     @precondition(lambda self: len(self.model) < 3)  # few, so that more happens to each
-    @rule(target=ids, wait=st.sampled_from([0.0, 5.0]), max_attempts=st.integers(1, 5))
-    def put(self, wait: float, max_attempts: int) -> str:
-        task = a_task(at=self.now, due_at=self.now + wait, max_attempts=max_attempts)
+    @rule(target=ids, wait=st.sampled_from([0.0, 5.0]), kind=KIND, max_attempts=BOUNDS)
+    def put(self, wait: float, kind: str, max_attempts: int | None) -> str:
+        task = a_task(at=self.now, kind=kind, due_at=self.now + wait, max_attempts=max_attempts)
         self.ask(self.engine.put(Writes((task,))))
         self.model[task.id] = task
         return task.id
@@ -95,21 +97,30 @@ class _EngineMachine(RuleBasedStateMachine):
     @rule(
         target=claims,
         owner=OWNERS,
+        kinds=st.lists(KIND, unique=True),
         limit=st.integers(1, 3),
         suspect=st.booleans(),
         silence=st.sampled_from([0, LEASE]),
     )
-    def claim(self, owner: str, limit: int, suspect: bool, silence: float) -> MultipleResults[Task]:
+    def claim(
+        self, owner: str, kinds: list[str], limit: int, suspect: bool, silence: float
+    ) -> MultipleResults[Task]:
         self.now += silence
         self.extend(owner)  # as a worker does, which is not silent itself
-        due = {task.id: task for task in self.those(*WAITING) if task.due_at <= self.now}
+        due = {
+            task.id: task
+            for task in self.those(*WAITING)
+            if task.kind in kinds and (task.due_at <= task.updated_at or task.due_at <= self.now)
+        }
         silent = {
             task.id: task
             for task in self.those(Status.RUNNING)
             if task.owner != owner and self.leases[task.id] <= self.now
         }
         claimed = self.ask(
-            self.engine.claim(owner, limit=limit, suspect=suspect, now=self.now, lease=LEASE)
+            self.engine.claim(
+                owner, kinds=kinds, limit=limit, suspect=suspect, now=self.now, lease=LEASE
+            )
         )
         running = [task for task in claimed if task.status is Status.RUNNING]
         for task in claimed:
@@ -141,7 +152,8 @@ class _EngineMachine(RuleBasedStateMachine):
         )
 
     def take_back(self, task: Task) -> None:
-        hopeless = task.crashes + 1 == MAX_CRASHES or task.attempts >= task.max_attempts
+        last = task.max_attempts is not None and task.attempts >= task.max_attempts
+        hopeless = task.crashes + 1 == MAX_CRASHES or last
         self.change(
             task.id,
             status=Status.FAILED if hopeless else Status.RETRYING,
@@ -154,8 +166,8 @@ class _EngineMachine(RuleBasedStateMachine):
 
     @rule(owner=OWNERS)
     def extend(self, owner: str) -> None:
-        mine = {task.id for task in self.model.values() if task.owner == owner}
-        self.leases |= dict.fromkeys(mine, self.now + LEASE)
+        mine = {(task.id, task.claims) for task in self.model.values() if task.owner == owner}
+        self.leases |= dict.fromkeys((task_id for task_id, _ in mine), self.now + LEASE)
         assert self.ask(self.engine.extend(owner, now=self.now, lease=LEASE)) == mine
 
     @rule(claimed=claims, progress=st.sampled_from([0.0, 0.5]))
@@ -166,8 +178,8 @@ class _EngineMachine(RuleBasedStateMachine):
         reported = self.ask(self.engine.report(claimed, progress, self.now))
         assert reported == (self.model[claimed.id] if held else None)
 
-    @rule(claimed=consumes(claims), ending=ENDINGS, counts=st.booleans())
-    def settle(self, claimed: Task, ending: Status, counts: bool) -> None:
+    @rule(claimed=consumes(claims), ending=ENDINGS, counts=st.booleans(), unexpected=st.booleans())
+    def settle(self, claimed: Task, ending: Status, counts: bool, unexpected: bool) -> None:
         # By its moment an engine knows an outcome again, whose answer got lost.
         self.now += 0.25
         held = self.holds(claimed)
@@ -176,13 +188,22 @@ class _EngineMachine(RuleBasedStateMachine):
                 claimed.id,
                 status=ending,
                 attempts=claimed.attempts - (not counts),
+                errors=claimed.errors + unexpected,
+                crashes=0 if counts else claimed.crashes,
                 owner=None,
                 due_at=self.now,
                 finished_at=self.now if ending in FINISHED else None,
                 result="1",
                 error="{}",
             )
-        outcome = Outcome(ending, due_at=self.now, result="1", error="{}", counts=counts)
+        outcome = Outcome(
+            ending,
+            due_at=self.now,
+            result="1",
+            error="{}",
+            counts=counts,
+            unexpected=unexpected,
+        )
         settled = self.ask(self.engine.settle(claimed, outcome, self.now))
         assert settled == (self.model[claimed.id] if held else None)
 
@@ -192,14 +213,19 @@ class _EngineMachine(RuleBasedStateMachine):
         if self.done(self.engine.cancel(task_id, self.now), refusal):
             self.change(task_id, status=Status.CANCELLED, finished_at=self.now)
 
-    @rule(task_id=ids)
-    def retry(self, task_id: str) -> None:
+    @rule(task_id=ids, max_attempts=BOUNDS)
+    def retry(self, task_id: str, max_attempts: int | None) -> None:
         refusal = self.refusal(task_id, GIVEN_UP, TaskNotGivenUp)
-        if self.done(self.engine.retry(task_id, self.now, Writes()), refusal):
+        gives_up_at = None if max_attempts else self.now + 9
+        bounds = {"max_attempts": max_attempts, "gives_up_at": gives_up_at}
+        retrying = self.engine.retry(task_id, self.now, Writes(), **bounds)
+        if self.done(retrying, refusal):
             self.change(
                 task_id,
+                **bounds,
                 status=Status.QUEUED,
                 attempts=0,
+                errors=0,
                 crashes=0,
                 due_at=self.now,
                 started_at=None,
@@ -251,9 +277,6 @@ class _EngineMachine(RuleBasedStateMachine):
             elif task.status is Status.RUNNING:
                 self.ask(self.engine.settle(task, Outcome(Status.SUCCEEDED), self.now))
         self.ask(self.engine.purge(finished_before=self.now + 1, answered_before=0, limit=1_000))
-        # On PostgreSQL a cancelled task leaves an entry behind, which the next claim drops.
-        later = self.now + 1_000
-        assert not self.ask(self.engine.claim("cleaner", limit=1_000, now=later, lease=LEASE))
 
     # The model
 

@@ -86,15 +86,6 @@ async def test_tables_of_a_newer_version_are_left_as_they_are(
         await make_tables(empty_url)
 
 
-async def test_tables_of_another_pgqueuer_are_noticed(postgres: Postgres, empty_url: str) -> None:
-    """Its releases bring changes of their own, which the migration makes."""
-    await make_tables(empty_url)
-    postgres.sql("DROP INDEX afterward.pgqueuer_ep_prio_id_idx", empty_url)
-    assert "python -m app migrate" in await refusal(empty_url)
-    await make_tables(empty_url)
-    await starts(empty_url)
-
-
 async def test_whoever_may_not_make_tables_is_told_so(postgres: Postgres, empty_url: str) -> None:
     postgres.sql(f"CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")
     with pytest.raises(CannotStart, match="refuses the migration: permission denied"):
@@ -114,9 +105,9 @@ async def test_sqlite_needs_no_migration() -> None:
     await make_tables("sqlite:///nowhere.db")
 
 
-async def test_the_vacuum_keeps_up_with_the_entries(postgres: Postgres, migrated: str) -> None:
-    """They are written and removed all the time; the default waits for a fifth of the table."""
-    for table in ("tasks", "counts", "pgqueuer"):
+async def test_the_vacuum_keeps_up_with_the_tasks(postgres: Postgres, migrated: str) -> None:
+    """Each task is updated twice; the default waits until a fifth of the table has been."""
+    for table in ("tasks", "counts"):
         named = f"SELECT reloptions::text FROM pg_class WHERE oid = 'afterward.{table}'::regclass"
         assert "autovacuum_vacuum_scale_factor=0" in postgres.sql(named, migrated)
 

@@ -171,7 +171,7 @@ async def test_nothing_reads_more_tasks_than_it_needs(
     steps = [
         step
         for statement in statements
-        if statement.strip().startswith(("SELECT", "UPDATE", "DELETE"))
+        if statement.strip().startswith(("SELECT", "UPDATE", "DELETE", "WITH"))
         for *_, step in await rows(engine, f"EXPLAIN QUERY PLAN {statement}")
     ]
     assert indexes <= {word for step in steps for word in step.split()}

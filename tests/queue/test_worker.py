@@ -17,6 +17,7 @@ from app.queue.retry import MAX_CRASHES
 from app.queue.task import Status, Task
 from app.queue.worker import Worker
 from tests.queue.support import (
+    KINDS,
     LEASE,
     LONGEST_WAITS,
     NOW,
@@ -201,12 +202,15 @@ async def test_a_timeout_of_the_tasks_own_keeps_its_words(engine: Engine, clock:
     assert error_of(task)["detail"] == "the server did not answer"
 
 
-async def test_a_task_of_an_unknown_name_fails(engine: Engine, clock: Clock) -> None:
-    """It may stem from another version of the service; to try again would not help."""
-    await put(engine, task := a_task(kind="renamed"))
-    task = await settled(queue_of(engine, now=clock), task)
-    assert (task.status, task.attempts) == (Status.FAILED, 1)
-    assert "no task is named renamed" in error_of(task)["detail"]
+async def test_a_task_of_an_unknown_name_stays_queued(engine: Engine, clock: Clock) -> None:
+    """A newer version of the service may know it, as during a rolling upgrade."""
+
+    async def greet(context: Context[None]) -> None: ...
+
+    await put(engine, unknown := a_task(kind="renamed"), a_task(kind="greet"))
+    worker = Worker(queue_of(engine, greet, now=clock), None)
+    await worker.run_until_idle()
+    assert await engine.get(unknown.id) == unknown
 
 
 @pytest.mark.parametrize("where", ["result", "record", "follow-up"])
@@ -420,7 +424,9 @@ async def test_an_attempt_whose_task_was_lost_is_cancelled(engine: Engine, clock
     await promise(queue, wait_forever)
     async with working(queue, lease=0.15):
         await diary.until(What.STARTED)
-        (taken,) = await engine.claim("another worker", limit=1, now=NOW + 1, lease=0.15)
+        (taken,) = await engine.claim(
+            "another worker", kinds=KINDS, limit=1, now=NOW + 1, lease=0.15
+        )
         lost = await diary.until(What.LOST)
     assert isinstance(lost.exception, asyncio.CancelledError)
     assert await engine.get(taken.id) == taken
@@ -553,7 +559,7 @@ async def test_a_late_result_is_told_of_though_its_task_was_lost(
     await promise(queue, send)
     async with working(queue, lease=0.15):
         await diary.until(What.STARTED)
-        await engine.claim("another worker", limit=1, now=NOW + 1, lease=0.15)
+        await engine.claim("another worker", kinds=KINDS, limit=1, now=NOW + 1, lease=0.15)
         await asyncio.sleep(0.2)
         database.refused.clear()
         lost = await diary.until(What.LOST)

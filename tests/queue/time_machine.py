@@ -1,7 +1,7 @@
 """Makes PostgreSQL believe what a test says the time is, so that leases run out without waiting.
 
-PGQueuer goes by the database's clock, and asks it with NOW(). In a database with the time machine,
-another function of that name is found first. Everything else is as it is in production.
+The statements ask for the time by the database's clock, with now(). In a database with the time
+machine another function of that name is found first. Everything else is as it is in production.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import asyncpg
 from app.queue.engine import Engine, open_engine
 from app.queue.task import Writes
 
-# What PGQueuer's gates are asked for: nobody must turn the clock meanwhile.
+# The clock must not be turned while one of these runs.
 GATED = {"claim", "extend", "pull_forward"}
 
 INSTALL = """
@@ -40,7 +40,6 @@ class TimeMachine:
         self._engine = engine
         self._url = url
         self._turning = asyncio.Lock()
-        self._asked = 0
         self._clock: asyncpg.Connection[Any]
 
     async def start(self) -> None:
@@ -73,12 +72,7 @@ class TimeMachine:
         return do_then
 
     async def _turn(self, now: float) -> None:
-        # A little later each time: PGQueuer takes what was due before now, not what is due now.
-        self._asked += 1
-        await self._clock.execute(
-            "UPDATE clock.hands SET instant = to_timestamp($1::bigint / 1e6)",
-            round(now * 1_000_000) + self._asked,
-        )
+        await self._clock.execute("UPDATE clock.hands SET instant = to_timestamp($1::float8)", now)
 
 
 def _put_at(writes: Writes) -> float | None:

@@ -167,7 +167,7 @@ class Postgres:
 
     def empty(self, url: str) -> None:
         """Remove every row of the service, which takes less time than another database."""
-        tables = ("tasks", "counts", "removed", "records", "answers", "pgqueuer", "pgqueuer_log")
+        tables = ("tasks", "counts", "removed", "records", "answers")
         self.sql("TRUNCATE " + ", ".join(f"afterward.{table}" for table in tables), url)
 
     def sql(self, statement: str, url: str | None = None) -> str:

@@ -2,11 +2,8 @@
 
 import asyncio
 import os
-import time
 
 from app.queue.postgres import Postgres
-from app.queue.postgres_entries import TASK
-from app.queue.postgres_rows import begin_attempts
 
 
 async def main() -> None:
@@ -14,7 +11,14 @@ async def main() -> None:
     engine = Postgres(os.environ["QUEUE_URL"])
     await engine.start()
     async with engine._transaction() as session:
-        await begin_attempts(session, TASK, "stuck", limit=1, silence=30, now=time.time())
+        await session.execute(
+            """
+            UPDATE afterward.tasks
+            SET status = 'running', owner = 'stuck', attempts = attempts + 1, claims = claims + 1,
+                lease_until = now() + interval '30 s'
+            WHERE seq = (SELECT min(seq) FROM afterward.tasks WHERE status = 'queued')
+            """
+        )
         print("locked", flush=True)
         await asyncio.Event().wait()
 

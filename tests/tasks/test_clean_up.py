@@ -51,7 +51,7 @@ async def a_task(engine: SQLite, status: Status, at: float) -> str:
     if status is Status.CANCELLED:
         await engine.cancel(task.id, at)
     elif status is not Status.QUEUED:
-        (claimed,) = await engine.claim("worker", limit=1, now=at, lease=30)
+        (claimed,) = await engine.claim("worker", kinds=["send_email"], limit=1, now=at, lease=30)
         if status is not Status.RUNNING:
             due_at = at + 1 if status is Status.RETRYING else None
             await engine.settle(claimed, Outcome(status, due_at=due_at), at)
