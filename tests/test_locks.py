@@ -17,7 +17,7 @@ FLOORS = {
     "python-multipart": "0.0.31",  # headers without bounds
     "starlette": "1.3.1",
 }
-LOCKS = ["requirements.txt", "requirements-dev.txt"]
+LOCKS = ["requirements.txt", "requirements-test.txt", "requirements-check.txt"]
 
 LOCK = (ROOT / "requirements.txt").read_text()
 _PIN = re.compile(r"([a-z0-9-]+)(?:\[[a-z0-9,-]+\])?==(\S+)(?: ; [^\\]+)?")

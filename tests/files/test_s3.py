@@ -489,7 +489,7 @@ def test_without_obstore_the_store_says_what_to_install(
 ) -> None:
     monkeypatch.delitem(sys.modules, "app.files.s3")
     monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(CannotOpenStore, match=r"needs obstore: pip install 'afterward\[s3\]'"):
+    with pytest.raises(CannotOpenStore, match=r"needs obstore: run pip install '\.\[s3\]' in"):
         open_store(f"s3://{bucket.name}")
 
 

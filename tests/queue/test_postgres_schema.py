@@ -161,5 +161,5 @@ def test_without_the_extra_the_start_names_it(
     for name in [name for name in sys.modules if name.startswith("app.queue.postgres")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "asyncpg", None)
-    with pytest.raises(CannotStart, match=r"needs asyncpg: pip install 'afterward\[postgres\]'"):
+    with pytest.raises(CannotStart, match=r"needs asyncpg: run pip install '\.\[postgres\]' in"):
         ask("postgresql://localhost/queue")
