@@ -26,7 +26,7 @@ settings.load_profile("afterward")
 
 
 # `make test` leaves these to `make check`, and whatever has the mark `thorough`: faults, attacks,
-# other people's programs, a server that speaks S3's protocol, a PostgreSQL that stops and freezes.
+# other people's programs, S3, a PostgreSQL that stops and freezes, engines against their model.
 THOROUGH = {
     Path(__file__).parent / path
     for path in (
@@ -36,6 +36,7 @@ THOROUGH = {
         "files/test_s3.py",
         "api/test_uploads_in_s3.py",
         "api/test_postgres_away.py",
+        "queue/test_engine_model.py",
     )
 }
 

@@ -134,6 +134,7 @@ def test_two_apis_make_one_task_of_one_key(
     assert sql("SELECT count(*) FROM afterward.tasks") == str(len(keys))
 
 
+@pytest.mark.thorough
 def test_uvicorn_serves_with_several_workers(
     tmp_path: Path, database_url: str, smtp_server: SmtpServer
 ) -> None:
@@ -158,6 +159,7 @@ def test_uvicorn_serves_with_several_workers(
     assert service.log.count("Application startup complete") == 4
 
 
+@pytest.mark.thorough
 def test_uvicorn_does_not_serve_sqlite_with_several_workers(tmp_path: Path) -> None:
     """One line says what to do, and it ends."""
     port = free_port()
