@@ -61,11 +61,11 @@ demo: ## send a mail through what `make run` or `make up` started, and show what
 # Wheels alone, for every system and every Python from 3.11 on. The largest comes first, and the
 # others take their versions from it: what one target installs suits the others.
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--only-binary :all: --no-annotate --no-header
-OTHERS := $(LOCK) --upgrade --constraint requirements-check.txt
+	--only-binary :all: --no-annotate --no-header --upgrade
+OTHERS := $(LOCK) --constraint requirements-check.txt
 
 lock: ## resolve the dependencies anew, with hashes (needs uv)
-	$(LOCK) --upgrade --all-extras --group check pyproject.toml --output-file requirements-check.txt
+	$(LOCK) --all-extras --group check pyproject.toml --output-file requirements-check.txt
 	$(OTHERS) --all-extras --group test pyproject.toml --output-file requirements-test.txt
 	$(OTHERS) --all-extras pyproject.toml --output-file requirements.txt
 	$(OTHERS) benchmarks/requirements.in --output-file benchmarks/requirements.txt
