@@ -7,15 +7,19 @@
 set -eu
 lock=$1
 python=${PYTHON:-python3}
-unfinished=.venv/unfinished # stands there while pip works: what it left when it was killed is void
+# Holds the id of the process that installs. Where it is left over, that process was killed, and
+# .venv is made anew.
+unfinished=.venv/unfinished
 
 main() {
+    ! kill -0 "$(cat "$unfinished" 2>/dev/null)" 2>/dev/null ||
+        fail "Process $(cat "$unfinished") is installing into .venv: wait until it has finished."
     if usable && cmp -s "$lock" ".venv/$lock"; then
         return
     fi
     usable || create
+    echo $$ >"$unfinished"
     echo "Installing the packages that $lock names ..."
-    touch "$unfinished"
     # The lock names every package, its version and its hashes, so there is nothing to resolve and
     # nothing to compile: that works with any pip, and does not change with a new release of anything.
     .venv/bin/python -m pip --disable-pip-version-check install \
@@ -47,7 +51,7 @@ create() {
     echo "Making .venv with $("$python" -V) ..."
     rm -rf .venv
     mkdir .venv
-    touch "$unfinished"
+    echo $$ >"$unfinished"
     "$python" -m venv .venv
 }
 

@@ -97,7 +97,7 @@ def test_an_installation_that_was_interrupted_is_repaired_and_a_new_lock_is_inst
     assert is_importable(checkout)
 
     # As after a SIGKILL of pip: some files of a package are there, and others are not.
-    (checkout / ".venv" / "unfinished").touch()
+    (checkout / ".venv" / "unfinished").write_text("4194305\n")  # more than any process's id
     next((checkout / ".venv").rglob("example.py")).unlink()
     assert "Making .venv" in install(checkout).stdout
     assert is_importable(checkout)
@@ -107,6 +107,16 @@ def test_an_installation_that_was_interrupted_is_repaired_and_a_new_lock_is_inst
     (checkout / ".venv" / "bin" / "python").unlink()
     assert "Making .venv" in install(checkout).stdout
     assert is_importable(checkout)
+
+
+def test_two_installations_do_not_meet(checkout: Path) -> None:
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / "unfinished").write_text(f"{os.getpid()}\n")
+    refused = install(checkout)
+
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"Process {os.getpid()} is installing")
+    assert (checkout / ".venv" / "unfinished").exists()
 
 
 @pytest.mark.thorough
