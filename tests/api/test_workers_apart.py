@@ -88,20 +88,20 @@ def test_a_worker_is_woken_and_does_not_have_to_look(
     """By a notification; and without that, the negative control, it finds tasks when it looks."""
     with worker:
         wait_for_a_task(api)  # the worker has started
-        woken = statistics.median(wait_for_a_task(api) for _ in range(3))
+        woken = statistics.median(wait_for_a_task(api) for _ in range(5))
         sql("ALTER TABLE afterward.pgqueuer DISABLE TRIGGER USER")
         try:
-            found = statistics.median(wait_for_a_task(api) for _ in range(3))
+            found = statistics.median(wait_for_a_task(api) for _ in range(5))
         finally:
             sql("ALTER TABLE afterward.pgqueuer ENABLE TRIGGER USER")
     print(f"woken after {woken:.3f} s, else {found:.3f} s")
-    assert woken < 0.2 < found
+    assert woken < found / 2
 
 
 def test_connections_that_are_cut_while_nothing_happens_are_replaced(
     api: Service, worker: Process, sql: Sql
 ) -> None:
-    """Also those that listen: tasks are begun within a second, and soon told of as before."""
+    """Also those that listen: tasks are begun, and told of as before."""
     with worker:
         wait_for_a_task(api)
         until(lambda: told_of(api) == 1, within=PATIENCE)
@@ -109,7 +109,7 @@ def test_connections_that_are_cut_while_nothing_happens_are_replaced(
         time.sleep(0.3)  # who asks in this very moment may be refused, with a 503
 
         def tells_again() -> bool:
-            assert wait_for_a_task(api) < 1.5
+            assert wait_for_a_task(api) < PATIENCE / 2
             return told_of(api) > 1
 
         took = until(tells_again, within=2 * PATIENCE)
