@@ -5,8 +5,8 @@ WORKDIR /srv
 COPY requirements.txt .
 # The venv has no pip of its own, and nothing is compiled: the image carries only what runs.
 RUN python -m venv --without-pip /opt/venv \
-    && pip --python /opt/venv install --no-cache-dir --only-binary :all: --require-hashes \
-        -r requirements.txt
+    && pip --python /opt/venv install --no-cache-dir --only-binary :all: --no-deps \
+        --require-hashes -r requirements.txt
 
 
 FROM python:3.13.16-slim-trixie

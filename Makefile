@@ -1,7 +1,7 @@
 # Afterward. `make help` lists the targets; none but up, down and demo needs Docker.
-PYTHON ?= python3
 BIN := .venv/bin
-INSTALLED := .venv/.installed
+# Does nothing where the lock is installed already. PYTHON=python3.13 names another interpreter.
+INSTALL := @PYTHON='$(PYTHON)' scripts/install.sh
 # Four at once: most tests wait for something.
 TEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile
 
@@ -15,21 +15,21 @@ TORTURED := tests/faults tests/attacks tests/files tests/mail/test_message.py \
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(INSTALLED) ## make .venv and put everything in it
+install: ## make .venv, with what `make run` and `make test` need
+	$(INSTALL) requirements.txt
+	$(INSTALL) requirements-test.txt
 
-$(INSTALLED): requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.13 install")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	@touch $@
-
-run: $(INSTALLED) ## start everything on this machine: API, worker, SMTP catcher
+run: ## start everything on this machine: API, worker, SMTP catcher
+	$(INSTALL) requirements.txt
 	CATCHER=$${CATCHER:-true} $(BIN)/python -m app
 
-test: $(INSTALLED) ## run every test
-	$(TEST)
+test: ## run the tests of the ordinary behaviour, in a minute
+	$(INSTALL) requirements-test.txt
+	$(TEST) --ordinary
 
-check: $(INSTALLED) ## lint, types, tests, coverage
+check: ## what CI runs: lint, types, every test with each fault and attack in its short form, coverage
+	$(INSTALL) requirements-check.txt
+	$(BIN)/python -m pip check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -37,13 +37,16 @@ check: $(INSTALLED) ## lint, types, tests, coverage
 	$(BIN)/hadolint Dockerfile
 	$(TEST) --cov --cov-fail-under=100
 
-torture: $(INSTALLED) ## every fault and attack in its long form: 200 kills, 100 power cuts, and so on
+torture: ## every fault and attack in its long form: 200 kills, 100 power cuts, and so on
+	$(INSTALL) requirements-check.txt
 	TORTURE=1 $(TEST) $(TORTURED)
 
-bench: $(INSTALLED) ## measure everything, into docs/performance.md (needs wrk, redis-server)
+bench: ## measure everything, into docs/performance.md (needs wrk, redis-server)
+	$(INSTALL) requirements-check.txt
 	$(BIN)/python -m benchmarks --write
 
-bench-quick: $(INSTALLED) ## measure what matters most, in three minutes (needs wrk)
+bench-quick: ## measure what matters most, in three minutes (needs wrk)
+	$(INSTALL) requirements-check.txt
 	$(BIN)/python -m benchmarks P1 P4 P8 --quick
 
 up: ## start the API and Mailpit in Docker
@@ -55,9 +58,16 @@ down: ## stop them; the volumes stay
 demo: ## send a mail through what `make run` or `make up` started, and show what became of it
 	@scripts/demo.sh
 
+# Wheels alone, for every system and every Python from 3.11 on. The largest comes first, and the
+# others take their versions from it: what one target installs suits the others.
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--only-binary :all: --no-annotate --no-header --upgrade
+OTHERS := $(LOCK) --constraint requirements-check.txt
+
 lock: ## resolve the dependencies anew, with hashes (needs uv)
-	uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 --all-extras pyproject.toml -o requirements.txt
-	uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 --all-extras pyproject.toml --group dev -o requirements-dev.txt
-	uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 benchmarks/requirements.in -o benchmarks/requirements.txt
+	$(LOCK) --all-extras --group check pyproject.toml --output-file requirements-check.txt
+	$(OTHERS) --all-extras --group test pyproject.toml --output-file requirements-test.txt
+	$(OTHERS) --all-extras pyproject.toml --output-file requirements.txt
+	$(OTHERS) benchmarks/requirements.in --output-file benchmarks/requirements.txt
 
 .PHONY: help install run test check torture bench bench-quick up down demo lock

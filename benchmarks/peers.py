@@ -18,7 +18,8 @@ def python() -> str:
         print(f"installing the peers into {ENVIRONMENT.name} …", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
         pip = [str(interpreter), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", "--require-hashes", "-r", REQUIREMENTS], check=True)
+        complete = ["--no-deps", "--require-hashes"]  # the lock names everything
+        subprocess.run([*pip, "install", *complete, "-r", REQUIREMENTS], check=True)
         installed.write_text(REQUIREMENTS.read_text())
     return str(interpreter)
 

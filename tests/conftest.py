@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -24,11 +25,45 @@ settings.register_profile(
 settings.load_profile("afterward")
 
 
+# `make test` leaves these to `make check`, and whatever has the mark `thorough`: faults, attacks,
+# other people's programs, S3, a PostgreSQL that stops and freezes, engines against their model.
+THOROUGH = {
+    Path(__file__).parent / path
+    for path in (
+        "faults",
+        "attacks",
+        "outside",
+        "files/test_s3.py",
+        "api/test_uploads_in_s3.py",
+        "api/test_postgres_away.py",
+        "queue/test_engine_model.py",
+    )
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that tells `make test` from `make check`."""
+    parser.addoption(
+        "--ordinary", action="store_true", help="run only the tests of the ordinary behaviour"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import what is left out: some of it needs more packages."""
+    return True if config.option.ordinary and collection_path in THOROUGH else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what there is in the long form only to the long form."""
-    left_out = [] if LONG else [item for item in items if item.get_closest_marker("long_form")]
+    """Leave out the tests that belong to a larger run: the long form, or `make check`."""
+    left_out = [item for item in items if _is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    if item.get_closest_marker("long_form"):
+        return not LONG
+    return item.get_closest_marker("thorough") is not None and item.config.option.ordinary
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -17,7 +17,8 @@ FLOORS = {
     "python-multipart": "0.0.31",  # headers without bounds
     "starlette": "1.3.1",
 }
-LOCKS = ["requirements.txt", "requirements-dev.txt"]
+LOCKS = ["requirements.txt", "requirements-test.txt", "requirements-check.txt"]
+INSTALLERS = ["scripts/install.sh", "Dockerfile", ".ci/run", "benchmarks/peers.py"]
 
 LOCK = (ROOT / "requirements.txt").read_text()
 _PIN = re.compile(r"([a-z0-9-]+)(?:\[[a-z0-9,-]+\])?==(\S+)(?: ; [^\\]+)?")
@@ -47,6 +48,27 @@ def test_a_lock_file_names_versions_and_hashes_and_nothing_else(lock: str) -> No
     text = (ROOT / lock).read_text()
     assert complaints(text) == set()
     assert "://" not in text
+
+
+def test_a_larger_lock_has_all_that_a_smaller_one_has() -> None:
+    """So that what one target of make installs suits the others."""
+    run, test, check = (
+        set(re.findall(r"(?m)^\S+==.*", (ROOT / lock).read_text())) for lock in LOCKS
+    )
+
+    assert run < test < check
+
+
+@pytest.mark.parametrize("installer", INSTALLERS)
+def test_a_lock_is_installed_without_a_resolver(installer: str) -> None:
+    """Old pips resolve anew, and refuse a lock with hashes once a newer release of anything is out.
+
+    A lock names everything, so that there is nothing to resolve.
+    """
+    text = (ROOT / installer).read_text()
+
+    assert "--require-hashes" in text
+    assert "--no-deps" in text
 
 
 def test_the_project_states_the_floors() -> None:

@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,9 +86,13 @@ class Terminal:
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    """A terminal in a clone of its own; what `make install` made is shared."""
-    for name in ("Makefile", "app", "README.md", "requirements-dev.txt", ".venv"):
+    """A terminal in a clone of its own, where the packages of this run count as installed."""
+    for name in ("Makefile", "app", "README.md", "requirements.txt", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / ".venv").mkdir()
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (tmp_path / ".venv" / name).symlink_to(Path(sys.prefix) / name)
+    shutil.copy(ROOT / "requirements.txt", tmp_path / ".venv")
     terminal = Terminal(tmp_path)
     yield terminal
     terminal.press_ctrl_c()

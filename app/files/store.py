@@ -23,7 +23,8 @@ def open_store(url: str) -> "Store":
             from app.files.s3 import S3Store
         except ModuleNotFoundError as error:
             raise CannotOpenStore(
-                f"UPLOAD_URL: S3 needs {error.name}: pip install 'afterward[s3]'"
+                f"UPLOAD_URL: S3 needs {error.name}: "
+                "run pip install '.[s3]' in a checkout of this project"
             ) from error
         return S3Store(bucket, prefix.rstrip("/"))
     if scheme != "file":

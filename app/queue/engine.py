@@ -186,5 +186,6 @@ def _extra_installed() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise CannotStart(
-            f"QUEUE_URL: PostgreSQL needs {error.name}: pip install 'afterward[postgres]'"
+            f"QUEUE_URL: PostgreSQL needs {error.name}: "
+            "run pip install '.[postgres]' in a checkout of this project"
         ) from error

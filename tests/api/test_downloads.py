@@ -19,17 +19,20 @@ TAG = f'"{hashlib.sha256(LETTERS).hexdigest()}"'
 MIB = 1024 * 1024
 
 
-@pytest.fixture(scope="module", params=["file", "s3"])
+@pytest.fixture(scope="module", params=["file", pytest.param("s3", marks=pytest.mark.thorough)])
 def client(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TestClient]:
     """A client of a service on every store, one after the other."""
     directory = tmp_path_factory.mktemp("downloads")
-    where = {"file": f"file:{directory}/uploads", "s3": f"s3://{s3_server.new_bucket().name}"}
+    upload_url = f"file:{directory}/uploads"
     with pytest.MonkeyPatch.context() as environment:
-        for name, value in credentials(s3_server.url).items():
-            environment.setenv(name, value)
-        settings = settings_in(directory, upload_url=where[request.param])
+        if request.param == "s3":
+            server: S3Server = request.getfixturevalue("s3_server")
+            upload_url = f"s3://{server.new_bucket().name}"
+            for name, value in credentials(server.url).items():
+                environment.setenv(name, value)
+        settings = settings_in(directory, upload_url=upload_url)
         with TestClient(create_app(settings), follow_redirects=False) as client:
             yield client
 

@@ -18,6 +18,7 @@ from app.queue.postgres_schema import PATIENCE_SECONDS
 from tests.support.postgres import PASSWORD, Postgres, with_tables
 from tests.support.service import COMMAND, PATIENCE, Process, Service, free_port, until
 from tests.support.smtp_server import SmtpServer
+from tests.support.torture import form
 from tests.support.workers import WORKER
 
 SLOW_SMTP = (sys.executable, "-m", "tests.support.slow_smtp")
@@ -46,7 +47,7 @@ def given_up(beside: Executor, tmp_path_factory: pytest.TempPathFactory) -> "Fut
             Start(directory / "api", COMMAND, nobody) as api,
             Start(directory / "worker", WORKER, nobody) as worker,
         ):
-            return [start.refusal(within=PATIENCE_SECONDS + 20) for start in (api, worker)]
+            return [start.refusal(within=PATIENCE_SECONDS + PATIENCE) for start in (api, worker)]
 
     return beside.submit(give_up)
 
@@ -107,7 +108,7 @@ def seconds_to_stop(process: Process) -> float:
     """How long it takes from SIGTERM to its end; endless if it has to be killed."""
     began = time.monotonic()
     try:
-        process.stop(within=14)
+        process.stop(within=form(14 + PATIENCE, 14))
     except subprocess.TimeoutExpired:
         process.kill()
         return math.inf
@@ -176,7 +177,7 @@ def test_a_start_that_cannot_succeed_says_why_in_one_line(
             for number, (reason, at) in enumerate(cases.items())
         }
         for reason, start in started.items():
-            assert reason in start.refusal(within=PATIENCE_SECONDS)
+            assert reason in start.refusal(within=PATIENCE_SECONDS + PATIENCE)
 
 
 def test_two_migrations_at_once_both_succeed(tmp_path: Path, mistreated: Postgres) -> None:
@@ -262,7 +263,7 @@ def test_a_frozen_database_holds_no_request_up_for_ever(frozen_out: "Future[Froz
     print(f"refused after {seen.refused_after:.1f} s")
     assert seen.refused.status_code == 503
     assert seen.refused.headers["retry-after"]
-    assert seen.refused_after < 20
+    assert seen.refused_after < form(20 + PATIENCE, 20)
 
 
 def test_who_asks_whether_it_is_ready_hears_soon_that_the_database_is_frozen(
@@ -273,7 +274,7 @@ def test_who_asks_whether_it_is_ready_hears_soon_that_the_database_is_frozen(
     print(f"readyz after {seen.ready_after:.1f} s")
     assert seen.readiness.status_code == 503
     assert seen.readiness.json()["checks"]["database"] == "failing"
-    assert seen.ready_after < 5
+    assert seen.ready_after < form(5 + PATIENCE, 5)
 
 
 def test_a_worker_stops_though_the_database_is_frozen(frozen_out: "Future[FrozenOut]") -> None:

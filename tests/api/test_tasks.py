@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -209,15 +208,13 @@ def test_a_change_that_nobody_told_is_noticed_all_the_same(tmp_path: Path) -> No
 
 
 def test_an_open_event_stream_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    with Service(tmp_path, worker_concurrency=0) as service:
+    with Service(tmp_path, worker_concurrency=0, shutdown_grace_seconds=600) as service:
         (task_id,) = queue_mails(service.client)
         with (
             events(service, "/events") as all_changes,
             events(service, f"/tasks/{task_id}/events") as changes,
         ):
-            began = time.monotonic()
-            exit_code = service.stop()
-            assert time.monotonic() - began < 2
+            exit_code = service.stop()  # long before the grace is over
             assert list(all_changes) == []
             assert [task["status"] for task in changes] == ["queued"]
     assert exit_code == 0

@@ -89,16 +89,16 @@ def test_a_worker_is_woken_and_does_not_have_to_look(
     """By a notification; and without that, the negative control, it finds tasks when it looks."""
     with worker:
         wait_for_a_task(api)  # the worker has started
-        woken = statistics.median(wait_for_a_task(api) for _ in range(3))
-        found = statistics.median(wait_without_notification(api, sql) for _ in range(3))
+        woken = statistics.median(wait_for_a_task(api) for _ in range(5))
+        found = statistics.median(wait_without_notification(api, sql) for _ in range(5))
     print(f"woken after {woken:.3f} s, else {found:.3f} s")
-    assert woken < 0.2 < found
+    assert woken < found / 2
 
 
 def test_connections_that_are_cut_while_nothing_happens_are_replaced(
     api: Service, worker: Process, sql: Sql
 ) -> None:
-    """Also those that listen: tasks are begun within a second, and soon told of as before."""
+    """Also those that listen: tasks are begun, and told of as before."""
     with worker:
         wait_for_a_task(api)
         until(lambda: told_of(api) == 1, within=PATIENCE)
@@ -106,7 +106,7 @@ def test_connections_that_are_cut_while_nothing_happens_are_replaced(
         time.sleep(0.3)  # who asks in this very moment may be refused, with a 503
 
         def tells_again() -> bool:
-            assert wait_for_a_task(api) < 1.5
+            assert wait_for_a_task(api) < PATIENCE / 2
             return told_of(api) > 1
 
         took = until(tells_again, within=2 * PATIENCE)
@@ -131,6 +131,7 @@ def test_two_apis_make_one_task_of_one_key(
     assert sql("SELECT count(*) FROM afterward.tasks") == str(len(keys))
 
 
+@pytest.mark.thorough
 def test_uvicorn_serves_with_several_workers(
     tmp_path: Path, database_url: str, smtp_server: SmtpServer
 ) -> None:
@@ -155,6 +156,7 @@ def test_uvicorn_serves_with_several_workers(
     assert service.log.count("Application startup complete") == 4
 
 
+@pytest.mark.thorough
 def test_uvicorn_does_not_serve_sqlite_with_several_workers(tmp_path: Path) -> None:
     """One line says what to do, and it ends."""
     port = free_port()

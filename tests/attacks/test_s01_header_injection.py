@@ -226,9 +226,14 @@ def composed_by_hand(subject: str) -> bytes:
 
 
 def composed_without_our_check(subject: str) -> bytes:
-    """Ours, while `header_text` takes everything."""
+    """Compose a mail as the service does, while `header_text` takes everything.
+
+    Recent releases of Python, and Debian's 3.11.2, check headers again when they write them. That
+    check is switched off, because it is not ours.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(message, "header_text", lambda value: value)
+        patch.setattr(message._HeadersAsGiven, "verify_generated_headers", False, raising=False)
         mail = message.compose(
             sender=SENDER,
             recipient=RECIPIENT,

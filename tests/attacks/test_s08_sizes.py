@@ -16,7 +16,7 @@ import pytest
 from tests.api.requests import LARGEST_PROBLEM
 from tests.support.forms import file_part, form_of, posted
 from tests.support.measures import MB, Peak
-from tests.support.service import Service, files_below, until
+from tests.support.service import PATIENCE, Service, files_below, until
 from tests.support.target import MARK, NOTIFICATION, Target, attacked
 from tests.support.torture import Tried, form
 from tests.support.wire import Said, say
@@ -139,11 +139,11 @@ def test_a_client_that_goes_away_leaves_nothing_and_is_no_error(
     whole = posted("/upload", body, length=len(body) + MB, chunked=chunked)
     with socket.create_connection(("127.0.0.1", target.service.port)) as connection:
         connection.sendall(whole[:-20])
-        until(lambda: files_below(incoming), within=10)
+        until(lambda: files_below(incoming), within=PATIENCE)
         if gently:
             connection.shutdown(socket.SHUT_WR)
-            until(lambda: not files_below(incoming), within=10)
-    until(lambda: not files_below(incoming), within=10)
+            until(lambda: not files_below(incoming), within=PATIENCE)
+    until(lambda: not files_below(incoming), within=PATIENCE)
 
 
 def test_how_many_were_tried(tried: Tried) -> None:

@@ -21,7 +21,7 @@ import pytest
 from app.queue.errors import QueueUnavailable
 from app.queue.sqlite import SQLite
 from tests.support.power import Disk, look_into, settings_on
-from tests.support.service import COMMAND, Service, until
+from tests.support.service import COMMAND, PATIENCE, Service, until
 from tests.support.tools import tool
 from tests.support.torture import Tried, form
 
@@ -44,7 +44,7 @@ def test_a_failing_fsync_is_never_answered_202(
         with failing_with_eio(tmp_path, service, call):
             answers = [post(service) for _ in range(POSTS)]
             readiness = service.get("/readyz")
-        until(lambda: service.get("/readyz").is_success, within=5)
+        until(lambda: service.get("/readyz").is_success, within=PATIENCE)
         accepted += [post(service).raise_for_status().json()["id"] for _ in range(POSTS)]
         for task_id in accepted:
             service.wait_for(task_id)

@@ -75,7 +75,7 @@ def test_a_task_is_tried_again_or_fails_as_the_server_says(tmp_path: Path, tried
             else:
                 assert service.wait_for(task["id"])["attempts"] > 1
 
-    assert max(seconds) < WHOLE_WAY_TIMEOUT + 1
+    assert max(seconds) < WHOLE_WAY_TIMEOUT + form(10, 1)
     refusals = sum(answer.startswith("5") for _, answer in cells)
     tried(
         f"{len(cells)} cells from POST to status",
@@ -231,7 +231,7 @@ async def deferred_in_time(mailer: Mailer) -> None:
     """Send a mail: it is deferred without a code within the timeout and a second."""
     began = time.monotonic()
     error = await failure(send(mailer))
-    assert time.monotonic() - began < TIMEOUT + 1
+    assert time.monotonic() - began < TIMEOUT + form(10, 1)
     assert isinstance(error, MailDeferred)
     assert error.smtp_code is None
     assert mailer.open_connections == 0

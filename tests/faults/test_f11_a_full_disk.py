@@ -26,7 +26,7 @@ from app.queue.sqlite import SQLite
 from tests.queue.support import a_task, claim_one, opened, put
 from tests.support.disks import Disk, LimitedFiles, SmallDisk, small_disk
 from tests.support.measures import cpu_share
-from tests.support.service import Service, files_below
+from tests.support.service import PATIENCE, Service, files_below
 from tests.support.smtp_server import SmtpServer
 from tests.support.torture import LONG, Tried, form
 
@@ -34,7 +34,7 @@ CYCLES = form(1, 20)
 MAILS = 12
 AT_ONCE = 4  # tasks
 FULL_SECONDS = form(0.5, 3.0)
-AT_MOST = 10.0  # seconds until all is well again
+AT_MOST = form(PATIENCE, 10.0)  # seconds until all is well again
 CONTENT = os.urandom(100_000)
 
 MESSAGE_ID = re.compile(rb"Message-ID: <([^@]+)@")

@@ -24,7 +24,7 @@ from app.queue.errors import CannotStart, QueueUnavailable
 from app.queue.sqlite import SQLite
 from tests.queue.support import a_task, claim_all, opened, put
 from tests.support.disks import UNPRIVILEGED, read_only
-from tests.support.service import COMMAND, Process, Service, files_below, until
+from tests.support.service import COMMAND, PATIENCE, Process, Service, files_below, until
 from tests.support.torture import Tried, form
 
 TIMES = form(1, 20)
@@ -92,7 +92,7 @@ def test_an_upload_that_was_accepted_is_published_when_that_is_possible_again(
     service.wait_for(upload_to(service).json()["id"])  # by now there are all directories
     with read_only(uploads / "published"):
         task = upload_to(service).raise_for_status().json()
-        until(lambda: service.get(f"/tasks/{task['id']}").json()["attempts"] > 1, within=10)
+        until(lambda: service.get(f"/tasks/{task['id']}").json()["attempts"] > 1, within=PATIENCE)
     service.wait_for(task["id"])
 
 

@@ -19,13 +19,13 @@ from app.queue import sqlite_file
 from app.queue.errors import CannotStart, QueueUnavailable
 from app.queue.sqlite import SQLite
 from tests.queue.support import a_task, opened, put
-from tests.support.service import COMMAND, Process
+from tests.support.service import COMMAND, PATIENCE, Process
 from tests.support.torture import Tried, form
 
 pytestmark = pytest.mark.anyio
 
 PAGE = 4096
-AT_MOST = 5.0  # seconds
+AT_MOST = form(PATIENCE, 5.0)  # seconds
 TASKS = form(300, 5_000)
 
 

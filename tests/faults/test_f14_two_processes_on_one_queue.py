@@ -118,7 +118,9 @@ def test_control_workers_that_claim_nothing_run_some_twice(
 ) -> None:
     """They look what waits, do it, and strike it off, as one would write it first."""
     ids = put(database_url, leave_a_mark, 200)
-    with workers(tmp_path, WORKERS, queue_url=database_url, without="claims") as at_work:
+    with workers(
+        tmp_path, WORKERS, queue_url=database_url, without="claims", together=WORKERS
+    ) as at_work:
         assert [worker.wait(60) for worker in at_work] == [0] * WORKERS
 
     done = runs(tmp_path)

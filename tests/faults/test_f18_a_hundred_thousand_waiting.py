@@ -39,6 +39,7 @@ from tests.queue.support import (
     working,
 )
 from tests.support.postgres import Postgres
+from tests.support.service import PATIENCE
 from tests.support.torture import Tried, form
 
 pytestmark = pytest.mark.anyio
@@ -151,7 +152,7 @@ async def test_a_claim_costs_no_more_than_with_a_hundred_waiting(
     )
     assert due < 1.5 * few
     assert none_due < few
-    assert seconds < 0.001
+    assert seconds < form(0.1, 0.001)
 
 
 async def test_control_without_its_index_a_claim_reads_them_all(
@@ -299,4 +300,4 @@ async def test_the_first_claim_comes_within_a_second_after_the_start(
         f"a start with {WAITING:,} tasks due",
         f"first claim after {claimed - began:.2f} s, {started - began:.2f} s of it the check",
     )
-    assert claimed - began < 1
+    assert claimed - began < form(PATIENCE, 1)

@@ -19,7 +19,7 @@ from app.queue.task import Outcome, Record, Status, Task, Writes
 from tests.queue.support import LEASE, NOW, a_task, claim_all, claim_one, put, retry
 from tests.support.marks import leave_a_mark
 from tests.support.postgres import Sql
-from tests.support.service import until
+from tests.support.service import PATIENCE, until
 from tests.support.torture import Tried
 from tests.support.workers import UNFINISHED, workers
 from tests.support.workers import put as put_marks
@@ -141,14 +141,14 @@ def test_a_worker_that_stood_still_is_turned_down(
     """A whole process, as on a machine that was suspended: it goes on where it stopped."""
     put_marks(database_url, leave_a_mark, 1, seconds=0.5)
     with workers(tmp_path, 1, queue_url=database_url, lease_seconds=1) as (suspended,):
-        until(lambda: sql("SELECT status FROM afterward.tasks") == "running", within=20)
+        until(lambda: sql("SELECT status FROM afterward.tasks") == "running", within=PATIENCE)
         os.kill(suspended.pid, signal.SIGSTOP)
         (tmp_path / "other").mkdir()
         with workers(tmp_path / "other", 1, queue_url=database_url, lease_seconds=1):
             until(lambda: sql(UNFINISHED) == "0", within=60)
         facts = sql("SELECT * FROM afterward.tasks")
         os.kill(suspended.pid, signal.SIGCONT)
-        until(lambda: '"task lost"' in suspended.log, within=20)
+        until(lambda: '"task lost"' in suspended.log, within=PATIENCE)
         assert '"task succeeded"' not in suspended.log
     unchanged = sql("SELECT * FROM afterward.tasks") == facts
     tried("a worker suspended for longer than its lease", f"row unchanged: {unchanged}")

@@ -15,7 +15,7 @@ from tests.support.kills import disturb_under_load
 from tests.support.marks import leave_a_mark
 from tests.support.network import HERE, SUBNET, Machine, machines
 from tests.support.postgres import Postgres, Sql, with_tables
-from tests.support.service import COMMAND, Process, Service, until
+from tests.support.service import COMMAND, PATIENCE, Process, Service, until
 from tests.support.smtp_server import SmtpServer
 from tests.support.torture import LONG, Tried, form
 from tests.support.workers import UNFINISHED, WORKER, put, runs, workers
@@ -103,7 +103,7 @@ def test_the_tasks_of_a_worker_that_dies_are_done_by_the_others(
     ids = put(database_url, leave_a_mark, count, seconds=0.5)
     settings = {"queue_url": database_url, "lease_seconds": LEASE, "worker_concurrency": 4}
     with workers(tmp_path, 3, **settings) as (victim, *others):
-        until(lambda: sql(held.format(victim.pid)) == "4", within=20)
+        until(lambda: sql(held.format(victim.pid)) == "4", within=PATIENCE)
         victim.kill()
         left = int(sql(held.format(victim.pid)))
         took = until(lambda: sql(UNFINISHED) == "0", within=GOES_ON_WITHIN)
@@ -182,7 +182,7 @@ def test_the_tasks_of_a_worker_that_is_cut_off_are_done_by_another(
 
         half_claimed = api.post(SEND).json()["id"]
         stuck = stack.enter_context(on(lonely, "stuck", *STUCK))
-        until(lambda: "locked" in stuck.log, within=10, what=stuck.log)
+        until(lambda: "locked" in stuck.log, within=PATIENCE, what=stuck.log)
         held = [api.post(SEND).json()["id"] for _ in range(3)]
         cut_off = stack.enter_context(on(lonely, "cut-off", *WORKER))
         for task_id in held:
@@ -200,7 +200,7 @@ def test_the_tasks_of_a_worker_that_is_cut_off_are_done_by_another(
         assert at_hand.log.count('"task recovered"') == len(held)
         if LONG:
             until(lambda: finished(api, [half_claimed]), within=LOCKED_AT_MOST)
-        until(lambda: cut_off.log.count('"mail handed over"') == len(held), within=20)
+        until(lambda: cut_off.log.count('"mail handed over"') == len(held), within=PATIENCE)
         facts = postgres_here.sql(FACTS.format(half_claimed), here)
         time.sleep(max(0.0, began + CUT_OFF - time.monotonic()))
 

@@ -233,10 +233,10 @@ async def test_a_thousand_and_one_parts_are_refused_at_the_second() -> None:
 
 async def test_ten_megabytes_of_line_ends_are_a_file_like_any_other() -> None:
     body = form(part(b"\r\n" * 5_000_000, FILE))
-    began = time.perf_counter()
+    began = time.process_time()  # of this process alone, however busy the machine is
     _, content = await read(body[i : i + 65_536] for i in range(0, len(body), 65_536))
     assert len(content) == 10_000_000
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 async def test_what_follows_the_form_does_not_go_on_for_ever() -> None:

@@ -25,7 +25,7 @@ from app.files.store import (
     open_store,
 )
 from tests.support.s3 import SECRET, Bucket, Fault, FaultyS3
-from tests.support.service import ROOT, free_port
+from tests.support.service import PATIENCE, ROOT, free_port
 from tests.support.torture import form
 
 pytestmark = pytest.mark.anyio
@@ -202,7 +202,7 @@ async def test_an_upload_leaves_the_event_loop_to_others(
     await until(part.begun.is_set)
     began = time.monotonic()
     await asyncio.sleep(0.05)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < PATIENCE / 2  # S3 holds the part for PATIENCE
     part.go_on.set()
     await receiving
 
@@ -450,7 +450,7 @@ async def test_a_dead_s3_is_given_up_in_time(
     began = time.monotonic()
     with pytest.raises(StoreUnavailable):
         await store.receive(upload_id, stream(1), limit=MIB)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 9  # without the two changes it takes 10 s, or 60 s
     for fault in faulty_s3.faults:
         fault.go_on.set()
 
@@ -489,7 +489,7 @@ def test_without_obstore_the_store_says_what_to_install(
 ) -> None:
     monkeypatch.delitem(sys.modules, "app.files.s3")
     monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(CannotOpenStore, match=r"needs obstore: pip install 'afterward\[s3\]'"):
+    with pytest.raises(CannotOpenStore, match=r"needs obstore: run pip install '\.\[s3\]' in"):
         open_store(f"s3://{bucket.name}")
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import asyncpg
 import pytest
@@ -19,7 +20,7 @@ from app.queue.postgres import Postgres as Engine
 from app.queue.retry import WORKER_DIED
 from app.queue.task import Answer, Outcome, Record, Status, Task, Writes
 from tests.queue.support import DAY, KINDS, LEASE, NOW, a_task, put
-from tests.support.postgres import Postgres, Sql
+from tests.support.postgres import Postgres, Sql, with_tables
 
 pytestmark = pytest.mark.anyio
 
@@ -195,8 +196,10 @@ SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = 'a
 """
 
 
-async def test_nothing_reads_more_rows_than_it_needs(database_url: str, sql: Sql) -> None:
+async def test_nothing_reads_more_rows_than_it_needs(postgres: Postgres) -> None:
     """Not even when the backlog is so new that the planner's statistics do not know of it."""
+    database_url = await asyncio.to_thread(with_tables, postgres)  # without the rows of other tests
+    sql = partial(postgres.sql, url=database_url)
     sql(
         "INSERT INTO afterward.tasks "
         "(id, kind, arguments, status, created_at, updated_at, due_at, ready_at) "

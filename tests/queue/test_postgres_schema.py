@@ -93,6 +93,7 @@ async def test_whoever_may_not_make_tables_is_told_so(postgres: Postgres, empty_
     assert "migrate" in await refusal(empty_url)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("setting", ["fsync", "synchronous_commit"])
 async def test_a_database_that_forgets_is_refused(setting: str) -> None:
     """After a power cut it would not know what it has confirmed."""
@@ -126,6 +127,7 @@ async def test_a_missing_database_is_refused_at_once(postgres: Postgres) -> None
     assert 'database "nowhere" does not exist' in await refusal(postgres.url("nowhere"))
 
 
+@pytest.mark.thorough
 async def test_a_server_that_does_not_answer_yet_is_waited_for() -> None:
     with Postgres() as postgres:
         url = postgres.new_database()
@@ -152,5 +154,5 @@ def test_without_the_extra_the_start_names_it(
     for name in [name for name in sys.modules if name.startswith("app.queue.postgres")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "asyncpg", None)
-    with pytest.raises(CannotStart, match=r"needs asyncpg: pip install 'afterward\[postgres\]'"):
+    with pytest.raises(CannotStart, match=r"needs asyncpg: run pip install '\.\[postgres\]' in"):
         ask("postgresql://localhost/queue")

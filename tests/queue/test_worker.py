@@ -387,7 +387,7 @@ async def test_an_idle_worker_begins_at_once(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not look in from time to time: the commit wakes it."""
-    monkeypatch.setattr(worker_module, "POLL_SECONDS", 60.0)
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 600.0)
 
     async def greet(context: Context[None]) -> None:
         pass
@@ -396,10 +396,8 @@ async def test_an_idle_worker_begins_at_once(
     diary = Diary(queue)
     async with working(queue):
         await asyncio.sleep(0.05)
-        began = time.monotonic()
         await promise(queue, greet)
-        await diary.until(What.SUCCEEDED)
-        assert time.monotonic() - began < 0.5
+        await diary.until(What.SUCCEEDED)  # long before the next poll
 
 
 async def test_a_retry_needs_nobody_to_wake_the_worker(engine: Engine) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from app.queue.queue import Queue
 from app.queue.retry import MAX_CRASHES, RetryPolicy
 from app.queue.task import Status, Task
 from app.queue.worker import Worker
+from tests.support.service import PATIENCE, until
 
 
 async def leave_a_mark(context: Context[Path], *, seconds: float = 0.0) -> None:
@@ -91,14 +93,29 @@ async def _work(engine: Engine, marks: Path) -> None:
 
 
 async def _work_carelessly(engine: Engine, marks: Path) -> None:
-    """Look what waits, do it, and only then strike it off, as everybody else does meanwhile."""
-    while tasks := await engine.list_tasks(
-        client="", status=Status.QUEUED, kind=None, after=None, limit=10
-    ):
+    """List the waiting tasks, run them, and only then cancel them, as the other workers do too.
+
+    All TOGETHER workers have their first list before any of them goes on: else one of them could
+    be done with all tasks, on a busy machine, before another has started.
+    """
+    look = partial(
+        engine.list_tasks, client="", status=Status.QUEUED, kind=None, after=None, limit=10
+    )
+    tasks = await look()
+    (marks.parent / f"looked-{os.getpid()}").touch()
+    together = int(os.environ["TOGETHER"])
+    all_looked = partial(_are_there, marks.parent, "looked-*", together)
+    await asyncio.to_thread(until, all_looked, within=PATIENCE)
+    while tasks:
         for task in tasks:
             _mark(marks, task.id)
             with contextlib.suppress(TaskHasStarted):
                 await engine.cancel(task.id, time.time())
+        tasks = await look()
+
+
+def _are_there(directory: Path, pattern: str, number: int) -> bool:
+    return len(list(directory.glob(pattern))) >= number
 
 
 if __name__ == "__main__":

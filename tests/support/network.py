@@ -20,9 +20,10 @@ class Machine:
 
     def __init__(self, switch: str, number: int) -> None:
         self.address = f"{NETWORK}.{number + 1}"
-        self.within = ("ip", "netns", "exec", f"{switch}-{number}")
         self._switch = switch
         self._name = f"{switch}-{number}"
+        # Not `ip netns exec`: it also mounts, which fails where the root is no mount of its own.
+        self.within = ("nsenter", f"--net=/run/netns/{self._name}")
         self._plug = f"{switch}p{number}"
 
     def __enter__(self) -> Self:
@@ -34,7 +35,7 @@ class Machine:
             ("link", "set", "eth0", "up"),
             ("address", "add", f"{self.address}/24", "dev", "eth0"),
         ):
-            _ip("-netns", self._name, *command)
+            subprocess.run((*self.within, "ip", *command), check=True)
         _ip("link", "set", self._plug, "up")
         self.plug_in()
         return self

@@ -166,9 +166,9 @@ class Postgres:
         self.sql("SELECT pg_reload_conf()")
 
     def empty(self, url: str) -> None:
-        """Remove every row of the service, which takes less time than another database."""
+        """Remove every row of the service: faster than TRUNCATE, and than another database."""
         tables = ("tasks", "counts", "removed", "records", "answers")
-        self.sql("TRUNCATE " + ", ".join(f"afterward.{table}" for table in tables), url)
+        self.sql("; ".join(f"DELETE FROM afterward.{table}" for table in tables), url)
 
     def sql(self, statement: str, url: str | None = None) -> str:
         """Run a statement as an operator would, with psql; gives what it prints."""

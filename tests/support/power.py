@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import httpx2
 
-from tests.support.service import Service, until
+from tests.support.service import PATIENCE, Service, until
 from tests.support.tools import not_here, tool
 
 CLIENTS = 8
@@ -150,7 +150,7 @@ def cut_under_load(
     """
     accepted: dict[str, str] = {}
     with _load(service.url, post, accepted):
-        until(lambda: accepted, within=10)
+        until(lambda: accepted, within=PATIENCE)
         time.sleep(random.uniform(0, 0.3))
         before = accepted.copy()
         disk.cut()

@@ -22,7 +22,11 @@ _PROPERTY = "tried"
 
 
 def form(short: NumberT, long: NumberT) -> NumberT:
-    """How many, or for how long: `short` in `make test`, `long` in `make torture`."""
+    """How many, or how long: `short` in `make check`, `long` in `make torture`.
+
+    A requirement on time is the long form, which has a quiet machine. `make check` may meet a busy
+    one: there it allows so much more that only what is wrong takes longer.
+    """
     return long if LONG else short
 
 

@@ -1,0 +1,148 @@
+"""`scripts/install.sh`, with which make makes .venv: it repairs, and it says what is missing."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.service import ROOT
+
+LOCK = "requirements.txt"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with a lock that names no package."""
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    (tmp_path / LOCK).write_text("")
+    return tmp_path
+
+
+def install(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Install the checkout's lock, without a network."""
+    return subprocess.run(
+        ["scripts/install.sh", LOCK],
+        cwd=checkout,
+        env={"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def interpreter(directory: Path, script: str) -> str:
+    """Make a program that pretends to be Python; gives its path."""
+    path = directory / "python-of-the-test"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+# What is missing
+
+
+def refusal(checkout: Path, python: str) -> str:
+    """The one line that says why this interpreter will not do."""
+    refused = install(checkout, PYTHON=python)
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert not (checkout / ".venv").exists()
+    (line,) = refused.stderr.splitlines()
+    return line
+
+
+def test_a_python_that_is_not_there_is_named(checkout: Path) -> None:
+    line = refusal(checkout, "python-of-nowhere")
+
+    assert "Python 3.11 or newer is needed, and there is no python-of-nowhere here" in line
+    assert "make PYTHON=" in line
+
+
+def test_a_python_that_is_too_old_is_named_with_its_version(checkout: Path) -> None:
+    old = interpreter(checkout, '[ "$1" = -V ] && echo Python 3.9.6 && exit; exit 1')
+    line = refusal(checkout, old)
+
+    assert f"Python 3.11 or newer is needed, and {old} is Python 3.9.6" in line
+    assert "make PYTHON=" in line
+
+
+def test_where_debian_has_left_out_venv_the_line_names_its_package(checkout: Path) -> None:
+    # Debian's python3 lacks ensurepip until python3-venv is installed.
+    incomplete = interpreter(
+        checkout, f'case "$2" in *ensurepip*) exit 1;; *) exec {sys.executable} "$@";; esac'
+    )
+    version = "{}.{}".format(*sys.version_info)
+
+    assert f"apt install python{version}-venv" in refusal(checkout, incomplete)
+
+
+# What is done, and done again
+
+
+@pytest.mark.thorough
+def test_an_installation_that_was_interrupted_is_repaired_and_a_new_lock_is_installed(
+    checkout: Path,
+) -> None:
+    assert install(checkout).stdout.splitlines()[-1] == "Installed."
+    assert install(checkout).stdout == ""  # there is nothing to do
+
+    lock_a_package(checkout)
+    installed = install(checkout).stdout
+    assert "Making .venv" not in installed
+    assert "Successfully installed example-1.0" in installed
+    assert is_importable(checkout)
+
+    # As after a SIGKILL of pip: some files of a package are there, and others are not.
+    (checkout / ".venv" / "unfinished").write_text("4194305\n")  # more than any process's id
+    next((checkout / ".venv").rglob("example.py")).unlink()
+    assert "Making .venv" in install(checkout).stdout
+    assert is_importable(checkout)
+    assert install(checkout).stdout == ""
+
+    # As after an upgrade of the system that took the interpreter away.
+    (checkout / ".venv" / "bin" / "python").unlink()
+    assert "Making .venv" in install(checkout).stdout
+    assert is_importable(checkout)
+
+
+def test_two_installations_do_not_meet(checkout: Path) -> None:
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / "unfinished").write_text(f"{os.getpid()}\n")
+    refused = install(checkout)
+
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"Process {os.getpid()} is installing")
+    assert (checkout / ".venv" / "unfinished").exists()
+
+
+@pytest.mark.thorough
+def test_a_failed_installation_is_no_installation(checkout: Path) -> None:
+    (checkout / LOCK).write_text(f"example==1.0 --hash=sha256:{'0' * 64}\n")
+
+    for _ in range(2):
+        failed = install(checkout)
+        assert failed.returncode != 0
+        assert "example==1.0" in failed.stderr
+
+
+def lock_a_package(checkout: Path) -> None:
+    """Let the lock name a wheel that lies beside it."""
+    wheel = checkout / "example-1.0-py3-none-any.whl"
+    about = "example-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("example.py", "")
+        file.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: example\nVersion: 1.0\n")
+        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr(f"{about}/RECORD", f"example.py,,\n{about}/RECORD,,\n")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (checkout / LOCK).write_text(f"./{wheel.name} --hash=sha256:{digest}\n")
+
+
+def is_importable(checkout: Path) -> bool:
+    """Whether the locked package can be imported in .venv."""
+    command = [".venv/bin/python", "-c", "import example"]
+    return subprocess.run(command, cwd=checkout, check=False).returncode == 0

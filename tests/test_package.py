@@ -1,0 +1,86 @@
+"""`pip install .` installs an app that works: the wheel holds every file of `app/`."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.service import ROOT
+
+STARTS = """
+import asyncio
+from app.main import create_app
+from app.queue.engine import open_engine
+from app.settings import Settings
+
+create_app(Settings(_env_file=None)).openapi()
+
+async def start():
+    engine = open_engine("sqlite:///queue.db")
+    await engine.start()
+    await engine.stop()
+
+asyncio.run(start())
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that pip builds of this project, without a network and outside of the tree."""
+    directory = tmp_path_factory.mktemp("wheel")
+    source = directory / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "app", source / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-build-isolation",
+        "--no-deps",
+        "--no-index",
+    ]
+    build += ["--no-build-isolation", "--wheel-dir", str(directory), str(source)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_holds_every_file_of_the_app(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as file:
+        packed = {name for name in file.namelist() if ".dist-info/" not in name}
+    tree = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "app").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+    assert {"app/queue/schema.sql", "app/templates/pages/home.html"} <= tree
+    assert packed == tree
+
+
+def test_what_is_installed_starts_in_any_directory(wheel: Path, tmp_path: Path) -> None:
+    installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(installed)
+
+    def run(*arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=elsewhere,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(installed)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    assert str(installed) in run("-c", "import app; print(app.__file__)")
+    assert "worker" in run("-m", "app", "--help")
+    run("-c", STARTS)
