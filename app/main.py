@@ -190,6 +190,7 @@ def _mailer(settings: Settings) -> Mailer:
         timeout=settings.smtp_timeout,
         data_timeout=settings.smtp_data_timeout,
         connections=settings.smtp_connections,
+        local_hostname=settings.smtp_local_hostname,
     )
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 import idna
-from email_validator import EmailNotValidError, validate_email
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -20,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from app.mail.message import address
 
 SECRETS = Path("/run/secrets")  # where containers get settings as files, named in lower case
 S3_COPIES_AT_MOST = 5 << 30  # bytes, in the one request that publishes an upload
@@ -59,11 +60,45 @@ def _upload_url(url: str) -> str:
     return url
 
 
-def _address(address: str) -> str:
+# A name as getaddrinfo takes it, after IDNA. Container networks have names with underscores.
+_HOST = re.compile(
+    r"([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.?", re.IGNORECASE
+)
+_EHLO_NAME = re.compile(
+    r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE
+)
+_NAME_LENGTH = 253  # RFC 1035, 2.3.4
+
+
+def _smtp_host(host: str) -> str:
+    if not _is_address(host):
+        try:
+            name = host.encode("idna").decode("ascii")
+        except UnicodeError:  # an empty label, or one that is too long
+            name = ""
+        if len(name) > _NAME_LENGTH or not _HOST.fullmatch(name):
+            raise ValueError(
+                "must be the name or the address of a host, without brackets and without a port"
+            )
+    return host
+
+
+def _ehlo_name(name: str) -> str:
+    """A host name, or an address literal (RFC 5321, 4.1.3)."""
+    literal = re.fullmatch(r"\[(?:IPv6:)?(.*)\]", name, re.ASCII)
+    if literal and _is_address(literal[1]) and (":" in literal[1]) == ("IPv6:" in name):
+        return name
+    if len(name) > _NAME_LENGTH or not _EHLO_NAME.fullmatch(name):
+        raise ValueError("must be a host name, or an address in brackets such as [192.0.2.1]")
+    return name
+
+
+def _is_address(text: str) -> bool:
     try:
-        return validate_email(address, check_deliverability=False).ascii_email or ""
-    except EmailNotValidError:
-        raise ValueError("must be an e-mail address") from None
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _patterns(text: object) -> object:
@@ -112,7 +147,7 @@ class Settings(BaseSettings):
     upload_url: Annotated[str, AfterValidator(_upload_url)] = "file:var/uploads"
     log_file: Path = Path("var/log.txt")
 
-    smtp_host: str = "127.0.0.1"
+    smtp_host: Annotated[str, AfterValidator(_smtp_host)] = "127.0.0.1"
     smtp_port: int = Field(1025, ge=1, le=65535)
     smtp_username: str | None = None
     smtp_password: SecretStr | None = None
@@ -120,7 +155,8 @@ class Settings(BaseSettings):
     smtp_timeout: Seconds = 30
     smtp_data_timeout: Seconds = 600
     smtp_connections: int = Field(10, ge=1, le=1000)
-    mail_from: Annotated[str, AfterValidator(_address)] = "notifications@example.com"
+    smtp_local_hostname: Annotated[str, AfterValidator(_ehlo_name)] | None = None
+    mail_from: Annotated[str, AfterValidator(address)] = "notifications@example.com"
 
     environment: Environment = "development"
     api_keys: SecretStr | None = None

@@ -13,8 +13,8 @@ from tests.support.service import ROOT
 
 # The floors, lowest first. Those on one floor do not know each other.
 FLOORS = [
-    {"queue", "mail", "files", "settings", "signals"},
-    {"tasks", "observe"},
+    {"queue", "mail", "files", "signals"},
+    {"tasks", "observe", "settings"},
     {"api"},
     {"main", "server"},
     {"__main__"},

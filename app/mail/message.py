@@ -10,13 +10,17 @@ from email.utils import format_datetime
 from functools import lru_cache
 from typing import cast
 
-from email_validator import EmailNotValidError, validate_email
+from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
 from email_validator.rfc_constants import (
     CASE_INSENSITIVE_MAILBOX_NAMES,
     DOT_ATOM_TEXT,
     EMAIL_MAX_LENGTH,
     LOCAL_PART_MAX_LENGTH,
 )
+
+# Mail inside a company goes to names such as corp.local and site.test (RFC 6761, RFC 6762). Whether
+# a domain takes mail is for the SMTP server to say. email-validator's documentation gives this way.
+SPECIAL_USE_DOMAIN_NAMES.clear()
 
 LINE_LENGTH = 78  # RFC 5322, 2.1.1: what a line should keep to; 998 is what it must
 
@@ -42,6 +46,7 @@ def compose(
     message["Subject"] = subject
     message["Message-ID"] = message_id
     message["Date"] = format_datetime(date)
+    message["Auto-Submitted"] = "auto-generated"  # else out-of-office programs answer (RFC 3834, 5)
     text = body_text(text)
     if html is None:
         message.set_content(text)

@@ -1,7 +1,7 @@
 """Hand mails to the SMTP server over a few warm connections, never more than so many at once."""
 
 import asyncio
-import re
+import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -10,15 +10,25 @@ from typing import Literal
 
 from aiosmtplib import SMTPException, SMTPResponse, SMTPResponseException, SMTPServerDisconnected
 
-from app.mail.connection import Connection, NotTaken
+from app.mail.connection import Connection, NotTaken, is_qualified
 from app.mail.message import address
-from app.mail.replies import classify, one_line
+from app.mail.replies import (
+    MailDeferred,
+    MailError,
+    MailRefused,
+    ServerUnavailable,
+    classify,
+    describe,
+    one_line,
+)
 
 Security = Literal["none", "starttls", "tls"]
 
 IDLE_SECONDS = 30.0  # well below the 300 after which servers hang up (RFC 5321, 4.5.3.2.7)
 CHECK_SECONDS = 2.0
 CHECK_CACHE_SECONDS = 1.0
+
+_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 
 
 class Mailer:
@@ -27,10 +37,11 @@ class Mailer:
     `timeout` is in seconds, for each step (connecting, TLS, each command's answer); `data_timeout`
     for the answer to the final dot, where haste makes duplicates (RFC 5321, 4.5.3.2.6; RFC 1047).
     `starttls` insists on STARTTLS. Certificates are checked against the system's authorities
-    (`SSL_CERT_FILE` names others).
+    (`SSL_CERT_FILE` names others). `local_hostname` is the name for EHLO: this machine's if None,
+    or its address where that name is not fully qualified.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- settings, each of which is named where it is given
         self,
         *,
         host: str,
@@ -41,14 +52,14 @@ class Mailer:
         timeout: float = 30,
         data_timeout: float = 600,
         connections: int = 10,
+        local_hostname: str | None = None,
     ) -> None:
         self._host = host
         self._port = port
-        self._username = username
-        self._password = password
+        self._login = None if username is None else (username, password or "")
         self._security = security
         self._tls = None if security == "none" else ssl.create_default_context()
-        self._local_hostname = _local_hostname()
+        self._local_hostname = local_hostname or _name_of_this_machine()
         self._timeout = timeout
         self._data_timeout = data_timeout
 
@@ -63,16 +74,20 @@ class Mailer:
     async def send(self, message: EmailMessage, *, sender: str, recipient: str) -> str:
         """Send one mail to one recipient; return the server's last reply, such as `250 2.0.0 Ok`.
 
-        Waits for a free connection. Raises MailDeferred or MailRefused; the server may have taken
-        the mail even so, if its answer to the final dot was lost.
+        Waits for a free connection. Raises MailRefused, MailDeferred, or ServerUnavailable where
+        any mail would have been deferred. The server may have taken the mail even so, if its answer
+        to the final dot was lost.
         """
         try:
             content = _on_the_wire(message.as_bytes())
             # Before anything is said: what `address` gives is fit for a command line.
             sender, recipient = address(sender), address(recipient)
+        except ValueError as error:  # waiting will not make it fit
+            raise MailRefused("The mail cannot be put on the wire") from error
+        try:
             async with self._slots:
                 reply = await self._exchange(lambda server: server.send(content, sender, recipient))
-        except Exception as error:
+        except (OSError, SMTPException) as error:
             raise classify(error) from error
         return one_line(str(reply))
 
@@ -115,25 +130,41 @@ class Mailer:
     async def _connect(self) -> Connection:
         connection = Connection(
             self._open,
-            hostname=self._host,
+            host=self._host,
             port=self._port,
-            username=self._username,
-            password=self._password,
-            use_tls=self._security == "tls",
-            start_tls=self._security == "starttls",
-            tls_context=self._tls,
+            login=self._login,
+            tls=self._tls,
+            starttls=self._security == "starttls",
             local_hostname=self._local_hostname,
             timeout=self._timeout,
             data_timeout=self._data_timeout,
         )
         try:
             await connection.open()
-        except BaseException:
-            connection.close()
-            self._reachable = False
-            raise
-        self._reachable = True
+        # UnicodeError, a ValueError, is how a name that cannot be looked up shows.
+        except (OSError, SMTPException, ValueError) as error:
+            raise self._not_connected(error) from error
+        finally:
+            self._reachable = connection.is_ready
+            if not connection.is_ready:
+                connection.close()
         return connection
+
+    def _not_connected(self, error: Exception) -> MailDeferred:
+        """Tell an outage, which is the same for every mail, from one connection too many.
+
+        A server that answers, and serves other connections of ours, has reached its limit; so has
+        this process without free file descriptors. Mail goes on over the connections there are.
+        """
+        detail, code = describe(error)
+        if not isinstance(error, SMTPException | TimeoutError):
+            detail = f"No connection to the SMTP server {self._host}:{self._port}: {detail}"
+        is_limit = isinstance(error, SMTPResponseException) or (
+            isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS
+        )
+        if is_limit and any(other.is_ready for other in self._open):
+            return MailDeferred(detail, code)
+        return ServerUnavailable(detail, code)
 
     def _keep(self, connection: Connection) -> None:
         if connection.is_connected:
@@ -168,7 +199,7 @@ class Mailer:
         try:
             async with self._slots, asyncio.timeout(CHECK_SECONDS):
                 await self._exchange(lambda server: server.noop())
-        except (OSError, SMTPException):
+        except (OSError, SMTPException, MailError):
             return False
         return True
 
@@ -187,9 +218,10 @@ class Mailer:
         await asyncio.gather(*leaving)
 
 
-def _local_hostname() -> str:
+def _name_of_this_machine() -> str | None:
     # Not socket.getfqdn, aiosmtplib's default: it asks the DNS, and may wait long for an answer.
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", socket.gethostname()).strip("-.") or "localhost"
+    name = socket.gethostname()
+    return name if is_qualified(name) else None
 
 
 def _on_the_wire(content: bytes) -> bytes:

@@ -21,6 +21,7 @@ DEFAULTS = {
     "SMTP_TIMEOUT": 30,
     "SMTP_DATA_TIMEOUT": 600,
     "SMTP_CONNECTIONS": 10,
+    "SMTP_LOCAL_HOSTNAME": None,
     "MAIL_FROM": "notifications@example.com",
     "ENVIRONMENT": "development",
     "API_KEYS": None,
@@ -157,6 +158,41 @@ def test_a_client_s_time_may_be_a_fraction(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_whether_only_this_machine_reaches_it(host: str, *, on_loopback: bool) -> None:
     assert Settings(host=host).on_loopback is on_loopback
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "smtp.example.com",
+        "smtp.example.com.",
+        "smtp",
+        "my_mail",
+        "bücher.example",
+        "192.0.2.1",
+        "::1",
+        "fe80::1%eth0",
+    ],
+)
+def test_the_smtp_server_may_be_at(host: str) -> None:
+    assert Settings(smtp_host=host).smtp_host == host
+
+
+@pytest.mark.parametrize("name", ["web1", "web1.example.com", "[192.0.2.1]", "[IPv6:2001:db8::1]"])
+def test_the_name_for_ehlo_may_be(name: str) -> None:
+    assert Settings(smtp_local_hostname=name).smtp_local_hostname == name
+
+
+@pytest.mark.parametrize(
+    ("text", "sender"),
+    [
+        ("Ada@Example.COM", "Ada@example.com"),
+        ("notifications@bücher.example", "notifications@xn--bcher-kva.example"),
+        ("ada@corp.local", "ada@corp.local"),
+        ("ada@site.test", "ada@site.test"),
+    ],
+)
+def test_the_sender_is_an_address_as_recipients_are(text: str, sender: str) -> None:
+    assert Settings(mail_from=text).mail_from == sender
 
 
 def test_it_is_open_until_there_are_keys() -> None:

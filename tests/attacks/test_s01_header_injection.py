@@ -60,7 +60,10 @@ DANGEROUS = {
 }
 PLACES = (MARK + "{}", "{}" + EVE, MARK + "{}" + EVE)
 
-HEADERS = ["From", "To", "Subject", "Message-ID", "Date", "MIME-Version", "Content-Type"]
+HEADERS = [
+    *("From", "To", "Subject", "Message-ID", "Date", "Auto-Submitted"),
+    *("MIME-Version", "Content-Type"),
+]
 OF_A_PART = {"Content-Type", "Content-Transfer-Encoding"}
 OF_A_DOWNLOAD = {
     "accept-ranges",

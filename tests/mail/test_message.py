@@ -73,6 +73,7 @@ def test_the_headers_are_a_fixed_set() -> None:
         "Subject",
         "Message-ID",
         "Date",
+        "Auto-Submitted",
         "MIME-Version",
         "Content-Type",
     ]
@@ -237,6 +238,22 @@ def test_an_address_is_one_plain_mailbox(refused: str) -> None:
         "must be one email address, such as ada@example.com",
         "must not hold an encoded-word (=?…?=)",
     }
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [
+        "corp.local",
+        "site.test",
+        "mail.internal",
+        "host.localhost",
+        "x.invalid",
+        "x.onion",
+        "a.arpa",
+    ],
+)
+def test_mail_inside_a_company_goes_to_names_that_the_internet_does_not_know(domain: str) -> None:
+    assert address(f"ada@{domain}") == f"ada@{domain}"
 
 
 # What decides between an address and none, and what becomes another.

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from email.message import EmailMessage
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.mail import connection, smtp
-from app.mail.replies import MailDeferred, MailRefused
+from app.mail.replies import MailDeferred, MailRefused, ServerUnavailable
 from tests.support.mails import RECIPIENT, SENDER, STAGES, MakeMailer, a_mail, failure, send
 from tests.support.smtp_server import DEAF, DROP, HANG, SmtpServer
 
@@ -48,6 +50,152 @@ async def test_a_recipient_that_is_no_address_is_refused(
     assert not any(line.startswith("RCPT") for line in server.commands)
 
 
+async def test_a_bug_of_ours_is_not_taken_for_the_servers_word(
+    server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its type, so that the worker logs where it happened."""
+    mailer = mailer_to(server)
+    await send(mailer)
+
+    async def fail(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(connection.Connection, "send", fail)
+    with pytest.raises(KeyError):
+        await send(mailer)
+    assert mailer.open_connections == 0
+
+
+# -- the opening
+
+
+@pytest.mark.parametrize("stage", ["connect", "ehlo", "auth"])
+@pytest.mark.parametrize("answer", ["421 4.3.2 Down", "550 5.7.1 Blocked", "554 5.3.2 No mail"])
+async def test_a_refusal_before_the_first_mail_is_an_outage(
+    server: SmtpServer, mailer_to: MakeMailer, stage: str, answer: str
+) -> None:
+    """No other mail would get further, and waiting helps; the code is kept."""
+    server.always[stage] = answer
+    mailer = mailer_to(server, **LOGIN)
+    error = await failure(send(mailer))
+    assert isinstance(error, ServerUnavailable)
+    assert error.smtp_code == int(answer[:3])
+    assert not await mailer.check()
+    assert mailer.open_connections == 0
+
+
+async def test_a_server_that_is_down_is_an_outage_and_says_where_it_was_sought(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    await server.stop()
+    error = await failure(send(mailer_to(server)))
+    assert isinstance(error, ServerUnavailable)
+    assert error.detail.startswith(f"No connection to the SMTP server 127.0.0.1:{server.port}: ")
+    await server.start()
+
+
+@pytest.mark.parametrize(
+    "limit", [OSError(errno.EMFILE, "Too many open files"), "421 4.7.0 Too many connections"]
+)
+async def test_one_connection_too_many_is_no_outage(
+    server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch, limit: OSError | str
+) -> None:
+    """The others go on: mail that finds no connection waits for itself alone."""
+    mailer = mailer_to(server)
+    server.delay["dot"] = 0.2
+    first = asyncio.create_task(send(mailer))
+    while not server.received:  # noqa: ASYNC110 -- a test may poll
+        await asyncio.sleep(0.005)
+    if isinstance(limit, str):
+        server.always["connect"] = limit
+    else:
+
+        async def dial(*_: object) -> None:
+            raise limit
+
+        monkeypatch.setattr(connection, "dial", dial)
+    error = await failure(send(mailer))
+    await first
+    assert isinstance(error, MailDeferred)
+    assert not isinstance(error, ServerUnavailable)
+    await mailer.close()
+    assert isinstance(await failure(send(mailer)), ServerUnavailable)
+
+
+async def test_a_server_that_knows_no_ehlo_is_told_helo(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    server.always |= {"ehlo": "502 5.5.1 What?", "helo": "250 test"}
+    await send(mailer_to(server))
+    assert [line.split()[0] for line in server.commands[:3]] == ["EHLO", "HELO", "MAIL"]
+
+
+ODD_SUCCESS = {
+    "connect": "299 Welcome",
+    "ehlo": "251-test\r\n251-PIPELINING\r\n251 AUTH PLAIN",
+    "auth": "299 Welcome",
+    "mail": "259 Fine",
+    "rcpt": "252 Cannot verify, but will take it",
+    "data": "399 Go ahead",
+    "dot": "252 2.0.0 Queued, delivery will be attempted",
+    "rset": "299 Fine",
+    "noop": "299 Fine",
+    "quit": "299 Bye",
+}
+
+
+@pytest.mark.parametrize("stage", ODD_SUCCESS)
+async def test_an_unlisted_code_is_understood_by_its_first_digit(
+    server: SmtpServer, mailer_to: MakeMailer, stage: str
+) -> None:
+    """RFC 5321, 4.2; and no second copy is sent."""
+    server.always[stage] = ODD_SUCCESS[stage]
+    server.once["rcpt"].extend(["550 5.0.0 Never"] if stage == "rset" else [])
+    mailer = mailer_to(server, **LOGIN)
+    assert await mailer.check()
+    if stage == "rset":
+        await failure(send(mailer))
+    await send(mailer)
+    assert (len(server.received), server.open_total) == (1, 1)
+    await mailer.close()
+
+
+@pytest.mark.parametrize(
+    ("name_of_the_machine", "setting", "said"),
+    [
+        ("mail.example.com", None, "mail.example.com"),
+        ("mail.example.com", "web1.example.org", "web1.example.org"),
+        ("web1", "web1", "web1"),
+        ("web1", None, "[127.0.0.1]"),
+        ("web_1.example.com", None, "[127.0.0.1]"),
+        ("", None, "[127.0.0.1]"),
+    ],
+)
+async def test_the_name_in_ehlo_is_one_that_servers_accept(
+    server: SmtpServer,
+    mailer_to: MakeMailer,
+    monkeypatch: pytest.MonkeyPatch,
+    name_of_the_machine: str,
+    setting: str | None,
+    said: str,
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: name_of_the_machine)
+    await send(mailer_to(server, local_hostname=setting))
+    assert server.commands[0] == f"EHLO {said}"
+
+
+@pytest.mark.parametrize(
+    ("address", "literal"),
+    [
+        ("192.0.2.1", "[192.0.2.1]"),
+        ("2001:db8::1", "[IPv6:2001:db8::1]"),
+        ("fe80::1%eth0", "[IPv6:fe80::1]"),
+    ],
+)
+def test_an_address_is_written_in_brackets(address: str, literal: str) -> None:
+    assert connection.address_literal(address) == literal
+
+
 # -- credentials
 
 
@@ -82,6 +230,34 @@ async def test_starttls_comes_before_the_login(
     assert verbs == ["EHLO", "STARTTLS", "EHLO", "AUTH", "MAIL", "RCPT", "DATA"]
     assert AUTH in starttls_server.commands
     assert starttls_server.received
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_any_success_begins_tls(starttls_server: SmtpServer, mailer_to: MakeMailer) -> None:
+    starttls_server.always["starttls"] = "221 Begin"
+    await send(mailer_to(starttls_server, security="starttls", timeout=5))
+    assert starttls_server.received
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_what_was_injected_before_tls_ends_the_connection(
+    starttls_server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    """It could be taken for the server's word under TLS (RFC 3207, 6)."""
+    starttls_server.always["starttls"] = "220 Ready\r\n250-test\r\n250 AUTH PLAIN"
+    mailer = mailer_to(starttls_server, security="starttls", timeout=5, **LOGIN)
+    assert isinstance(await failure(send(mailer)), ServerUnavailable)
+    assert AUTH not in starttls_server.commands
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_a_refused_starttls_is_an_outage(
+    starttls_server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    starttls_server.always["starttls"] = "502 5.5.1 No"
+    error = await failure(send(mailer_to(starttls_server, security="starttls", timeout=5)))
+    assert isinstance(error, ServerUnavailable)
+    assert (error.detail, error.smtp_code) == ("502 5.5.1 No", 502)
 
 
 @pytest.mark.usefixtures("trusted")
