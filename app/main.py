@@ -31,7 +31,7 @@ from app.files.store import CannotOpenStore, Store, open_store
 from app.mail.catcher import Catcher
 from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
-from app.observe.logs import configure_logging, log_event
+from app.observe.logs import TaskLog, configure_logging
 from app.observe.metrics import Metrics
 from app.queue.engine import open_engine
 from app.queue.errors import CannotStart
@@ -40,7 +40,7 @@ from app.queue.retry import RetryPolicy
 from app.queue.worker import Worker
 from app.settings import BadSettings, Settings, load_settings
 from app.signals import Stop
-from app.tasks import CATALOGUE
+from app.tasks import catalogue
 from app.tasks.clean_up import clean_up_regularly
 from app.tasks.tools import Tools
 
@@ -118,10 +118,10 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         policy = RetryPolicy(
             settings.retry_attempts, settings.retry_base_seconds, settings.retry_max_seconds
         )
-        queue = Queue(engine, CATALOGUE, policy, max_backlog=settings.max_backlog)
+        queue = Queue(engine, catalogue(settings), policy, max_backlog=settings.max_backlog)
         metrics = Metrics(smtp_connections=lambda: mailer.open_connections)
         feed = Feed()
-        for listener in (log_event, metrics.listen, feed.listen, engine.tell):
+        for listener in (TaskLog().listen, metrics.listen, feed.listen, engine.tell):
             queue.events.listen(listener)
 
         recipients = Recipients(settings.allowed_recipients)

@@ -176,7 +176,8 @@ class Settings(BaseSettings):
     worker_concurrency: int = Field(10, ge=0, le=1000)
     retry_attempts: int = Field(8, ge=1)
     retry_base_seconds: Seconds = 1
-    retry_max_seconds: Seconds = 3600
+    retry_max_seconds: Seconds = 900
+    mail_retry_seconds: Seconds = 4 * 24 * 3600
     shutdown_grace_seconds: Seconds = 8
     retention_days: Seconds = 7
 

@@ -29,7 +29,8 @@ from app.queue.engine import open_engine
 from app.queue.queue import Queue
 from app.queue.retry import RetryPolicy
 from app.queue.task import new_id
-from app.tasks import CATALOGUE
+from app.settings import Settings
+from app.tasks import catalogue
 from app.tasks.mail import send_email
 from benchmarks.harness import Result, Target, compared, in_turn
 from benchmarks.load import FOR_MAIL, ROOT, server
@@ -78,7 +79,7 @@ def waiting(directory: Path, mails: int) -> Path:
     async def fill() -> None:
         engine = open_engine(f"sqlite:///{path}")
         await engine.start()
-        queue = Queue(engine, CATALOGUE, RetryPolicy())
+        queue = Queue(engine, catalogue(Settings(_env_file=None)), RetryPolicy())
         for first in range(0, mails, BATCH):
             tasks = queue.collect()
             for number in range(first, min(first + BATCH, mails)):

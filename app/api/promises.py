@@ -29,7 +29,7 @@ class Promises(DurableTasks[Tools]):
         self._queue = state["queue"]
         super().__init__(
             self._queue.catalogue,
-            max_attempts=self._queue.policy.attempts,
+            policy_of=self._queue.policy_of,
             now=self._queue.now,
             request_id=state["request_id"],
             client=state["client"],
@@ -75,7 +75,7 @@ class Promises(DurableTasks[Tools]):
         writes = self.collected(answer)
         try:
             if self._retried is not None:
-                await self._queue.retry(self._retried.id, writes)
+                await self._queue.retry(self._retried, writes)
             else:
                 await self._queue.commit(writes)
         except KeyTaken as taken:

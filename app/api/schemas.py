@@ -106,7 +106,8 @@ class TaskView(TaskSummary):
     """All that is known of a task."""
 
     attempts: int
-    max_attempts: int | None
+    max_attempts: Annotated[int | None, Field(description="Null where time is the bound.")]
+    gives_up_at: Annotated[datetime | None, Field(description="Null where attempts are the bound.")]
     updated_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -124,6 +125,7 @@ class TaskView(TaskSummary):
             status=task.status,
             attempts=task.attempts,
             max_attempts=task.max_attempts,
+            gives_up_at=_time_or_none(task.gives_up_at),
             created_at=_time(task.created_at),
             updated_at=_time(task.updated_at),
             started_at=_time_or_none(task.started_at),

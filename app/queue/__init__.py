@@ -3,12 +3,14 @@
     queue       the queue as the rest of the app sees it: collect, commit, cancel, retry
     durable     durable_tasks.add_task(fn, *args, **kwargs), and the catalogue of such functions
     worker      claims, runs, retries, holds leases, stops gracefully
+    attempt     runs one attempt, and describes its error
+    pauses      lets tasks wait for a service that is away; breaker decides for one kind of task
     task        the record and its states        retry   when to try again
     events      what happened, for listeners     errors  what can be wrong
     room        how much the backlog may still take
     engine      what is asked of a database
     sqlite      the embedded one; sqlite_file opens it, group_commit shares its transactions
-    postgres    the one for many processes; batcher shares its transactions, postgres_rows writes
+    postgres    the one for many processes; batcher shares its transactions, postgres_statements writes
                 them, postgres_entries is PGQueuer's part, postgres_events tells other processes,
                 postgres_listener hears them, postgres_schema makes the tables; outages remembers
 

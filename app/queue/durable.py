@@ -5,10 +5,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
+from app.queue.retry import RetryPolicy
 from app.queue.task import Answer, Record, Task, Writes, new_id, to_json
 
 P = ParamSpec("P")
 ToolsT = TypeVar("ToolsT")
+
+Function = Callable[..., Coroutine[Any, Any, Any]]
 
 
 class DurableTasks(Generic[ToolsT]):
@@ -21,13 +24,13 @@ class DurableTasks(Generic[ToolsT]):
         self,
         catalogue: "Catalogue[ToolsT]",
         *,
-        max_attempts: int,
+        policy_of: Callable[[str], RetryPolicy],
         now: Callable[[], float],
         request_id: str | None = None,
         client: str = "",
     ) -> None:
         self._catalogue = catalogue
-        self._max_attempts = max_attempts
+        self._policy_of = policy_of
         self._now = now
         self._request_id = request_id
         self._client = client
@@ -51,13 +54,15 @@ class DurableTasks(Generic[ToolsT]):
         # Calls it, so that wrong arguments are found now; nothing of it runs until it is awaited.
         function(cast("Context[ToolsT]", None), *args, **kwargs).close()
         now = self._now()
+        bounds = self._policy_of(kind).bounds(now)
         task = Task(
             id=new_id(now),
             kind=kind,
             arguments=to_json({"args": args, "kwargs": kwargs}),
             request_id=self._request_id,
             client=self._client,
-            max_attempts=self._max_attempts,
+            max_attempts=bounds.max_attempts,
+            gives_up_at=bounds.gives_up_at,
             created_at=now,
             updated_at=now,
             due_at=now,
@@ -92,31 +97,48 @@ class Context(Generic[ToolsT]):
     """Tell how far the task is, from 0 to 1."""
 
 
-class Catalogue(Generic[ToolsT]):
-    """The durable task functions, by name. The name is what is stored: keep it."""
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A durable task function, and how it is retried where that is not the queue's own policy."""
 
-    def __init__(self, *functions: Callable[..., Coroutine[Any, Any, Any]]) -> None:
-        self._functions: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {}
-        for function in functions:
-            name = function.__name__
-            if not asyncio.iscoroutinefunction(function):
+    function: Function
+    retry: RetryPolicy | None = None
+
+
+class Catalogue(Generic[ToolsT]):
+    """The kinds of durable tasks, by the names of their functions.
+
+    The name is stored with each task, so keep it. A function alone is a kind without a policy.
+    """
+
+    def __init__(self, *kinds: Function | Kind) -> None:
+        self._kinds: dict[str, Kind] = {}
+        for given in kinds:
+            kind = given if isinstance(given, Kind) else Kind(given)
+            name = kind.function.__name__
+            if not asyncio.iscoroutinefunction(kind.function):
                 raise TypeError(
                     f"{name} must be `async def`; what blocks goes into asyncio.to_thread inside it"
                 )
-            if self._functions.setdefault(name, function) is not function:
+            if self._kinds.setdefault(name, kind).function is not kind.function:
                 raise TypeError(f"two tasks are named {name}")
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
-        return iter(self._functions)
+        return iter(self._kinds)
 
-    def kind_of(self, function: Callable[..., Coroutine[Any, Any, Any]]) -> str:
+    def kind_of(self, function: Function) -> str:
         """The name under which a function is stored; TypeError if it is not in the catalogue."""
-        kind = function.__name__
-        if self._functions.get(kind) is not function:
-            raise TypeError(f"{kind} is not in the catalogue of tasks: name it there")
-        return kind
+        name = function.__name__
+        if name not in self._kinds or self._kinds[name].function is not function:
+            raise TypeError(f"{name} is not in the catalogue of tasks: name it there")
+        return name
 
-    def function(self, kind: str) -> Callable[..., Coroutine[Any, Any, Any]] | None:
-        """The function of this name, if there is one."""
-        return self._functions.get(kind)
+    def function(self, name: str) -> Function:
+        """The function of this name. Raises KeyError if there is none."""
+        return self._kinds[name].function
+
+    def policy(self, name: str) -> RetryPolicy | None:
+        """The retry policy of this kind; None if it has none of its own, or is not known here."""
+        kind = self._kinds.get(name)
+        return kind.retry if kind else None

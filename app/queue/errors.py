@@ -67,8 +67,16 @@ class TaskError(Exception):
 
 
 class TemporaryError(TaskError):
-    """Trying again may help: the task is retried, as after any other exception."""
+    """The outside world says later: the task is tried again, for as long as its policy allows."""
+
+
+class ServiceUnavailable(TemporaryError):
+    """The service that every task of this kind needs is away: they all wait for its return."""
 
 
 class PermanentError(TaskError):
     """Trying again cannot help: the task fails at once."""
+
+
+class UnusableResult(PermanentError):
+    """The work was done, but its result is not JSON. It is not done again."""

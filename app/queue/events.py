@@ -4,7 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+import structlog
+
 from app.queue.task import Task
+
+log = structlog.get_logger(__name__)
 
 
 class What(StrEnum):
@@ -38,7 +42,8 @@ Listener = Callable[[Event], None]
 class Events:
     """Hands each event to every listener, at once and in order.
 
-    Listeners are functions that neither wait nor raise: they run inside the queue.
+    Listeners are functions that do not wait, because they run inside the queue. An error of one is
+    logged, and changes nothing for the task or for the other listeners.
     """
 
     def __init__(self) -> None:
@@ -52,4 +57,7 @@ class Events:
         """Tell every listener."""
         event = Event(what, task, **details)  # type: ignore[arg-type]
         for listener in self._listeners:
-            listener(event)
+            try:
+                listener(event)
+            except Exception:
+                log.exception("a listener of task events fails", task_id=task.id, what=what)

@@ -37,11 +37,15 @@ class Queue(Generic[ToolsT]):
         """Begin to collect tasks for one commit."""
         return DurableTasks(
             self.catalogue,
-            max_attempts=self.policy.attempts,
+            policy_of=self.policy_of,
             now=self.now,
             request_id=request_id,
             client=client,
         )
+
+    def policy_of(self, kind: str) -> RetryPolicy:
+        """The retry policy of this kind of task: its own, or the queue's."""
+        return self.catalogue.policy(kind) or self.policy
 
     async def commit(self, writes: Writes) -> None:
         """Make what was collected a promise: it is on disk when this returns.
@@ -63,19 +67,21 @@ class Queue(Generic[ToolsT]):
         self.events.emit(What.CANCELLED, task)
         return task
 
-    async def retry(self, task_id: str, writes: Writes) -> Task:
-        """Queue a failed or cancelled task afresh; `writes` is written with it.
+    async def retry(self, task: Task, writes: Writes) -> Task:
+        """Queue a failed or cancelled task afresh, with all of its attempts or its time.
 
-        Raises BacklogFull, TaskNotFound, TaskNotGivenUp, KeyTaken.
+        `writes` is written with it. Raises BacklogFull, TaskNotFound, TaskNotGivenUp, KeyTaken.
         """
+        now = self.now()
+        bounds = self.policy_of(task.kind).bounds(now)
         await self._room.take(1)
         try:
             task = await self.engine.retry(
-                task_id,
-                self.now(),
+                task.id,
+                now,
                 writes,
-                max_attempts=self.policy.attempts,
-                gives_up_at=None,
+                max_attempts=bounds.max_attempts,
+                gives_up_at=bounds.gives_up_at,
             )
         finally:
             self._room.have_put(1)

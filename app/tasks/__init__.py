@@ -2,25 +2,30 @@
 
 Courtesies run after the response and are lost when the process dies; promises are on disk before
 it and run until they are kept. To add a promise, write an `async def` whose first parameter is a
-Context, and name it in CATALOGUE.
+Context, and name it in `catalogue`, with a retry policy if it needs one of its own.
 
     mail       send_email
     uploads    save_upload, make_thumbnail
     data       save_data
     courtesies write_log and the others that BackgroundTasks runs
-    clean_up   what is done now and then
-    tools      what durable tasks work with
+    clean_up   the regular removal of old tasks and left files
+    tools      the objects that durable tasks work with
 """
 
-from app.queue.durable import Catalogue
+from app.queue.durable import Catalogue, Kind
+from app.settings import Settings
+from app.tasks import mail
 from app.tasks.data import save_data
 from app.tasks.mail import send_email
 from app.tasks.tools import Tools
 from app.tasks.uploads import make_thumbnail, save_upload
 
-CATALOGUE: Catalogue[Tools] = Catalogue(
-    send_email,
-    save_upload,
-    make_thumbnail,
-    save_data,
-)
+
+def catalogue(settings: Settings) -> Catalogue[Tools]:
+    """Name every kind of durable task. Those without a policy of their own have the queue's."""
+    return Catalogue(
+        Kind(send_email, retry=mail.retry_policy(settings)),
+        save_upload,
+        make_thumbnail,
+        save_data,
+    )

@@ -1,13 +1,16 @@
-"""The promise to send a mail."""
+"""The promise to send a mail, which is kept for days if the server says later."""
 
 from datetime import UTC, datetime
+from email.message import EmailMessage
 
 import structlog
 
 from app.mail.message import compose, message_id
-from app.mail.replies import MailDeferred, MailRefused
+from app.mail.replies import MailDeferred, MailRefused, ServerUnavailable
 from app.mail.templates import render
-from app.queue.errors import PermanentError, TemporaryError
+from app.queue.errors import PermanentError, ServiceUnavailable, TemporaryError
+from app.queue.retry import RetryPolicy
+from app.settings import Settings
 from app.tasks.tools import Context
 
 log = structlog.get_logger(__name__)
@@ -15,26 +18,49 @@ log = structlog.get_logger(__name__)
 
 async def send_email(context: Context, *, to: str, subject: str, message: str) -> dict[str, str]:
     """Send one notification; the same Message-ID and the same bytes on every attempt."""
-    task, tools = context.task, context.tools
+    tools = context.tools
     if not tools.recipients.permit(to):  # it may have been queued before that was settled
         raise PermanentError("mail may not be sent to this address")
+    try:
+        mail = _compose(context, to, subject, message)
+    except ValueError as error:  # it may be older than the rules for addresses and texts
+        raise PermanentError(f"the mail cannot be built: {error}") from error
+    try:
+        reply = await tools.mailer.send(mail, sender=tools.mail_from, recipient=to)
+    except ServerUnavailable as error:
+        raise ServiceUnavailable(error.detail, smtp_code=error.smtp_code) from error
+    except MailDeferred as error:
+        raise TemporaryError(error.detail, smtp_code=error.smtp_code) from error
+    except MailRefused as error:
+        raise PermanentError(error.detail, smtp_code=error.smtp_code) from error
+    log.info("mail handed over", reply=reply)
+    return {"message_id": str(mail["Message-ID"]), "reply": reply}
+
+
+def retry_policy(settings: Settings) -> RetryPolicy:
+    """Try a mail for days; RFC 5321, 4.5.4.1, wants "at least 4-5 days".
+
+    The waits begin with seconds, and grow to a quarter of an hour. Without any time for retries
+    there is one attempt, also after a crash, and so at most one copy.
+    """
+    patience = settings.mail_retry_seconds
+    return RetryPolicy(
+        settings.retry_attempts if patience else 1,
+        settings.retry_base_seconds,
+        settings.retry_max_seconds,
+        give_up_after=patience or None,
+    )
+
+
+def _compose(context: Context, to: str, subject: str, message: str) -> EmailMessage:
+    task, sender = context.task, context.tools.mail_from
     body = render("notification", subject=subject, message=message)
-    mail = compose(
-        sender=tools.mail_from,
+    return compose(
+        sender=sender,
         recipient=to,
         subject=subject,
         text=body.text,
         html=body.html,
-        message_id=message_id(task.id, tools.mail_from),
+        message_id=message_id(task.id, sender),
         date=datetime.fromtimestamp(task.created_at, UTC),
     )
-    try:
-        reply = await tools.mailer.send(mail, sender=tools.mail_from, recipient=to)
-    except MailDeferred as error:
-        log.warning("mail deferred", smtp_code=error.smtp_code)
-        raise TemporaryError(error.detail, smtp_code=error.smtp_code) from error
-    except MailRefused as error:
-        log.warning("mail refused", smtp_code=error.smtp_code)
-        raise PermanentError(error.detail, smtp_code=error.smtp_code) from error
-    log.info("mail handed over", reply=reply)
-    return {"message_id": str(mail["Message-ID"]), "reply": reply}

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from tests.api.requests import problem_of
 from tests.support.service import PATIENCE, Json, Service, wait_for
+from tests.support.smtp_server import SmtpServer
 
 NOWHERE: Json = {"smtp_port": 1, "catcher": False}  # nobody listens there
 
@@ -98,8 +99,12 @@ def test_a_finished_task_cannot_be_cancelled(client: TestClient) -> None:
     assert client.get(f"/tasks/{task_id}").json()["status"] == "succeeded"
 
 
-def test_a_task_between_two_attempts_can_be_cancelled(tmp_path: Path) -> None:
-    with Service(tmp_path, retry_base_seconds=1000, **NOWHERE) as service:
+def test_a_task_between_two_attempts_can_be_cancelled(
+    tmp_path: Path, smtp_server: SmtpServer
+) -> None:
+    smtp_server.always["rcpt"] = "451 4.7.1 Greylisted"
+    port = smtp_server.port
+    with Service(tmp_path, catcher=False, smtp_port=port, retry_base_seconds=1000) as service:
         (task_id,) = queue_mails(service.client)
         service.wait_for(task_id, "retrying")
         assert service.post(f"/tasks/{task_id}/cancel").json()["status"] == "cancelled"
@@ -120,12 +125,14 @@ def test_a_cancelled_task_can_be_tried_again(idle_client: TestClient) -> None:
     assert (task["status"], task["attempts"], task["finished_at"]) == ("queued", 0, None)
 
 
-def test_a_failed_task_can_be_tried_again_with_all_its_attempts(tmp_path: Path) -> None:
-    with Service(tmp_path, retry_attempts=2, **NOWHERE) as service:
+def test_a_failed_task_can_be_tried_again_with_all_its_time(tmp_path: Path) -> None:
+    with Service(tmp_path, mail_retry_seconds=0.001, **NOWHERE) as service:
         (task_id,) = queue_mails(service.client)
-        assert service.wait_for(task_id, "failed")["attempts"] == 2
+        failed = service.wait_for(task_id, "failed")
         service.post(f"/tasks/{task_id}/retry").raise_for_status()
-        assert service.wait_for(task_id, "failed")["attempts"] == 2
+        again = service.wait_for(task_id, "failed")
+        assert failed["attempts"] == again["attempts"] == 1
+        assert again["gives_up_at"] > failed["gives_up_at"]
         assert service.log.count('"task failed"') == 2
 
 

@@ -160,7 +160,7 @@ def send_and_hear(target: Target, stage: str, reply: str) -> None:
 
 @each_form
 def test_nothing_that_is_sent_forges_a_line(tmp_path: Path, form: str, tried: Tried) -> None:
-    with attacked(tmp_path, log_format=form, retry_attempts=1) as target:
+    with attacked(tmp_path, log_format=form, mail_retry_seconds=0) as target:
         # In the short form each of the two takes every other text.
         texts = hostile(form) if LONG else hostile(form)[form == "json" :: 2]
         sent = [request for text in texts for request in requests(text)]

@@ -9,11 +9,26 @@ from typing import Any
 import pytest
 import structlog
 from fastapi.testclient import TestClient
+from structlog.testing import capture_logs
 
 from app.main import create_app
-from app.observe.logs import configure_logging
+from app.observe.logs import TaskLog, configure_logging
 from app.queue import worker
-from tests.support.service import Service, mails_in, settings_in, wait_for
+from app.queue.attempt import error_as_json
+from app.queue.errors import PermanentError, ServiceUnavailable, TemporaryError
+from app.queue.events import Event, What
+from app.queue.task import Status
+from tests.queue.support import a_task
+from tests.support.service import (
+    PATIENCE,
+    Service,
+    free_port,
+    mails_in,
+    settings_in,
+    until,
+    wait_for,
+)
+from tests.support.smtp_server import SmtpServer
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")
 
@@ -90,24 +105,126 @@ def test_a_task_that_another_task_queued_belongs_to_the_same_request(
     assert line["request_id"] == "7f3a"
 
 
-def test_an_attempt_that_fails_is_one_line_with_its_error_and_its_traceback(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_refused_mail_is_one_line_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], smtp_server: SmtpServer
 ) -> None:
-    settings = settings_in(tmp_path, catcher=False, smtp_port=1, retry_attempts=2)
+    smtp_server.always["rcpt"] = "550 5.1.1 No such user"
+    settings = settings_in(tmp_path, catcher=False, smtp_port=smtp_server.port)
     with TestClient(create_app(settings)) as client:
         queued = client.post("/send-notification/ada@example.com").json()
         wait_for(client, queued["id"], "failed")
-    lines = [line for line in lines_of(capsys) if line["event"].startswith("task ")]
-    assert [(line["event"], line["level"], line["attempt"]) for line in lines] == [
-        ("task retrying", "warning", 1),
-        ("task failed", "error", 2),
+    (line,) = (line for line in lines_of(capsys) if line.get("task_id") == queued["id"])
+    assert (line["event"], line["level"], line["attempt"]) == ("task failed", "error", 1)
+    assert line["error"] == {
+        "type": "PermanentError",
+        "detail": "550 5.1.1 No such user",
+        "smtp_code": 550,
+    }
+    assert "exception" not in line
+
+
+def test_an_outage_is_one_line_when_it_begins_however_many_mails_wait(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_in(tmp_path, catcher=False, smtp_port=free_port())
+    with TestClient(create_app(settings)) as client:
+        for _ in range(20):
+            client.post("/send-notification/ada@example.com")
+        until(lambda: client.get("/tasks?status=retrying").json()["data"], within=PATIENCE)
+    tasks = [line for line in lines_of(capsys) if "kind" in line]
+    assert [(line["event"], line["level"]) for line in tasks] == [
+        ("a service is away, its tasks wait", "warning")
     ]
-    for line in lines:
-        assert line["task_id"] == queued["id"]
-        assert line["kind"] == "send_email"
-        assert line["error"]["type"] == "TemporaryError"
-        assert "Traceback" in line["exception"]
-    assert lines[0]["next_attempt_in"] >= 0
+    assert tasks[0]["task_id"]
+    assert "No connection to the SMTP server" in tasks[0]["error"]
+
+
+# The lines of tasks, one by one.
+
+
+class Listening:
+    """A log of tasks with a clock that is set, and the lines that it writes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._task_log = TaskLog(lambda: self.now)
+
+    def tell(
+        self, error: BaseException, what: What = What.RETRYING, *, kind: str = "send_email"
+    ) -> list[Any]:
+        """Tell of a failed attempt; gives the lines about it."""
+        task = a_task(
+            kind=kind,
+            status=Status.RETRYING if what is What.RETRYING else Status.FAILED,
+            attempts=1,
+            error=error_as_json(error),
+        )
+        with capture_logs() as lines:
+            self._task_log.listen(Event(what, task, 0.1, error))
+        return [line for line in lines if line["log_level"] != "debug"]
+
+
+@pytest.fixture
+def listening() -> Listening:
+    configure_logging("DEBUG", "json")
+    return Listening()
+
+
+def greylisted(recipient: str = "ada@example.com") -> TemporaryError:
+    return TemporaryError(f"451 4.7.1 <{recipient}>: Greylisted", smtp_code=451)
+
+
+def test_the_first_deferral_is_a_line_and_the_others_of_a_minute_are_one(
+    listening: Listening,
+) -> None:
+    """The replies name their recipients: the cause is the same."""
+    (first,) = listening.tell(greylisted())
+    assert (first["event"], first["log_level"]) == ("task retrying", "warning")
+    assert first["task_id"]
+    assert "exc_info" not in first
+    for second in range(1, 60):
+        listening.now = second
+        assert listening.tell(greylisted(f"u{second}@example.com")) == []
+    listening.now = 60
+    (summary,) = listening.tell(greylisted())
+    assert (summary["event"], summary["kind"]) == ("tasks deferred", "send_email")
+    assert (summary["count"], summary["seconds"]) == (59, 60)
+    assert "u59@example.com" in summary["error"]["detail"]
+
+
+def test_each_cause_and_each_kind_has_a_line_of_its_own(listening: Listening) -> None:
+    assert listening.tell(greylisted())
+    assert listening.tell(TemporaryError("450 4.2.0 Busy", smtp_code=450))
+    assert listening.tell(greylisted(), kind="another")
+    assert not listening.tell(greylisted(), kind="another")
+
+
+def test_a_cause_that_comes_back_after_a_quiet_minute_is_a_line_at_once(
+    listening: Listening,
+) -> None:
+    listening.tell(greylisted())
+    listening.now = 61
+    (line,) = listening.tell(greylisted())
+    assert line["event"] == "task retrying"
+
+
+def test_sums_are_told_with_the_next_event_of_any_task(listening: Listening) -> None:
+    listening.tell(greylisted())
+    listening.tell(greylisted())
+    listening.now = 61
+    summary, failed = listening.tell(PermanentError("no"), What.FAILED, kind="another")
+    assert (summary["event"], failed["event"]) == ("tasks deferred", "task failed")
+
+
+@pytest.mark.parametrize("what", [What.RETRYING, What.FAILED])
+def test_only_an_error_that_nobody_expected_is_traced(listening: Listening, what: What) -> None:
+    """And each of them is a line."""
+    for _ in range(2):
+        (line,) = listening.tell(bug := OSError("a bug"), what)
+        assert line["exc_info"] is bug
+    for error in (greylisted(), PermanentError("no"), ServiceUnavailable("away")):
+        for line in listening.tell(error, what):
+            assert "exc_info" not in line
 
 
 # The lines of the server.

@@ -21,7 +21,20 @@ P = ParamSpec("P")
 NOW = 1_700_000_000.0
 LEASE = 30.0
 # The kinds of the tasks that tests put without a worker.
-KINDS = ("greet", "send_email", "save_data", "wait_forever", "survive")
+KINDS = (
+    "greet",
+    "finish",
+    "lose",
+    "only_one",
+    "survive",
+    "run",
+    "send",
+    "wait_forever",
+    "fail",
+    "work",
+    "send_email",
+    "save_data",
+)
 DAY = 24 * 3600.0
 
 LONGEST_WAITS = RetryPolicy(attempts=3, base=10.0, uniform=lambda _, longest: longest)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.queue.durable import Catalogue, Context, DurableTasks
+from app.queue.durable import Catalogue, Context, DurableTasks, Kind
 from app.queue.task import Answer, Record, Status, Writes, new_id
-from tests.queue.support import NOW, Clock
+from tests.queue.support import LONGEST_WAITS, NO_WAITS, NOW, Clock
 
 
 async def greet(context: Context[None], name: str, *, times: int = 1) -> None:
@@ -22,7 +22,9 @@ async def another(context: Context[None]) -> None:
 
 @pytest.fixture
 def durable_tasks(clock: Clock) -> DurableTasks[None]:
-    return DurableTasks(Catalogue(greet), max_attempts=3, now=clock, request_id="request-1")
+    return DurableTasks(
+        Catalogue(greet), policy_of=lambda _: NO_WAITS, now=clock, request_id="request-1"
+    )
 
 
 # Adding
@@ -119,7 +121,15 @@ def test_a_catalogue_names_its_functions() -> None:
     catalogue = Catalogue[None](greet, another)
     assert list(catalogue) == ["greet", "another"]
     assert catalogue.function("greet") is greet
-    assert catalogue.function("unknown") is None
+    with pytest.raises(KeyError):
+        catalogue.function("unknown")
+
+
+def test_a_kind_may_have_a_policy_of_its_own() -> None:
+    catalogue = Catalogue[None](Kind(greet, retry=LONGEST_WAITS), another)
+    assert catalogue.policy("greet") is LONGEST_WAITS
+    assert catalogue.policy("another") is catalogue.policy("unknown") is None
+    assert catalogue.kind_of(greet) == "greet"
 
 
 # Identifiers

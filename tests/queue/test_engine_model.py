@@ -217,12 +217,14 @@ class _EngineMachine(RuleBasedStateMachine):
     def retry(self, task_id: str, max_attempts: int | None) -> None:
         refusal = self.refusal(task_id, GIVEN_UP, TaskNotGivenUp)
         gives_up_at = None if max_attempts else self.now + 9
-        bounds = {"max_attempts": max_attempts, "gives_up_at": gives_up_at}
-        retrying = self.engine.retry(task_id, self.now, Writes(), **bounds)
+        retrying = self.engine.retry(
+            task_id, self.now, Writes(), max_attempts=max_attempts, gives_up_at=gives_up_at
+        )
         if self.done(retrying, refusal):
             self.change(
                 task_id,
-                **bounds,
+                max_attempts=max_attempts,
+                gives_up_at=gives_up_at,
                 status=Status.QUEUED,
                 attempts=0,
                 errors=0,

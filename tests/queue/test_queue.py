@@ -53,7 +53,7 @@ async def test_a_task_can_be_cancelled_and_queued_afresh(engine: Engine, clock: 
     cancelled = await queue.cancel(task.id)
     assert (cancelled.status, cancelled.finished_at) == (Status.CANCELLED, NOW + 1)
     clock.now = NOW + 2
-    retried = await queue.retry(task.id, Writes())
+    retried = await queue.retry(task, Writes())
     assert (retried.status, retried.due_at) == (Status.QUEUED, NOW + 2)
     assert [(event.what, event.task) for event in diary.events] == [
         ("queued", task),
@@ -70,5 +70,5 @@ async def test_what_cannot_be_changed_is_not_told_of(engine: Engine, clock: Cloc
     with pytest.raises(TaskHasStarted, match="started or is finished"):
         await queue.cancel(running.id)
     with pytest.raises(TaskNotGivenUp, match="failed or a cancelled task"):
-        await queue.retry(running.id, Writes())
+        await queue.retry(running, Writes())
     assert diary.events == []

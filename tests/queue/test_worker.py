@@ -1,8 +1,10 @@
 """A worker does what was promised, and writes down how it ended: whatever happens meanwhile."""
 
 import asyncio
+import contextlib
 import json
 import time
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -11,12 +13,13 @@ from app.queue import worker as worker_module
 from app.queue.durable import Catalogue, Context
 from app.queue.engine import Engine
 from app.queue.errors import PermanentError, QueueUnavailable, TaskNotFound, TemporaryError
-from app.queue.events import What
+from app.queue.events import Event, What
 from app.queue.queue import Queue
-from app.queue.retry import MAX_CRASHES
-from app.queue.task import Status, Task
+from app.queue.retry import RetryPolicy
+from app.queue.task import Status, Task, Writes
 from app.queue.worker import Worker
 from tests.queue.support import (
+    DAY,
     KINDS,
     LEASE,
     LONGEST_WAITS,
@@ -32,6 +35,8 @@ from tests.queue.support import (
     wait_forever,
     working,
 )
+
+AN_HOUR = RetryPolicy(attempts=3, base=10.0, give_up_after=3600, uniform=lambda _, most: most)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("frequent_polls")]
 
@@ -202,34 +207,170 @@ async def test_a_timeout_of_the_tasks_own_keeps_its_words(engine: Engine, clock:
     assert error_of(task)["detail"] == "the server did not answer"
 
 
-async def test_a_task_of_an_unknown_name_stays_queued(engine: Engine, clock: Clock) -> None:
-    """A newer version of the service may know it, as during a rolling upgrade."""
-
-    async def greet(context: Context[None]) -> None: ...
-
-    await put(engine, unknown := a_task(kind="renamed"), a_task(kind="greet"))
-    worker = Worker(queue_of(engine, greet, now=clock), None)
-    await worker.run_until_idle()
-    assert await engine.get(unknown.id) == unknown
+async def test_a_task_of_an_unknown_name_waits_for_a_worker_that_knows_it(
+    engine: Engine, clock: Clock
+) -> None:
+    """During a rolling upgrade an old worker must not fail what a new one can do."""
+    await put(engine, task := a_task(kind="renamed"))
+    assert await settled(queue_of(engine, now=clock), task) == task
 
 
-@pytest.mark.parametrize("where", ["result", "record", "follow-up"])
+async def test_a_result_that_is_not_json_fails_the_task_which_runs_once(
+    engine: Engine, clock: Clock
+) -> None:
+    ran = []
+
+    async def careless(context: Context[None]) -> object:
+        ran.append(context.task.id)
+        return object()
+
+    queue = queue_of(engine, careless, now=clock)
+    task = await settled(queue, await promise(queue, careless))
+    assert (task.status, ran) == (Status.FAILED, [task.id])
+    assert error_of(task)["type"] == "UnusableResult"
+    assert "the work was done" in error_of(task)["detail"]
+
+
+@pytest.mark.parametrize("where", ["record", "follow-up"])
 async def test_what_json_has_no_form_for_is_a_failure(
     engine: Engine, clock: Clock, where: str
 ) -> None:
     """Of the task, not of the worker."""
 
-    async def careless(context: Context[None], value: Any = None) -> Any:
+    async def careless(context: Context[None], value: Any = None) -> None:
         if where == "record":
             context.durable_tasks.keep("uploads", "1", {"value": object()})
         if where == "follow-up":
             context.durable_tasks.add_task(careless, object())
-        return object() if where == "result" else None
 
     queue = queue_of(engine, careless, now=clock)
     task = await settled(queue, await promise(queue, careless))
     assert task.status is Status.FAILED
     assert error_of(task)["type"] == "TypeError"
+
+
+async def test_arguments_that_cannot_be_read_fail_their_task_alone(
+    engine: Engine, clock: Clock
+) -> None:
+    async def greet(context: Context[None]) -> None:
+        pass
+
+    queue = queue_of(engine, greet, now=clock)
+    await put(engine, broken := a_task(arguments='{"args":[]}'))
+    task = await settled(queue, await promise(queue, greet))
+    assert task.status is Status.SUCCEEDED
+    broken = await engine.get(broken.id)
+    assert (broken.status, broken.attempts) == (Status.FAILED, 1)
+    assert "arguments cannot be read" in error_of(broken)["detail"]
+
+
+class Odd(Exception):
+    """Raises when it is asked for its description."""
+
+    def __str__(self) -> str:
+        """Take something for a document that is none."""
+        return str(self.args[0]["detail"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Odd("no document"),
+        TemporaryError("busy", payload=b"bytes"),  # type: ignore[arg-type]
+        BaseExceptionGroup("two", [OSError(), KeyboardInterrupt()]),
+        OSError("a\udcffb\0c"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_an_error_of_any_shape_settles_its_attempt(
+    engine: Engine, clock: Clock, error: BaseException
+) -> None:
+    async def fail(context: Context[None]) -> None:
+        raise error
+
+    queue = queue_of(engine, fail, now=clock)
+    task = await settled(queue, await promise(queue, fail))
+    assert (task.status, task.attempts) == (Status.FAILED, 3)
+    assert error_of(task)["type"] == type(error).__name__
+
+
+async def test_a_listener_that_raises_harms_neither_the_task_nor_other_listeners(
+    engine: Engine, clock: Clock
+) -> None:
+    async def greet(context: Context[None]) -> None:
+        pass
+
+    def careless(event: Event) -> None:
+        raise LookupError(event.what)
+
+    queue = queue_of(engine, greet, now=clock)
+    queue.events.listen(careless)
+    diary = Diary(queue)
+    task = await settled(queue, await promise(queue, greet))
+    assert task.status is Status.SUCCEEDED
+    assert diary.whats == ["queued", "started", "succeeded"]
+
+
+async def test_an_outcome_that_the_database_does_not_take_fails_the_task(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be written in vain, and its task run, for as long as the process lives."""
+    monkeypatch.setattr(worker_module, "FIRST_PAUSE_SECONDS", 0.001)
+
+    async def careless(context: Context[None]) -> None:
+        context.durable_tasks.keep("uploads", "1", body := {"size": 3})
+        body["size"] = object()  # type: ignore[assignment]
+
+    queue = queue_of(engine, careless, now=clock)
+    diary = Diary(queue)
+    task = await settled(queue, await promise(queue, careless))
+    assert (task.status, task.attempts) == (Status.FAILED, 1)
+    assert error_of(task)["type"] == "OutcomeNotWritten"
+    assert diary.whats == ["queued", "started", "failed"]
+
+
+# Patience
+
+
+async def test_the_outside_world_is_waited_for_until_the_time_is_over(
+    engine: Engine, clock: Clock
+) -> None:
+    """Then the task fails, with its last error."""
+
+    async def greylisted(context: Context[None]) -> None:
+        raise TemporaryError("greylisted", smtp_code=451)
+
+    queue = queue_of(engine, greylisted, now=clock, policy=AN_HOUR)
+    task = await promise(queue, greylisted)
+    assert (task.max_attempts, task.gives_up_at) == (None, NOW + 3600)
+    while (task := await settled(queue, task)).status is Status.RETRYING:
+        assert clock.now < task.due_at <= NOW + 3600
+        clock.now = task.due_at
+    assert (task.status, task.finished_at) == (Status.FAILED, NOW + 3600)
+    assert (task.attempts, task.errors) == (11, 0)
+    assert error_of(task)["smtp_code"] == 451
+
+    clock.now = NOW + DAY
+    task = await queue.retry(task, Writes())
+    assert (task.status, task.attempts, task.gives_up_at) == (
+        Status.QUEUED,
+        0,
+        NOW + DAY + 3600,
+    )
+
+
+async def test_errors_that_nobody_expected_are_borne_a_few_times_only(
+    engine: Engine, clock: Clock
+) -> None:
+    """Failures of the outside world in between do not count."""
+    errors = iter([OSError(), TemporaryError("busy"), OSError(), TemporaryError("busy"), OSError()])
+
+    async def fail(context: Context[None]) -> None:
+        raise next(errors)
+
+    queue = queue_of(engine, fail, now=clock, policy=replace(AN_HOUR, base=0.0))
+    task = await settled(queue, await promise(queue, fail))
+    assert (task.status, task.attempts, task.errors) == (Status.FAILED, 5, 3)
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, KeyboardInterrupt])
@@ -471,6 +612,78 @@ async def test_a_task_lost_and_won_back_runs_once_at_a_time(engine: Engine, cloc
     assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
 
 
+async def test_an_earlier_attempt_that_does_not_end_at_once_is_waited_for(
+    engine: Engine, clock: Clock
+) -> None:
+    """It cleans up for longer than the worker waits for anything; then the next attempt runs."""
+    steps = []
+    cleaned = asyncio.Event()
+
+    async def slow_to_end(context: Context[None]) -> None:
+        steps.append(f"begins {context.task.attempts}")
+        if context.task.attempts == 1:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await cleaned.wait()
+                steps.append("ends 1")
+
+    queue = queue_of(engine, slow_to_end, now=clock)
+    diary = Diary(queue)
+    task = await promise(queue, slow_to_end)
+    async with working(queue):
+        await diary.until(What.STARTED)
+        await claim_one(engine, "another worker", now=NOW + LEASE)
+        clock.now = NOW + LEASE
+        while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(worker_module.LAST_WRITES_SECONDS + 0.1)
+        cleaned.set()
+        await diary.until(What.SUCCEEDED)
+    assert steps == ["begins 1", "ends 1", "begins 2"]
+    assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
+
+
+async def test_an_attempt_behind_one_that_never_ends_fails_in_time(
+    engine: Engine, clock: Clock
+) -> None:
+    stuck = asyncio.Event()
+
+    async def never_ends(context: Context[None]) -> None:
+        while context.task.attempts == 1 and not stuck.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await stuck.wait()
+
+    queue = queue_of(engine, never_ends, now=clock, policy=LONGEST_WAITS)
+    diary = Diary(queue)
+    await promise(queue, never_ends)
+    async with working(queue) as worker:
+        await diary.until(What.STARTED)
+        await claim_one(engine, "another worker", now=NOW + LEASE)
+        worker._task_timeout = 0.05
+        clock.now = NOW + LEASE
+        retrying = await diary.until(What.RETRYING)
+        stuck.set()
+    assert error_of(retrying.task)["detail"] == "an earlier attempt of this task does not end"
+
+
+async def test_a_heartbeat_ends_an_attempt_whose_task_is_held_by_another_claim(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This worker lost the task and won it back: what counts is the claim, not the task."""
+    queue = queue_of(engine, wait_forever, now=clock)
+    diary = Diary(queue)
+    task = await promise(queue, wait_forever)
+
+    async def extend(*_: object, **__: object) -> set[tuple[str, int]]:
+        return {(task.id, 2)}
+
+    monkeypatch.setattr(engine, "extend", extend)
+    async with working(queue, lease=0.15):
+        given_back = await diary.until(What.GIVEN_BACK)
+    assert isinstance(given_back.exception, asyncio.CancelledError)
+
+
 async def test_the_tasks_of_dead_workers_are_taken_back_at_the_start(
     engine: Engine, clock: Clock
 ) -> None:
@@ -506,7 +719,8 @@ async def test_the_tasks_of_a_worker_that_dies_later_are_taken_back_too(
         clock.now = NOW + LEASE
         await diary.until(What.SUCCEEDED)
     assert diary.whats == ["queued", "recovered", "started", "succeeded"]
-    assert diary.events[-1].task.crashes == 1 < MAX_CRASHES
+    crashes = [event.task.crashes for event in diary.events]
+    assert crashes == [0, 1, 1, 0], "crashes in a row"
 
 
 async def test_tasks_of_one_crash_do_not_run_side_by_side_again(
@@ -538,9 +752,9 @@ async def test_tasks_of_one_crash_do_not_run_side_by_side_again(
     async with working(queue, concurrency=20):
         await diary.until(What.SUCCEEDED, times=len(tasks))
     assert (most, fresh) == (1, 5)
-    for task in tasks:
+    for task in tasks[:5]:
         done = await engine.get(task.id)
-        assert (done.attempts - done.crashes, done.error) == (1, None)
+        assert (done.attempts, done.error) == (2, None)
 
 
 async def test_a_late_result_is_told_of_though_its_task_was_lost(
@@ -611,6 +825,55 @@ async def test_what_a_stopping_worker_has_just_claimed_runs(engine: Engine, cloc
     await asyncio.sleep(0)  # the claim is under way
     await worker.stop(grace=5)
     assert (await engine.get(task.id)).status is Status.SUCCEEDED
+
+
+@pytest.mark.parametrize("grace", [5, 0])
+async def test_a_claim_under_way_at_the_stop_is_waited_for(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch, grace: float
+) -> None:
+    """Its tasks run within the grace, or are given back; no attempt counts that never ran."""
+    committed = asyncio.Event()
+    claim = engine.claim
+
+    async def claim_slowly(*arguments: Any, **settings: Any) -> list[Task]:
+        claimed = await claim(*arguments, **settings)
+        await committed.wait()
+        return claimed
+
+    monkeypatch.setattr(engine, "claim", claim_slowly)
+    monkeypatch.setattr(worker_module, "LAST_WRITES_SECONDS", 0.2 if grace else 30)
+    queue = queue_of(engine, wait_forever, now=clock, policy=replace(LONGEST_WAITS, attempts=1))
+    task = await promise(queue, wait_forever)
+    worker = Worker(queue, None)
+    await worker.start()
+    while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    stopping = asyncio.create_task(worker.stop(grace=grace))
+    await asyncio.sleep(0.5)
+    committed.set()
+    await stopping
+    task = await engine.get(task.id)
+    assert (task.status, task.attempts, task.crashes) == (Status.QUEUED, 0, 0)
+
+
+async def test_an_attempt_that_hides_its_cancellation_at_the_stop_is_given_back(
+    engine: Engine, clock: Clock
+) -> None:
+    """Whatever it makes of the cancellation, the stop is none of the task's doing."""
+
+    async def hide(context: Context[None]) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise OSError from None
+
+    queue = queue_of(engine, hide, now=clock)
+    diary = Diary(queue)
+    task = await promise(queue, hide)
+    async with working(queue):
+        await diary.until(What.STARTED)
+    task = await engine.get(task.id)
+    assert (task.status, task.attempts, task.errors) == (Status.QUEUED, 0, 0)
 
 
 async def test_a_worker_stops_even_while_the_database_refuses(engine: Engine, clock: Clock) -> None:
@@ -717,3 +980,39 @@ async def test_a_worker_goes_on_when_the_database_does(
         assert diary.whats == ["queued"]
         database.refused.clear()
         await diary.until(What.SUCCEEDED)
+
+
+async def test_a_worker_whose_claims_are_refused_stops_without_waiting_for_the_next_one(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "FIRST_PAUSE_SECONDS", 60)
+    worker = Worker(queue_of(refusing(engine, "claim"), wait_forever, now=clock), None)
+    await worker.start()
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(30):
+        await worker.stop(grace=60)
+
+
+async def test_an_earlier_attempt_that_has_run_is_not_cancelled_when_its_task_is_won_back(
+    engine: Engine, clock: Clock
+) -> None:
+    """It is being written that it has ended, which is told, though it changes nothing any more."""
+    database = refusing(engine)
+
+    async def send(context: Context[None]) -> None:
+        if context.task.attempts == 1:
+            database.refused.add("settle")
+
+    queue = queue_of(database, send, now=clock)
+    diary = Diary(queue)
+    task = await promise(queue, send)
+    async with working(queue):
+        await diary.until(What.STARTED)
+        await claim_one(engine, "another worker", now=NOW + LEASE)
+        clock.now = NOW + LEASE
+        while (await engine.get(task.id)).claims < 2:  # noqa: ASYNC110 -- a test may poll
+            await asyncio.sleep(0.005)
+        database.refused.clear()
+        await diary.until(What.SUCCEEDED)
+    lost, *_ = [event for event in diary.events if event.what is What.LOST]
+    assert lost.exception is None

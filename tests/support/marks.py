@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.observe.logs import configure_logging, log_event
+from app.observe.logs import TaskLog, configure_logging
 from app.queue import postgres_statements, sqlite
 from app.queue.durable import Catalogue, Context
 from app.queue.engine import Engine, open_engine
@@ -83,7 +83,7 @@ async def _work(engine: Engine, marks: Path) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     queue = Queue(engine, CATALOGUE, RetryPolicy())
     if "QUIET" not in os.environ:
-        queue.events.listen(log_event)
+        queue.events.listen(TaskLog().listen)
     concurrency = int(os.environ.get("WORKER_CONCURRENCY", "10"))
     lease = float(os.environ.get("LEASE_SECONDS", "30"))
     worker = Worker(queue, marks, concurrency=concurrency, lease=lease)
