@@ -8,7 +8,7 @@ import pytest
 from tests.support.service import ROOT
 from tests.support.torture import row_of
 
-ROWS = [f"F{number}" for number in range(1, 24)] + [f"S{number}" for number in range(1, 18)]
+ROWS = [f"F{number}" for number in range(1, 25)] + [f"S{number}" for number in range(1, 18)]
 MODULES = {
     str(row): path
     for folder in ("faults", "attacks")

@@ -50,7 +50,7 @@ def test_control_a_new_message_id_for_each_attempt_makes_copies_mails_of_their_o
 
 def deliver(directory: Path, server: SmtpServer, mails: int) -> list[Json]:
     """Queue so many mails and wait for all; returns their tasks."""
-    settings = settings_in(directory, catcher=False, smtp_port=server.port, retry_attempts=100)
+    settings = settings_in(directory, catcher=False, smtp_port=server.port)
     with TestClient(create_app(settings)) as client:
         queued = [client.post("/send-notification/ada@example.com").json() for _ in range(mails)]
         return [wait_for(client, task["id"]) for task in queued]

@@ -37,7 +37,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with Service(
         tmp_path_factory.mktemp("service"),
         command=AS_ANYBODY,
-        retry_attempts=100,
         retry_max_seconds=0.5,
     ) as service:
         yield service

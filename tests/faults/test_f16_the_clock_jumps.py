@@ -167,7 +167,6 @@ def test_a_whole_service_goes_on(
         lease_seconds=1,
         retry_base_seconds=1,
         retry_max_seconds=1,
-        retry_attempts=50,
         **clock.settings,
     ) as service:
         for days in (1, -1):

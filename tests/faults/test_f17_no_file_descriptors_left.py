@@ -72,7 +72,6 @@ def test_the_worker_goes_on_and_the_service_comes_back(tmp_path: Path, tried: Tr
             command=(*FEW_FILES, *COMMAND),
             catcher=False,
             smtp_port=server.port,
-            retry_attempts=1000,
             retry_max_seconds=0.5,
             client_timeout_seconds=60,
         ) as service,
