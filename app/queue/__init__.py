@@ -10,9 +10,9 @@
     room        how much the backlog may still take
     engine      what is asked of a database
     sqlite      the embedded one; sqlite_file opens it, group_commit shares its transactions
-    postgres    the one for many processes; batcher shares its transactions, postgres_statements writes
-                them, postgres_entries is PGQueuer's part, postgres_events tells other processes,
-                postgres_listener hears them, postgres_schema makes the tables; outages remembers
+    postgres    the one for many processes; postgres_statements has its SQL, batcher shares its
+                transactions, postgres_events tells other processes, postgres_listener hears
+                them, postgres_schema makes the tables, outages tracks when the database is away
 
 It imports nothing else from app, and knows neither HTTP nor mail.
 """

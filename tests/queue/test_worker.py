@@ -556,16 +556,21 @@ async def test_a_retry_needs_nobody_to_wake_the_worker(engine: Engine) -> None:
 # Leases
 
 
+async def take_over(engine: Engine) -> Task:
+    """Let another worker re-queue the task, whose lease has expired by its clock, and claim it."""
+    now = NOW + LEASE + 1
+    await engine.claim("another worker", kinds=KINDS, limit=1, now=now, lease=LEASE)
+    return await claim_one(engine, "another worker", now=now)
+
+
 async def test_an_attempt_whose_task_was_lost_is_cancelled(engine: Engine, clock: Clock) -> None:
     """At the next heartbeat; what it did since then changes nothing in the record."""
     queue = queue_of(engine, wait_forever, now=clock)
     diary = Diary(queue)
     await promise(queue, wait_forever)
-    async with working(queue, lease=0.15):
+    async with working(queue, concurrency=1, lease=0.15):
         await diary.until(What.STARTED)
-        (taken,) = await engine.claim(
-            "another worker", kinds=KINDS, limit=1, now=NOW + 1, lease=0.15
-        )
+        taken = await take_over(engine)
         lost = await diary.until(What.LOST)
     assert isinstance(lost.exception, asyncio.CancelledError)
     assert await engine.get(taken.id) == taken
@@ -577,7 +582,7 @@ async def test_an_attempt_whose_task_was_lost_is_heard_no_more(
     """Neither its progress, nor its success, nor its follow-ups."""
 
     async def lose(context: Context[None]) -> None:
-        await claim_one(engine, "another worker", now=NOW + LEASE)
+        await take_over(engine)
         await context.report_progress(0.5)
         context.durable_tasks.add_task(lose)
 
@@ -585,7 +590,7 @@ async def test_an_attempt_whose_task_was_lost_is_heard_no_more(
     diary = Diary(queue)
     task = await settled(queue, await promise(queue, lose))
     assert diary.whats == ["queued", "started", "lost"]
-    assert (task.status, task.progress) == (Status.RETRYING, None)
+    assert (task.status, task.owner, task.progress) == (Status.RUNNING, "another worker", None)
 
 
 async def test_a_task_lost_and_won_back_runs_once_at_a_time(engine: Engine, clock: Clock) -> None:
@@ -769,9 +774,9 @@ async def test_a_late_result_is_told_of_though_its_task_was_lost(
     queue = queue_of(database, send, now=clock)
     diary = Diary(queue)
     await promise(queue, send)
-    async with working(queue, lease=0.15):
+    async with working(queue, concurrency=1, lease=0.15):
         await diary.until(What.STARTED)
-        await engine.claim("another worker", kinds=KINDS, limit=1, now=NOW + 1, lease=0.15)
+        await take_over(engine)
         await asyncio.sleep(0.2)
         database.refused.clear()
         lost = await diary.until(What.LOST)
