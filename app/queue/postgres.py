@@ -36,6 +36,7 @@ from app.queue.postgres_rows import (
     enter_again,
     fits_in_one,
     keep_answers,
+    lock_removed,
     lock_running,
     read_task,
     settled_before,
@@ -115,12 +116,20 @@ class Postgres:
             self._arrived.set()
 
     async def _put_all(self, several: Sequence[Writes]) -> Sequence[Exception | None]:
-        """Write what several requests put, in one transaction, but for those whose key is taken."""
+        """Write what several requests put, in one transaction.
+
+        Left out are those whose key is taken, or whose record to be removed is gone.
+        """
         async with self._session() if fits_in_one(several) else self._transaction() as session:
-            taken = await keep_answers(session, [writes.answer for writes in several])
-            written = [writes for writes, key in zip(several, taken, strict=True) if key is None]
+            gone = await lock_removed(session, several)
+            answers = [
+                w.answer if lost is None else None for w, lost in zip(several, gone, strict=True)
+            ]
+            taken = await keep_answers(session, answers)
+            refusals = [lost or key for lost, key in zip(gone, taken, strict=True)]
+            written = [w for w, refusal in zip(several, refusals, strict=True) if refusal is None]
             await write_all(session, written)
-        return taken
+        return refusals
 
     async def get(self, task_id: str) -> Task:
         async with self._session() as session:

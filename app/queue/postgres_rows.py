@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import Any
 
 from app.queue import postgres_entries as entries
-from app.queue.errors import KeyTaken, TaskNotFound
+from app.queue.errors import KeyTaken, RecordNotFound, TaskNotFound
 from app.queue.postgres_entries import Entrypoint, Session
 from app.queue.retry import MAX_CRASHES, WORKER_DIED
 from app.queue.task import (
@@ -15,6 +15,7 @@ from app.queue.task import (
     WAITING,
     Answer,
     Outcome,
+    Record,
     Status,
     Task,
     Writes,
@@ -45,17 +46,18 @@ class Settlement:
     def brings_more(self) -> bool:
         """Whether there is more to write than how the attempt ended."""
         follow_ups = self.outcome.follow_ups
-        return bool(follow_ups.tasks or follow_ups.records) or self.outcome.status in WAITING
+        return follow_ups != Writes() or self.outcome.status in WAITING
 
 
 def fits_in_one(several: Sequence[Writes]) -> bool:
     """Whether a single statement writes all of it, so that it needs no transaction around it."""
     tasks = sum(len(writes.tasks) for writes in several)
-    return tasks <= entries.AT_ONCE and not any(w.records or w.answer for w in several)
+    more = any(w.records or w.removed or w.answer for w in several)
+    return tasks <= entries.AT_ONCE and not more
 
 
 async def write_all(session: Session, several: Sequence[Writes]) -> None:
-    """Insert the tasks, with their entries, and the records of several writes."""
+    """Insert the tasks, with their entries, and the records of several writes; remove others."""
     tasks = [(task, writes.batch_id) for writes in several for task in writes.tasks]
     columns = ", ".join(_NEW)
     for start in range(0, len(tasks), entries.AT_ONCE):
@@ -73,9 +75,19 @@ async def write_all(session: Session, several: Sequence[Writes]) -> None:
             batch_ids,
             *zip(*map(attrgetter(*_NEW), some), strict=True),
         )
+    if removed := {names(record) for writes in several for record in writes.removed}:
+        await session.execute(
+            """
+            DELETE FROM afterward.records
+            USING unnest($1::text[], $2::text[], $3::text[]) AS removed (collection, client, id)
+            WHERE records.collection = removed.collection AND records.client = removed.client
+            AND records.id = removed.id
+            """,
+            *zip(*sorted(removed), strict=True),
+        )
     # Of two that are written over each other the later counts; in order, so that two processes
     # cannot wait for each other.
-    records = {(r.collection, r.client, r.id): r for writes in several for r in writes.records}
+    records = {names(record): record for writes in several for record in writes.records}
     if records:
         await session.execute(
             """
@@ -85,12 +97,46 @@ async def write_all(session: Session, several: Sequence[Writes]) -> None:
             """,
             *zip(
                 *(
-                    (*names, to_json(record.body), record.created_at)
-                    for names, record in sorted(records.items())
+                    (*named, to_json(record.body), record.created_at)
+                    for named, record in sorted(records.items())
                 ),
                 strict=True,
             ),
         )
+
+
+async def lock_removed(session: Session, several: Sequence[Writes]) -> list[RecordNotFound | None]:
+    """Lock the records that are to be removed; gives RecordNotFound for writes that lack one.
+
+    Of two writes that remove the same record, the second lacks it.
+    """
+    removed = sorted({names(record) for writes in several for record in writes.removed})
+    if not removed:
+        return [None] * len(several)
+    rows = await session.fetch(
+        """
+        SELECT collection, client, id FROM afterward.records
+        JOIN unnest($1::text[], $2::text[], $3::text[]) AS removed (collection, client, id)
+        USING (collection, client, id)
+        ORDER BY collection, client, id FOR UPDATE OF records
+        """,
+        *zip(*removed, strict=True),
+    )
+    there = {(row["collection"], row["client"], row["id"]) for row in rows}
+
+    def take(writes: Writes) -> RecordNotFound | None:
+        wanted = {names(record) for record in writes.removed}
+        if not wanted <= there:
+            return RecordNotFound()
+        there.difference_update(wanted)
+        return None
+
+    return [take(writes) for writes in several]
+
+
+def names(record: Record) -> tuple[str, str, str]:
+    """What a record is found by."""
+    return record.collection, record.client, record.id
 
 
 async def keep_answers(session: Session, answers: Sequence[Answer | None]) -> list[KeyTaken | None]:
