@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.api.requests import MAX_UPLOAD_BYTES, problem_of, upload_of
 from tests.support.pictures import picture
-from tests.support.service import files_below, wait_for
+from tests.support.service import PATIENCE, files_below, until, wait_for
 
 
 def published(
@@ -73,7 +73,8 @@ def test_a_deleted_upload_is_gone_with_its_bytes(client: TestClient, tmp_path: P
     upload = published(client, b"Hello")
     response = client.delete(f"/uploads/{upload['id']}")
     assert (response.status_code, response.content) == (204, b"")
-    assert files_below(tmp_path / "uploads") == []
+    assert "location" not in response.headers
+    until(lambda: files_below(tmp_path / "uploads") == [], within=PATIENCE)
     assert client.get("/uploads").json()["data"] == []
     for part in ("", "/content", "/thumbnail"):
         problem_of(client.get(f"/uploads/{upload['id']}{part}"), 404)
@@ -86,7 +87,7 @@ def test_an_upload_that_was_deleted_before_its_task_ran_stays_deleted(
     queued = upload_of().send(client).json()
     client.delete(f"/uploads/{queued['upload']['id']}")
     wait_for(client, queued["id"])
-    assert files_below(tmp_path / "uploads") == []
+    until(lambda: files_below(tmp_path / "uploads") == [], within=PATIENCE)
 
 
 # Pictures.
