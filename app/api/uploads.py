@@ -199,8 +199,11 @@ async def read_content(
     `signed` asks for a redirect to where they can be fetched without this service, for five
     minutes. A store that has no such address answers with the bytes.
     """
-    if upload.body["status"] != "published":
+    view = UploadView.of(upload)
+    if view.status != "published":
         raise HTTPException(409, "The upload is not published yet: see its task.")
+    if None in view.model_dump().values():
+        raise HTTPException(409, "The record of this upload is damaged: see its null fields.")
     if signed and (address := await uploads.signed_address(upload.id, SIGNED_SECONDS)):
         return RedirectResponse(address)
     return await download(request, uploads, upload)
