@@ -9,6 +9,7 @@ after the clean-up has removed what was abandoned.
 import asyncio
 import contextlib
 import random
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,8 @@ from app.main import create_app, run
 from app.queue.task import Writes
 from tests.support.cutting import CuttingProxy
 from tests.support.postgres import Postgres
-from tests.support.service import PATIENCE, files_below, settings_in
+from tests.support.service import PATIENCE, files_below, settings_in, until
+from tests.support.service import Service as Server
 from tests.support.torture import Tried, form
 
 pytestmark = pytest.mark.anyio
@@ -248,6 +250,25 @@ async def test_a_request_that_is_cancelled_is_answered_503(
 
 async def wait_for_ever(*_: object) -> None:
     await asyncio.Event().wait()
+
+
+def test_a_server_that_stops_answers_the_requests_that_it_cuts_off(tmp_path: Path) -> None:
+    """As here an upload whose client pauses for longer than the grace."""
+    head = (
+        b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+        b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    )
+    with Server(tmp_path, shutdown_grace_seconds=1, client_timeout_seconds=60) as server:
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
+            client.sendall(head)
+            until(lambda: files_below(tmp_path / "uploads"), within=PATIENCE)
+            server.stop()
+            answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"application/problem+json" in answer
+    assert b"retry-after" in answer.lower()
+    assert files_below(tmp_path / "uploads") == []
 
 
 # Random: at any moment
