@@ -259,12 +259,14 @@ def test_a_server_that_stops_answers_the_requests_that_it_cuts_off(tmp_path: Pat
         b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
         b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     )
-    with Server(tmp_path, shutdown_grace_seconds=1, client_timeout_seconds=60) as server:
-        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
-            client.sendall(head)
-            until(lambda: files_below(tmp_path / "uploads"), within=PATIENCE)
-            server.stop()
-            answer = client.makefile("rb").read()
+    with (
+        Server(tmp_path, shutdown_grace_seconds=1, client_timeout_seconds=60) as server,
+        socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client,
+    ):
+        client.sendall(head)
+        until(lambda: files_below(tmp_path / "uploads"), within=PATIENCE)
+        server.stop()
+        answer = client.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"application/problem+json" in answer
     assert b"retry-after" in answer.lower()

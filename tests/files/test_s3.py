@@ -382,7 +382,7 @@ async def test_a_copy_that_the_disk_refuses_is_an_error_of_the_store(
         def refuse(_: bytes) -> int:
             raise OSError(number, os.strerror(number))
 
-        file.write = refuse  # type: ignore[method-assign]
+        file.write = refuse  # type: ignore[assignment, method-assign]
         return file
 
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", full_file)

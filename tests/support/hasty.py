@@ -26,7 +26,7 @@ def _take_turns_first() -> None:
 
         return in_turn
 
-    Route.get_route_handler = get_route_handler  # type: ignore[method-assign]
+    Route.get_route_handler = get_route_handler  # type: ignore[assignment, method-assign]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.files.local import LocalStore
+from app.queue.durable import DurableTasks
 from app.queue.errors import RecordNotFound
 from app.queue.queue import Queue
 from app.queue.retry import RetryPolicy
@@ -140,32 +141,32 @@ async def test_more_are_removed_than_are_read_at_once(
     assert files_below(tmp_path / "uploads") == []
 
 
-async def test_a_committed_upload_stays(place: Place, clock: Clock, tmp_path: Path) -> None:
-    """Also if its commit comes between the look at the pending uploads and the removal."""
+async def test_of_a_commit_and_a_removal_at_the_same_time_one_comes_first(
+    place: Place, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either the upload is committed and has its file, or neither is there."""
     record = await place.leave_behind()
     await place.pending.remove_abandoned(HOUR)
     clock.now += HOUR
-    commit, collect = place.commit, place.queue.collect
+    collect = place.queue.collect
     committing = list[asyncio.Task[None]]()
 
-    def committed_meanwhile(*arguments: Any) -> Any:
-        committing.append(asyncio.create_task(commit(record)))
-        return collect(*arguments)
+    def committed_meanwhile() -> DurableTasks[Tools]:
+        committing.append(asyncio.create_task(place.commit(record)))
+        return collect()
 
-    place.queue.collect = committed_meanwhile  # type: ignore[method-assign]
-    await place.pending.remove_abandoned(HOUR)
-    outcomes = await asyncio.gather(*committing, return_exceptions=True)
-    place.queue.collect = collect  # type: ignore[method-assign]
+    with monkeypatch.context() as patch:
+        patch.setattr(place.queue, "collect", committed_meanwhile)
+        await place.pending.remove_abandoned(HOUR)
+    (outcome,) = await asyncio.gather(*committing, return_exceptions=True)
     await place.work()
-    # One of the two came first. Either the upload is there with its file, or neither is.
-    was_committed = outcomes == [None]
+    was_committed = outcome is None
+    assert was_committed or isinstance(outcome, RecordNotFound)
     assert len(files_below(tmp_path / "uploads")) == was_committed
-    assert was_committed or isinstance(outcomes[0], RecordNotFound)
-    await place.pending.remove_abandoned(0)
 
 
 async def test_an_upload_that_was_committed_a_moment_ago_is_left_alone(
-    place: Place, clock: Clock, tmp_path: Path
+    place: Place, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clean-up has read its record, and finds it gone when it removes it."""
     record = await place.leave_behind()
@@ -180,7 +181,7 @@ async def test_an_upload_that_was_committed_a_moment_ago_is_left_alone(
     async def as_listed_before(*_: object, **__: object) -> list[Record]:
         return next(pages)
 
-    place.queue.engine.list_records = as_listed_before  # type: ignore[method-assign]
+    monkeypatch.setattr(place.queue.engine, "list_records", as_listed_before)
     with capture_logs() as lines:
         await place.pending.remove_abandoned(HOUR)
         await place.work()
