@@ -82,17 +82,27 @@ class Arrival:
     async def undo(self, engine: Engine) -> None:
         """Remove the file, and then the record that says that there may be one.
 
-        Only where it is certain that the upload was not committed. If this fails as well, the
-        record is left, and the clean-up removes the file later.
+        To be called if the commit has certainly failed; and the database is asked once more. If it
+        refuses, or the store does, the record is left, and the clean-up removes the file later.
         """
-        if self.pending is not None:
-            with suppress(QueueError, StoreError):
+        if self.pending is None:
+            return
+        with suppress(QueueError, StoreError):
+            if not await _is_committed(engine, self.pending.id):
                 await self._store.delete(self.pending.id)
                 await engine.delete_record(self.pending)
 
     async def end(self) -> None:
         """Let the clean-up decide what becomes of an upload that was not committed."""
         await self._flight.aclose()
+
+
+async def _is_committed(engine: Engine, upload_id: str) -> bool:
+    try:
+        await engine.read_record(COLLECTION, upload_id, client=None)
+    except RecordNotFound:
+        return False
+    return True
 
 
 async def _arrival(

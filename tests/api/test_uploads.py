@@ -271,3 +271,21 @@ def test_an_upload_that_was_given_up_is_not_accepted(
     assert "gave up" in problem["detail"]
     assert client.get("/uploads").json()["data"] == []
     assert files_below(tmp_path / "uploads") == []
+
+
+def test_the_file_of_a_committed_upload_stays_whatever_is_said_of_the_commit(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by an engine that tries a commit again, and finds that the first try removed a record."""
+    engine = client.app_state["queue"].engine
+    put = engine.put
+
+    async def twice(writes: Writes) -> None:
+        await put(writes)
+        if writes.removed:
+            await put(writes)
+
+    monkeypatch.setattr(engine, "put", twice)
+    problem_of(upload_of().send(client), 503)
+    (upload,) = client.get("/uploads").json()["data"]
+    assert [Path(file).name for file in files_below(tmp_path / "uploads")] == [upload["id"]]

@@ -322,6 +322,7 @@ async def test_control_deleting_the_file_after_any_error_loses_uploads(
     """As if every commit that raises had written nothing."""
     nothing_written = property(lambda _: False, lambda *_: None)
     monkeypatch.setattr(Promises, "may_be_written", nothing_written, raising=False)
+    monkeypatch.setattr("app.api.uploads._is_committed", no_record)
     async with serving(tmp_path, queue_url) as service:
         for number in range(3):
             key = await service.key_for("upload", number)
@@ -336,7 +337,7 @@ async def test_control_deleting_the_file_after_any_error_loses_uploads(
 async def test_control_without_a_pending_record_the_clean_up_loses_uploads(
     tmp_path: Path, queue_url: str, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """The commit does not remove it, so the clean-up takes what was committed for abandoned."""
+    """The commit leaves the record, so the clean-up takes a committed upload for abandoned."""
     monkeypatch.setattr(Promises, "remove", lambda *_: None)
     monkeypatch.setattr("app.tasks.uploads._record", no_record)
     async with serving(tmp_path, queue_url) as service:
