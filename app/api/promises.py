@@ -51,7 +51,10 @@ class Promises(DurableTasks[Tools]):
         self.body_digest: bytes | None = None
         """Stands for the body where that was read as a stream."""
         self.may_be_written = False
-        """Whether the commit succeeded, or nobody knows: its answer was lost, or not awaited."""
+        """True once the commit has begun, unless it has certainly written nothing.
+
+        It stays true if the answer to the commit was lost, or if the request was cancelled.
+        """
 
     def retry_task(self, task: Task) -> None:
         """Collect the retry of a failed or cancelled task, instead of new ones."""

@@ -135,7 +135,7 @@ async def lock_removed(session: Session, several: Sequence[Writes]) -> list[Reco
 
 
 def names(record: Record) -> tuple[str, str, str]:
-    """What a record is found by."""
+    """Give the primary key of a record."""
     return record.collection, record.client, record.id
 
 

@@ -1,4 +1,4 @@
-"""Uploads that have begun and are not committed: which file belongs to whom, after any failure."""
+"""Uploads that have begun and are not committed yet, and the removal of abandoned ones."""
 
 import time
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ class PendingUploads:
     """Keeps a record of each upload that has begun, until the upload is committed or given up.
 
     The record is committed before the first byte is stored. The transaction that commits the
-    upload removes it. So the database alone decides to whom a file belongs: if the clean-up has
+    upload removes it. So the database alone decides what becomes of a file: if the clean-up has
     removed the record first, that transaction fails; if the transaction came first, the clean-up
     finds no record. A file of another database has no record here, so it is never removed.
     """
@@ -65,7 +65,7 @@ class PendingUploads:
     async def remove_abandoned(self, silent_for: float) -> None:
         """Queue the removal of each upload without a heartbeat for so many seconds.
 
-        The seconds are counted by this process, with a clock that nobody can set. Raises
+        The seconds are counted by this process, with the monotonic clock. Raises
         QueueUnavailable.
         """
         now = time.monotonic()

@@ -81,7 +81,7 @@ async def _thumbnail(context: Context, record: Record) -> bytes:
 async def remove_upload(context: Context, *, upload_id: str) -> None:
     """Remove the bytes of an upload whose record is gone, and its thumbnail.
 
-    Raises PermanentError if there is a record: then the bytes belong to an upload that somebody
+    Raises PermanentError if there is a record: then the bytes belong to an upload that a client
     was promised.
     """
     if await _record(context, upload_id, of_any_client=True) is not None:

@@ -164,7 +164,7 @@ async def test_a_picture_that_is_too_large_to_copy_gets_no_thumbnail(stage: Stag
 async def test_the_bytes_of_an_upload_that_has_a_record_are_never_removed(
     stage: Stage, tmp_path: Path
 ) -> None:
-    """Whoever the client is."""
+    """Also if another client owns it."""
     stage.client = "another"
     with pytest.raises(PermanentError, match="its file stays"):
         await remove_upload(stage.context, upload_id=stage.upload_id)
