@@ -42,6 +42,7 @@ from app.settings import BadSettings, Settings, load_settings
 from app.signals import Stop
 from app.tasks import catalogue
 from app.tasks.clean_up import clean_up_regularly
+from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
 
 MULTIPART_OVERHEAD_BYTES = 64 * 1024  # the part's headers and the boundaries around a file
@@ -139,14 +140,16 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         stop = Stop(stop_working)
         stack.push_async_callback(stop.finish)
         stack.enter_context(stop.begun_by_signals())
+        pending_uploads = PendingUploads(queue)
         cleaning = asyncio.create_task(
-            clean_up_regularly(engine, store, retention_days=settings.retention_days, now=queue.now)
+            clean_up_regularly(queue, store, pending_uploads, settings.retention_days)
         )
         stack.callback(cleaning.cancel)
         yield State(
             settings=settings,
             queue=queue,
             uploads=store,
+            pending_uploads=pending_uploads,
             log_file=log_file,
             mailer=mailer,
             recipients=recipients,

@@ -15,6 +15,7 @@ from app.mail.smtp import Mailer
 from app.observe.metrics import Metrics
 from app.queue.queue import Queue
 from app.settings import Settings
+from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
 
 
@@ -24,6 +25,7 @@ class State(TypedDict):
     settings: Settings
     queue: Queue[Tools]
     uploads: Store
+    pending_uploads: PendingUploads
     log_file: LogFile
     mailer: Mailer
     recipients: Recipients
@@ -53,6 +55,10 @@ async def _queue(request: Request) -> Queue[Tools]:
 
 async def _uploads(request: Request) -> Store:
     return request.state.uploads  # type: ignore[no-any-return]
+
+
+async def _pending_uploads(request: Request) -> PendingUploads:
+    return request.state.pending_uploads  # type: ignore[no-any-return]
 
 
 async def _log_file(request: Request) -> LogFile:
@@ -89,6 +95,7 @@ ClientDep = Annotated[str, Depends(_client)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 QueueDep = Annotated[Queue[Tools], Depends(_queue)]
 UploadsDep = Annotated[Store, Depends(_uploads)]
+PendingUploadsDep = Annotated[PendingUploads, Depends(_pending_uploads)]
 LogFileDep = Annotated[LogFile, Depends(_log_file)]
 MailerDep = Annotated[Mailer, Depends(_mailer)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]

@@ -1,5 +1,6 @@
 """Around every request: its id, what its head is checked for, and an answer whatever happens."""
 
+import asyncio
 import random
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,6 +19,10 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 NO_HOST = "An HTTP/1.1 request has one Host header, which names a host."
+STOPPING = (
+    "The service is stopping. Whether this request was carried out is not known: send it again, "
+    "with the same Idempotency-Key."
+)
 BAD_FRAMING = "A body has a Content-Length or is chunked; not both, and nothing else."
 
 log = structlog.get_logger(__name__)
@@ -60,6 +65,12 @@ class Envelope:
         try:
             answer = await self._refusal(scope) or self._app
             await answer(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # by the server, which stops and waits no longer
+            log.warning("request cut off", method=scope["method"], path=scope["path"])
+            if started:
+                raise
+            stopping = problem(scope["path"], 503, STOPPING)
+            await stopping(scope, receive, send_with_headers)
         except ClientDisconnect:
             log.info("client went away", method=scope["method"], path=scope["path"])
         except Exception:

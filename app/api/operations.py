@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from app.api.dependencies import MailerDep, MetricsDep, QueueDep, SettingsDep, UploadsDep
 from app.api.pages import page
 from app.api.problems import documented
-from app.api.routes import Route
+from app.api.routes import Route, without_turn
 from app.api.schemas import Readiness
 from app.queue.errors import QueueError
 
@@ -20,18 +20,21 @@ router = APIRouter(tags=["operations"], route_class=Route)
 
 
 @router.get("/", response_class=HTMLResponse, responses=documented())
+@without_turn
 async def home(settings: SettingsDep) -> HTMLResponse:
     """A plain page that links to what there is."""
     return page("home.html", catcher=settings.catcher)
 
 
 @router.get("/livez", response_class=PlainTextResponse)
+@without_turn
 async def livez() -> PlainTextResponse:
     """The process is alive, and its event loop turns."""
     return PlainTextResponse("ok")
 
 
 @router.get("/readyz", responses={503: {"model": Readiness}})
+@without_turn
 async def readyz(
     response: Response, queue: QueueDep, uploads: UploadsDep, mailer: MailerDep
 ) -> Readiness:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
@@ -10,13 +11,23 @@ from starlette.exceptions import HTTPException
 from app.api.dependencies import RequestState
 from app.api.problems import InvalidRequest
 from app.queue.durable import DurableTasks
-from app.queue.errors import KeyTaken
+from app.queue.errors import (
+    BacklogFull,
+    KeyTaken,
+    QueueFull,
+    RecordNotFound,
+    TaskNotFound,
+    TaskNotGivenUp,
+)
 from app.queue.task import Answer, Task
 from app.tasks.tools import Tools
 
 # 1 to 255 visible ASCII characters, bare or as a quoted string
 # (draft-ietf-httpapi-idempotency-key-header).
 _KEY = re.compile(r'"([!#-~]{1,255})"|([!#-~][!-~]{0,254})')
+
+# After each of these errors of a commit it is certain that nothing was written.
+_NOTHING_WRITTEN = (BacklogFull, QueueFull, RecordNotFound, TaskNotFound, TaskNotGivenUp)
 
 
 class Promises(DurableTasks[Tools]):
@@ -39,6 +50,11 @@ class Promises(DurableTasks[Tools]):
         self._retried: Task | None = None
         self.body_digest: bytes | None = None
         """Stands for the body where that was read as a stream."""
+        self.may_be_written = False
+        """True once the commit has begun, unless it has certainly written nothing.
+
+        It stays true if the answer to the commit was lost, or if the request was cancelled.
+        """
 
     def retry_task(self, task: Task) -> None:
         """Collect the retry of a failed or cancelled task, instead of new ones."""
@@ -65,28 +81,37 @@ class Promises(DurableTasks[Tools]):
         """Write what was collected, and the answer if the request has a key.
 
         Raises Replay or InvalidRequest if the key was used before, QueueUnavailable if the
-        database refuses; and then nothing was written.
+        database refuses. `may_be_written` tells whether something may have been written.
         """
-        if self._batch_id is not None:
-            response.headers["Location"] = f"/batches/{self._batch_id}"
-        elif promised := [self._retried] if self._retried else self._tasks:
-            response.headers["Location"] = f"/tasks/{promised[0].id}"
+        if response.status_code == HTTPStatus.ACCEPTED:
+            self._name_what_was_queued(response)
         answer = None if self._key is None else await self._answer(self._key, request, response)
         writes = self.collected(answer)
+        self.may_be_written = True
         try:
             if self._retried is not None:
                 await self._queue.retry(self._retried, writes)
             else:
                 await self._queue.commit(writes)
         except KeyTaken as taken:
+            self.may_be_written = False
             if answer is not None and taken.answer.fingerprint == answer.fingerprint:
                 raise Replay(taken.answer) from None
             raise InvalidRequest(
                 "/Idempotency-Key", "This key was used before, for another request."
             ) from None
+        except _NOTHING_WRITTEN:
+            self.may_be_written = False
+            raise
+
+    def _name_what_was_queued(self, response: Response) -> None:
+        if self._batch_id is not None:
+            response.headers["Location"] = f"/batches/{self._batch_id}"
+        elif promised := [self._retried] if self._retried else self._tasks:
+            response.headers["Location"] = f"/tasks/{promised[0].id}"
 
     async def _answer(self, key: str, request: Request, response: Response) -> Answer | None:
-        if response.status_code != 202:  # noqa: PLR2004 - nothing was queued
+        if response.status_code != HTTPStatus.ACCEPTED:  # nothing was queued
             return None
         url = request.url
         body = self.body_digest or await request.body()

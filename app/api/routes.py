@@ -3,7 +3,7 @@
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -36,6 +36,19 @@ _ACCEPTED = {
 }
 
 _NO_TURN = nullcontext()
+_WITHOUT_TURN = "answered_without_turn"
+
+EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
+
+
+def without_turn(endpoint: EndpointT) -> EndpointT:
+    """Let a route be answered at once, however busy the tasks are; a decorator of its function.
+
+    It is for routes that queue nothing, and for those that may wait long for something else than
+    the database.
+    """
+    setattr(endpoint, _WITHOUT_TURN, True)
+    return endpoint
 
 
 class Route(APIRoute):
@@ -61,16 +74,18 @@ class Route(APIRoute):
         """Wrap FastAPI's handler."""
         handle = super().get_route_handler()
         takes_json = self.body_field is not None
+        turnless = getattr(self.endpoint, _WITHOUT_TURN, False)
         takes_file = "requestBody" in (self.openapi_extra or {})
 
         async def handle_and_keep_promises(request: Request) -> Response:
             state: RequestState = request.scope["state"]
             receive = within(state["body_limit"], request.receive)
             request = StrictRequest(request.scope, receive)
-            if takes_json and await request.body() and not says_json(request):
+            # A client sends its body as slowly as it likes. So the body is read before the turn,
+            # also where only the Idempotency-Key needs it; a file, which is a stream, has no turn.
+            if not takes_file and await request.body() and takes_json and not says_json(request):
                 raise HTTPException(415, "Send JSON, with Content-Type: application/json.")
-            # A file comes as slowly as the client likes: no turn is held for that long.
-            async with _NO_TURN if takes_file else state["turns"].one():
+            async with _NO_TURN if takes_file or turnless else state["turns"].one():
                 request.state.promises = promises = Promises(request)
                 promises.hold_key()
                 try:

@@ -190,16 +190,32 @@ class UploadSummary(BaseModel):
     content_type: str
 
 
-class UploadView(UploadSummary):
-    """An upload: `received` until its task has checked it, then `published`."""
+class UploadView(BaseModel):
+    """An upload: `received` until its task has checked it, then `published`.
 
-    status: str
+    A field is null if the record lacks it, or has something else in its place.
+    """
+
+    id: str
+    filename: str | None
+    size: int | None
+    sha256: str | None
+    content_type: str | None
+    status: str | None
     created_at: datetime
 
     @classmethod
     def of(cls, record: Record) -> "UploadView":
         """The public face of an upload's record."""
-        return cls(id=record.id, created_at=_time(record.created_at), **record.body)
+        known = record.body if isinstance(record.body, dict) else {}
+        size = known.get("size")
+        texts = {name: known.get(name) for name in ("filename", "sha256", "content_type", "status")}
+        return cls(
+            id=record.id,
+            size=size if isinstance(size, int) else None,
+            created_at=_time(record.created_at),
+            **{name: text if isinstance(text, str) else None for name, text in texts.items()},
+        )
 
 
 class UploadPage(BaseModel):

@@ -1,25 +1,37 @@
 """POST /upload and what can be done with an upload afterwards."""
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from app.api.dependencies import ClientDep, QueueDep, SettingsDep, UploadsDep
+from app.api.dependencies import (
+    ClientDep,
+    PendingUploadsDep,
+    QueueDep,
+    SettingsDep,
+    UploadsDep,
+)
 from app.api.downloads import RESPONSES, as_attachment, download
 from app.api.problems import InvalidRequest, documented
 from app.api.promises import DurableTasksDep
 from app.api.routes import Route
 from app.api.schemas import QueuedUpload, Sought, UploadPage, UploadSummary, UploadView
 from app.files.multipart import InvalidForm, MalformedMultipart, NotMultipart, file_part
-from app.files.store import Store
-from app.queue.errors import RecordNotFound
+from app.files.store import Store, StoreError
+from app.queue.engine import Engine
+from app.queue.errors import QueueError, RecordNotFound
 from app.queue.task import Record, new_id
-from app.tasks.uploads import COLLECTION, save_upload
+from app.tasks.pending_uploads import PendingUploads
+from app.tasks.uploads import COLLECTION, remove_upload, save_upload
 
 SIGNED_SECONDS = 300.0
+GIVEN_UP = (
+    "The service gave up this upload, because its process was silent for too long. Try again."
+)
 
 router = APIRouter(tags=["uploads"], route_class=Route)
 
@@ -43,18 +55,22 @@ _ANY_TYPE = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"
 
 
 class Arrival:
-    """The file of this request, kept only if the request ends well."""
+    """The file of this request, in the store and in the database."""
 
-    def __init__(self, store: Store, limit: int) -> None:
+    def __init__(self, store: Store, pending_uploads: PendingUploads, limit: int) -> None:
         self._store = store
+        self._pending_uploads = pending_uploads
         self._limit = limit
-        self.upload_id: str | None = None
+        self._flight = AsyncExitStack()
+        self.pending: Record | None = None
+        """The upload's record until it is committed, once that record is on disk."""
 
     async def receive(self, request: Request, upload_id: str) -> UploadSummary:
         """Stream the request's one file into the store; it is durable when this returns."""
         part, chunks = await file_part(request.headers.get("content-type", ""), request.stream())
+        begun = self._pending_uploads.begin(upload_id)
+        self.pending = await self._flight.enter_async_context(begun)
         received = await self._store.receive(upload_id, chunks, limit=self._limit)
-        self.upload_id = upload_id
         return UploadSummary(
             id=upload_id,
             filename=part.filename,
@@ -63,22 +79,65 @@ class Arrival:
             sha256=received.sha256,
         )
 
+    async def undo(self, engine: Engine) -> None:
+        """Remove the file, and then the record that says that there may be one.
 
-async def _arrival(uploads: UploadsDep, settings: SettingsDep) -> AsyncIterator[Arrival]:
-    arrival = Arrival(uploads, settings.max_upload_bytes)
+        To be called if the commit has certainly failed; and the database is asked once more. If it
+        refuses, or the store does, the record is left, and the clean-up removes the file later.
+        """
+        if self.pending is None:
+            return
+        with suppress(QueueError, StoreError):
+            if not await _is_committed(engine, self.pending.id):
+                await self._store.delete(self.pending.id)
+                await engine.delete_record(self.pending)
+
+    async def end(self) -> None:
+        """Let the clean-up decide what becomes of an upload that was not committed."""
+        await self._flight.aclose()
+
+
+async def _is_committed(engine: Engine, upload_id: str) -> bool:
+    try:
+        await engine.read_record(COLLECTION, upload_id, client=None)
+    except RecordNotFound:
+        return False
+    return True
+
+
+async def _arrival(
+    uploads: UploadsDep,
+    pending_uploads: PendingUploadsDep,
+    settings: SettingsDep,
+    queue: QueueDep,
+    durable_tasks: DurableTasksDep,
+) -> AsyncIterator[Arrival]:
+    arrival = Arrival(uploads, pending_uploads, settings.max_upload_bytes)
     try:
         yield arrival
-    except NotMultipart as error:
-        raise HTTPException(415, str(error)) from error
-    except MalformedMultipart as error:
-        raise HTTPException(400, str(error)) from error
-    except InvalidForm as error:
-        raise InvalidRequest(error.pointer, error.detail) from error
+    except (NotMultipart, MalformedMultipart, InvalidForm) as error:
+        await arrival.undo(queue.engine)
+        raise _answer_to(error) from error
+    except RecordNotFound as error:
+        await arrival.undo(queue.engine)
+        raise HTTPException(503, GIVEN_UP) from error
     except BaseException:
-        # The commit failed, or the key was used before: nobody was promised this file.
-        if arrival.upload_id is not None:
-            await uploads.delete(arrival.upload_id)
+        # The file of an upload that may be committed stays: only the database knows.
+        if not durable_tasks.may_be_written:
+            await arrival.undo(queue.engine)
         raise
+    finally:
+        await arrival.end()
+
+
+def _answer_to(error: NotMultipart | MalformedMultipart | InvalidForm) -> Exception:
+    match error:
+        case NotMultipart():
+            return HTTPException(415, str(error))
+        case MalformedMultipart():
+            return HTTPException(400, str(error))
+        case InvalidForm():
+            return InvalidRequest(error.pointer, error.detail)
 
 
 ArrivalDep = Annotated[Arrival, Depends(_arrival, scope="function")]
@@ -96,8 +155,10 @@ async def upload(
 ) -> QueuedUpload:
     """Take a file of any size up to the limit. Its bytes are safe on disk before the 202."""
     summary = await arrival.receive(request, new_id(queue.now()))
+    assert arrival.pending is not None
     facts = summary.model_dump(exclude={"id"})
     durable_tasks.body_digest = f"{summary.filename}\n{summary.sha256}".encode()
+    durable_tasks.remove(arrival.pending)
     durable_tasks.keep(COLLECTION, summary.id, facts | {"status": "received"})
     task = durable_tasks.add_task(save_upload, upload_id=summary.id)
     return QueuedUpload.of(task, "Upload queued", upload=summary)
@@ -148,8 +209,11 @@ async def read_content(
     `signed` asks for a redirect to where they can be fetched without this service, for five
     minutes. A store that has no such address answers with the bytes.
     """
-    if upload.body["status"] != "published":
+    view = UploadView.of(upload)
+    if view.status != "published":
         raise HTTPException(409, "The upload is not published yet: see its task.")
+    if None in view.model_dump().values():
+        raise HTTPException(409, "The record of this upload is damaged: see its null fields.")
     if signed and (address := await uploads.signed_address(upload.id, SIGNED_SECONDS)):
         return RedirectResponse(address)
     return await download(request, uploads, upload)
@@ -169,8 +233,8 @@ async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Respons
     )
 
 
-@router.delete("/uploads/{upload_id}", status_code=204, responses=documented(404, 422, 503))
-async def delete_upload(upload: ExistingUpload, queue: QueueDep, uploads: UploadsDep) -> None:
-    """Remove an upload: first from the list, then its bytes."""
-    await queue.engine.delete_record(upload)
-    await uploads.delete(upload.id)
+@router.delete("/uploads/{upload_id}", status_code=204, responses=documented(404, 422, 503, 507))
+async def delete_upload(upload: ExistingUpload, durable_tasks: DurableTasksDep) -> None:
+    """Remove an upload from the list, and queue the removal of its bytes, in one transaction."""
+    durable_tasks.remove(upload)
+    durable_tasks.add_task(remove_upload, upload_id=upload.id)

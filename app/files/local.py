@@ -8,7 +8,9 @@ thumbnails/  small pictures of them
 
 import asyncio
 import errno
+import fcntl
 import os
+import re
 import stat
 import tempfile
 import time
@@ -18,8 +20,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
+import structlog
+
 from app.files.incoming import BLOCK, bring_in
 from app.files.store import (
+    DISK_FULL,
     NoSuchUpload,
     Received,
     StoreError,
@@ -28,7 +33,9 @@ from app.files.store import (
     checked_id,
 )
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_INCOMING_NAME = re.compile(r"[0-9a-f]{32}")
+
+log = structlog.get_logger(__name__)
 
 _Arguments = TypeVarTuple("_Arguments")
 _Result = TypeVar("_Result")
@@ -44,6 +51,7 @@ class LocalStore:
         self._received = root / "received"
         self._published = root / "published"
         self._thumbnails = root / "thumbnails"
+        self._told: set[str] = set()  # names in incoming/ that were logged
 
     async def receive(
         self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int
@@ -54,11 +62,6 @@ class LocalStore:
     async def _bring_in(self, target: Path, chunks: AsyncIterator[bytes], limit: int) -> Received:
         await _in_thread(self._make_folders)
         return await bring_in(_IncomingFile(self._incoming, target), chunks, limit=limit)
-
-    async def received(self, older_than: float) -> list[str]:
-        """See `Store.received`."""
-        old = await _in_thread(_untouched, self._received, older_than)
-        return [path.name for path in old]
 
     async def head(self, upload_id: str, size: int = 8192) -> bytes:
         """See `Store.head`."""
@@ -127,10 +130,25 @@ class LocalStore:
         return await _in_thread(self._sweep, older_than)
 
     def _sweep(self, older_than: float) -> int:
-        abandoned = _untouched(self._incoming, older_than)
-        for path in abandoned:
-            path.unlink(missing_ok=True)
-        return len(abandoned)
+        return sum(map(self._remove_abandoned, _untouched(self._incoming, older_than)))
+
+    def _remove_abandoned(self, path: Path) -> bool:
+        """Removes a file unless it is in use; one that cannot be removed is logged once."""
+        try:
+            if not _INCOMING_NAME.fullmatch(path.name):
+                raise OSError(errno.EINVAL, "it has no name of this service")
+            if _is_being_written(path):
+                return False
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if path.name not in self._told:
+                self._told.add(path.name)
+                log.warning("cannot be swept", path=str(path), reason=error.strerror)
+            return False
+        log.info("half-written upload removed", file=path.name)
+        return True
 
     async def check(self) -> bool:
         """See `Store.check`."""
@@ -173,6 +191,8 @@ class _IncomingFile:
         # O_EXCL and O_NOFOLLOW: whatever somebody planted under this name is never written to.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o600)
+        with suppress(OSError):  # not every file system has locks; there, nothing is swept
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     async def write(self, block: bytearray, digest: Callable[[bytearray], None]) -> None:
         await _in_thread(self._write, block, digest)
@@ -191,8 +211,9 @@ class _IncomingFile:
 
     def _keep(self) -> None:
         os.fsync(self._descriptor)
-        self._close()
+        # Closing the file gives up its lock, and then it might be swept.
         self._path = self._path.rename(self._target)
+        self._close()
         _sync_folder(self._target.parent)
 
     async def discard(self) -> None:
@@ -220,7 +241,7 @@ def _translated(function: Callable[[*_Arguments], _Result], *args: *_Arguments) 
     try:
         return function(*args)
     except OSError as error:
-        raise (StoreFull if error.errno in _FULL else StoreUnavailable) from error
+        raise (StoreFull if error.errno in DISK_FULL else StoreUnavailable) from error
 
 
 def _read(path: Path, start: int = 0, end: int | None = None) -> bytes:
@@ -239,6 +260,22 @@ def _untouched(folder: Path, seconds: float) -> list[Path]:
                 if entry.stat(follow_symlinks=False).st_mtime < before:
                     old.append(Path(entry.path))
     return old
+
+
+def _is_being_written(path: Path) -> bool:
+    """Whether a process has the lock of an incoming file; the lock ends with the process.
+
+    The age of a file cannot tell: an upload in flight looks old after the clock was set forward.
+    Raises OSError if the file system has no locks.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _regular(path: Path) -> Path:

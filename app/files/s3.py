@@ -11,12 +11,11 @@ import asyncio
 import os
 import re
 import tempfile
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from obstore import open_writer_async, sign_async
 from obstore.exceptions import BaseError
@@ -24,6 +23,7 @@ from obstore.store import S3Store as Bucket
 
 from app.files.incoming import BLOCK, bring_in
 from app.files.store import (
+    DISK_FULL,
     CannotOpenStore,
     NoSuchUpload,
     Received,
@@ -67,7 +67,7 @@ class S3Store:
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self._root = f"{prefix}/" if prefix else ""
-        self._waiting: dict[str, float] = {}  # received, and first seen when
+        self._copying = asyncio.Lock()
         endpoint = os.environ.get("AWS_ENDPOINT_URL")
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
             # obstore would panic, and not before it is used.
@@ -96,22 +96,6 @@ class S3Store:
         key = self._key("received", upload_id)
         return await bring_in(_IncomingObject(self._bucket, key), chunks, limit=limit)
 
-    async def received(self, older_than: float) -> list[str]:
-        """See `Store.received`. Here they wait since this process first saw them.
-
-        S3 dates an object by the beginning of its upload (S3 User Guide, object metadata): one
-        that took an hour to arrive would be an hour old before anybody was told of it.
-        """
-        listed = await _answer(self._bucket.list(f"{self._root}received/").collect_async())
-        now, waiting = time.monotonic(), {}
-        for found in listed:
-            # A bucket may be shared: what has another name is not ours.
-            with suppress(NoSuchUpload):
-                upload_id = checked_id(Path(found["path"]).name)
-                waiting[upload_id] = self._waiting.get(upload_id, now)
-        self._waiting = waiting
-        return [upload_id for upload_id, since in waiting.items() if now - since > older_than]
-
     async def head(self, upload_id: str, size: int = 8192) -> bytes:
         """See `Store.head`."""
         key, there = await self._find(upload_id)
@@ -119,17 +103,24 @@ class S3Store:
 
     @asynccontextmanager
     async def as_file(self, upload_id: str) -> AsyncIterator[Path]:
-        """See `Store.as_file`. Here it is a copy, which is gone afterwards."""
+        """See `Store.as_file`. Here it is a copy, which is gone afterwards.
+
+        There is one copy at a time, because the folder of temporary files may be small. Raises
+        StoreFull or StoreUnavailable if that folder refuses it.
+        """
         key, size = await self._find(upload_id)
-        file = await asyncio.to_thread(tempfile.NamedTemporaryFile)
-        try:
-            for start in range(0, size, BLOCK):
-                block = await self._range(key, start, min(start + BLOCK, size))
-                await asyncio.to_thread(file.write, block)
-            await asyncio.to_thread(file.flush)
-            yield Path(file.name)
-        finally:
-            await asyncio.shield(asyncio.to_thread(file.close))
+        async with self._copying:
+            with _copy_translated():
+                file = await asyncio.to_thread(tempfile.NamedTemporaryFile)
+            try:
+                with _copy_translated():
+                    for start in range(0, size, BLOCK):
+                        block = await self._range(key, start, min(start + BLOCK, size))
+                        await asyncio.to_thread(file.write, block)
+                    await asyncio.to_thread(file.flush)
+                yield Path(file.name)
+            finally:
+                await asyncio.shield(asyncio.to_thread(_close, file))
 
     async def _find(self, upload_id: str) -> tuple[str, int]:
         """The key and the size of an upload, received or published."""
@@ -257,6 +248,21 @@ async def _answer(
 
 class _Refusal(Exception):
     """What S3 said, in one line."""
+
+
+@contextmanager
+def _copy_translated() -> Iterator[None]:
+    """Makes the store's own error of what this machine's disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise (StoreFull if error.errno in DISK_FULL else StoreUnavailable) from error
+
+
+def _close(file: IO[bytes]) -> None:
+    """Closes and removes a temporary file; what it could not write is of no use any more."""
+    with suppress(OSError):
+        file.close()
 
 
 def _code(error: Exception) -> str | None:

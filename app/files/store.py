@@ -1,5 +1,6 @@
 """What every store of uploads can do, whichever medium it writes to."""
 
+import errno
 import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+# What the system says when a disk has no room (errno(3)).
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -73,13 +76,6 @@ class Store(Protocol):
         """
         ...
 
-    async def received(self, older_than: float) -> list[str]:
-        """The ids that have waited to be published for more than so many seconds.
-
-        After a crash some of them belong to requests that were never answered.
-        """
-        ...
-
     async def head(self, upload_id: str, size: int = 8192) -> bytes:
         """The first `size` bytes, received or published. Raises NoSuchUpload."""
         ...
@@ -122,9 +118,10 @@ class Store(Protocol):
         ...
 
     async def sweep(self, older_than: float) -> int:
-        """Removes what crashes left half-written, untouched for so many seconds; returns how many.
+        """Removes files that a crash left half-written; returns how many.
 
-        Longer than any client may pause in the middle of an upload.
+        They are untouched for so many seconds, which is longer than a client may pause, and no
+        process writes them.
         """
         ...
 

@@ -36,6 +36,7 @@ class DurableTasks(Generic[ToolsT]):
         self._client = client
         self._tasks: list[Task] = []
         self._records: list[Record] = []
+        self._removed: list[Record] = []
         self._batch_id: str | None = None
 
     def add_task(
@@ -75,6 +76,10 @@ class DurableTasks(Generic[ToolsT]):
         to_json(body)
         self._records.append(Record(collection, self._client, record_id, body, self._now()))
 
+    def remove(self, record: Record) -> None:
+        """Collect the removal of a record; the commit raises RecordNotFound if it is gone."""
+        self._removed.append(record)
+
     def as_batch(self) -> str:
         """Let the tasks collected here be one batch, which is counted as one; gives its id."""
         self._batch_id = new_id(self._now())
@@ -82,7 +87,9 @@ class DurableTasks(Generic[ToolsT]):
 
     def collected(self, answer: Answer | None = None) -> Writes:
         """Everything collected so far, with the answer to keep for the request's key if any."""
-        return Writes(tuple(self._tasks), tuple(self._records), answer, self._batch_id)
+        return Writes(
+            tuple(self._tasks), tuple(self._records), answer, self._batch_id, tuple(self._removed)
+        )
 
 
 @dataclass(frozen=True, slots=True)

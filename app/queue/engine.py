@@ -28,7 +28,11 @@ class Engine(Protocol):
     # What the API asks.
 
     async def put(self, writes: Writes) -> None:
-        """Write all of it, or nothing. Raises KeyTaken if its answer's key was used before."""
+        """Write all of it, or nothing.
+
+        Raises KeyTaken if its answer's key was used before, and RecordNotFound if a record that is
+        to be removed is gone.
+        """
 
     async def get(self, task_id: str) -> Task:
         """The task, or TaskNotFound."""

@@ -89,14 +89,23 @@ class Postgres:
             self._arrived.set()
 
     async def _put_all(self, several: Sequence[Writes]) -> Sequence[Exception | None]:
-        """Write what several requests put, in one transaction, but for those whose key is taken."""
+        """Write what several requests put, in one transaction.
+
+        Writes whose idempotency key is taken are left out, and writes of which a record that is to
+        be removed is gone.
+        """
         async with (
             self._session() if statements.fits_in_one(several) else self._transaction() as session
         ):
-            taken = await statements.keep_answers(session, [writes.answer for writes in several])
-            accepted = [writes for writes, key in zip(several, taken, strict=True) if key is None]
+            gone = await statements.lock_removed(session, several)
+            answers = [
+                w.answer if lost is None else None for w, lost in zip(several, gone, strict=True)
+            ]
+            taken = await statements.keep_answers(session, answers)
+            refusals = [lost or key for lost, key in zip(gone, taken, strict=True)]
+            accepted = [w for w, refusal in zip(several, refusals, strict=True) if refusal is None]
             await statements.insert(session, accepted)
-        return taken
+        return refusals
 
     async def get(self, task_id: str) -> Task:
         async with self._session() as session:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from operator import attrgetter
 from typing import Any
 
-from app.queue.errors import KeyTaken, TaskNotFound
+from app.queue.errors import KeyTaken, RecordNotFound, TaskNotFound
 from app.queue.postgres_schema import Session
 from app.queue.retry import MAX_CRASHES
 from app.queue.task import (
@@ -159,11 +159,12 @@ class Settlement:
 def fits_in_one(several: Sequence[Writes]) -> bool:
     """Whether a single statement writes all of it, so that it needs no transaction around it."""
     tasks = sum(len(writes.tasks) for writes in several)
-    return tasks <= INSERT_AT_ONCE and not any(w.records or w.answer for w in several)
+    more = any(w.records or w.removed or w.answer for w in several)
+    return tasks <= INSERT_AT_ONCE and not more
 
 
 async def insert(session: Session, several: Sequence[Writes]) -> None:
-    """Insert the tasks and the records of several writes, and wake whoever waits for tasks."""
+    """Insert the tasks and the records of several writes, remove others, and wake the workers."""
     tasks = [(task, writes.batch_id) for writes in several for task in writes.tasks]
     columns = ", ".join(_NEW)
     for start in range(0, len(tasks), INSERT_AT_ONCE):
@@ -182,9 +183,19 @@ async def insert(session: Session, several: Sequence[Writes]) -> None:
             batch_ids,
             *zip(*map(attrgetter(*_NEW), some), strict=True),
         )
+    if removed := {names(record) for writes in several for record in writes.removed}:
+        await session.execute(
+            """
+            DELETE FROM afterward.records
+            USING unnest($1::text[], $2::text[], $3::text[]) AS removed (collection, client, id)
+            WHERE records.collection = removed.collection AND records.client = removed.client
+            AND records.id = removed.id
+            """,
+            *zip(*sorted(removed), strict=True),
+        )
     # Of two that are written over each other the later counts; in order, so that two processes
     # cannot wait for each other.
-    records = {(r.collection, r.client, r.id): r for writes in several for r in writes.records}
+    records = {names(record): record for writes in several for record in writes.records}
     if records:
         await session.execute(
             """
@@ -194,12 +205,46 @@ async def insert(session: Session, several: Sequence[Writes]) -> None:
             """,
             *zip(
                 *(
-                    (*names, to_json(record.body), record.created_at)
-                    for names, record in sorted(records.items())
+                    (*named, to_json(record.body), record.created_at)
+                    for named, record in sorted(records.items())
                 ),
                 strict=True,
             ),
         )
+
+
+async def lock_removed(session: Session, several: Sequence[Writes]) -> list[RecordNotFound | None]:
+    """Lock the records that are to be removed; gives RecordNotFound for writes that lack one.
+
+    Of two writes that remove the same record, the second lacks it.
+    """
+    removed = sorted({names(record) for writes in several for record in writes.removed})
+    if not removed:
+        return [None] * len(several)
+    rows = await session.fetch(
+        """
+        SELECT collection, client, id FROM afterward.records
+        JOIN unnest($1::text[], $2::text[], $3::text[]) AS removed (collection, client, id)
+        USING (collection, client, id)
+        ORDER BY collection, client, id FOR UPDATE OF records
+        """,
+        *zip(*removed, strict=True),
+    )
+    there = {(row["collection"], row["client"], row["id"]) for row in rows}
+
+    def take(writes: Writes) -> RecordNotFound | None:
+        wanted = {names(record) for record in writes.removed}
+        if not wanted <= there:
+            return RecordNotFound()
+        there.difference_update(wanted)
+        return None
+
+    return [take(writes) for writes in several]
+
+
+def names(record: Record) -> tuple[str, str, str]:
+    """Give the primary key of a record."""
+    return record.collection, record.client, record.id
 
 
 async def keep_answers(session: Session, answers: Sequence[Answer | None]) -> list[KeyTaken | None]:

@@ -50,9 +50,10 @@ class Queue(Generic[ToolsT]):
     async def commit(self, writes: Writes) -> None:
         """Make what was collected a promise: it is on disk when this returns.
 
-        Raises QueueUnavailable, BacklogFull or KeyTaken, and then nothing of it was written.
+        Raises BacklogFull, KeyTaken, or RecordNotFound for a record that was to be removed and is
+        gone: then nothing was written. After QueueUnavailable, or a cancellation, it may have been.
         """
-        if writes.tasks or writes.records or writes.answer:
+        if writes != Writes():
             await self._room.take(len(writes.tasks))
             try:
                 await self.engine.put(writes)

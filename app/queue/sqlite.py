@@ -42,6 +42,7 @@ from app.queue.task import (
 _COLUMNS = tuple(field.name for field in fields(Task))
 _TASK = ", ".join(_COLUMNS)
 _RECORD = "collection, client, id, body, created_at"
+_REMOVE = "DELETE FROM records WHERE collection = ? AND client = ? AND id = ?"
 _NEW = (
     "id",
     "kind",
@@ -123,10 +124,10 @@ class SQLite:
 
     async def put(self, writes: Writes) -> None:
         match writes:
-            case Writes((task,), (), None, None):  # the common case, which many requests share
+            case Writes((task,), (), None, None, ()):  # the common case, which many requests share
                 await self._commits.share(_insert, task)
             case _:
-                await self._commits.run(lambda connection: _write(connection, writes))
+                await self._commits.run(lambda connection: _put(connection, writes))
         if writes.tasks:
             self._arrived.set()
 
@@ -404,10 +405,7 @@ class SQLite:
         )
 
     async def delete_record(self, record: Record) -> bool:
-        return await self._affects_one(
-            "DELETE FROM records WHERE collection = ? AND client = ? AND id = ?",
-            (record.collection, record.client, record.id),
-        )
+        return await self._affects_one(_REMOVE, (record.collection, record.client, record.id))
 
     async def _affects_one(self, statement: str, values: tuple[str, ...]) -> bool:
         return await self._commits.run(
@@ -479,11 +477,24 @@ def _end(ended: tuple[Task, Outcome, float]) -> Row:
     )
 
 
+def _put(connection: sqlite3.Connection, writes: Writes) -> None:
+    for record in writes.removed:
+        found = connection.execute(
+            "SELECT 1 FROM records WHERE collection = ? AND client = ? AND id = ?",
+            (record.collection, record.client, record.id),
+        )
+        if found.fetchone() is None:
+            raise RecordNotFound
+    _write(connection, writes)
+
+
 def _write(connection: sqlite3.Connection, writes: Writes) -> None:
     if writes.answer is not None:
         _keep_answer(connection, writes.answer)
     if writes.tasks:
         _insert(connection, writes.tasks, writes.batch_id)
+    for record in writes.removed:
+        connection.execute(_REMOVE, (record.collection, record.client, record.id))
     for record in writes.records:
         connection.execute(
             """

@@ -91,6 +91,7 @@ class Writes:
     records: tuple[Record, ...] = ()
     answer: Answer | None = None
     batch_id: str | None = None  # of all the tasks, if they are to be counted as one
+    removed: tuple[Record, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ it and run until they are kept. To add a promise, write an `async def` whose fir
 Context, and name it in `catalogue`, with a retry policy if it needs one of its own.
 
     mail       send_email
-    uploads    save_upload, make_thumbnail
+    uploads    save_upload, make_thumbnail, remove_upload
+    pending_uploads  uploads that have begun and are not committed
     data       save_data
     courtesies write_log and the others that BackgroundTasks runs
     clean_up   the regular removal of old tasks and left files
@@ -18,7 +19,7 @@ from app.tasks import mail
 from app.tasks.data import save_data
 from app.tasks.mail import send_email
 from app.tasks.tools import Tools
-from app.tasks.uploads import make_thumbnail, save_upload
+from app.tasks.uploads import make_thumbnail, remove_upload, save_upload
 
 
 def catalogue(settings: Settings) -> Catalogue[Tools]:
@@ -27,5 +28,6 @@ def catalogue(settings: Settings) -> Catalogue[Tools]:
         Kind(send_email, retry=mail.retry_policy(settings)),
         save_upload,
         make_thumbnail,
+        remove_upload,
         save_data,
     )

@@ -1,48 +1,60 @@
-"""Periodic work: what is finished and old is removed."""
+"""Periodic work: old finished tasks, old idempotency keys and abandoned uploads are removed."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable
 
 import structlog
 
 from app.files.store import Store, StoreError
-from app.queue.engine import Engine
-from app.queue.errors import QueueError, RecordNotFound
-from app.tasks.uploads import COLLECTION
+from app.queue.errors import QueueError
+from app.queue.queue import Queue
+from app.tasks.pending_uploads import PendingUploads
+from app.tasks.tools import Tools
 
 DAY = 24 * 3600.0
 EVERY_SECONDS = 10.0
 AT_ONCE = 500  # rows removed in one transaction, so that requests are not kept waiting
-ABANDONED_SECONDS = 3600.0  # an upload that has not grown into a promise by then never will
+ABANDONED_SECONDS = 3600.0  # without a heartbeat; then an upload is given up
 
 log = structlog.get_logger(__name__)
 
 
 async def clean_up_regularly(
-    engine: Engine, uploads: Store, *, retention_days: float, now: Callable[[], float]
+    queue: Queue[Tools], uploads: Store, pending: PendingUploads, retention_days: float
 ) -> None:
-    """Clean up every ten seconds until cancelled; what cannot be done now is done next time."""
+    """Clean up every ten seconds until cancelled."""
     while True:
-        try:
-            await clean_up(engine, uploads, finished_before=now() - retention_days * DAY, now=now())
-        except (QueueError, StoreError) as error:
-            log.warning("clean-up put off", error=str(error))
+        await clean_up(queue, uploads, pending, finished_before=queue.now() - retention_days * DAY)
         await asyncio.sleep(EVERY_SECONDS)
 
 
-async def clean_up(engine: Engine, uploads: Store, *, finished_before: float, now: float) -> None:
-    """Remove old finished tasks, old answers to idempotency keys, and abandoned uploads."""
+async def clean_up(
+    queue: Queue[Tools], uploads: Store, pending: PendingUploads, *, finished_before: float
+) -> None:
+    """Remove old finished tasks, old answers to idempotency keys, and abandoned uploads.
+
+    A step that fails is logged. It is done next time, and the other steps are done nevertheless.
+    """
+    await _try(pending.beat())
+    await _try(_remove_old_tasks(queue, finished_before))
+    await _try(uploads.sweep(older_than=ABANDONED_SECONDS))
+    await _try(pending.remove_abandoned(silent_for=ABANDONED_SECONDS))
+
+
+async def _try(step: Awaitable[object]) -> None:
+    try:
+        await step
+    except (QueueError, StoreError) as error:
+        log.warning("clean-up put off", error=str(error))
+    except Exception:
+        log.exception("clean-up failed")
+
+
+async def _remove_old_tasks(queue: Queue[Tools], finished_before: float) -> None:
     removed = 0
-    while some := await engine.purge(
-        finished_before=finished_before, answered_before=now - DAY, limit=AT_ONCE
+    while some := await queue.engine.purge(
+        finished_before=finished_before, answered_before=queue.now() - DAY, limit=AT_ONCE
     ):
         removed += some
     if removed:
         log.info("old tasks removed", rows=removed)
-    await uploads.sweep(older_than=ABANDONED_SECONDS)
-    for upload_id in await uploads.received(older_than=ABANDONED_SECONDS):
-        try:
-            await engine.read_record(COLLECTION, upload_id, client=None)
-        except RecordNotFound:
-            # The process died between the file's fsync and the commit: nobody was told of it.
-            await uploads.delete(upload_id)

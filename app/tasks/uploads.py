@@ -1,4 +1,4 @@
-"""The promises about an uploaded file: check and publish it, and make a picture's thumbnail."""
+"""The durable tasks of an uploaded file: check and publish it, make its thumbnail, remove it."""
 
 from dataclasses import replace
 
@@ -8,30 +8,39 @@ from app.files.names import media_type
 from app.files.pictures import MEDIA_TYPES, PictureRefused
 from app.files.store import NoSuchUpload
 from app.queue.errors import PermanentError, RecordNotFound
+from app.queue.task import Record
 from app.tasks.tools import Context
 
 COLLECTION = "uploads"
+# Bytes of a picture that gets a thumbnail. A copy of a picture in S3 must fit into the /tmp of a
+# container, which has 64 MiB in docker-compose.yml.
+LARGEST_PICTURE = 48 << 20
 
 log = structlog.get_logger(__name__)
 
 
 async def save_upload(context: Context, *, upload_id: str) -> dict[str, str] | None:
-    """Find out what the file really is, and publish it; a picture gets a thumbnail afterwards."""
-    tools = context.tools
-    try:
-        record = await tools.engine.read_record(COLLECTION, upload_id, client=context.task.client)
-        head = await tools.uploads.head(upload_id)
-    except (RecordNotFound, NoSuchUpload):
-        log.info("upload was deleted meanwhile", upload_id=upload_id)
+    """Find out the type of the file, and publish it; a picture gets a thumbnail afterwards.
+
+    Returns the upload's id and type; None if the client has deleted the upload meanwhile. Raises
+    PermanentError if the file is missing.
+    """
+    record = await _record(context, upload_id)
+    if record is None:
+        await _deleted_meanwhile(context, upload_id)
         return None
-    declared = record.body["content_type"]
-    actual = media_type(head, declared)
+    declared = record.body.get("content_type", "application/octet-stream")
+    try:
+        actual = media_type(await context.tools.uploads.head(upload_id), declared)
+        await context.tools.uploads.publish(upload_id)
+    except NoSuchUpload as missing:
+        await _file_is_missing(context, upload_id, missing)
+        return None
     if actual != declared:
         log.warning("upload is not what it says", upload_id=upload_id, actual=actual)
-    await tools.uploads.publish(upload_id)
     body = record.body | {"content_type": actual, "status": "published"}
-    if not await tools.engine.update_record(replace(record, body=body)):
-        await tools.uploads.delete(upload_id)
+    if not await context.tools.engine.update_record(replace(record, body=body)):
+        await _deleted_meanwhile(context, upload_id)
         return None
     if actual in MEDIA_TYPES:
         context.durable_tasks.add_task(make_thumbnail, upload_id=upload_id)
@@ -40,14 +49,66 @@ async def save_upload(context: Context, *, upload_id: str) -> dict[str, str] | N
 
 
 async def make_thumbnail(context: Context, *, upload_id: str) -> None:
-    """Make a picture's thumbnail in another process: decoding would hold up the event loop."""
-    tools = context.tools
+    """Make a picture's thumbnail in another process: decoding would hold up the event loop.
+
+    Raises PermanentError if the file is missing, or is no picture that can be decoded.
+    """
+    record = await _record(context, upload_id)
+    if record is None:
+        await _deleted_meanwhile(context, upload_id)
+        return
     try:
-        async with tools.uploads.as_file(upload_id) as picture:
-            thumbnail = await tools.pictures.thumbnail(picture)
-        await tools.uploads.save_thumbnail(upload_id, thumbnail)
-    except NoSuchUpload:
-        log.info("upload was deleted meanwhile", upload_id=upload_id)
+        thumbnail = await _thumbnail(context, record)
+    except NoSuchUpload as missing:
+        await _file_is_missing(context, upload_id, missing)
+        return
     except PictureRefused as error:
         log.warning("no thumbnail can be made", upload_id=upload_id, reason=str(error))
         raise PermanentError(str(error)) from error
+    await context.tools.uploads.save_thumbnail(upload_id, thumbnail)
+    # The client may have deleted the upload while the thumbnail was made, or was stored.
+    if await _record(context, upload_id) is None:
+        await _deleted_meanwhile(context, upload_id)
+
+
+async def _thumbnail(context: Context, record: Record) -> bytes:
+    if record.body.get("size", 0) > LARGEST_PICTURE:
+        raise PictureRefused(f"The picture is larger than {LARGEST_PICTURE >> 20} MiB.")
+    async with context.tools.uploads.as_file(record.id) as picture:
+        return await context.tools.pictures.thumbnail(picture)
+
+
+async def remove_upload(context: Context, *, upload_id: str) -> None:
+    """Remove the bytes of an upload whose record is gone, and its thumbnail.
+
+    Raises PermanentError if there is a record: then the bytes belong to an upload that a client
+    was promised.
+    """
+    if await _record(context, upload_id, of_any_client=True) is not None:
+        raise PermanentError(f"upload {upload_id} has a record, so its file stays")
+    await context.tools.uploads.delete(upload_id)
+    log.info("upload removed", upload_id=upload_id)
+
+
+async def _record(
+    context: Context, upload_id: str, *, of_any_client: bool = False
+) -> Record | None:
+    """The upload's record; None if it is gone."""
+    client = None if of_any_client else context.task.client
+    try:
+        return await context.tools.engine.read_record(COLLECTION, upload_id, client=client)
+    except RecordNotFound:
+        return None
+
+
+async def _file_is_missing(context: Context, upload_id: str, missing: NoSuchUpload) -> None:
+    """Raise PermanentError, unless the client deletes the upload at the same time."""
+    if await _record(context, upload_id) is not None:
+        raise PermanentError(f"the file of upload {upload_id} is gone") from missing
+    await _deleted_meanwhile(context, upload_id)
+
+
+async def _deleted_meanwhile(context: Context, upload_id: str) -> None:
+    """Remove what this task may have stored after the removal of the upload."""
+    await context.tools.uploads.delete(upload_id)
+    log.info("upload was deleted meanwhile", upload_id=upload_id)

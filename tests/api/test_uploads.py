@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import time
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,18 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from app.files.local import LocalStore
+from app.files.store import Received, StoreUnavailable
+from app.queue.errors import QueueUnavailable
+from app.queue.task import Record, Writes, new_id
+from app.tasks import pending_uploads as pending
+from app.tasks.uploads import COLLECTION
 from tests.api.requests import MAX_UPLOAD_BYTES, problem_of, upload_of
 from tests.support.pictures import picture
-from tests.support.service import files_below, wait_for
+from tests.support.service import PATIENCE, files_below, until, wait_for
+
+FORM = "multipart/form-data"
+HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 
 
 def published(
@@ -73,7 +84,8 @@ def test_a_deleted_upload_is_gone_with_its_bytes(client: TestClient, tmp_path: P
     upload = published(client, b"Hello")
     response = client.delete(f"/uploads/{upload['id']}")
     assert (response.status_code, response.content) == (204, b"")
-    assert files_below(tmp_path / "uploads") == []
+    assert "location" not in response.headers
+    until(lambda: files_below(tmp_path / "uploads") == [], within=PATIENCE)
     assert client.get("/uploads").json()["data"] == []
     for part in ("", "/content", "/thumbnail"):
         problem_of(client.get(f"/uploads/{upload['id']}{part}"), 404)
@@ -86,7 +98,7 @@ def test_an_upload_that_was_deleted_before_its_task_ran_stays_deleted(
     queued = upload_of().send(client).json()
     client.delete(f"/uploads/{queued['upload']['id']}")
     wait_for(client, queued["id"])
-    assert files_below(tmp_path / "uploads") == []
+    until(lambda: files_below(tmp_path / "uploads") == [], within=PATIENCE)
 
 
 # Pictures.
@@ -106,3 +118,174 @@ def test_a_picture_gets_a_small_one(client: TestClient) -> None:
     assert response.headers["x-content-type-options"] == "nosniff"
     with Image.open(BytesIO(response.content)) as small:
         assert (small.format, small.size) == ("PNG", (256, 128))
+
+
+# Records that are damaged.
+
+
+def damaged(client: TestClient, body: object) -> str:
+    """Put a record of an upload with this body; returns its id."""
+    assert client.portal is not None
+    engine = client.app_state["queue"].engine
+    record = Record(COLLECTION, "", new_id(time.time()), body, time.time())  # type: ignore[arg-type]
+    client.portal.call(engine.put, Writes(records=(record,)))
+    return record.id
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ({"status": "published"}, {"status": "published"}),
+        ({"status": "published", "size": "5", "filename": "a"}, {"filename": "a"}),
+        ({"size": 5, "unknown": 1}, {"size": 5}),
+        ([], {}),
+        (None, {}),
+    ],
+    ids=["fields missing", "another type", "too many fields", "a list", "null"],
+)
+def test_a_record_that_lacks_a_field_is_shown_as_far_as_it_can_be_read(
+    client: TestClient, body: object, shown: dict[str, object]
+) -> None:
+    """And hides none of the others."""
+    whole = published(client, b"Hello")
+    upload_id = damaged(client, body)
+    listed = client.get("/uploads")
+    assert listed.status_code == 200
+    assert [upload["id"] for upload in listed.json()["data"]] == [upload_id, whole["id"]]
+    upload = client.get(f"/uploads/{upload_id}").json()
+    assert upload.items() >= {"id": upload_id, **shown}.items()
+    assert upload["sha256"] is None
+    problem_of(client.get(f"/uploads/{upload_id}/content"), 409)
+
+
+# Deleting.
+
+
+def test_a_store_that_refuses_is_asked_again_to_remove_the_bytes(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer does not depend on the store: the removal is a durable task."""
+    upload = published(client, b"private")
+    real, refusals = LocalStore.delete, iter([StoreUnavailable(), StoreUnavailable()])
+
+    async def reluctant(store: LocalStore, upload_id: str) -> None:
+        for refusal in refusals:
+            raise refusal
+        await real(store, upload_id)
+
+    monkeypatch.setattr(LocalStore, "delete", reluctant)
+    assert client.delete(f"/uploads/{upload['id']}").status_code == 204
+    problem_of(client.delete(f"/uploads/{upload['id']}"), 404)
+    until(lambda: files_below(tmp_path / "uploads") == [], within=PATIENCE)
+    (task,) = client.get("/tasks?kind=remove_upload").json()["data"]
+    assert wait_for(client, task["id"])["attempts"] == 3
+
+
+def test_a_removal_that_cannot_be_written_is_not_made(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = published(client, b"Hello")
+
+    async def refuse(_: Writes) -> None:
+        raise QueueUnavailable
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(client.app_state["queue"].engine, "put", refuse)
+        problem_of(client.delete(f"/uploads/{upload['id']}"), 503)
+    assert client.get(f"/uploads/{upload['id']}/content").content == b"Hello"
+    assert client.get("/tasks?kind=remove_upload").json()["data"] == []
+
+
+# An upload that is refused leaves nothing, neither in the store nor in the database.
+
+
+def pending_uploads(client: TestClient) -> list[Record]:
+    assert client.portal is not None
+    list_records = client.app_state["queue"].engine.list_records
+    found: list[Record] = client.portal.call(
+        partial(list_records, pending.COLLECTION, client="", after=None, limit=9)
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status"),
+    [
+        (b"--x", "text/plain", 415),
+        (b"--x", f"{FORM}; boundary=x", 400),
+        (HEAD + b"never ends", f"{FORM}; boundary=x", 400),
+        (HEAD + b"a" * (MAX_UPLOAD_BYTES + 1) + b"\r\n--x--\r\n", f"{FORM}; boundary=x", 413),
+        (HEAD + b"a\r\n--x\r\n" + HEAD[5:] + b"b\r\n--x--\r\n", f"{FORM}; boundary=x", 422),
+    ],
+    ids=["no form", "nothing in it", "cut short", "too large", "two files"],
+)
+def test_what_is_refused_leaves_nothing(
+    client: TestClient, tmp_path: Path, content: bytes, content_type: str, status: int
+) -> None:
+    response = client.post("/upload", content=content, headers={"Content-Type": content_type})
+    problem_of(response, status)
+    assert files_below(tmp_path / "uploads") == []
+    assert pending_uploads(client) == []
+
+
+def test_an_upload_that_was_repeated_leaves_one_file(client: TestClient, tmp_path: Path) -> None:
+    """The second file is removed at once: it is certain that it was not committed."""
+    first, second = (upload_of().send(client, **{"Idempotency-Key": "k"}) for _ in range(2))
+    assert second.headers["idempotency-replay"] == "true"
+    assert first.json() == second.json()
+    wait_for(client, first.json()["id"])
+    assert files_below(tmp_path / "uploads") == [f"published/{first.json()['upload']['id']}"]
+    assert pending_uploads(client) == []
+
+
+def test_a_store_that_refuses_to_forget_changes_no_answer(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pending record stays, so the clean-up removes the file later."""
+
+    async def refuse(*_: object) -> None:
+        raise StoreUnavailable
+
+    upload_of().send(client, **{"Idempotency-Key": "k"})
+    monkeypatch.setattr(LocalStore, "delete", refuse)
+    again = upload_of().send(client, **{"Idempotency-Key": "k"})
+    assert again.headers["idempotency-replay"] == "true"
+    (left,) = pending_uploads(client)
+    assert any(left.id in file for file in files_below(tmp_path / "uploads"))
+
+
+def test_an_upload_that_was_given_up_is_not_accepted(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another process, for which this one was silent for too long."""
+    store, engine = client.app_state["uploads"], client.app_state["queue"].engine
+    receive = store.receive
+
+    async def given_up_meanwhile(upload_id: str, *arguments: Any, **options: Any) -> Received:
+        received: Received = await receive(upload_id, *arguments, **options)
+        assert await engine.delete_record(Record(pending.COLLECTION, "", upload_id, {}, 0))
+        return received
+
+    monkeypatch.setattr(store, "receive", given_up_meanwhile)
+    problem = problem_of(upload_of().send(client), 503)
+    assert "gave up" in problem["detail"]
+    assert client.get("/uploads").json()["data"] == []
+    assert files_below(tmp_path / "uploads") == []
+
+
+def test_the_file_of_a_committed_upload_stays_whatever_is_said_of_the_commit(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by an engine that tries a commit again, and finds that the first try removed a record."""
+    engine = client.app_state["queue"].engine
+    put = engine.put
+
+    async def twice(writes: Writes) -> None:
+        await put(writes)
+        if writes.removed:
+            await put(writes)
+
+    monkeypatch.setattr(engine, "put", twice)
+    problem_of(upload_of().send(client), 503)
+    (upload,) = client.get("/uploads").json()["data"]
+    assert [Path(file).name for file in files_below(tmp_path / "uploads")] == [upload["id"]]

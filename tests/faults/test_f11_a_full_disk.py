@@ -26,7 +26,7 @@ from app.queue.sqlite import SQLite
 from tests.queue.support import a_task, claim_one, opened, put
 from tests.support.disks import Disk, LimitedFiles, SmallDisk, small_disk
 from tests.support.measures import cpu_share
-from tests.support.service import PATIENCE, Service, files_below
+from tests.support.service import PATIENCE, Service, files_below, until
 from tests.support.smtp_server import SmtpServer
 from tests.support.torture import LONG, Tried, form
 
@@ -82,7 +82,7 @@ def test_what_cannot_be_kept_is_refused_and_what_was_accepted_is_done(
             assert service.get(f"{content}/content").content == CONTENT
             service.client.delete(content)
             accepted += tasks
-        assert files_below(service.directory / "uploads") == []
+        until(lambda: files_below(service.directory / "uploads") == [], within=PATIENCE)
 
     delivered = sorted(MESSAGE_ID.findall(b"".join(m.content for m in smtp_server.received)))
     tried(

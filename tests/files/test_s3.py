@@ -1,14 +1,17 @@
 """What only the store in S3 can get wrong: parts left behind, lost answers, and other people."""
 
 import asyncio
+import errno
+import os
 import re
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import httpx2
 import pytest
@@ -256,7 +259,6 @@ async def test_everything_is_below_the_prefix(
     store = open_store(f"s3://{bucket.name}{url}")
     await store.receive(upload_id, stream(1), limit=MIB)
     assert bucket.keys == [f"{root}received/{upload_id}"]
-    assert await store.received(-1) == [upload_id]
     await store.publish(upload_id)
     await store.save_thumbnail(upload_id, b"small")
     assert bucket.keys == [f"{root}published/{upload_id}", f"{root}thumbnails/{upload_id}"]
@@ -273,28 +275,9 @@ async def test_what_others_keep_in_the_bucket_is_not_ours(
     foreign = ["received/", "received/notes.txt", "received2/x", f"a/received/{upload_id}"]
     for key in foreign:
         bucket.put(key, b"theirs")
-    assert await store.received(-1) == []
     assert await store.sweep(-1) == 0
-    assert bucket.keys == sorted(foreign)
-
-
-async def test_an_upload_waits_from_when_it_is_seen_and_not_from_when_it_began(
-    bucket: Bucket, upload_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    store, other = open_store(f"s3://{bucket.name}"), open_store(f"s3://{bucket.name}")
-    bucket.put(f"received/{upload_id}", b"Hello")
-    assert await store.received(60) == []
-    now[0] += 60
-    assert await store.received(60) == []
-    now[0] += 1
-    assert await other.received(60) == []
-    assert await store.received(60) == [upload_id]
     await store.delete(upload_id)
-    assert await store.received(60) == []
-    bucket.put(f"received/{upload_id}", b"Hello")
-    assert await store.received(60) == []
+    assert bucket.keys == sorted(foreign)
 
 
 # Published.
@@ -362,6 +345,56 @@ async def test_the_copy_on_this_machine_is_gone_afterwards(
     assert [path.exists() for path in seen] == [False]
 
 
+async def test_one_copy_at_a_time_is_on_this_machine(store: Store, upload_id: str) -> None:
+    """The folder of temporary files may have room for one."""
+    await store.receive(upload_id, stream(1), limit=MIB)
+    copies = most = 0
+
+    async def use() -> None:
+        nonlocal copies, most
+        async with store.as_file(upload_id):
+            copies += 1
+            most = max(most, copies)
+            await asyncio.sleep(0.01)
+            copies -= 1
+
+    await asyncio.gather(*(use() for _ in range(5)))
+    assert most == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ENOSPC, StoreFull), (errno.EIO, StoreUnavailable)]
+)
+async def test_a_copy_that_the_disk_refuses_is_an_error_of_the_store(
+    store: Store,
+    upload_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    error: type[StoreError],
+) -> None:
+    """The next one succeeds, once there is room again."""
+    await store.receive(upload_id, stream(1), limit=MIB)
+    real = tempfile.NamedTemporaryFile
+
+    def full_file() -> Any:
+        file = real(buffering=0)
+
+        def refuse(_: bytes) -> int:
+            raise OSError(number, os.strerror(number))
+
+        file.write = refuse  # type: ignore[assignment, method-assign]
+        return file
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full_file)
+    with pytest.raises(error) as refusal:
+        async with store.as_file(upload_id):
+            pass
+    assert type(refusal.value) is error
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", real)
+    async with store.as_file(upload_id) as path:
+        assert path.read_bytes() == bytes(MIB)
+
+
 # Refusals.
 
 
@@ -391,7 +424,6 @@ async def test_every_refusal_is_an_error_of_the_store(
         faulty_store.read(upload_id, 0, 1),
         faulty_store.save_thumbnail(upload_id, b"small"),
         faulty_store.delete(upload_id),
-        faulty_store.received(-1),
     ):
         with pytest.raises(error) as refusal:
             await verb

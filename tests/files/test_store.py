@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.files.local import LocalStore
 from app.files.store import (
@@ -161,17 +163,6 @@ async def test_a_deleted_upload_is_gone_in_every_state(
     for verb in everything_about(store):
         with pytest.raises(NoSuchUpload):
             await verb(upload_id)
-
-
-async def test_uploads_that_wait_for_long_are_listed_until_they_are_published(
-    store: Store, upload_id: str
-) -> None:
-    assert await store.received(-1) == []
-    await store.receive(upload_id, stream(b"Hello"), limit=5)
-    assert await store.received(60) == []
-    assert await store.received(-1) == [upload_id]
-    await store.publish(upload_id)
-    assert await store.received(-1) == []
 
 
 async def test_a_store_that_works_says_so_and_keeps_nothing(store: Store) -> None:
@@ -439,17 +430,73 @@ async def test_a_link_planted_under_a_temporary_name_is_refused(
     assert secret.read_text() == "secret"
 
 
+def half_written(root: Path, name: str, age: float) -> Path:
+    """A file in incoming/ that was written last so many seconds ago."""
+    file = root / "incoming" / name
+    file.touch()
+    os.utime(file, (time.time() - age, time.time() - age))
+    return file
+
+
 async def test_what_a_crash_left_half_written_is_swept_once_it_is_old(
     local: LocalStore, tmp_path: Path, upload_id: str
 ) -> None:
     assert await local.sweep(0) == 0
     await local.receive(upload_id, stream(b"Hello"), limit=5)
-    old, new = tmp_path / "up/incoming/old", tmp_path / "up/incoming/new"
-    old.touch()
-    new.touch()
-    os.utime(old, (time.time() - 100, time.time() - 100))
+    old, new = "0" * 32, "1" * 32
+    half_written(tmp_path / "up", old, age=100)
+    half_written(tmp_path / "up", new, age=0)
     assert await local.sweep(60) == 1
-    assert files(tmp_path / "up") == sorted(["incoming/new", f"received/{upload_id}"])
+    assert files(tmp_path / "up") == sorted([f"incoming/{new}", f"received/{upload_id}"])
+
+
+async def test_an_upload_in_flight_is_not_swept_however_old_it_looks(
+    local: LocalStore, tmp_path: Path, upload_id: str
+) -> None:
+    """As after the clock was set forward. Another process with the same folder spares it too."""
+    other = LocalStore(tmp_path / "up")
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield bytes(2 * MIB)
+        (file,) = (tmp_path / "up" / "incoming").iterdir()
+        os.utime(file, (0, 0))
+        for store in (local, other):
+            assert await store.sweep(3600) == 0
+        yield b"!"
+
+    received = await local.receive(upload_id, slow(), limit=3 * MIB)
+    assert received.size == 2 * MIB + 1
+
+
+async def test_one_file_that_cannot_be_swept_leaves_the_others_to_be_swept(
+    local: LocalStore, tmp_path: Path
+) -> None:
+    """It is logged once. A foreign name is never removed."""
+    await local.check()
+    foreign = ["incoming/.DS_Store", "incoming/.nfs0001", "incoming/zzz"]
+    for name in foreign:
+        half_written(tmp_path / "up", Path(name).name, age=100)
+    (tmp_path / "up" / "incoming" / ("2" * 32)).mkdir()
+    os.utime(tmp_path / "up" / "incoming" / ("2" * 32), (0, 0))
+    for number in range(5):
+        half_written(tmp_path / "up", f"{number:032x}", age=100)
+    with capture_logs() as lines:
+        assert await local.sweep(60) == 5
+        assert await local.sweep(60) == 0
+    assert files(tmp_path / "up") == foreign
+    refused = [Path(line["path"]).name for line in lines if line["event"] == "cannot be swept"]
+    assert sorted(refused) == [".DS_Store", ".nfs0001", "2" * 32, "zzz"]
+
+
+async def test_without_locks_nothing_is_swept(
+    local: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, upload_id: str
+) -> None:
+    """There it cannot be told whether a file is in use; uploads work nevertheless."""
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+    await local.receive(upload_id, stream(b"Hello"), limit=5)
+    half_written(tmp_path / "up", "0" * 32, age=100)
+    assert await local.sweep(60) == 0
+    assert len(files(tmp_path / "up")) == 2
 
 
 async def test_an_upload_leaves_the_event_loop_to_others(

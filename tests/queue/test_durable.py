@@ -45,9 +45,11 @@ def test_tasks_records_and_the_answer_are_collected_together(
 ) -> None:
     tasks = durable_tasks.add_task(greet, "Ada"), durable_tasks.add_task(greet, "Grace")
     durable_tasks.keep("names", "1", {"name": "Ada"})
+    gone = Record("names", "", "2", {}, NOW)
+    durable_tasks.remove(gone)
     answer = Answer("key", "fingerprint", "{}", "/tasks/1", NOW)
     records = (Record("names", "", "1", {"name": "Ada"}, NOW),)
-    assert durable_tasks.collected(answer) == Writes(tasks, records, answer)
+    assert durable_tasks.collected(answer) == Writes(tasks, records, answer, removed=(gone,))
 
 
 def test_what_is_collected_can_be_made_a_batch(durable_tasks: DurableTasks[None]) -> None:

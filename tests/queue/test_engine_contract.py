@@ -410,6 +410,60 @@ async def test_a_record_is_updated_only_while_it_is_there(engine: Engine) -> Non
         await engine.read_record("uploads", "1", client="")
 
 
+async def test_a_unit_of_work_removes_a_record_and_adds_a_task(engine: Engine) -> None:
+    """Both are written, or neither: other records of the same name stay."""
+    other = a_record(client="ada")
+    await engine.put(Writes(records=(a_record(), a_record("2"), other)))
+    task = a_task()
+    await engine.put(Writes((task,), (a_record("3"),), removed=(a_record(), a_record("2"))))
+    left = await engine.list_records("uploads", client="", after=None, limit=9)
+    assert left == [a_record("3")]
+    assert await engine.read_record("uploads", "1", client="ada") == other
+    assert await engine.get(task.id) == task
+
+
+async def test_removing_a_record_that_is_gone_writes_nothing(engine: Engine) -> None:
+    """The other record that was to be removed stays, and the idempotency key is free."""
+    await engine.put(Writes(records=(a_record(),)))
+    task = a_task()
+    with pytest.raises(RecordNotFound):
+        await engine.put(
+            Writes((task,), (), an_answer(), removed=(a_record(), a_record("unknown")))
+        )
+    with pytest.raises(TaskNotFound):
+        await engine.get(task.id)
+    await engine.put(Writes(answer=an_answer(), removed=(a_record(),)))
+
+
+async def test_a_record_stays_if_the_key_of_its_removal_was_used_before(engine: Engine) -> None:
+    await engine.put(Writes((), (a_record(),), an_answer()))
+    with pytest.raises(KeyTaken):
+        await engine.put(Writes(answer=an_answer(), removed=(a_record(),)))
+    assert await engine.read_record("uploads", "1", client="") == a_record()
+
+
+async def test_of_many_that_remove_a_record_one_does(engine: Engine) -> None:
+    await engine.put(Writes(records=(a_record(),)))
+    tasks = [a_task() for _ in range(20)]
+    outcomes = await asyncio.gather(
+        *(engine.put(Writes((task,), removed=(a_record(),))) for task in tasks),
+        return_exceptions=True,
+    )
+    assert Counter(map(type, outcomes)) == {type(None): 1, RecordNotFound: 19}
+    assert len(await listed(engine)) == 1
+
+
+async def test_a_task_that_removes_a_record_succeeds_though_it_is_gone(engine: Engine) -> None:
+    """A settlement is asked for until it is written, so it must not be refused."""
+    await engine.put(Writes((a_task(),), (a_record(),)))
+    task = await claim_one(engine)
+    removed = Writes(removed=(a_record(), a_record("unknown")))
+    settled = await engine.settle(task, Outcome(Status.SUCCEEDED, follow_ups=removed), NOW)
+    assert settled is not None
+    with pytest.raises(RecordNotFound):
+        await engine.read_record("uploads", "1", client="")
+
+
 # Batches
 
 

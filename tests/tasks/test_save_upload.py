@@ -1,19 +1,32 @@
-"""Saving an upload, when somebody deletes it at the worst moment."""
+"""The tasks of an upload, when the client deletes it or its file is missing at the worst moment."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from app.files.local import LocalStore
+from app.queue.durable import DurableTasks
+from app.queue.errors import PermanentError
+from app.queue.retry import RetryPolicy
 from app.queue.sqlite import SQLite
 from app.queue.task import Record, Writes, new_id
-from app.tasks.tools import Context
-from app.tasks.uploads import COLLECTION, make_thumbnail, save_upload
+from app.settings import Settings
+from app.tasks import catalogue
+from app.tasks.tools import Context, Tools
+from app.tasks.uploads import (
+    COLLECTION,
+    LARGEST_PICTURE,
+    make_thumbnail,
+    remove_upload,
+    save_upload,
+)
 from tests.support.service import files_below
 
 pytestmark = pytest.mark.anyio
+
+NOW = 1_750_000_000.0
 
 
 class Stage:
@@ -22,21 +35,35 @@ class Stage:
     def __init__(self, engine: SQLite, uploads: LocalStore) -> None:
         self.engine = engine
         self.uploads = uploads
-        self.upload_id = new_id(1_750_000_000)
-        self.tools = self  # all that these tasks use of them is the engine and the store
+        self.upload_id = new_id(NOW)
+        self.record = Record(COLLECTION, "", self.upload_id, {}, 0)
+        self.tools = self  # all that these tasks use of them is the engine, the store, the pictures
+        self.pictures = self
         self.task = self  # and of the task, whose it is
         self.client = ""
+        self.durable_tasks = DurableTasks[Tools](
+            catalogue(Settings(_env_file=None)), policy_of=lambda _: RetryPolicy(), now=lambda: NOW
+        )
 
-    async def receive(self) -> None:
+    async def receive(self, **changes: object) -> None:
         """Bring it to where the request would have left it."""
 
         async def content() -> AsyncIterator[bytes]:
             yield b"Hello"
 
         await self.uploads.receive(self.upload_id, content(), limit=5)
-        body = {"content_type": "text/plain", "status": "received"}
+        body = {"content_type": "text/plain", "status": "received", "size": 5} | changes
         record = Record(COLLECTION, "", self.upload_id, body, 0)
         await self.engine.put(Writes(records=(record,)))
+
+    async def thumbnail(self, _: Path) -> bytes:
+        """What the pictures would make."""
+        return b"a small picture"
+
+    async def delete(self) -> None:
+        """Delete the upload as the route does, and let the task run that removes its bytes."""
+        await self.engine.put(Writes(removed=(self.record,)))
+        await remove_upload(self.context, upload_id=self.upload_id)
 
     @property
     def context(self) -> Context:
@@ -62,23 +89,87 @@ async def test_an_upload_that_is_there_is_published(stage: Stage, tmp_path: Path
         assert files_below(tmp_path / "uploads") == [f"published/{stage.upload_id}"]
 
 
-@pytest.mark.parametrize("verb", ["head", "publish"])
-async def test_an_upload_that_is_deleted_meanwhile_leaves_no_file(
-    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+async def test_a_record_that_lacks_the_type_of_its_file_is_published_all_the_same(
+    stage: Stage,
 ) -> None:
-    """The list forgets it first; then its bytes go, wherever the task has moved them by then."""
-    real = getattr(stage.uploads, verb)
+    await stage.engine.put(Writes(records=(stage.record,)))
+    assert await save_upload(stage.context, upload_id=stage.upload_id)
 
-    async def deleted_meanwhile(upload_id: str) -> Any:
-        result = await real(upload_id)
-        await stage.engine.delete_record(Record(COLLECTION, "", upload_id, {}, 0))
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(
+    ("task", "at", "verb"),
+    [
+        (save_upload, "engine", "read_record"),
+        (save_upload, "uploads", "head"),
+        (save_upload, "uploads", "publish"),
+        (save_upload, "engine", "update_record"),
+        (make_thumbnail, "engine", "read_record"),
+        (make_thumbnail, "pictures", "thumbnail"),
+        (make_thumbnail, "uploads", "save_thumbnail"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+async def test_an_upload_that_is_deleted_meanwhile_leaves_no_file(
+    stage: Stage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: Callable[..., Coroutine[Any, Any, object]],
+    at: str,
+    verb: str,
+    moment: str,
+) -> None:
+    """Its record and its bytes are removed just before or after any step of the task."""
+    here = getattr(stage, at)
+    real = getattr(here, verb)
+
+    async def deleted_meanwhile(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(here, verb, real)
+        if moment == "before":
+            await stage.delete()
+        result = await real(*arguments, **options)
+        if moment == "after":
+            await stage.delete()
         return result
 
-    monkeypatch.setattr(stage.uploads, verb, deleted_meanwhile)
-    assert await save_upload(stage.context, upload_id=stage.upload_id) is None
+    monkeypatch.setattr(here, verb, deleted_meanwhile)
+    await task(stage.context, upload_id=stage.upload_id)
     assert files_below(tmp_path / "uploads") == []
 
 
-async def test_there_is_no_thumbnail_of_what_was_deleted(stage: Stage) -> None:
+@pytest.mark.parametrize("task", [save_upload, make_thumbnail], ids=lambda task: task.__name__)
+async def test_after_a_crash_the_next_attempt_removes_what_the_first_one_stored(
+    stage: Stage, tmp_path: Path, task: Callable[..., Coroutine[Any, Any, object]]
+) -> None:
+    """The first attempt died between its write and its look at the record."""
+    await stage.engine.delete_record(stage.record)
+    await stage.uploads.publish(stage.upload_id)
+    await stage.uploads.save_thumbnail(stage.upload_id, b"small")
+    await task(stage.context, upload_id=stage.upload_id)
+    assert files_below(tmp_path / "uploads") == []
+
+
+@pytest.mark.parametrize("task", [save_upload, make_thumbnail], ids=lambda task: task.__name__)
+async def test_a_record_without_its_file_is_a_failure_and_no_success(
+    stage: Stage, task: Callable[..., Coroutine[Any, Any, object]]
+) -> None:
+    """The client was promised this file. No retry can bring it back."""
     await stage.uploads.delete(stage.upload_id)
-    await make_thumbnail(stage.context, upload_id=stage.upload_id)
+    with pytest.raises(PermanentError, match=f"the file of upload {stage.upload_id} is gone"):
+        await task(stage.context, upload_id=stage.upload_id)
+
+
+async def test_a_picture_that_is_too_large_to_copy_gets_no_thumbnail(stage: Stage) -> None:
+    await stage.receive(size=LARGEST_PICTURE + 1)
+    with pytest.raises(PermanentError, match="larger than 48 MiB"):
+        await make_thumbnail(stage.context, upload_id=stage.upload_id)
+
+
+async def test_the_bytes_of_an_upload_that_has_a_record_are_never_removed(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """Also if another client owns it."""
+    stage.client = "another"
+    with pytest.raises(PermanentError, match="its file stays"):
+        await remove_upload(stage.context, upload_id=stage.upload_id)
+    assert files_below(tmp_path / "uploads") == [f"received/{stage.upload_id}"]

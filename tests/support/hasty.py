@@ -1,0 +1,34 @@
+"""The service where each request takes its turn before its body is there, for a negative control.
+
+`python -m tests.support.hasty` serves like `python -m app`.
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+
+from app.__main__ import main
+from app.api.routes import Route
+
+Handle = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def _take_turns_first() -> None:
+    handler_of = Route.get_route_handler
+
+    def get_route_handler(route: Route) -> Handle:
+        handle = handler_of(route)
+
+        async def in_turn(request: Request) -> Response:
+            async with request.scope["state"]["turns"].one():
+                return await handle(request)
+
+        return in_turn
+
+    Route.get_route_handler = get_route_handler  # type: ignore[assignment, method-assign]
+
+
+if __name__ == "__main__":
+    _take_turns_first()
+    main()
