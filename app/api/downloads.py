@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
+from app.files.names import ascii_name
 from app.files.store import Store
 from app.queue.task import Record
 
@@ -38,6 +39,8 @@ async def download(request: Request, uploads: Store, upload: Record) -> Response
     if _is_known(request, etag):
         return Response(status_code=304, headers={"ETag": etag})
     headers = as_attachment(upload.body["filename"]) | {"ETag": etag, "Accept-Ranges": "bytes"}
+    # Starlette adds charset=utf-8 to a media_type of text; the sender of the file knows better.
+    headers["Content-Type"] = upload.body["content_type"]
     start, end, status = 0, size, 200
     if wanted := _range(request, etag, size):
         (start, end), status = wanted, 206
@@ -50,15 +53,20 @@ async def download(request: Request, uploads: Store, upload: Record) -> Response
         for offset in range(start + BLOCK, end, BLOCK):
             yield await uploads.read(upload.id, offset, min(offset + BLOCK, end))
 
-    return StreamingResponse(
-        blocks(), status, media_type=upload.body["content_type"], headers=headers
-    )
+    return StreamingResponse(blocks(), status, headers=headers)
 
 
 def as_attachment(filename: str) -> dict[str, str]:
-    """The headers that make a browser save a file, and run nothing that is in it."""
+    """Returns the headers that make a browser save a file, and run nothing that is in it.
+
+    The name is given twice (RFC 6266, section 4.3): `filename*` is exact; `filename`, in ASCII, is
+    for programs that know nothing else, such as curl -OJ.
+    """
+    exact = quote(filename, safe="")
     return {
-        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}",
+        "Content-Disposition": (
+            f"attachment; filename=\"{ascii_name(filename)}\"; filename*=UTF-8''{exact}"
+        ),
         "Content-Security-Policy": "sandbox",
         "X-Content-Type-Options": "nosniff",
     }

@@ -7,9 +7,8 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 
-from app.api.body import StrictRequest, says_json, within
+from app.api.body import StrictRequest, check_json, within
 from app.api.dependencies import RequestState
 from app.api.promises import Promises
 
@@ -67,8 +66,8 @@ class Route(APIRoute):
             state: RequestState = request.scope["state"]
             receive = within(state["body_limit"], request.receive)
             request = StrictRequest(request.scope, receive)
-            if takes_json and await request.body() and not says_json(request):
-                raise HTTPException(415, "Send JSON, with Content-Type: application/json.")
+            if takes_json and await request.body():
+                check_json(request)
             # A file comes as slowly as the client likes: no turn is held for that long.
             async with _NO_TURN if takes_file else state["turns"].one():
                 request.state.promises = promises = Promises(request)

@@ -7,14 +7,22 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from app.api.body import check_coding
 from app.api.dependencies import ClientDep, QueueDep, SettingsDep, UploadsDep
 from app.api.downloads import RESPONSES, as_attachment, download
 from app.api.problems import InvalidRequest, documented
 from app.api.promises import DurableTasksDep
 from app.api.routes import Route
 from app.api.schemas import QueuedUpload, Sought, UploadPage, UploadSummary, UploadView
-from app.files.multipart import InvalidForm, MalformedMultipart, NotMultipart, file_part
-from app.files.store import Store
+from app.files.multipart import (
+    OVERHEAD_BYTES,
+    InvalidForm,
+    MalformedMultipart,
+    NotMultipart,
+    file_part,
+)
+from app.files.store import Store, UploadTooLarge
+from app.files.transfer_encoding import MalformedEncoding, UnknownEncoding
 from app.queue.errors import RecordNotFound
 from app.queue.task import Record, new_id
 from app.tasks.uploads import COLLECTION, save_upload
@@ -52,7 +60,12 @@ class Arrival:
 
     async def receive(self, request: Request, upload_id: str) -> UploadSummary:
         """Stream the request's one file into the store; it is durable when this returns."""
-        part, chunks = await file_part(request.headers.get("content-type", ""), request.stream())
+        check_coding(request)
+        headers = request.headers
+        part, chunks = await file_part(headers.get("content-type", ""), request.stream())
+        announced = int(headers.get("content-length", 0))
+        if announced > self._limit + OVERHEAD_BYTES and not part.is_encoded:
+            raise UploadTooLarge
         received = await self._store.receive(upload_id, chunks, limit=self._limit)
         self.upload_id = upload_id
         return UploadSummary(
@@ -68,9 +81,9 @@ async def _arrival(uploads: UploadsDep, settings: SettingsDep) -> AsyncIterator[
     arrival = Arrival(uploads, settings.max_upload_bytes)
     try:
         yield arrival
-    except NotMultipart as error:
+    except (NotMultipart, UnknownEncoding) as error:
         raise HTTPException(415, str(error)) from error
-    except MalformedMultipart as error:
+    except (MalformedMultipart, MalformedEncoding) as error:
         raise HTTPException(400, str(error)) from error
     except InvalidForm as error:
         raise InvalidRequest(error.pointer, error.detail) from error

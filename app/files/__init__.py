@@ -1,6 +1,7 @@
 """Takes files from strangers and keeps them: in a stream, durably, and never under their names.
 
     multipart   the one file of a form, while its body still arrives
+    transfer_encoding  base64 and quoted-printable, decoded while they arrive
     names       what a file is called and what it is, as far as a stranger can be believed
     log_file    a text file that lines are appended to
     store       the protocol of every store, its errors, and `open_store`, which picks one by URL
