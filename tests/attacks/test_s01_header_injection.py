@@ -113,7 +113,7 @@ FIELDS: dict[Callable[[Target, str], httpx2.Response], str] = {
 def test_what_could_begin_another_header_is_refused(
     target: Target, send: Callable[[Target, str], httpx2.Response], tried: Tried
 ) -> None:
-    dangerous = DANGEROUS.values()
+    dangerous = list(DANGEROUS.values())
     if send is as_file_name:  # CRLF ends that line of the form itself: no name can hold it
         dangerous = [text for text in dangerous if "\r\n" not in text and text not in NOT_SHOWN]
     cases = [place.format(inside) for inside, place in product(dangerous, PLACES)]
