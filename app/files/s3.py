@@ -25,6 +25,7 @@ from obstore.store import S3Store as Bucket
 from app.files.incoming import BLOCK, bring_in
 from app.files.store import (
     CannotOpenStore,
+    CheckLog,
     NoSuchUpload,
     Received,
     StoreError,
@@ -67,6 +68,7 @@ class S3Store:
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self._root = f"{prefix}/" if prefix else ""
+        self._checks = CheckLog()
         self._waiting: dict[str, float] = {}  # received, and first seen when
         endpoint = os.environ.get("AWS_ENDPOINT_URL")
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
@@ -194,9 +196,9 @@ class S3Store:
         try:
             # Whoever asks may lose patience; what was stored for the proof must go all the same.
             await asyncio.shield(self._try_to_write())
-        except StoreError:
-            return False
-        return True
+        except StoreError as error:
+            return self._checks.failed(error)
+        return self._checks.passed()
 
     async def _try_to_write(self) -> None:
         key = f"{self._root}check"

@@ -1,6 +1,7 @@
 """Uploads: what comes back is what was sent, whatever it is called and whatever is in it."""
 
 import base64
+import errno
 import hashlib
 import os
 from io import BytesIO
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from structlog.testing import capture_logs
 
 from tests.api.requests import MAX_UPLOAD_BYTES, PROMISES, Call, problem_of, upload_of
 from tests.support.forms import FORM, form_of, part
@@ -133,6 +135,31 @@ def test_a_compressed_body_is_refused_with_a_word_about_what_is_taken(
 def test_a_part_of_a_body_is_not_taken_for_the_whole(idle_client: TestClient, call: Call) -> None:
     response = call.send(idle_client, **{"Content-Range": "bytes 0-4/10"})
     assert "Content-Range" in problem_of(response, 400)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "advice"),
+    [(errno.EROFS, 503, "writable"), (errno.ENOSPC, 507, "space"), (errno.EACCES, 503, "user")],
+)
+def test_the_log_says_why_an_upload_cannot_be_stored_and_the_client_is_not_told(
+    idle_client: TestClient,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    status: int,
+    advice: str,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "write", refuse)
+    with capture_logs() as lines:
+        response = upload_of().send(idle_client)
+    problem_of(response, status)
+    name = errno.errorcode[number]
+    (reason,) = [line["reason"] for line in lines if line["event"] == "request refused"]
+    assert reason.startswith(name)
+    assert advice in reason
+    assert name not in response.text
 
 
 # Lists.
