@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 from app.api.body import check_coding
 from app.api.dependencies import ClientDep, QueueDep, SettingsDep, UploadsDep
-from app.api.downloads import RESPONSES, as_attachment, download
+from app.api.downloads import RESPONSES, download, only_saved
 from app.api.problems import InvalidRequest, documented
 from app.api.promises import DurableTasksDep
 from app.api.routes import Route
@@ -66,7 +66,9 @@ class Arrival:
         announced = int(headers.get("content-length", 0))
         if announced > self._limit + OVERHEAD_BYTES and not part.is_encoded:
             raise UploadTooLarge
-        received = await self._store.receive(upload_id, chunks, limit=self._limit)
+        received = await self._store.receive(
+            upload_id, chunks, limit=self._limit, filename=part.filename
+        )
         self.upload_id = upload_id
         return UploadSummary(
             id=upload_id,
@@ -178,7 +180,7 @@ async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Respons
     return Response(
         await uploads.thumbnail(upload.id),
         media_type="image/png",
-        headers=as_attachment("thumbnail.png"),
+        headers=only_saved("thumbnail.png"),
     )
 
 

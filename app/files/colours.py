@@ -55,7 +55,7 @@ def _multiplied(colour: int | tuple[int, ...], factor: float) -> int | tuple[int
     return round(colour * factor)
 
 
-def in_srgb(picture: Image.Image, info: Mapping[str, Any]) -> Image.Image:
+def in_srgb(picture: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
     """Returns a picture from `in_eight_bits` in RGB, or in RGBA if it is transparent somewhere.
 
     `info` says how its colours are meant: by an ICC profile, or by PNG's chunk gAMA. Where it does
@@ -86,7 +86,7 @@ def _by_profile(colours: Image.Image, profile: bytes) -> Image.Image:
     return colours.convert("RGB")
 
 
-def _by_gamma(colours: Image.Image, info: Mapping[str, Any]) -> Image.Image:
+def _by_gamma(colours: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
     gamma = info.get("gamma", 1 / _GAMMA) * _GAMMA
     if "srgb" in info or not _GAMMAS[0] < gamma < _GAMMAS[1]:
         return colours

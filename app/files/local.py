@@ -22,6 +22,7 @@ from typing import TypeVar, TypeVarTuple
 import structlog
 
 from app.files.incoming import BLOCK, bring_in
+from app.files.names import FALLBACK
 from app.files.store import (
     CheckLog,
     NoSuchUpload,
@@ -55,7 +56,12 @@ class LocalStore:
         self._checks = CheckLog()
 
     async def receive(
-        self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int
+        self,
+        upload_id: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        limit: int,
+        filename: str = FALLBACK,  # noqa: ARG002 - there are no signed addresses
     ) -> Received:
         """See `Store.receive`."""
         return await self._bring_in(self._received / checked_id(upload_id), chunks, limit)

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from pathlib import PurePosixPath
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 LONGEST_NAME = 255  # characters
 FALLBACK = "upload"
@@ -90,6 +90,16 @@ def extended_value(raw: bytes) -> str | None:
         return unquote_to_bytes(match[2]).decode(match[1].decode())
     except UnicodeDecodeError:
         return None
+
+
+def as_attachment(name: str) -> str:
+    """Returns a Content-Disposition with which a browser saves a file under this name.
+
+    The name is given twice (RFC 6266, section 4.3): `filename*` is exact; `filename`, in ASCII, is
+    for programs that know nothing else, such as curl -OJ.
+    """
+    exact = quote(name, safe="")
+    return f"attachment; filename=\"{ascii_name(name)}\"; filename*=UTF-8''{exact}"
 
 
 def ascii_name(name: str) -> str:

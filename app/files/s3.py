@@ -23,6 +23,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store as Bucket
 
 from app.files.incoming import BLOCK, bring_in
+from app.files.names import FALLBACK, as_attachment
 from app.files.store import (
     CannotOpenStore,
     CheckLog,
@@ -51,6 +52,9 @@ _ATTRIBUTES = {
     "Content-Disposition": "attachment",
     "Content-Type": "application/octet-stream",
 }
+
+# S3 refuses an object with more than 2 KB of system-defined metadata (S3 User Guide).
+_LONGEST_DISPOSITION = 1536
 
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-f:]+\])(:\d+)?(/[^\s?#]*)?")
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}
@@ -92,11 +96,11 @@ class S3Store:
         return f"{self._root}{folder}/{checked_id(upload_id)}"
 
     async def receive(
-        self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int
+        self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int, filename: str = FALLBACK
     ) -> Received:
         """See `Store.receive`."""
         key = self._key("received", upload_id)
-        return await bring_in(_IncomingObject(self._bucket, key), chunks, limit=limit)
+        return await bring_in(_IncomingObject(self._bucket, key, filename), chunks, limit=limit)
 
     async def received(self, older_than: float) -> list[str]:
         """See `Store.received`. Here they wait since this process first saw them.
@@ -207,15 +211,21 @@ class S3Store:
 
 
 class _IncomingObject:
-    """An object on its way in; see `Incoming`."""
+    """An object on its way in; see `Incoming`.
 
-    def __init__(self, bucket: Bucket, key: str) -> None:
+    Args:
+        bucket: where it is to be.
+        key: its name there.
+        filename: the name under which a signed address has it saved.
+    """
+
+    def __init__(self, bucket: Bucket, key: str, filename: str) -> None:
         self._bucket = bucket
         self._key = key
         self._writer = open_writer_async(
             bucket,
             key,
-            attributes=_ATTRIBUTES,
+            attributes=_attributes(filename),
             buffer_size=_PART,
             max_concurrency=_PARTS_AT_ONCE,
         )
@@ -239,6 +249,13 @@ class _IncomingObject:
         else:
             # obstore has no other name for abort than to leave the writer with an error.
             await _answer(self._writer.__aexit__(StoreError, None, None))
+
+
+def _attributes(filename: str) -> dict[str, str]:
+    disposition = as_attachment(filename)
+    if len(disposition) > _LONGEST_DISPOSITION:  # its name is the key, if a browser saves it
+        return _ATTRIBUTES
+    return _ATTRIBUTES | {"Content-Disposition": disposition}
 
 
 async def _answer(

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import structlog
 
+from app.files.names import FALLBACK
+
 log = structlog.get_logger(__name__)
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -68,10 +70,11 @@ class Store(Protocol):
     """
 
     async def receive(
-        self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int
+        self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int, filename: str = FALLBACK
     ) -> Received:
         """Stores a stream of at most `limit` bytes.
 
+        `filename` is the name under which the file is saved that a signed address leads to.
         Raises UploadTooLarge beyond that, and passes on whatever `chunks` raises. After an error
         or a cancellation nothing is kept.
         """
