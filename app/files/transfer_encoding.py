@@ -103,10 +103,13 @@ class _QuotedPrintable:
         return binascii.a2b_qp(text)
 
     def finish(self) -> bytes:
-        # A line end after the last equals sign belongs to the boundary of the form.
-        if self._rest.rstrip(b" \t") not in {b"", b"="}:
+        rest = self._rest.rstrip(b" \t")
+        # The line end after an equals sign at the end belongs to the boundary of the form.
+        if rest == b"=":
+            return b""
+        if b"=" in rest:
             raise MalformedEncoding
-        return b""
+        return rest  # nothing, or a CR without LF, which some programs do not encode
 
 
 class UnknownEncoding(Exception):

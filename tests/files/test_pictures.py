@@ -197,6 +197,13 @@ def test_grey_is_that_of_the_profile(source: Path, mode: str) -> None:
     assert nearly(shown(source)[0], 188, 188, 188, 77 if mode == "LA" else 255)
 
 
+def test_grey_of_sixteen_bits_with_alpha_is_that_of_the_profile(source: Path) -> None:
+    profile = (b"iCCP", b"x\0\0" + zlib.compress(linear_grey_profile()))
+    pixels = rows(struct.pack(">HH", 128 * 257, 77 * 257) * 9, 9)
+    source.write_bytes(png(9, 9, pixels=pixels, depth=16, colour=4, chunks=[profile]))
+    assert nearly(shown(source)[0], 188, 188, 188, 77)
+
+
 def test_ink_is_that_of_the_profile(source: Path) -> None:
     cyan = Image.new("CMYK", (300, 200), (255, 0, 0, 0))
     cyan.save(source, "JPEG")

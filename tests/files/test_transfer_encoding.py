@@ -82,6 +82,7 @@ def test_whatever_the_file_it_comes_out_of_either_encoding(content: bytes, sizes
         (b"the boundary's line end follows=", b"the boundary's line end follows"),
         (b"= ", b""),
         (b"na\xefve", b"na\xefve"),
+        (b"a\rb\r", b"a\rb\r"),
     ],
 )
 def test_quoted_printable_has_line_ends_that_are_no_content(encoded: bytes, content: bytes) -> None:
@@ -106,7 +107,7 @@ def test_quoted_printable_has_line_ends_that_are_no_content(encoded: bytes, cont
         (b"quoted-printable", b"a=4"),
         (b"quoted-printable", b"a==20"),
         (b"quoted-printable", b"a=\rb"),
-        (b"quoted-printable", b"a\r"),
+        (b"quoted-printable", b"a=\r"),
         (b"quoted-printable", b"a= b"),
         (b"quoted-printable", b"a=" + b" " * (LONGEST_BLANKS + 1)),
     ],
