@@ -63,7 +63,7 @@ class Arrival:
         check_coding(request)
         headers = request.headers
         part, chunks = await file_part(headers.get("content-type", ""), request.stream())
-        announced = int(headers.get("content-length", 0))
+        announced = int(headers.get("content-length", "0")[-20:])  # it may begin with many zeros
         if announced > self._limit + OVERHEAD_BYTES and not part.is_encoded:
             raise UploadTooLarge
         received = await self._store.receive(
