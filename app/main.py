@@ -26,6 +26,7 @@ from app.api.middleware import BodyLimit, Envelope, check_soundness
 from app.api.openapi import document_keys
 from app.api.turns import Turns
 from app.files.log_file import LogFile
+from app.files.multipart import largest_form
 from app.files.pictures import Pictures
 from app.files.store import CannotOpenStore, Store, open_store
 from app.mail.catcher import Catcher
@@ -44,8 +45,6 @@ from app.tasks import catalogue
 from app.tasks.clean_up import clean_up_regularly
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
-
-MULTIPART_OVERHEAD_BYTES = 64 * 1024  # the part's headers and the boundaries around a file
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.router.routes[:0] = [route for part in parts for route in part.router.routes]
     problems.install(app)
     app.add_exception_handler(promises.Replay, promises.replayed)
-    upload_limit = settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
+    upload_limit = largest_form(settings.max_upload_bytes)
     keys = _keys(settings)
     document_keys(app, needed=keys is not None)
     limit = BodyLimit(settings.max_body_bytes, {"/upload": upload_limit, "/upload/": upload_limit})

@@ -2,6 +2,7 @@
 
 import json
 import re
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from typing import Any
 
 from fastapi import Request
@@ -12,6 +13,12 @@ from starlette.types import Message, Receive
 # An exponent, or more digits than a number of 64 bits has; or a text that looks like it.
 _MAY_OVERFLOW = re.compile(rb"\d[eE]|\d{309}")
 
+_CHARSET = re.compile(r';\s*charset\s*=\s*"?([^\s;"]*)')
+_UTF_8 = {"utf-8", "utf8", "us-ascii", "ascii"}
+
+_MARKS = (BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE)  # the last one also begins UTF-32
+
+BYTE_ORDER_MARK = "send UTF-8 without a byte order mark (RFC 8259, section 8.1)"
 TOO_LARGE = "The body is larger than this service takes."
 
 
@@ -23,15 +30,15 @@ class StrictRequest(Request):
     """
 
     async def json(self) -> Any:
-        """The body's value; HTTPException 400 if it is not JSON."""
+        """Returns the body's value. Raises HTTPException 400 if it is not JSON."""
+        body = await self.body()
         try:
-            body = await self.body()
             value = from_json(body, allow_inf_nan=False)
             if _MAY_OVERFLOW.search(body):  # 1e999 is JSON, but becomes an infinity
                 json.dumps(value, allow_nan=False)
         except ValueError as error:
             # The parser's reason names a place, never the text there.
-            reason = str(error)[:100]
+            reason = BYTE_ORDER_MARK if body.startswith(_MARKS) else str(error)[:100]
             raise HTTPException(400, f"The body is not valid JSON: {reason}") from None
         return value
 
@@ -51,9 +58,31 @@ def within(limit: int, receive: Receive) -> Receive:
     return receive_within_limit
 
 
-def says_json(request: Request) -> bool:
-    """Whether the request's Content-Type is a kind of JSON."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return media_type == "application/json" or (
+def check_json(request: Request) -> None:
+    """Raises HTTPException 415 if the body is not JSON in UTF-8, as the request's headers say."""
+    check_coding(request)
+    content_type: str = request.headers.get("content-type", "").lower()
+    media_type = content_type.partition(";")[0].strip()
+    if media_type != "application/json" and not (
         media_type.startswith("application/") and media_type.endswith("+json")
-    )
+    ):
+        raise HTTPException(415, "Send JSON, with Content-Type: application/json.")
+    if (charset := _CHARSET.search(content_type)) and charset[1] not in _UTF_8:
+        raise HTTPException(415, "Send JSON in UTF-8, which is its only charset (RFC 8259, 8.1).")
+
+
+def check_coding(request: Request) -> None:
+    """Raises HTTPException if the bytes of the body are not the content, but stand for it.
+
+    A compressed body is refused with 415 (RFC 9110, section 15.5.16), a part of a larger one with
+    400 (section 14.5).
+    """
+    for name, value in request.scope["headers"]:
+        if name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
+            raise HTTPException(
+                415,
+                "The body is compressed or otherwise encoded (Content-Encoding). Send it as it is.",
+                {"Accept-Encoding": "identity"},
+            )
+        if name == b"content-range":
+            raise HTTPException(400, "The body is a part (Content-Range). Send it as a whole.")

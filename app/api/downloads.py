@@ -3,12 +3,12 @@
 import re
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
+from app.files.names import as_attachment
 from app.files.store import Store
 from app.queue.task import Record
 
@@ -37,7 +37,9 @@ async def download(request: Request, uploads: Store, upload: Record) -> Response
     size, etag = upload.body["size"], f'"{upload.body["sha256"]}"'
     if _is_known(request, etag):
         return Response(status_code=304, headers={"ETag": etag})
-    headers = as_attachment(upload.body["filename"]) | {"ETag": etag, "Accept-Ranges": "bytes"}
+    headers = only_saved(upload.body["filename"]) | {"ETag": etag, "Accept-Ranges": "bytes"}
+    # Starlette adds charset=utf-8 to a media_type of text; the sender of the file knows better.
+    headers["Content-Type"] = upload.body["content_type"]
     start, end, status = 0, size, 200
     if wanted := _range(request, etag, size):
         (start, end), status = wanted, 206
@@ -50,15 +52,13 @@ async def download(request: Request, uploads: Store, upload: Record) -> Response
         for offset in range(start + BLOCK, end, BLOCK):
             yield await uploads.read(upload.id, offset, min(offset + BLOCK, end))
 
-    return StreamingResponse(
-        blocks(), status, media_type=upload.body["content_type"], headers=headers
-    )
+    return StreamingResponse(blocks(), status, headers=headers)
 
 
-def as_attachment(filename: str) -> dict[str, str]:
-    """The headers that make a browser save a file, and run nothing that is in it."""
+def only_saved(filename: str) -> dict[str, str]:
+    """Returns the headers that make a browser save a file, and run nothing that is in it."""
     return {
-        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}",
+        "Content-Disposition": as_attachment(filename),
         "Content-Security-Policy": "sandbox",
         "X-Content-Type-Options": "nosniff",
     }

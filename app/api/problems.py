@@ -14,7 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app.api.schemas import Problem as ProblemSchema
-from app.files.store import NoSuchUpload, StoreFull, StoreUnavailable, UploadTooLarge
+from app.files.store import (
+    NoSuchUpload,
+    StoreFull,
+    StoreUnavailable,
+    UploadTooLarge,
+    reason_of,
+)
 from app.queue.errors import (
     BacklogFull,
     BatchNotFound,
@@ -152,7 +158,7 @@ def _allowed(request: Request) -> str:
 async def _known(request: Request, error: Exception) -> Response:
     status = _STATUS[type(error)]
     if status in _RETRY_LATER:
-        log.error("request refused", reason=repr(error.__cause__ or error))
+        log.error("request refused", reason=reason_of(error))
     return problem(request.url.path, status, str(error))
 
 

@@ -7,9 +7,8 @@ from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 
-from app.api.body import StrictRequest, says_json, within
+from app.api.body import StrictRequest, check_json, within
 from app.api.dependencies import RequestState
 from app.api.promises import Promises
 
@@ -83,8 +82,8 @@ class Route(APIRoute):
             request = StrictRequest(request.scope, receive)
             # A client sends its body as slowly as it likes. So the body is read before the turn,
             # also where only the Idempotency-Key needs it; a file, which is a stream, has no turn.
-            if not takes_file and await request.body() and takes_json and not says_json(request):
-                raise HTTPException(415, "Send JSON, with Content-Type: application/json.")
+            if not takes_file and await request.body() and takes_json:
+                check_json(request)
             async with _NO_TURN if takes_file or turnless else state["turns"].one():
                 request.state.promises = promises = Promises(request)
                 promises.hold_key()

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from app.api.body import check_coding
 from app.api.dependencies import (
     ClientDep,
     PendingUploadsDep,
@@ -15,13 +16,20 @@ from app.api.dependencies import (
     SettingsDep,
     UploadsDep,
 )
-from app.api.downloads import RESPONSES, as_attachment, download
+from app.api.downloads import RESPONSES, download, only_saved
 from app.api.problems import InvalidRequest, documented
 from app.api.promises import DurableTasksDep
 from app.api.routes import Route
 from app.api.schemas import QueuedUpload, Sought, UploadPage, UploadSummary, UploadView
-from app.files.multipart import InvalidForm, MalformedMultipart, NotMultipart, file_part
-from app.files.store import Store, StoreError
+from app.files.multipart import (
+    OVERHEAD_BYTES,
+    InvalidForm,
+    MalformedMultipart,
+    NotMultipart,
+    file_part,
+)
+from app.files.store import Store, StoreError, UploadTooLarge
+from app.files.transfer_encoding import MalformedEncoding, UnknownEncoding
 from app.queue.engine import Engine
 from app.queue.errors import QueueError, RecordNotFound
 from app.queue.task import Record, new_id
@@ -32,6 +40,9 @@ SIGNED_SECONDS = 300.0
 GIVEN_UP = (
     "The service gave up this upload, because its process was silent for too long. Try again."
 )
+
+# The errors of a form that cannot be taken; see _answer_to.
+_REFUSALS = (NotMultipart, UnknownEncoding, MalformedMultipart, MalformedEncoding, InvalidForm)
 
 router = APIRouter(tags=["uploads"], route_class=Route)
 
@@ -67,10 +78,17 @@ class Arrival:
 
     async def receive(self, request: Request, upload_id: str) -> UploadSummary:
         """Stream the request's one file into the store; it is durable when this returns."""
-        part, chunks = await file_part(request.headers.get("content-type", ""), request.stream())
+        check_coding(request)
+        headers = request.headers
+        part, chunks = await file_part(headers.get("content-type", ""), request.stream())
+        announced = int(headers.get("content-length", "0")[-20:])  # it may begin with many zeros
+        if announced > self._limit + OVERHEAD_BYTES and not part.is_encoded:
+            raise UploadTooLarge
         begun = self._pending_uploads.begin(upload_id)
         self.pending = await self._flight.enter_async_context(begun)
-        received = await self._store.receive(upload_id, chunks, limit=self._limit)
+        received = await self._store.receive(
+            upload_id, chunks, limit=self._limit, filename=part.filename
+        )
         return UploadSummary(
             id=upload_id,
             filename=part.filename,
@@ -115,7 +133,7 @@ async def _arrival(
     arrival = Arrival(uploads, pending_uploads, settings.max_upload_bytes)
     try:
         yield arrival
-    except (NotMultipart, MalformedMultipart, InvalidForm) as error:
+    except _REFUSALS as error:
         await arrival.undo(queue.engine)
         raise _answer_to(error) from error
     except RecordNotFound as error:
@@ -130,14 +148,14 @@ async def _arrival(
         await arrival.end()
 
 
-def _answer_to(error: NotMultipart | MalformedMultipart | InvalidForm) -> Exception:
+def _answer_to(error: Exception) -> Exception:
     match error:
-        case NotMultipart():
-            return HTTPException(415, str(error))
-        case MalformedMultipart():
-            return HTTPException(400, str(error))
         case InvalidForm():
             return InvalidRequest(error.pointer, error.detail)
+        case MalformedMultipart() | MalformedEncoding():
+            return HTTPException(400, str(error))
+        case _:
+            return HTTPException(415, str(error))
 
 
 ArrivalDep = Annotated[Arrival, Depends(_arrival, scope="function")]
@@ -229,7 +247,7 @@ async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Respons
     return Response(
         await uploads.thumbnail(upload.id),
         media_type="image/png",
-        headers=as_attachment("thumbnail.png"),
+        headers=only_saved("thumbnail.png"),
     )
 
 

@@ -17,14 +17,17 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 import structlog
 
 from app.files.incoming import BLOCK, bring_in
+from app.files.names import FALLBACK
 from app.files.store import (
     DISK_FULL,
+    CheckLog,
     NoSuchUpload,
     Received,
     StoreError,
@@ -34,6 +37,8 @@ from app.files.store import (
 )
 
 _INCOMING_NAME = re.compile(r"[0-9a-f]{32}")
+# What file systems say that cannot sync a directory: SMB, shared folders of virtual machines, FUSE.
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 
 log = structlog.get_logger(__name__)
 
@@ -52,9 +57,15 @@ class LocalStore:
         self._published = root / "published"
         self._thumbnails = root / "thumbnails"
         self._told: set[str] = set()  # names in incoming/ that were logged
+        self._checks = CheckLog()
 
     async def receive(
-        self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int
+        self,
+        upload_id: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        limit: int,
+        filename: str = FALLBACK,  # noqa: ARG002 - there are no signed addresses
     ) -> Received:
         """See `Store.receive`."""
         return await self._bring_in(self._received / checked_id(upload_id), chunks, limit)
@@ -154,9 +165,9 @@ class LocalStore:
         """See `Store.check`."""
         try:
             await _in_thread(self._try_to_write)
-        except StoreError:
-            return False
-        return True
+        except StoreError as error:
+            return self._checks.failed(error)
+        return self._checks.passed()
 
     def _try_to_write(self) -> None:
         self._make_folders()
@@ -313,9 +324,27 @@ def _begin_to_sync(descriptor: int, start: int, size: int) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable: fsync of a file covers its bytes, not its name."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Makes the names in a folder durable: fsync of a file covers its bytes, not its name.
+
+    Some file systems cannot do that. Uploads work there all the same, and the log says once that a
+    power cut may take the newest names.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+        _tell_that_names_are_not_synced(errno.errorcode[error.errno])
+
+
+@cache
+def _tell_that_names_are_not_synced(reason: str) -> None:
+    log.warning(
+        "this file system cannot sync a directory: a power cut may take the newest uploads",
+        reason=reason,
+        advice="let UPLOAD_URL name a directory on a local disk",
+    )

@@ -43,7 +43,7 @@ class LogFile:
         now = time.monotonic()
         if self._descriptor is None or now - self._opened_at > LOOK_AGAIN_SECONDS:
             self.close()
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             self._descriptor = os.open(self._path, flags, 0o600)
             self._opened_at = now

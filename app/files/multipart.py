@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from app.files.names import display_name
+from app.files.names import display_name, extended_value, with_charset
+from app.files.transfer_encoding import ENCODED_AT_MOST, Decoder, decoded, decoder_for
 
 FIELD = "file"
 
+OVERHEAD_BYTES = 64 * 1024  # more than the part's headers and the boundaries around a file
 MAX_HEADERS = 8  # of a part
 MAX_HEADER_BYTES = 4096
 MAX_AROUND = 4096  # bytes before the first part, of padding after a boundary, after the last part
@@ -21,9 +23,19 @@ MAX_LOOKALIKES = 1000
 # RFC 2046, section 5.1.1. It is relied on that a delimiter has no CR but its first byte.
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 
+# `filename*` in a Content-Disposition header. What stands in quotes is passed over.
+_EXTENDED_FILENAME = re.compile(
+    rb'"(?:[^"\\]|\\.)*+"?|;[ \t]*filename\*[ \t]*=[ \t]*([^;]*)', re.IGNORECASE | re.DOTALL
+)
+
 # RFC 6838, section 4.2.
 _NAME = rb"[0-9a-z][0-9a-z!#$&^_.+-]{0,126}"
 _MEDIA_TYPE = re.compile(_NAME + rb"/" + _NAME)
+
+
+def largest_form(size: int) -> int:
+    """Returns how many bytes a form has at most whose file has `size`, however it is encoded."""
+    return ENCODED_AT_MOST * size + OVERHEAD_BYTES
 
 
 async def file_part(
@@ -32,16 +44,21 @@ async def file_part(
     """Reads a form up to its file; returns what the file is, and an iterator over its bytes.
 
     `content_type` is the request's header, `body` the chunks of its body as they arrive. The
-    form has one part, named `file`, and nothing else. What follows the file is read by the
-    iterator, which raises for it in the end: nothing may be kept before it is exhausted.
+    form has one part, named `file`, and nothing else. The iterator decodes a
+    Content-Transfer-Encoding (RFC 7578, section 4.7). It also reads what follows the file, and
+    raises for it in the end: nothing may be kept before it is exhausted.
 
-    Raises, from here or from the iterator, NotMultipart, MalformedMultipart and InvalidForm.
+    Raises, from here or from the iterator, NotMultipart, MalformedMultipart, InvalidForm,
+    UnknownEncoding and MalformedEncoding.
     """
     form = _Form(_boundary(content_type))
     async for chunk in body:
         form.feed(chunk)
         if form.file is not None:
-            return form.file, _content(form, body)
+            content = _content(form, body)
+            if form.decoder is not None:
+                content = decoded(content, form.decoder)
+            return form.file, content
     form.check_complete()
     raise InvalidForm(f"/{FIELD}", "this field is required")
 
@@ -68,21 +85,29 @@ def _boundary(content_type: str) -> bytes:
 
 @dataclass(frozen=True)
 class PartInfo:
-    """What the sender says about a file: a name fit to be shown, and a media type to be checked."""
+    """A file as its sender describes it.
+
+    Args:
+        filename: a name that is fit to be shown.
+        content_type: a media type, with its charset if it is text; not yet compared to the bytes.
+        is_encoded: whether the part has more bytes than the file.
+    """
 
     filename: str
     content_type: str
+    is_encoded: bool = False
 
 
 class _Form:
-    """What is known of a form so far.
+    """The parser of a form, and what it has found so far.
 
     Args:
-        boundary: what separates its parts.
+        boundary: the separator of the form's parts.
     """
 
     def __init__(self, boundary: bytes) -> None:
         self.file: PartInfo | None = None
+        self.decoder: Decoder | None = None
         self._pieces: list[bytes] = []
         self._headers: dict[bytes, bytes] = {}
         self._name = self._value = b""
@@ -162,16 +187,19 @@ class _Form:
         self._headers[name] = value
 
     def _headers_end(self) -> None:
-        disposition, options = parse_options_header(self._headers.get(b"content-disposition"))
+        header = self._headers.get(b"content-disposition", b"")
+        disposition, options = parse_options_header(header)
         if disposition != b"form-data" or b"name" not in options:
             raise MalformedMultipart
         if options[b"name"] != FIELD.encode():
             raise InvalidForm("", f"the form takes the field '{FIELD}' and no other")
         if self.file is not None:
             raise InvalidForm(f"/{FIELD}", "only one file can be uploaded at a time")
+        self.decoder = decoder_for(self._headers)
         self.file = PartInfo(
-            _filename(options.get(b"filename", b"")),
+            _filename(header, options.get(b"filename", b"")),
             _declared_type(self._headers.get(b"content-type", b"")),
+            is_encoded=self.decoder is not None,
         )
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
@@ -181,22 +209,37 @@ class _Form:
         self._ended = True
 
 
-def _filename(raw: bytes) -> str:
-    """The name of a part's file, in UTF-8; `filename*` does not count (RFC 7578, section 4.2)."""
-    if not raw:
+def _filename(header: bytes, plain: bytes) -> str:
+    """Returns the name to show for a part's file.
+
+    RFC 7578, section 4.2, has `filename` in UTF-8 and no `filename*`. But some clients send both,
+    and then `filename*` is the one that is right: `filename` is an encoded-word (.NET). Others send
+    it alone (urllib3 before 2.0).
+    """
+    extended = [match[1].strip() for match in _EXTENDED_FILENAME.finditer(header) if match[1]]
+    if not plain and not extended:
         raise InvalidForm(f"/{FIELD}", "no file was chosen")
+    given = [*map(extended_value, extended), _text(plain)]
     try:
-        return display_name(raw.decode())
-    except UnicodeDecodeError:
-        raise InvalidForm(f"/{FIELD}", "the file name is not UTF-8") from None
+        return display_name(*(name for name in given if name is not None))
     except ValueError as error:
         raise InvalidForm(f"/{FIELD}", str(error)) from None
 
 
+def _text(name: bytes) -> str:
+    """Decodes a name; half of a surrogate pair stays one, and other bytes become U+FFFD."""
+    try:
+        return name.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return name.decode("utf-8", "replace")
+
+
 def _declared_type(header: bytes) -> str:
-    media_type, _ = parse_options_header(header)
+    media_type, options = parse_options_header(header)
     media_type = media_type.lower()
-    return media_type.decode() if _MEDIA_TYPE.fullmatch(media_type) else "application/octet-stream"
+    if not _MEDIA_TYPE.fullmatch(media_type):
+        return "application/octet-stream"
+    return with_charset(media_type.decode(), options.get(b"charset", b"").decode("latin-1"))
 
 
 class NotMultipart(Exception):

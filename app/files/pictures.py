@@ -9,8 +9,14 @@ import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
 MEDIA_TYPES = {f"image/{name.lower()}" for name in FORMATS}
@@ -92,27 +98,21 @@ def _die_with_parent() -> None:
 def thumbnail(source: Path) -> bytes:
     """Returns a picture scaled down to at most `EDGE` x `EDGE` pixels and turned upright, as PNG.
 
-    Raises PictureRefused for anything but a sound picture in one of `FORMATS` with at most
-    `MAX_PIXELS` pixels, and OSError if the file cannot be opened.
+    Its colours are sRGB. Of an animation it is the first frame. Raises PictureRefused for anything
+    but a sound picture in one of `FORMATS` with at most `MAX_PIXELS` pixels, and OSError if the
+    file cannot be opened.
     """
     # Loaded in the child only: the service starts sooner, and never decodes by accident.
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     with source.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what surrounds the picture, such as EXIF data
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(file, formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise PictureRefused("The picture has too many pixels.")
-                colours = "RGBA" if picture.has_transparency_data else "RGB"
-                # Palettes and bitmaps cannot be scaled smoothly; all others are smaller afterwards.
-                full = picture.convert(colours) if picture.mode in {"1", "P", "PA"} else picture
-                # Decodes a JPEG at a fraction of its size already (Image.draft).
-                full.thumbnail((EDGE, EDGE))
-                upright = ImageOps.exif_transpose(full).convert(colours)
-                png = BytesIO()
-                upright.save(png, "PNG", icc_profile=None)
-                return png.getvalue()
+                return _small(picture)
         except PictureRefused:
             raise
         except UnidentifiedImageError:
@@ -123,6 +123,25 @@ def thumbnail(source: Path) -> bytes:
             raise PictureRefused("The picture takes too much memory.") from None
         except Exception as error:  # decoders of broken input raise anything at all
             raise PictureRefused("The picture is damaged.") from error
+
+
+def _small(picture: "ImageFile") -> bytes:
+    from app.files.colours import in_eight_bits, in_srgb
+
+    small = in_eight_bits(picture)
+    # Decodes a JPEG at a fraction of its size already (Image.draft).
+    small.thumbnail((EDGE, EDGE))
+    png = BytesIO()
+    in_srgb(_upright(small), picture.info).save(png, "PNG", icc_profile=None)
+    return png.getvalue()
+
+
+def _upright(picture: "Image") -> "Image":
+    from PIL import ImageOps
+
+    with suppress(Exception):  # broken EXIF data
+        return ImageOps.exif_transpose(picture)
+    return picture
 
 
 class PictureRefused(Exception):

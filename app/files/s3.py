@@ -22,9 +22,11 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store as Bucket
 
 from app.files.incoming import BLOCK, bring_in
+from app.files.names import FALLBACK, as_attachment
 from app.files.store import (
     DISK_FULL,
     CannotOpenStore,
+    CheckLog,
     NoSuchUpload,
     Received,
     StoreError,
@@ -51,6 +53,9 @@ _ATTRIBUTES = {
     "Content-Type": "application/octet-stream",
 }
 
+# S3 refuses an object with more than 2 KB of system-defined metadata (S3 User Guide).
+_LONGEST_DISPOSITION = 1536
+
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-f:]+\])(:\d+)?(/[^\s?#]*)?")
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}
 
@@ -68,6 +73,7 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str) -> None:
         self._root = f"{prefix}/" if prefix else ""
         self._copying = asyncio.Lock()
+        self._checks = CheckLog()
         endpoint = os.environ.get("AWS_ENDPOINT_URL")
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
             # obstore would panic, and not before it is used.
@@ -90,11 +96,11 @@ class S3Store:
         return f"{self._root}{folder}/{checked_id(upload_id)}"
 
     async def receive(
-        self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int
+        self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int, filename: str = FALLBACK
     ) -> Received:
         """See `Store.receive`."""
         key = self._key("received", upload_id)
-        return await bring_in(_IncomingObject(self._bucket, key), chunks, limit=limit)
+        return await bring_in(_IncomingObject(self._bucket, key, filename), chunks, limit=limit)
 
     async def head(self, upload_id: str, size: int = 8192) -> bytes:
         """See `Store.head`."""
@@ -185,9 +191,9 @@ class S3Store:
         try:
             # Whoever asks may lose patience; what was stored for the proof must go all the same.
             await asyncio.shield(self._try_to_write())
-        except StoreError:
-            return False
-        return True
+        except StoreError as error:
+            return self._checks.failed(error)
+        return self._checks.passed()
 
     async def _try_to_write(self) -> None:
         key = f"{self._root}check"
@@ -196,15 +202,21 @@ class S3Store:
 
 
 class _IncomingObject:
-    """An object on its way in; see `Incoming`."""
+    """An object on its way in; see `Incoming`.
 
-    def __init__(self, bucket: Bucket, key: str) -> None:
+    Args:
+        bucket: where it is to be.
+        key: its name there.
+        filename: the name under which a signed address has it saved.
+    """
+
+    def __init__(self, bucket: Bucket, key: str, filename: str) -> None:
         self._bucket = bucket
         self._key = key
         self._writer = open_writer_async(
             bucket,
             key,
-            attributes=_ATTRIBUTES,
+            attributes=_attributes(filename),
             buffer_size=_PART,
             max_concurrency=_PARTS_AT_ONCE,
         )
@@ -228,6 +240,13 @@ class _IncomingObject:
         else:
             # obstore has no other name for abort than to leave the writer with an error.
             await _answer(self._writer.__aexit__(StoreError, None, None))
+
+
+def _attributes(filename: str) -> dict[str, str]:
+    disposition = as_attachment(filename)
+    if len(disposition) > _LONGEST_DISPOSITION:  # its name is the key, if a browser saves it
+        return _ATTRIBUTES
+    return _ATTRIBUTES | {"Content-Disposition": disposition}
 
 
 async def _answer(

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import structlog
+
+from app.files.names import FALLBACK
+
+log = structlog.get_logger(__name__)
+
 # What the system says when a disk has no room (errno(3)).
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -67,10 +73,11 @@ class Store(Protocol):
     """
 
     async def receive(
-        self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int
+        self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int, filename: str = FALLBACK
     ) -> Received:
         """Stores a stream of at most `limit` bytes.
 
+        `filename` is the name under which the file is saved that a signed address leads to.
         Raises UploadTooLarge beyond that, and passes on whatever `chunks` raises. After an error
         or a cancellation nothing is kept.
         """
@@ -128,6 +135,59 @@ class Store(Protocol):
     async def check(self) -> bool:
         """Whether something could be stored right now. Leaves no trace."""
         ...
+
+
+class CheckLog:
+    """Logs why a store's check fails, once for each reason, and when it passes again."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+
+    def failed(self, error: "StoreError") -> bool:
+        """Notes a check that failed; returns False, its result."""
+        reason, before = reason_of(error), self._reason
+        self._reason = reason
+        if reason != before:
+            log.error("uploads cannot be stored", reason=reason)
+        return False
+
+    def passed(self) -> bool:
+        """Notes a check that passed; returns True, its result."""
+        if self._reason is not None:
+            self._reason = None
+            log.info("uploads can be stored again")
+        return True
+
+
+# What an operator can do about an error of the system.
+_ADVICE = {
+    errno.ENOSPC: "free some space, or some inodes",
+    errno.EDQUOT: "raise the quota of this user",
+    errno.EFBIG: "raise the limit of the size of a file (ulimit -f)",
+    errno.EACCES: "let the user of this process write there",
+    errno.EPERM: "let the user of this process write there",
+    errno.EROFS: "mount the file system writable",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files of this machine (fs.file-max)",
+    errno.ENOTDIR: "name a directory, not a file",
+    errno.ENOENT: "make the directory that a symbolic link leads to",
+    errno.EIO: "look at the disk, whose reads or writes fail",
+    errno.ESTALE: "mount the network file system again",
+}
+
+
+def reason_of(error: Exception) -> str:
+    """Returns the cause of an error in one line for the log, and what to do about it.
+
+    For example "EROFS: Read-only file system: /srv/uploads/incoming; mount the file system
+    writable".
+    """
+    cause = error.__cause__ or error
+    if not isinstance(cause, OSError) or cause.errno is None:
+        return repr(cause)
+    parts = [errno.errorcode.get(cause.errno, str(cause.errno)), cause.strerror or ""]
+    line = ": ".join([*parts, *([str(cause.filename)] if cause.filename else [])])
+    return "; ".join([line, *([_ADVICE[cause.errno]] if cause.errno in _ADVICE else [])])
 
 
 class StoreError(Exception):

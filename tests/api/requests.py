@@ -19,7 +19,8 @@ class Call:
 
     def send(self, client: httpx2.Client, **headers: str) -> httpx2.Response:
         """Send it."""
-        return client.post(self.path, headers=headers, **self.options)
+        options = self.options | {"headers": self.options.get("headers", {}) | headers}
+        return client.post(self.path, **options)
 
     def with_other_slash(self) -> "Call":
         """The same request with a trailing slash, or without one if it has one."""

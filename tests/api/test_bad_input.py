@@ -82,6 +82,23 @@ def test_a_body_that_does_not_say_json_is_refused(
     refused(client.post(path, content=b"{}", headers=headers), 415)
 
 
+@pytest.mark.parametrize("path", [NOTIFICATION, SAVE_DATA, PROCESS])
+@pytest.mark.parametrize("charset", ["utf-16", "latin-1", '"ISO-8859-1"', "utf-7", "x"])
+def test_json_in_another_charset_is_refused(client: TestClient, path: str, charset: str) -> None:
+    """These bytes may be valid in UTF-8 too, and then say something else."""
+    headers = {"Content-Type": f"application/json; charset={charset}"}
+    response = client.post(path, content=b"{}", headers=headers)
+    refused(response, 415)
+    assert "UTF-8" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_named_as_what_is_wrong(client: TestClient, encoding: str) -> None:
+    response = client.post(NOTIFICATION, content="{}".encode(encoding), headers=JSON)
+    refused(response, 400)
+    assert "byte order mark" in response.json()["detail"]
+
+
 # Paths and queries.
 
 

@@ -95,6 +95,13 @@ def test_the_message_of_a_notification_says_that_it_is_queued(client: TestClient
     assert response.json()["message"] == "Notification queued"
 
 
+@pytest.mark.parametrize("charset", ["utf-8", '"UTF-8"', "us-ascii"])
+def test_json_may_say_that_it_is_in_utf_8(client: TestClient, charset: str) -> None:
+    headers = {"Content-Type": f"application/json;charset={charset}"}
+    response = client.post(PROMISES[0].path, content=b"{}", headers=headers)
+    assert response.status_code == 202
+
+
 def test_an_item_is_answered_with_its_number(client: TestClient) -> None:
     assert client.post("/items/7").json()["item_id"] == 7
 

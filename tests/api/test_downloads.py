@@ -43,9 +43,11 @@ def content(client: TestClient) -> str:
     return published(client, LETTERS)
 
 
-def published(client: TestClient, content: bytes) -> str:
+def published(
+    client: TestClient, content: bytes, name: str = "letters.txt", kind: str = "text/plain"
+) -> str:
     """Upload a file, and wait until it is published; returns the address of its bytes."""
-    queued: dict[str, Any] = upload_of(content, "letters.txt").send(client).json()
+    queued: dict[str, Any] = upload_of(content, name, kind).send(client).json()
     wait_for(client, queued["id"])
     return f"/uploads/{queued['upload']['id']}/content"
 
@@ -56,11 +58,52 @@ def test_a_whole_download_says_what_it_is(client: TestClient, content: str) -> N
     assert response.headers["content-length"] == "10"
     assert response.headers["accept-ranges"] == "bytes"
     assert response.headers["etag"] == TAG
-    assert response.headers["content-type"].startswith("text/plain")
-    assert response.headers["content-disposition"] == "attachment; filename*=UTF-8''letters.txt"
+    assert response.headers["content-type"] == "text/plain"
+    assert response.headers["content-disposition"] == (
+        "attachment; filename=\"letters.txt\"; filename*=UTF-8''letters.txt"
+    )
     assert response.headers["content-security-policy"] == "sandbox"
     assert response.headers["x-content-type-options"] == "nosniff"
     assert "content-range" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("text/plain", "naïve".encode()),
+        ("text/csv; charset=windows-1252", b"na\xefve;\x80"),
+        ("text/html; charset=utf-8", "<!DOCTYPE html>naïve".encode()),
+        ("text/plain", "naïve".encode("utf-16")),
+        ("text/plain; charset=UTF-16BE", "naïve".encode("utf-16-be")),
+        ("application/json", b"{}"),
+    ],
+)
+def test_a_text_has_the_charset_that_it_came_with_or_none(
+    client: TestClient, kind: str, content: bytes
+) -> None:
+    address = published(client, content, kind=kind)
+    for headers in ({}, {"Range": "bytes=0-0"}):
+        assert client.get(address, headers=headers).headers["content-type"] == kind
+    assert client.get(address.removesuffix("/content")).json()["content_type"] == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "disposition"),
+    [
+        (
+            "naïve café.txt",
+            "filename=\"naive cafe.txt\"; filename*=UTF-8''na%C3%AFve%20caf%C3%A9.txt",
+        ),
+        ("名.txt", "filename=\"upload.txt\"; filename*=UTF-8''%E5%90%8D.txt"),
+        ("a;b=c.txt", "filename=\"a;b=c.txt\"; filename*=UTF-8''a%3Bb%3Dc.txt"),
+        ("100%25.txt", "filename=\"100_25.txt\"; filename*=UTF-8''100%2525.txt"),
+    ],
+)
+def test_a_download_has_its_name_exactly_and_in_ascii(
+    client: TestClient, name: str, disposition: str
+) -> None:
+    response = client.get(published(client, LETTERS, name))
+    assert response.headers["content-disposition"] == f"attachment; {disposition}"
 
 
 @pytest.mark.parametrize(

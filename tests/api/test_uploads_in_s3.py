@@ -50,14 +50,16 @@ def test_an_upload_goes_to_s3_and_back(client: TestClient, bucket: Bucket, tmp_p
 
 
 def test_a_signed_address_spares_the_service_the_bytes(client: TestClient) -> None:
-    upload = published(client, b"<script>", "page.html", "text/html")
+    upload = published(client, b"<script>", "Übersicht.html", "text/html")
     response = client.get(f"/uploads/{upload['id']}/content?signed=true")
     assert response.status_code == 307
     signed = httpx2.URL(response.headers["location"])
     assert signed.params["X-Amz-Expires"] == "300"
     downloaded = httpx2.get(signed)
     assert downloaded.content == b"<script>"
-    assert downloaded.headers["content-disposition"] == "attachment"
+    assert downloaded.headers["content-disposition"] == (
+        "attachment; filename=\"Ubersicht.html\"; filename*=UTF-8''%C3%9Cbersicht.html"
+    )
     assert downloaded.headers["content-type"] == "application/octet-stream"
 
 

@@ -1,8 +1,9 @@
 """Line breaks, control characters, half surrogate pairs and encoded-words in what becomes a header.
 
 Subjects, addresses and file names that hold one are refused (422; 400 where the request's own lines
-are broken by it). Whatever else is accepted, the names of the headers at the SMTP server and of the
-download stay the same fixed set.
+are broken by it). A file name that only cannot be shown gives way to one of ours, because clients
+such as .NET send encoded-words. Whatever else is accepted, the names of the headers at the SMTP
+server and of the download stay the same fixed set.
 """
 
 import json
@@ -21,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.mail import message
-from tests.support.forms import file_part, form_of
+from tests.support.forms import file_part, form_of, part
 from tests.support.mails import RECIPIENT, SENDER
 from tests.support.target import JSON, MARK, NOTIFICATION, Target
 from tests.support.torture import Tried, form
@@ -57,6 +58,11 @@ DANGEROUS = {
     "an encoded-word that holds CRLF": "=?iso-8859-1?Q?=0D=0ABcc:_eve=40example.com?=",
     "an encoded-word in a language": "=?us-ascii*en?Q?Bcc:?=",
     "an empty encoded-word": "=?utf-8?q??=",
+}
+NOT_SHOWN = {  # as a file name, which could mislead a reader and break no header
+    "\u202e",
+    "\u2066",
+    *(text for name, text in DANGEROUS.items() if "encoded-word" in name),
 }
 PLACES = (MARK + "{}", "{}" + EVE, MARK + "{}" + EVE)
 
@@ -110,9 +116,10 @@ FIELDS: dict[Callable[[Target, str], httpx2.Response], str] = {
 def test_what_could_begin_another_header_is_refused(
     target: Target, send: Callable[[Target, str], httpx2.Response], tried: Tried
 ) -> None:
-    cases = [place.format(inside) for inside, place in product(DANGEROUS.values(), PLACES)]
+    dangerous = list(DANGEROUS.values())
     if send is as_file_name:  # CRLF ends that line of the form itself: no name can hold it
-        cases = [text for text in cases if "\r\n" not in text]
+        dangerous = [text for text in dangerous if "\r\n" not in text and text not in NOT_SHOWN]
+    cases = [place.format(inside) for inside, place in product(dangerous, PLACES)]
     named = 0
     for text in cases:
         problem = target.refused(send(target, text), 422, 400)
@@ -123,7 +130,29 @@ def test_what_could_begin_another_header_is_refused(
     tried(f"{len(cases)} injections {send.__name__.replace('_', ' ')}", "all refused, 0 queued")
 
 
+@pytest.mark.usefixtures("unmoved")
+def test_an_extended_file_name_that_could_begin_another_header_is_refused(target: Target) -> None:
+    for inside in DANGEROUS.values():
+        if inside not in NOT_SHOWN and not re.search("[\ud800-\udfff]", inside):
+            name = f"filename=a; filename*=UTF-8''{MARK}{quote(inside, safe='')}".encode()
+            problem = target.refused(target.upload(form_of(part(b"name=file; " + name))), 422)
+            assert [error["pointer"] for error in problem["errors"]] == ["/file"]
+
+
 # What is accepted
+
+
+@pytest.mark.parametrize("inside", sorted(NOT_SHOWN))
+def test_a_file_name_that_cannot_be_shown_gives_way_to_one_of_ours(
+    target: Target, inside: str
+) -> None:
+    for place in PLACES:
+        queued = as_file_name(target, place.format(inside)).raise_for_status().json()
+        assert queued["upload"]["filename"] in {"upload", "upload.com"}  # as in eve@example.com
+        target.service.wait_for(queued["id"])
+        headers = target.service.get(f"/uploads/{queued['upload']['id']}/content").headers
+        assert headers["content-disposition"].startswith('attachment; filename="upload')
+        assert MARK not in str(headers)
 
 
 SUBJECTS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=200)
@@ -166,8 +195,8 @@ def assert_headers(mail: bytes) -> None:
     head, _, body = mail.partition(b"\r\n\r\n")
     assert names_in(head) == HEADERS
     assert b"\r\n\r\n" in body
-    for part in body.split(b"--=_")[1:-1]:
-        head = part.partition(b"\r\n\r\n")[0].partition(b"\r\n")[2]
+    for one in body.split(b"--=_")[1:-1]:
+        head = one.partition(b"\r\n\r\n")[0].partition(b"\r\n")[2]
         assert set(names_in(head)) - {"MIME-Version"} == OF_A_PART
 
 

@@ -127,6 +127,14 @@ def test_a_length_that_is_far_too_large_is_believed_at_once(target: Target, path
         assert time.monotonic() - began < 4  # less than the time that a slow client has
 
 
+def test_a_length_may_begin_with_more_zeros_than_python_reads(target: Target) -> None:
+    request = posted("/upload", FILE)
+    length = b"Content-Length: "
+    padded = request.replace(length, length + b"0" * 5_000, 1)
+    said = say(target.service.port, padded)
+    assert said.statuses in ([202], [400])
+
+
 @pytest.mark.usefixtures("unmoved")
 @pytest.mark.parametrize("gently", [False, True], ids=["reset", "half-closed"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["a length", "chunks"])

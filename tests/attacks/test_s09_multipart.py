@@ -34,6 +34,13 @@ def unfinished(content: bytes, size: int = SIZE) -> bytes:
     return form_of(file_part(content=content * (size // len(content))), end=b"")
 
 
+def encoded(encoding: bytes, content: bytes) -> bytes:
+    """A file of such content that says how it is encoded, and never ends."""
+    header = b"Content-Transfer-Encoding: " + encoding
+    content *= SIZE // len(content)
+    return form_of(part(b'name="file"; filename="a"', header, content=content), end=b"")
+
+
 def hostile_forms() -> dict[str, bytes]:
     """By name; made when they are needed, for they are large."""
     return {
@@ -43,7 +50,14 @@ def hostile_forms() -> dict[str, bytes]:
         "no name": form_of(part(b'filename="a.txt"')),
         "another field": form_of(part(b'name="do-not-repeat-me"; filename="a.txt"')),
         "no file name": form_of(part(b'name="file"')),
-        "no file name, but filename*": form_of(part(b"name=\"file\"; filename*=UTF-8''a.txt")),
+        "a million extended names": form_of(part(b'name="file"' + b"; filename*=x" * 1_000_000)),
+        "no end of an escape": encoded(b"quoted-printable", b"=\r"),
+        "escapes that are none": encoded(b"quoted-printable", b"=ZZ"),
+        "blanks that may end a line": encoded(b"quoted-printable", b" "),
+        "blanks, and a line end too late": encoded(b"quoted-printable", b" " * 2_000 + b"\r"),
+        "padding in the middle": encoded(b"base64", b"AA=="),
+        "no base64": encoded(b"base64", b"!"),
+        "lines of nothing": encoded(b"base64", b"\r\n"),
         "an attachment": form_of(FILE.replace(b"form-data", b"attachment")),
         "two files": form_of(FILE, FILE),
         "a file and a field": form_of(FILE, part(b'name="do-not-repeat-me"')),
@@ -66,7 +80,7 @@ def hostile_forms() -> dict[str, bytes]:
         "an endless header": form_of(part(b'name="file"; filename="a"', b"X: " + b"x" * SIZE)),
         "an endless name of a header": form_of(part(b'name="file"; filename="a"', b"x" * SIZE)),
         "a thousand parameters": form_of(part(b'name="file"; ' + b"a=b; " * 780)),
-        "nothing but quotes": form_of(part(b'name="file"; filename="' + b'\\"' * 2_000 + b'"')),
+        "nothing but quotes": form_of(part(b'filename="' + b'\\"' * 2_000 + b'"')),
         "nothing but CRLF": b"\r\n" * (SIZE // 2) + form_of(FILE),
         "nothing but CR": b"\r" * SIZE + form_of(FILE),
         "nothing but dashes": b"-" * SIZE + form_of(FILE),

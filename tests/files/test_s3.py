@@ -308,10 +308,19 @@ async def test_a_copy_that_is_refused_leaves_the_upload_where_it_was(
     assert bucket.keys == [f"received/{upload_id}"]
 
 
-async def test_a_signed_address_leads_to_what_a_browser_saves(store: Store, upload_id: str) -> None:
+@pytest.mark.parametrize(
+    ("filename", "disposition"),
+    [
+        ('a "b".txt', "; filename=\"a _b_.txt\"; filename*=UTF-8''a%20%22b%22.txt"),
+        ("\N{SNAKE}" * 255, ""),  # more than S3 keeps beside an object
+    ],
+)
+async def test_a_signed_address_leads_to_what_a_browser_saves(
+    store: Store, upload_id: str, filename: str, disposition: str
+) -> None:
     with pytest.raises(NoSuchUpload):
         await store.signed_address(upload_id, 300)
-    await store.receive(upload_id, stream(9), limit=9 * MIB)  # in parts
+    await store.receive(upload_id, stream(9), limit=9 * MIB, filename=filename)  # in parts
     await store.publish(upload_id)
     address = await store.signed_address(upload_id, 300)
     assert address is not None
@@ -319,7 +328,7 @@ async def test_a_signed_address_leads_to_what_a_browser_saves(store: Store, uplo
     assert SECRET not in address
     response = httpx2.get(address)
     assert response.content == bytes(9 * MIB)
-    assert response.headers["content-disposition"] == "attachment"
+    assert response.headers["content-disposition"] == "attachment" + disposition
     assert response.headers["content-type"] == "application/octet-stream"
 
 

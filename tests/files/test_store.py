@@ -10,13 +10,13 @@ import stat
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from app.files.local import LocalStore
+from app.files.local import LocalStore, _tell_that_names_are_not_synced
 from app.files.store import (
     NoSuchUpload,
     Received,
@@ -26,6 +26,7 @@ from app.files.store import (
     UploadTooLarge,
     checked_id,
     open_store,
+    reason_of,
 )
 from tests.support.s3 import Bucket
 
@@ -392,6 +393,103 @@ async def test_everything_is_made_durable_before_it_is_promised(
     assert synced[4:] == ["incoming/", "thumbnails"]
     await local.delete(upload_id)
     assert synced[6:] == ["published", "thumbnails"]
+
+
+@pytest.fixture
+def told_again() -> Iterator[None]:
+    """The log says anew what it says once in a process."""
+    _tell_that_names_are_not_synced.cache_clear()
+    yield
+    _tell_that_names_are_not_synced.cache_clear()
+
+
+def refusing_folders(call: str, number: int) -> Callable[..., int]:
+    """The system's `open` or `fsync`, which fails for directories."""
+    real: Callable[..., int] = getattr(os, call)
+
+    def refuse(target: int | Path, *arguments: int) -> int:
+        path = Path(f"/proc/self/fd/{target}" if isinstance(target, int) else target)
+        if path.is_dir():
+            raise OSError(number, os.strerror(number))
+        return real(target, *arguments)
+
+    return refuse
+
+
+@pytest.mark.usefixtures("told_again")
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [
+        ("fsync", errno.EINVAL),
+        ("fsync", errno.ENOTSUP),
+        ("fsync", errno.EBADF),
+        ("open", errno.EINVAL),
+    ],
+)
+async def test_where_no_directory_can_be_synced_uploads_work_and_the_log_says_so_once(
+    local: LocalStore,
+    upload_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    number: int,
+) -> None:
+    """SMB, shared folders of virtual machines, and some file systems in user space."""
+    monkeypatch.setattr(os, call, refusing_folders(call, number))
+    with capture_logs() as lines:
+        assert await local.check()
+        await local.receive(upload_id, stream(b"Hello"), limit=5)
+        await local.publish(upload_id)
+        assert await local.read(upload_id, 0, 5) == b"Hello"
+        await local.delete(upload_id)
+    (line,) = lines
+    assert "cannot sync a directory" in line["event"]
+    assert line["reason"] == errno.errorcode[number]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EACCES])
+async def test_a_directory_that_could_be_synced_and_is_not_is_an_error(
+    local: LocalStore, upload_id: str, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    await local.check()
+    monkeypatch.setattr(os, "fsync", refusing_folders("fsync", number))
+    with pytest.raises((StoreFull, StoreUnavailable)) as refused:
+        await local.receive(upload_id, stream(b"Hello"), limit=5)
+    assert errno.errorcode[number] in reason_of(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EROFS, "No", "/up"), "EROFS: No: /up; mount the file system writable"),
+        (OSError(errno.EBUSY, "No"), "EBUSY: No"),
+        (OSError("No"), "OSError('No')"),
+        (ValueError("No"), "ValueError('No')"),
+    ],
+)
+def test_the_reason_names_the_error_and_what_to_do(error: Exception, reason: str) -> None:
+    refused = StoreUnavailable()
+    refused.__cause__ = error
+    assert reason_of(refused) == reason
+    assert reason_of(error) == reason
+
+
+async def test_a_check_that_fails_is_logged_with_its_reason_whenever_that_changes(
+    local: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with capture_logs() as lines:
+        for number in (errno.EROFS, errno.EROFS, errno.ENOSPC):
+            with monkeypatch.context() as broken:
+                broken.setattr(os, "fsync", refusing(number))
+                assert not await local.check()
+        assert await local.check()
+        assert await local.check()
+    assert [line["event"] for line in lines] == [
+        "uploads cannot be stored",
+        "uploads cannot be stored",
+        "uploads can be stored again",
+    ]
+    assert [line["reason"][:6] for line in lines[:2]] == ["EROFS:", "ENOSPC"]
+    assert "free some space" in lines[1]["reason"]
 
 
 @pytest.mark.parametrize("folder", ["received", "published", "thumbnails"])

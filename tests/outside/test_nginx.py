@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from app.main import MULTIPART_OVERHEAD_BYTES
+from app.files.multipart import largest_form
 from app.settings import Settings
 from tests.api.requests import problem_of
 from tests.support.certificates import make_certificate
@@ -132,7 +132,7 @@ def test_its_limits_are_those_of_the_service() -> None:
     whole, upload = re.findall(r"client_max_body_size (\d+);", CONFIGURATION)
     timeouts = re.findall(r"client_\w+_timeout (\d+)s;", CONFIGURATION)
     assert int(whole) == settings.max_body_bytes
-    assert int(upload) == settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
+    assert int(upload) == largest_form(settings.max_upload_bytes)
     assert [int(seconds) for seconds in timeouts] == [settings.client_timeout_seconds] * 2
 
 
