@@ -72,7 +72,7 @@ def belongings(client: TestClient, headers: dict[str, str]) -> Belongings:
     waiting = client.post("/send-email/?email=ada@example.com", headers=headers).json()
     recipients = {"recipients": ["ada@example.com"]}
     batch = client.post("/send-notifications", json=recipients, headers=headers).json()
-    return Belongings(saved["id"], waiting["id"], batch["batch_id"], upload["upload"]["id"])
+    return Belongings(saved["id"], waiting["id"], batch["id"], upload["upload"]["id"])
 
 
 @pytest.fixture
