@@ -126,7 +126,7 @@ def problem(
     if status in _RETRY_LATER:
         headers = {"Retry-After": "2", **(headers or {})}
     return Response(
-        json.dumps(body), status, media_type="application/problem+json", headers=headers
+        json.dumps(body) + "\n", status, media_type="application/problem+json", headers=headers
     )
 
 

@@ -252,7 +252,7 @@ def test_health_checks_tell_no_reasons_places_or_paths(
             "status": "unready",
             "checks": {"database": "failing", "uploads": "ok", "smtp": "degraded"},
         }
-        assert client.get("/livez").text == "ok"
+        assert client.get("/livez").text == "ok\n"
         for path in ("/", "/tasks", "/metrics", "/inbox", "/events", "/uploads", "/save-data/ada"):
             problem_of(client.get(path), 401)
 
