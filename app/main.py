@@ -21,6 +21,7 @@ from app.api import (
 from app.api.dependencies import State
 from app.api.feed import Feed
 from app.api.gate import Gate, Rate
+from app.api.health import Health
 from app.api.keys import BadKeys, Keys
 from app.api.middleware import BodyLimit, Envelope, check_soundness
 from app.api.openapi import document_keys
@@ -153,6 +154,7 @@ async def run(settings: Settings) -> AsyncIterator[State]:
             metrics=metrics,
             feed=feed,
             catcher=catcher,
+            health=Health(engine, store, mailer),
             keys_in_flight=set(),
             turns=Turns(
                 lambda: worker is not None and worker.is_busy, tasks=settings.worker_concurrency
