@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from app.api import (
     batches,
+    documentation,
     inbox,
     notifications,
     operations,
@@ -59,13 +60,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Answers at once and does the work afterwards, and keeps every promise.",
         version="0.1.0",
         lifespan=lambda _: _run_for_the_api(settings),
+        openapi_url=None,  # app.api.documentation has it, and the pages
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics has our own
     )
-    parts = (notifications, batches, uploads, tasks, patterns, operations, inbox)
+    parts = (notifications, batches, uploads, tasks, patterns, operations, inbox, documentation)
     # Not include_router: it matches each request twice, and nothing is to be added to a route.
-    # Before the routes of the documentation, since they are tried one after the other.
-    app.router.routes[:0] = [route for part in parts for route in part.router.routes]
+    app.router.routes[:] = [route for part in parts for route in part.router.routes]
     problems.install(app)
     app.add_exception_handler(promises.Replay, promises.replayed)
     upload_limit = settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES

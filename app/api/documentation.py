@@ -1,0 +1,87 @@
+"""The documentation: /openapi.json, and Swagger UI and Redoc with files of this server alone.
+
+FastAPI's own pages load their scripts from a content delivery network, and stay blank without the
+internet. `fastapi-standalone-docs` has the same scripts as files.
+"""
+
+import json
+from functools import cache, lru_cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
+
+from app.api.pages import page
+from app.api.paths import route_path
+
+_OURS, _THEIRS = files("app") / "templates/pages", files("fastapi_standalone_docs")
+_SCRIPT, _DAY = "text/javascript", "public, max-age=86400"
+
+_FILES: dict[str, tuple[Traversable, str]] = {
+    "/docs/start.js": (_OURS / "start.js", _SCRIPT),
+    "/docs/swagger-ui-bundle.js": (_THEIRS / "static/swagger/swagger-ui-bundle.js", _SCRIPT),
+    "/docs/swagger-ui.css": (_THEIRS / "static/swagger/swagger-ui.css", "text/css"),
+    "/docs/favicon.png": (_THEIRS / "static/fastapi/favicon.png", "image/png"),
+    "/redoc/redoc.standalone.js": (_THEIRS / "static/redoc/redoc.standalone.js", _SCRIPT),
+    "/redoc/logo-mini.svg": (_THEIRS / "static/redoc/logo-mini.svg", "image/svg+xml"),
+}
+PATHS = frozenset(("/docs", "/redoc", "/openapi.json", *_FILES))
+
+_SWAGGER_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# Redoc makes its styles at run time, and searches in a worker that it makes itself.
+_REDOC_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/openapi.json")
+async def read_document(request: Request) -> Response:
+    """The OpenAPI document. It is made once, since anybody may ask for it."""
+    return Response(
+        _document(request.app, request.scope.get("root_path", "")), media_type="application/json"
+    )
+
+
+@lru_cache(maxsize=4)
+def _document(app: FastAPI, prefix: str) -> bytes:
+    document = app.openapi()
+    if prefix:
+        document = {**document, "servers": [{"url": prefix}]}
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+@router.get("/docs")
+async def read_swagger_ui(request: Request) -> HTMLResponse:
+    """Every route, to be tried out."""
+    return page(request, "docs.html", policy=_SWAGGER_POLICY)
+
+
+@router.get("/redoc")
+async def read_redoc(request: Request) -> HTMLResponse:
+    """Every route, to be read."""
+    return page(request, "redoc.html", policy=_REDOC_POLICY)
+
+
+async def read_file(request: Request) -> Response:
+    """A script, a style or a picture of these pages."""
+    content, media_type = _content(route_path(request.scope))
+    headers = {"Cache-Control": _DAY, "X-Content-Type-Options": "nosniff"}
+    return Response(content, media_type=media_type, headers=headers)
+
+
+@cache  # 3 MB in all, read when they are asked for
+def _content(path: str) -> tuple[bytes, str]:
+    file, media_type = _FILES[path]
+    return file.read_bytes(), media_type
+
+
+for path in _FILES:
+    router.get(path)(read_file)
