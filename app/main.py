@@ -26,6 +26,7 @@ from app.api.health import Health
 from app.api.keys import BadKeys, Keys
 from app.api.middleware import BodyLimit, Envelope, check_soundness
 from app.api.openapi import document_keys
+from app.api.origins import Origins
 from app.api.turns import Turns
 from app.files.log_file import LogFile
 from app.files.pictures import Pictures
@@ -73,7 +74,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     keys = _keys(settings)
     document_keys(app, needed=keys is not None)
     limit = BodyLimit(settings.max_body_bytes, {"/upload": upload_limit, "/upload/": upload_limit})
-    app.add_middleware(Envelope, checks=(check_soundness, Gate(keys, _rate(settings)), limit))
+    gate = Gate(keys, _rate(settings), settings.cors_origins)
+    app.add_middleware(Envelope, checks=(check_soundness, gate, limit))
+    if settings.cors_origins:
+        app.add_middleware(Origins, origins=settings.cors_origins)
     return app
 
 
