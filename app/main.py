@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from app.api import (
     batches,
@@ -68,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     parts = (notifications, batches, uploads, tasks, patterns, operations, inbox, documentation)
     # Not include_router: it matches each request twice, and nothing is to be added to a route.
     app.router.routes[:] = [route for part in parts for route in part.router.routes]
+    _check_root_path(settings.root_path, app)
     problems.install(app)
     app.add_exception_handler(promises.Replay, promises.replayed)
     upload_limit = settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
@@ -75,10 +77,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     document_keys(app, needed=keys is not None)
     limit = BodyLimit(settings.max_body_bytes, {"/upload": upload_limit, "/upload/": upload_limit})
     gate = Gate(keys, _rate(settings), settings.cors_origins)
-    app.add_middleware(Envelope, checks=(check_soundness, gate, limit))
+    app.add_middleware(
+        Envelope, checks=(check_soundness, gate, limit), root_path=settings.root_path or ""
+    )
     if settings.cors_origins:
         app.add_middleware(Origins, origins=settings.cors_origins)
     return app
+
+
+def _check_root_path(root_path: str | None, app: FastAPI) -> None:
+    """Refuse a prefix that looks like a path of the service: the two could not be told apart."""
+    first = (root_path or "/").split("/")[1]
+    paths = [route.path for route in app.routes if isinstance(route, APIRoute)]
+    if first and any(path.split("/")[1] == first for path in paths):
+        raise BadSettings(f"ROOT_PATH: must not begin with /{first}, a path of the service itself")
 
 
 def _keys(settings: Settings) -> Keys | None:
