@@ -5,20 +5,21 @@ internet. `fastapi-standalone-docs` has the same scripts as files.
 """
 
 import json
-from functools import cache, lru_cache
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+from functools import lru_cache
+from pathlib import Path
 
+import fastapi_standalone_docs
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse
 
 from app.api.pages import page
 from app.api.paths import route_path
 
-_OURS, _THEIRS = files("app") / "templates/pages", files("fastapi_standalone_docs")
+_OURS = Path(__file__).parents[1] / "templates" / "pages"
+_THEIRS = Path(fastapi_standalone_docs.__file__).parent
 _SCRIPT, _DAY = "text/javascript", "public, max-age=86400"
 
-_FILES: dict[str, tuple[Traversable, str]] = {
+_FILES: dict[str, tuple[Path, str]] = {
     "/docs/start.js": (_OURS / "start.js", _SCRIPT),
     "/docs/swagger-ui-bundle.js": (_THEIRS / "static/swagger/swagger-ui-bundle.js", _SCRIPT),
     "/docs/swagger-ui.css": (_THEIRS / "static/swagger/swagger-ui.css", "text/css"),
@@ -70,17 +71,11 @@ async def read_redoc(request: Request) -> HTMLResponse:
     return page(request, "redoc.html", policy=_REDOC_POLICY)
 
 
-async def read_file(request: Request) -> Response:
+async def read_file(request: Request) -> FileResponse:
     """A script, a style or a picture of these pages."""
-    content, media_type = _content(route_path(request.scope))
+    file, media_type = _FILES[route_path(request.scope)]
     headers = {"Cache-Control": _DAY, "X-Content-Type-Options": "nosniff"}
-    return Response(content, media_type=media_type, headers=headers)
-
-
-@cache  # 3 MB in all, read when they are asked for
-def _content(path: str) -> tuple[bytes, str]:
-    file, media_type = _FILES[path]
-    return file.read_bytes(), media_type
+    return FileResponse(file, media_type=media_type, headers=headers)
 
 
 for path in _FILES:
