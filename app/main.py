@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 
 import structlog
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from app.api import (
     batches,
+    documentation,
     inbox,
     notifications,
     operations,
@@ -21,9 +23,11 @@ from app.api import (
 from app.api.dependencies import State
 from app.api.feed import Feed
 from app.api.gate import Gate, Rate
+from app.api.health import Health
 from app.api.keys import BadKeys, Keys
 from app.api.middleware import BodyLimit, Envelope, check_soundness
 from app.api.openapi import document_keys
+from app.api.origins import Origins
 from app.api.turns import Turns
 from app.files.log_file import LogFile
 from app.files.multipart import largest_form
@@ -58,21 +62,35 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Answers at once and does the work afterwards, and keeps every promise.",
         version="0.1.0",
         lifespan=lambda _: _run_for_the_api(settings),
+        openapi_url=None,  # app.api.documentation has it, and the pages
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics has our own
     )
-    parts = (notifications, batches, uploads, tasks, patterns, operations, inbox)
+    parts = (notifications, batches, uploads, tasks, patterns, operations, inbox, documentation)
     # Not include_router: it matches each request twice, and nothing is to be added to a route.
-    # Before the routes of the documentation, since they are tried one after the other.
-    app.router.routes[:0] = [route for part in parts for route in part.router.routes]
+    app.router.routes[:] = [route for part in parts for route in part.router.routes]
+    _check_root_path(settings.root_path, app)
     problems.install(app)
     app.add_exception_handler(promises.Replay, promises.replayed)
     upload_limit = largest_form(settings.max_upload_bytes)
     keys = _keys(settings)
     document_keys(app, needed=keys is not None)
     limit = BodyLimit(settings.max_body_bytes, {"/upload": upload_limit, "/upload/": upload_limit})
-    app.add_middleware(Envelope, checks=(check_soundness, Gate(keys, _rate(settings)), limit))
+    gate = Gate(keys, _rate(settings), settings.cors_origins)
+    app.add_middleware(
+        Envelope, checks=(check_soundness, gate, limit), root_path=settings.root_path or ""
+    )
+    if settings.cors_origins:
+        app.add_middleware(Origins, origins=settings.cors_origins)
     return app
+
+
+def _check_root_path(root_path: str | None, app: FastAPI) -> None:
+    """Refuse a prefix that looks like a path of the service: the two could not be told apart."""
+    first = (root_path or "/").split("/")[1]
+    paths = [route.path for route in app.routes if isinstance(route, APIRoute)]
+    if first and any(path.split("/")[1] == first for path in paths):
+        raise BadSettings(f"ROOT_PATH: must not begin with /{first}, a path of the service itself")
 
 
 def _keys(settings: Settings) -> Keys | None:
@@ -155,6 +173,7 @@ async def run(settings: Settings) -> AsyncIterator[State]:
             metrics=metrics,
             feed=feed,
             catcher=catcher,
+            health=Health(engine, store, mailer),
             keys_in_flight=set(),
             turns=Turns(
                 lambda: worker is not None and worker.is_busy, tasks=settings.worker_concurrency

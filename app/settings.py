@@ -126,6 +126,44 @@ def _rate(text: str) -> str:
     return text
 
 
+# Without a percent sign: the prefix is compared with paths that are decoded.
+_ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
+
+
+def _root_path(path: str) -> str:
+    if not _ROOT_PATH.fullmatch(path):
+        raise ValueError(
+            "must be a path such as /afterward: it begins with / and does not end with it, "
+            "and has letters, digits and -._~ between"
+        )
+    return path
+
+
+_ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[\w.-]+)(?::(?P<port>\d{1,5}))?"
+)
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+def _origins(text: object) -> object:
+    """Parse `https://app.example.com, http://localhost:3000` into a tuple of origins."""
+    return tuple(map(_origin, text.split(","))) if isinstance(text, str) else text
+
+
+def _origin(text: str) -> str:
+    """Write an origin as browsers do (RFC 6454, 6.2): in lower case, without a default port."""
+    origin = text.strip().lower()
+    if origin == "*":
+        return origin
+    if match := _ORIGIN.fullmatch(origin):
+        scheme, host, port = match.groups()
+        with contextlib.suppress(idna.IDNAError):
+            host = host if host.isascii() else idna.encode(host, uts46=True).decode()
+            is_default = port is None or port == _DEFAULT_PORTS.get(scheme)
+            return f"{scheme}://{host}" if is_default else f"{scheme}://{host}:{port}"
+    raise ValueError("must be origins separated by commas, such as https://app.example.com")
+
+
 def _log_format() -> Literal["console", "json"]:
     return "console" if sys.stderr.isatty() else "json"
 
@@ -165,6 +203,9 @@ class Settings(BaseSettings):
     rate_limit: Annotated[str, AfterValidator(_rate)] | None = None
     client_timeout_seconds: float = Field(10, ge=0.1, allow_inf_nan=False)
 
+    root_path: Annotated[str, AfterValidator(_root_path)] | None = None
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = ()
+
     catcher: bool = False
     catcher_directory: Path = Path("var/inbox")
 
@@ -200,6 +241,15 @@ class Settings(BaseSettings):
             raise ValueError("SMTP_USERNAME: the embedded catcher takes no login; unset one")
         if self.smtp_username and self.smtp_security == "none" and not _loopback(self.smtp_host):
             raise ValueError("SMTP_SECURITY: must be starttls or tls, or the login goes in clear")
+        return self
+
+    @model_validator(mode="after")
+    def _not_every_page_may_use_an_open_service(self) -> Self:
+        if "*" in self.cors_origins and self.is_open:
+            raise ValueError(
+                "CORS_ORIGINS: * needs API_KEYS, or every page that a browser on this machine "
+                "visits could use the service"
+            )
         return self
 
     @model_validator(mode="after")

@@ -111,7 +111,18 @@ def test_mail_is_handed_to_mailpit_once_it_is_there(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("api", {"ENVIRONMENT", "API_KEYS", "ALLOWED_RECIPIENTS", "RATE_LIMIT", "MAX_BACKLOG"}),
+        (
+            "api",
+            {
+                "ENVIRONMENT",
+                "API_KEYS",
+                "ALLOWED_RECIPIENTS",
+                "RATE_LIMIT",
+                "ROOT_PATH",
+                "CORS_ORIGINS",
+                "MAX_BACKLOG",
+            },
+        ),
         ("worker", {"ENVIRONMENT", "API_KEYS", "ALLOWED_RECIPIENTS"}),
     ],
 )

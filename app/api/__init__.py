@@ -2,7 +2,7 @@
 
 The routes, thin, by what they are about:
 
-    notifications, batches, uploads, tasks, patterns, operations, inbox
+    notifications, batches, uploads, tasks, patterns, operations, inbox, documentation
 
 What they stand on:
 
@@ -13,8 +13,11 @@ What they stand on:
     downloads       the bytes of an upload, or a range of them
     problems        every error as problem+json
     openapi         what the document says of API keys
+    paths           prefixes of proxies
     pages, feed     HTML; server-sent events
+    health          the checks of /readyz, made once a second at most
     turns           requests and tasks take turns
     gate, keys      who may come in, and how often
+    origins         which web pages of elsewhere may use the API
     middleware      request ids and the last resort, and which heads are refused
 """

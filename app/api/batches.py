@@ -58,7 +58,7 @@ async def send_notifications(
             send_email, to=email, subject=notifications.subject, message=message
         )
         tasks.append(BatchTask(id=task.id, email=email))
-    return QueuedBatch(batch_id=durable_tasks.as_batch(), total=len(tasks), tasks=tasks)
+    return QueuedBatch(id=durable_tasks.as_batch(), total=len(tasks), tasks=tasks)
 
 
 async def _addresses(recipients: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 from app.api.feed import Feed
+from app.api.health import Health
 from app.api.turns import Turns
 from app.files.log_file import LogFile
 from app.files.store import Store
@@ -32,6 +33,7 @@ class State(TypedDict):
     metrics: Metrics
     feed: Feed
     catcher: Catcher | None
+    health: Health
     keys_in_flight: set[str]
     turns: Turns
 
@@ -65,10 +67,6 @@ async def _log_file(request: Request) -> LogFile:
     return request.state.log_file  # type: ignore[no-any-return]
 
 
-async def _mailer(request: Request) -> Mailer:
-    return request.state.mailer  # type: ignore[no-any-return]
-
-
 async def _metrics(request: Request) -> Metrics:
     return request.state.metrics  # type: ignore[no-any-return]
 
@@ -79,6 +77,10 @@ async def _feed(request: Request) -> Feed:
 
 async def _catcher(request: Request) -> Catcher | None:
     return request.state.catcher  # type: ignore[no-any-return]
+
+
+async def _health(request: Request) -> Health:
+    return request.state.health  # type: ignore[no-any-return]
 
 
 async def _client(request: Request) -> str:
@@ -97,7 +99,7 @@ QueueDep = Annotated[Queue[Tools], Depends(_queue)]
 UploadsDep = Annotated[Store, Depends(_uploads)]
 PendingUploadsDep = Annotated[PendingUploads, Depends(_pending_uploads)]
 LogFileDep = Annotated[LogFile, Depends(_log_file)]
-MailerDep = Annotated[Mailer, Depends(_mailer)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 FeedDep = Annotated[Feed, Depends(_feed)]
+HealthDep = Annotated[Health, Depends(_health)]
 CatcherDep = Annotated[Catcher | None, Depends(_catcher)]

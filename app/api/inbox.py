@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
@@ -40,16 +40,16 @@ CaughtMail = Annotated[Caught, Depends(_caught)]
 
 @router.get("/inbox")
 @router.get("/inbox/")
-async def list_mails(catcher: RunningCatcher) -> HTMLResponse:
+async def list_mails(request: Request, catcher: RunningCatcher) -> HTMLResponse:
     """The mails, newest first."""
     mails = await asyncio.to_thread(catcher.list, MOST_LISTED)
-    return page("inbox.html", mails=mails)
+    return page(request, "inbox.html", mails=mails)
 
 
 @router.get("/inbox/{mail_id}")
-async def read_mail(mail: CaughtMail) -> HTMLResponse:
+async def read_mail(request: Request, mail: CaughtMail) -> HTMLResponse:
     """One mail; its HTML is in a sandboxed frame."""
-    return page("mail.html", mail=mail)
+    return page(request, "mail.html", mail=mail)
 
 
 @router.get("/inbox/{mail_id}/html")

@@ -1,4 +1,4 @@
-"""Around every request: its id, what its head is checked for, and an answer whatever happens."""
+"""Around every request: its id, its prefix, the checks of its head, and always an answer."""
 
 import asyncio
 import random
@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.body import TOO_LARGE
+from app.api.paths import route_path, with_prefix
 from app.api.problems import problem
 from app.queue.errors import CannotStart
 
@@ -35,19 +36,33 @@ class Envelope:
     """Gives each request its id and, whatever happens, an answer.
 
     The id is the client's X-Request-ID or a new one; it is echoed, and stands on every log line.
-    The first of `checks` that refuses the request answers it; if none does, the app. What nobody
-    expected is logged once, with its traceback, and answered with 500.
+    The first of `checks` that refuses the request answers it; if none does, the app. An unexpected
+    error is logged once, with its traceback, and answered with 500.
+
+    `root_path` is the prefix under which a proxy shows the service; without one, the server's
+    counts (`uvicorn --root-path`). The envelope puts it before the Location of each answer, so
+    routes need not. An address in the body of an answer needs the prefix as well.
+
+    HEAD is answered as GET is, without the body (RFC 9110, 9.3.2).
     """
 
-    def __init__(self, app: ASGIApp, checks: Sequence[Check]) -> None:
+    def __init__(self, app: ASGIApp, checks: Sequence[Check], root_path: str = "") -> None:
         self._app = app
         self._checks = checks
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
         if scope["type"] != "http":
             await _start_plainly(self._app, scope, receive, send)
             return
+        prefix = self._root_path or scope.get("root_path", "").rstrip("/")
+        if prefix:
+            scope = with_prefix(scope, prefix)
+            send = _with_prefixed_location(send, prefix)
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+            receive, send = _head_only(send)
         given = _header(scope, b"x-request-id")
         request_id = given if _SANE_ID.fullmatch(given) else b"%032x" % random.getrandbits(128)
         headers = [(b"x-request-id", request_id)]
@@ -65,19 +80,12 @@ class Envelope:
         try:
             answer = await self._refusal(scope) or self._app
             await answer(scope, receive, send_with_headers)
-        except asyncio.CancelledError:  # by the server, which stops and waits no longer
-            log.warning("request cut off", method=scope["method"], path=scope["path"])
-            if started:
-                raise
-            stopping = problem(scope["path"], 503, STOPPING)
-            await stopping(scope, receive, send_with_headers)
         except ClientDisconnect:
             log.info("client went away", method=scope["method"], path=scope["path"])
-        except Exception:
-            log.exception("request failed", method=scope["method"], path=scope["path"])
+        except (Exception, asyncio.CancelledError) as error:
+            failure = _failure(scope, error)
             if started:
                 raise  # too late for an answer: the connection must break off
-            failure = problem(scope["path"], 500, "Something went wrong here; it was logged.")
             await failure(scope, receive, send_with_headers)
 
     async def _refusal(self, scope: Scope) -> Response | None:
@@ -85,6 +93,54 @@ class Envelope:
             if refusal := await check(scope):
                 return refusal
         return None
+
+
+def _failure(scope: Scope, error: BaseException) -> Response:
+    """Log an error that ended a request, and give the answer to that request."""
+    if isinstance(error, asyncio.CancelledError):  # by the server, which stops and waits no longer
+        log.warning("request cut off", method=scope["method"], path=scope["path"])
+        return problem(scope["path"], 503, STOPPING)
+    log.error("request failed", method=scope["method"], path=scope["path"], exc_info=error)
+    return problem(scope["path"], 500, "Something went wrong here; it was logged.")
+
+
+def _with_prefixed_location(send: Send, prefix: str) -> Send:
+    """Send answers whose Location, if it is a path of the service, begins with the prefix."""
+    before = prefix.encode()
+
+    async def send_with_prefix(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [
+                (name, before + value if name == b"location" and value[:1] == b"/" else value)
+                for name, value in message.get("headers", ())
+            ]
+        await send(message)
+
+    return send_with_prefix
+
+
+def _head_only(send: Send) -> tuple[Receive, Send]:
+    """Receive no body, and send the head of an answer without its body.
+
+    Once the head is sent, `receive` tells that the client has gone. So an answer that streams stops
+    there: a download reads no further, and an event stream ends.
+    """
+    head_is_sent = asyncio.Event()
+    to_receive: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive_nothing() -> Message:
+        if to_receive:
+            return to_receive.pop()
+        await head_is_sent.wait()
+        return {"type": "http.disconnect"}
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            head_is_sent.set()
+
+    return receive_nothing, send_head
 
 
 async def check_soundness(scope: Scope) -> Response | None:
@@ -130,7 +186,7 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope) -> Response | None:
         """Note the limit for this request, and compare what it announces."""
-        limit = self._limits.get(scope["path"], self._limit)
+        limit = self._limits.get(route_path(scope), self._limit)
         scope["state"]["body_limit"] = limit
         # The server has checked that it is a number; a longer one than this is too large anyway.
         if int(_header(scope, b"content-length")[:20] or 0) > limit:

@@ -3,22 +3,31 @@
 from functools import cache
 from typing import Any
 
+from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-src 'self'; base-uri 'none'"
 
 
-def page(template: str, **values: Any) -> HTMLResponse:
-    """Render a page; every value is escaped."""
+def page(request: Request, template: str, *, policy: str = _POLICY, **values: Any) -> HTMLResponse:
+    """Render a page as the answer to a request; every value is escaped.
+
+    `policy` is its Content-Security-Policy. In the template, `prefix` stands before each path of
+    this service, since a proxy may show it under one.
+    """
+    prefix = request.scope.get("root_path", "")
     return HTMLResponse(
-        _environment().get_template(template).render(values),
-        headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"},
+        _environment().get_template(template).render(values, prefix=prefix),
+        headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"},
     )
 
 
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("app", "templates/pages"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("app", "templates/pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
     )

@@ -132,7 +132,7 @@ def problem(
     if status in _RETRY_LATER:
         headers = {"Retry-After": "2", **(headers or {})}
     return Response(
-        json.dumps(body), status, media_type="application/problem+json", headers=headers
+        json.dumps(body) + "\n", status, media_type="application/problem+json", headers=headers
     )
 
 
@@ -141,17 +141,23 @@ async def _http(request: Request, error: Exception) -> Response:
     detail, headers = error.detail, error.headers
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # Starlette names the methods of the first route that matches, and there may be more.
-        detail, headers = "This address does not take this method.", {"Allow": _allowed(request)}
+        headers = {"Allow": _allowed(request)}
+        if request.method == "OPTIONS":  # No route takes it, so each request for it ends here.
+            return Response(status_code=204, headers=headers)
+        detail = "This address does not take this method."
     elif detail == HTTPStatus.NOT_FOUND.phrase:
         detail = "There is nothing at this address."
     return problem(request.url.path, error.status_code, detail, headers=headers)
 
 
 def _allowed(request: Request) -> str:
-    methods: set[str] = set()
+    """The methods that this address takes; HEAD wherever GET, and OPTIONS everywhere."""
+    methods = {"OPTIONS"}
     for route in request.app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:
             methods |= route.methods
+    if "GET" in methods:
+        methods.add("HEAD")
     return ", ".join(sorted(methods))
 
 

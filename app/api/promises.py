@@ -9,6 +9,7 @@ from fastapi import Depends, Request, Response
 from starlette.exceptions import HTTPException
 
 from app.api.dependencies import RequestState
+from app.api.paths import route_path
 from app.api.problems import InvalidRequest
 from app.queue.durable import DurableTasks
 from app.queue.errors import (
@@ -113,9 +114,8 @@ class Promises(DurableTasks[Tools]):
     async def _answer(self, key: str, request: Request, response: Response) -> Answer | None:
         if response.status_code != HTTPStatus.ACCEPTED:  # nothing was queued
             return None
-        url = request.url
         body = self.body_digest or await request.body()
-        asked = f"{request.method} {url.path}?{url.query}\n".encode()
+        asked = f"{request.method} {route_path(request.scope)}?{request.url.query}\n".encode()
         return Answer(
             key=key,
             fingerprint=hashlib.sha256(asked + body).hexdigest(),

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from app.api.body import StrictRequest, check_json, within
+from app.api.body import StrictRequest, check_json, end_with_newline, within
 from app.api.dependencies import RequestState
 from app.api.promises import Promises
 
@@ -25,7 +25,7 @@ _ACCEPTED = {
     "headers": {
         "Location": {
             "description": "The task or the batch, where one was queued.",
-            "schema": {"type": "string", "pattern": "^/(tasks|batches)/[^/]+$"},
+            "schema": {"type": "string", "pattern": "^(/[^/]+)*/(tasks|batches)/[^/]+$"},
         },
         "Idempotency-Replay": {
             "description": "Whether this is the answer to an earlier request with the same key.",
@@ -88,7 +88,7 @@ class Route(APIRoute):
                 request.state.promises = promises = Promises(request)
                 promises.hold_key()
                 try:
-                    response = await handle(request)
+                    response = end_with_newline(await handle(request))
                     await promises.commit(request, response)
                 finally:
                     promises.let_go_of_key()

@@ -147,7 +147,7 @@ class BatchTask(BaseModel):
 class QueuedBatch(BaseModel):
     """A promise to each recipient, in the order in which they were named."""
 
-    batch_id: str
+    id: str
     total: int
     tasks: list[BatchTask]
 

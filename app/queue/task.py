@@ -33,7 +33,7 @@ class Task:
     created_at: float
     updated_at: float
     due_at: float  # not to be run before
-    max_attempts: int | None  # None where time is the bound
+    max_attempts: int | None = None  # None where time is the bound
     gives_up_at: float | None = None  # None where attempts are the bound
     request_id: str | None = None
     client: str = ""  # whose it is; nobody's where there are no API keys

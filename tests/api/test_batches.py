@@ -36,7 +36,7 @@ def counted(client: httpx2.Client, batch: httpx2.Response) -> Json:
     """What is known of a batch, without its id and the counts that are zero."""
     view: Json = client.get(batch.headers["location"]).raise_for_status().json()
     assert view.keys() == {"id", "total", "progress"} | COUNTS
-    assert view.pop("id") == batch.json()["batch_id"]
+    assert view.pop("id") == batch.json()["id"]
     assert sum(view[status] for status in COUNTS) == view["total"]
     return {name: number for name, number in view.items() if number}
 
@@ -62,8 +62,8 @@ def test_a_batch_is_answered_with_202_and_a_task_for_each_recipient(
     response = send(idle_client, GRACE, ADA)
     batch = response.json()
     assert response.status_code == 202
-    assert response.headers["location"] == f"/batches/{batch['batch_id']}"
-    assert batch.keys() == {"batch_id", "total", "tasks"}
+    assert response.headers["location"] == f"/batches/{batch['id']}"
+    assert batch.keys() == {"id", "total", "tasks"}
     assert batch["total"] == 2
     assert [task["email"] for task in batch["tasks"]] == [GRACE, ADA]
     newest_first = [task["id"] for task in idle_client.get("/tasks").json()["data"]]

@@ -192,6 +192,34 @@ def test_there_is_something_to_read_at(client: TestClient, path: str, media_type
     assert response.headers["content-type"].partition(";")[0] == media_type
 
 
+@pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/metrics", "/tasks", "/uploads", "/openapi.json", "/nowhere"]
+)
+def test_an_answer_of_text_ends_with_a_newline(client: TestClient, path: str) -> None:
+    """So that a shell's prompt begins a line of its own."""
+    response = client.get(path)
+    assert response.content.endswith(b"\n")
+    assert not response.content.endswith(b"\n\n")
+    assert response.headers["content-length"] == str(len(response.content))
+
+
+@each_call
+def test_an_answer_to_what_is_queued_ends_with_a_newline(client: TestClient, call: Call) -> None:
+    first = call.send(client, **{"Idempotency-Key": "k1"})
+    assert first.content.endswith(b"}\n")
+    assert first.headers["content-length"] == str(len(first.content))
+    again = call.send(client, **{"Idempotency-Key": "k1"})
+    assert again.headers["idempotency-replay"] == "true"
+    assert again.content == first.content
+
+
+def test_an_answer_without_a_body_has_no_newline_either(client: TestClient) -> None:
+    upload = upload_of().send(client).json()
+    wait_for(client, upload["id"])
+    deleted = client.delete(f"/uploads/{upload['upload']['id']}")
+    assert (deleted.status_code, deleted.content) == (204, b"")
+
+
 # The request's id.
 
 

@@ -1,15 +1,19 @@
 """For operators and passers-by: alive, ready, how busy, and what there is."""
 
+import asyncio
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import EmailMessage
 from pathlib import Path
 from smtplib import SMTP
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from app.api import health
 from app.main import create_app
 from app.queue.errors import QueueUnavailable
 from tests.api.requests import problem_of
@@ -29,7 +33,7 @@ def without_smtp(directory: Path) -> Iterator[TestClient]:
 
 def test_a_service_that_runs_is_alive(client: TestClient) -> None:
     response = client.get("/livez")
-    assert (response.status_code, response.text) == (200, "ok")
+    assert (response.status_code, response.text) == (200, "ok\n")
 
 
 def test_a_service_that_can_accept_everything_is_ready(client: TestClient) -> None:
@@ -77,6 +81,79 @@ def test_a_store_that_cannot_be_written_makes_the_service_unready(
     response = client.get("/readyz")
     assert response.status_code == 503
     assert response.json()["checks"] == {"database": "ok", "uploads": "failing", "smtp": "ok"}
+
+
+def test_each_check_is_made_once_a_second_however_often_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without a key, and past the rate limit: a check writes to the disk."""
+    clock = [0.0]
+    monkeypatch.setattr(health, "_now", lambda: clock[0])
+    asked = Counter[str]()
+    settings = settings_in(
+        tmp_path, api_keys="ada: k1", rate_limit="1/hour", worker_concurrency=0, catcher=False
+    )
+    with TestClient(create_app(settings)) as client:
+        state = client.app_state
+        for name in ("queue", "uploads", "mailer"):
+            checked = state["queue"].engine if name == "queue" else state[name]
+            count_calls(checked, "check", asked, name, monkeypatch)
+        for seconds in (0, 0.9, 1.1, 1.2):
+            clock[0] = seconds
+            for _ in range(20):
+                assert client.get("/readyz").json()["status"] == "degraded"
+            assert set(asked.values()) == {1 if seconds < 1 else 2}
+    assert asked.keys() == {"queue", "uploads", "mailer"}
+
+
+def count_calls(
+    owner: Any, name: str, calls: Counter[str], counted_as: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Count the calls of a method from now on."""
+    method = getattr(owner, name)
+
+    async def counted() -> object:
+        calls[counted_as] += 1
+        return await method()
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+@pytest.mark.anyio
+async def test_callers_that_come_at_once_share_a_check_and_one_that_leaves_ends_it_for_nobody() -> (
+    None
+):
+    asked, answer = 0, asyncio.Event()
+
+    async def check() -> bool:
+        nonlocal asked
+        asked += 1
+        await answer.wait()
+        return True
+
+    remembered = health.Remembered(check)
+    callers = [asyncio.create_task(remembered.passes()) for _ in range(5)]
+    await asyncio.sleep(0)
+    callers[0].cancel()
+    answer.set()
+    assert await asyncio.gather(*callers[1:]) == [True] * 4
+    assert callers[0].cancelled() or callers[0].cancelling()
+    assert asked == 1
+
+
+@pytest.mark.parametrize("owner", ["queue", "uploads", "mailer"])
+def test_a_check_that_fails_as_nobody_expected_has_not_passed(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, owner: str
+) -> None:
+    async def fail() -> bool:
+        raise LookupError("a secret place")
+
+    state = client.app_state
+    monkeypatch.setattr(state["queue"].engine if owner == "queue" else state[owner], "check", fail)
+    response = client.get("/readyz")
+    assert response.status_code == (200 if owner == "mailer" else 503)
+    assert response.json()["status"] == ("degraded" if owner == "mailer" else "unready")
+    assert "secret" not in response.text
 
 
 # Numbers.

@@ -29,6 +29,8 @@ DEFAULTS = {
     "ALLOWED_RECIPIENTS": (),
     "RATE_LIMIT": None,
     "CLIENT_TIMEOUT_SECONDS": 10,
+    "ROOT_PATH": None,
+    "CORS_ORIGINS": (),
     "CATCHER": False,
     "TASK_TIMEOUT_SECONDS": 900,
     "LEASE_SECONDS": 30,
@@ -137,6 +139,41 @@ def test_recipients_are_listed_as(
 def test_a_rate_is(monkeypatch: pytest.MonkeyPatch, rate: str) -> None:
     monkeypatch.setenv("RATE_LIMIT", rate)
     assert load_settings().rate_limit == rate
+
+
+@pytest.mark.parametrize("path", ["/afterward", "/a/b", "/v1.0", "/~ada/mail_1-2"])
+def test_a_prefix_is(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setenv("ROOT_PATH", path)
+    assert load_settings().root_path == path
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("https://app.example.com", ("https://app.example.com",)),
+        ("https://App.example.com:443 ,http://a:80", ("https://app.example.com", "http://a")),
+        ("http://localhost:3000,http://[::1]:3000", ("http://localhost:3000", "http://[::1]:3000")),
+        ("https://a:80,http://a:443", ("https://a:80", "http://a:443")),
+        ("https://bücher.example", ("https://xn--bcher-kva.example",)),
+        ("capacitor://localhost", ("capacitor://localhost",)),
+    ],
+)
+def test_origins_are_listed_as_a_browser_writes_them(
+    monkeypatch: pytest.MonkeyPatch, text: str, origins: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", text)
+    assert load_settings().cors_origins == origins
+
+
+def test_any_page_is_let_in_only_with_a_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", "*")
+    with pytest.raises(BadSettings):
+        load_settings()
+    assert "CORS_ORIGINS: * needs API_KEYS" in capsys.readouterr().err
+    monkeypatch.setenv("API_KEYS", "x")
+    assert load_settings().cors_origins == ("*",)
 
 
 def test_a_client_s_time_may_be_a_fraction(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from app.files import s3
 from app.main import create_app
 from tests.api.requests import problem_of, upload_of
 from tests.support.s3 import SECRET, Bucket, Fault, FaultyS3, S3Server, credentials
-from tests.support.service import PATIENCE, Service, files_below, settings_in, wait_for
+from tests.support.service import PATIENCE, Service, files_below, settings_in, until, wait_for
 
 MIB = 1024 * 1024
 
@@ -102,9 +102,8 @@ def test_without_s3_the_service_is_unready_and_accepts_no_upload(
             assert client.get("/readyz").json()["checks"]["uploads"] == "ok"
             content = f"/uploads/{published(client, b'Hello', 'a', 'text/plain')['id']}/content"
             server.stop()
-            response = client.get("/readyz")
-            assert response.status_code == 503
-            assert response.json()["checks"]["uploads"] == "failing"
+            until(lambda: client.get("/readyz").status_code == 503, within=PATIENCE)
+            assert client.get("/readyz").json()["checks"]["uploads"] == "failing"
             for refused in (
                 upload_of().send(client),
                 client.get(content),

@@ -78,13 +78,24 @@ NO_ADDRESSES = [
     "ada@" + ".".join([quote("ü" * 30)] * 8) + ".com",
     "x" * 9000,
 ]
-NO_PART_OF_A_PATH = ["a%2Fb@example.com", "..%2f..%2fetc%2fpasswd", "ada@example.com%2Fx%2Fy", ""]
+NO_PART_OF_A_PATH = [
+    "..%2f..%2fetc%2fpasswd",
+    "ada@example.com%2Fx%2Fy",
+    "a@b%2Fada@example.com",
+    "a/b@example.com",  # a slash that is not encoded separates two parts
+    "/ada@example.com",
+    "a/b%2Fc@example.com",
+    "",
+    "/",
+]
 
 # Odd, and addresses all the same.
 ADDRESSES = [
     "-oQ@example.com",
     "--help@example.com",
     "a%2Bb@example.com",
+    "a%2Fb@example.com",
+    "%2fada%2F@example.com",
     "x" * 64 + "@example.com",
     "a%252Fb@example.com",
     "ada%250d%250aBcc@example.com",
@@ -129,6 +140,18 @@ def test_what_is_no_single_part_of_the_path_is_not_found(
     target: Target, given_address: str
 ) -> None:
     target.refused(target.post(f"/send-notification/{given_address}"), 404)
+
+
+@pytest.mark.parametrize("path", ["a%2Fb@example.com", "a%2fb@example.com/"])
+def test_a_slash_in_an_address_is_encoded_in_a_path(target: Target, path: str) -> None:
+    """RFC 5322, 3.2.3, allows it in the local part. The trailing slash is the route's own."""
+    assert rcpts_of(target, f"/send-notification/{path}") == ["RCPT TO:<a/b@example.com>"]
+
+
+@pytest.mark.usefixtures("unmoved")
+def test_an_encoded_slash_in_another_path_is_not_found(target: Target) -> None:
+    for path in ("/items/7%2F8", "/tasks/a%2Fb@example.com/cancel"):
+        target.refused(target.post(path), 404)
 
 
 def test_an_odd_address_is_one_rcpt(target: Target, tried: Tried) -> None:

@@ -6,7 +6,8 @@ backlog a 503; and the SMTP server hears of none of it.
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -15,14 +16,12 @@ from urllib.parse import quote
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
-from limits import parse
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import FixedWindowRateLimiter
 
 from app.api.gate import Rate
+from app.main import create_app
 from tests.api.requests import problem_of
 from tests.support.gate import MAIL_ROUTES, bearing, served
-from tests.support.service import wait_for
+from tests.support.service import settings_in, wait_for
 from tests.support.smtp_server import SmtpServer
 from tests.support.torture import Tried, form
 
@@ -191,70 +190,88 @@ def test_who_comes_too_often_is_told_when_to_come_back(
 
 
 class Clock:
-    """The time, to be set."""
+    """A clock to be set, in seconds."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.now = 1_700_000_000.0
-        monkeypatch.setattr(time, "time", lambda: self.now)
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.now
 
 
-@pytest.mark.anyio
-@pytest.mark.parametrize("limit", ["1/second", "3/second", "60/minute", "7/hour"])
-async def test_retry_after_is_always_long_enough(
-    limit: str, monkeypatch: pytest.MonkeyPatch, tried: Tried
-) -> None:
+WINDOWS = {"1/second": 1, "3/second": 1, "60/minute": 60, "7/hour": 3600}
+
+
+@pytest.mark.parametrize("limit", WINDOWS)
+def test_retry_after_is_always_long_enough(limit: str, tried: Tried) -> None:
     """At whatever moments the requests came, and it is no longer than the time they are for."""
-    clock, random, refusals = Clock(monkeypatch), Random(3), 0
+    clock, random, refusals = Clock(), Random(3), 0
+    window, amount = WINDOWS[limit], int(limit.partition("/")[0])
     for _ in range(form(20, 500)):
-        rate = Rate(limit)
-        window = parse(limit).get_expiry()
+        rate = Rate(limit, now=clock)
         clock.now += random.random() * window
         for _ in range(200):
-            quota = await rate.take("ada")
+            quota = rate.take("ada")
             if not quota.allowed:
                 refusals += 1
                 assert 1 <= quota.seconds <= window + 1
                 clock.now += quota.seconds
-                assert (await rate.take("ada")).allowed
-            clock.now += random.expovariate(3 / window * parse(limit).amount)
+                assert rate.take("ada").allowed
+            clock.now += random.expovariate(3 / window * amount)
     tried(f"{refusals} refusals at {limit}", "each let in after Retry-After seconds")
 
 
-async def allowed_around_the_turn(
-    allows: Callable[[], Awaitable[bool]], monkeypatch: pytest.MonkeyPatch
-) -> int:
+def allowed_around_the_turn(allows: Callable[[], bool], clock: Clock) -> int:
     """How many of 120 requests are: one in the beginning of a minute, the others about its end."""
-    clock, allowed = Clock(monkeypatch), 0
+    allowed = 0
     for clock.now, requests in ((60_000.0, 1), (60_059.9, 59), (60_060.1, 60)):
         for _ in range(requests):
-            allowed += await allows()
+            allowed += allows()
     return allowed
 
 
-@pytest.mark.anyio
-async def test_the_turn_of_the_minute_is_no_moment_for_twice_as_many(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    rate = Rate("60/minute")
-
-    async def allows() -> bool:
-        return (await rate.take("ada")).allowed
-
-    assert await allowed_around_the_turn(allows, monkeypatch) <= 61
+def test_the_turn_of_the_minute_is_no_moment_for_twice_as_many() -> None:
+    clock = Clock()
+    rate = Rate("60/minute", now=clock)
+    assert allowed_around_the_turn(lambda: rate.take("ada").allowed, clock) <= 61
 
 
-@pytest.mark.anyio
-async def test_control_a_fixed_window_allows_twice_as_many_at_its_turn(
-    monkeypatch: pytest.MonkeyPatch, tried: Tried
-) -> None:
-    fixed = FixedWindowRateLimiter(MemoryStorage())
+def test_control_a_fixed_window_allows_twice_as_many_at_its_turn(tried: Tried) -> None:
+    clock, counts = Clock(), Counter[int]()
 
-    async def allows() -> bool:
-        return await fixed.hit(parse("60/minute"), "ada")
+    def allows() -> bool:
+        counts[int(clock.now // 60)] += 1
+        return counts[int(clock.now // 60)] <= 60
 
-    allowed = await allowed_around_the_turn(allows, monkeypatch)
+    allowed = allowed_around_the_turn(allows, clock)
     assert allowed == 120
     tried("60/minute over a fixed window", f"{allowed - 1} allowed within 0.2 s")
+
+
+def test_no_more_clients_are_counted_than_there_is_memory_for(tried: Tried) -> None:
+    """The client that has been silent for longest is forgotten for another one."""
+    clock = Clock()
+    rate = Rate("2/day", most_counted=3, now=clock)
+    for client in ("eve", "joe", "ada", "ada"):
+        assert rate.take(client).allowed
+    strangers = [f"192.0.2.{number}" for number in range(form(20, 200))]
+    for stranger in strangers:
+        assert rate.take(stranger).allowed
+        assert not rate.take("ada").allowed
+        assert len(rate._counts) == 3
+    tried(f"{len(strangers)} addresses, with room for 3", "3 counted, and a refused one refused")
+
+
+def test_addresses_of_one_ipv6_network_are_one_client(tmp_path: Path) -> None:
+    """A client has 2^64 of them, and could take another one for each request."""
+    app = create_app(settings_in(tmp_path, rate_limit="2/hour", worker_concurrency=0))
+    asked = [("2001:db8::1", 200), ("2001:db8::2:3", 200), ("2001:db8::4", 429)]
+    asked += [("2001:db8:0:1::1", 200), ("192.0.2.1", 200), ("192.0.2.2", 200)]
+    asked += [(f"::ffff:192.0.2.{number}", 200) for number in range(3)]
+    for address, status in asked:
+        with TestClient(app, client=(address, 50_000)) as client:
+            assert client.get("/tasks").status_code == status, address
 
 
 def test_a_full_backlog_takes_nothing_more_until_something_is_done(

@@ -72,7 +72,7 @@ def belongings(client: TestClient, headers: dict[str, str]) -> Belongings:
     waiting = client.post("/send-email/?email=ada@example.com", headers=headers).json()
     recipients = {"recipients": ["ada@example.com"]}
     batch = client.post("/send-notifications", json=recipients, headers=headers).json()
-    return Belongings(saved["id"], waiting["id"], batch["batch_id"], upload["upload"]["id"])
+    return Belongings(saved["id"], waiting["id"], batch["id"], upload["upload"]["id"])
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def test_health_checks_tell_no_reasons_places_or_paths(
             "status": "unready",
             "checks": {"database": "failing", "uploads": "ok", "smtp": "degraded"},
         }
-        assert client.get("/livez").text == "ok"
+        assert client.get("/livez").text == "ok\n"
         for path in ("/", "/tasks", "/metrics", "/inbox", "/events", "/uploads", "/save-data/ada"):
             problem_of(client.get(path), 401)
 

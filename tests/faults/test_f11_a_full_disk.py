@@ -114,7 +114,7 @@ def assert_readable(service: Service, disk: Disk, task_id: str, upload_id: str) 
     for path in ("/tasks", f"/tasks/{task_id}", "/uploads", f"/uploads/{upload_id}"):
         assert service.get(path).status_code in expected, path
     assert service.get("/livez").status_code == 200
-    assert service.get("/readyz").status_code == 503
+    until(lambda: service.get("/readyz").status_code == 503, within=AT_MOST)
 
 
 def back_to_normal(service: Service, tasks: list[str]) -> float:
@@ -122,7 +122,7 @@ def back_to_normal(service: Service, tasks: list[str]) -> float:
     began = time.monotonic()
     for task_id in tasks:
         service.wait_for(task_id, at_most=began + AT_MOST - time.monotonic())
-    assert service.get("/readyz").status_code == 200
+    until(lambda: service.get("/readyz").status_code == 200, within=AT_MOST)
     return time.monotonic() - began
 
 

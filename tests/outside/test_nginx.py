@@ -152,6 +152,30 @@ def test_a_file_of_two_megabytes_comes_and_goes(client: httpx2.Client) -> None:
     assert client.get(f"/uploads/{queued.json()['upload']['id']}/content").content == content
 
 
+def test_it_shows_the_service_under_a_prefix(nginx: str, tmp_path: Path) -> None:
+    """With the prefix before its two locations, as docs/security.md says."""
+    prefixed = {
+        "location / {": "location /afterward/ {",
+        "location ~ ^/upload/?$ {": "location ~ ^/afterward/upload/?$ {",
+    }
+    (tmp_path / "nginx").mkdir()
+    with (
+        Service(tmp_path / "service", root_path="/afterward") as service,
+        Nginx(nginx, tmp_path / "nginx", service.port, **prefixed).running() as proxy,
+        proxy.client() as client,
+    ):
+        files = {"file": ("noise.bin", os.urandom(2 * MB))}
+        queued = client.post("/afterward/upload", files=files)
+        assert queued.status_code == 202
+        assert client.get(queued.headers["location"]).json()["id"] == queued.json()["id"]
+        sent = client.post("/afterward/send-notification/a%2Fb@example.com")
+        assert sent.status_code == 202
+        wait_for(service.client, sent.json()["id"])
+        (mail,) = re.findall('href="([^"]*/inbox/[^"]+)"', client.get("/afterward/inbox").text)
+        assert client.get(mail).is_success
+        assert client.get("/tasks").status_code == 404
+
+
 def test_an_event_comes_while_it_happens(client: httpx2.Client) -> None:
     with client.stream("GET", "/events") as events:
         queued = client.post("/send-notification/ada@example.com").json()

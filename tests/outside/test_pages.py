@@ -52,6 +52,33 @@ def test_a_mail_is_seen_in_the_inbox(page: Page, tmp_path: Path) -> None:
         assert "It is done." in page.locator("pre").inner_text()
 
 
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_the_documentation_is_shown_without_the_internet(
+    page: Page, tmp_path: Path, path: str
+) -> None:
+    """Each file comes from this server, and its policy forbids none of them."""
+    loaded: list[str] = []
+    page.on("request", lambda request: loaded.append(request.url))
+    with Service(tmp_path) as service:
+        page.goto(service.url + path)
+        page.get_by_text("/send-notification/{email}").first.wait_for()
+        page.screenshot(path=tmp_path / "documentation.png")
+    assert loaded
+    assert all(url.startswith((service.url, f"blob:{service.url}", "data:")) for url in loaded)
+
+
+def test_a_request_is_tried_out_in_the_documentation(page: Page, tmp_path: Path) -> None:
+    with Service(tmp_path, root_path="/afterward") as service:
+        page.goto(f"{service.url}/afterward/docs")
+        page.locator("#operations-operations-livez_livez_get").click()
+        page.get_by_role("button", name="Try it out").click()
+        page.get_by_role("button", name="Execute").click()
+        answer = page.locator(".live-responses-table")
+        answer.wait_for()
+        assert f"{service.url}/afterward/livez" in page.locator(".request-url").inner_text()
+        assert "200" in answer.inner_text()
+
+
 def test_an_empty_inbox_says_how_to_fill_it(page: Page, tmp_path: Path) -> None:
     """With the command to send a mail."""
     with Service(tmp_path) as service:

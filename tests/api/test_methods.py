@@ -1,0 +1,182 @@
+"""HEAD and OPTIONS: what every address answers beside its own methods."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+
+import httpx2
+import pytest
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from tests.api.requests import problem_of
+from tests.support.gate import bearing
+from tests.support.pictures import picture
+from tests.support.service import PATIENCE, Service, settings_in, until
+from tests.support.wire import say
+
+KEY = "key-of-ada"
+ROUTES = [
+    route for route in create_app(Settings(_env_file=None)).routes if isinstance(route, APIRoute)
+]
+READ = sorted({route.path for route in ROUTES if "GET" in (route.methods or ())})
+# Headers that differ between two answers, or that say how the body is sent (RFC 9110, 9.3.2).
+MOVING = {"x-request-id", "date", "transfer-encoding"}
+
+
+PICTURE = picture(20, 10)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A service on which there is something at each address that can be read."""
+
+    service: Service
+    places: dict[str, str]
+
+    def address(self, path: str) -> str:
+        """The path of a route, with an id of something that exists."""
+        return path.format_map(self.places)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    with Service(tmp_path_factory.mktemp("published")) as service:
+        batch = service.post("/send-notifications", json={"recipients": ["ada@example.com"]}).json()
+        upload = service.post("/upload", files={"file": ("a.png", PICTURE, "image/png")}).json()
+        saved = service.post("/save-data/?user_id=ada", json={"colour": "green"}).json()
+        for task in (batch["tasks"][0], upload, saved):
+            service.wait_for(task["id"])
+        thumbnail = f"/uploads/{upload['upload']['id']}/thumbnail"
+        until(lambda: service.get(thumbnail).is_success, within=PATIENCE)
+        (mail,) = service.mails
+        places = {
+            "task_id": upload["id"],
+            "upload_id": upload["upload"]["id"],
+            "batch_id": batch["id"],
+            "user_id": "ada",
+            "mail_id": mail.id,
+        }
+        yield Published(service, places)
+
+
+def told(response: httpx2.Response) -> dict[str, str]:
+    """The headers of an answer that are the same each time."""
+    return {name: value for name, value in response.headers.items() if name not in MOVING}
+
+
+@pytest.mark.parametrize("path", [path for path in READ if path not in {"/metrics", "/events"}])
+def test_head_has_the_head_of_get(published: Published, path: str) -> None:
+    client, address = published.service.client, published.address(path)
+    got, head = client.get(address), client.head(address)
+    assert got.status_code == head.status_code == 200
+    assert head.content == b""
+    assert told(head) == told(got)
+    # The connection is in order: the next answer is the next request's.
+    assert client.get("/livez").text == "ok\n"
+
+
+def test_head_of_the_metrics_has_their_type(published: Published) -> None:
+    head = published.service.client.head("/metrics")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert int(head.headers["content-length"]) > 0
+
+
+@pytest.mark.parametrize("path", ["/events", "/tasks/{task_id}/events"])
+def test_head_of_an_event_stream_ends_at_once(published: Published, path: str) -> None:
+    """Also where there are no events, and the stream itself would go on for ever."""
+    head = published.service.client.head(published.address(path))
+    assert head.status_code == 200
+    assert head.headers["content-type"].startswith("text/event-stream")
+    assert head.content == b""
+
+
+def test_a_reader_that_sent_head_reads_no_events(client: TestClient) -> None:
+    """The stream itself would go on until the service stops."""
+    asking = Thread(target=client.head, args=["/events"])
+    asking.start()
+    asking.join(PATIENCE)
+    assert not asking.is_alive()
+    assert client.app_state["feed"]._readers == set()
+
+
+def test_head_of_a_download_has_its_length_and_the_range_that_was_asked_for(
+    published: Published,
+) -> None:
+    client, address = published.service.client, published.address("/uploads/{upload_id}/content")
+    whole, part = client.head(address), client.head(address, headers={"Range": "bytes=1-3"})
+    assert (whole.status_code, whole.headers["content-length"]) == (200, str(len(PICTURE)))
+    assert (part.status_code, part.headers["content-length"]) == (206, "3")
+    assert part.headers["content-range"] == f"bytes 1-3/{len(PICTURE)}"
+    etag = {"If-None-Match": whole.headers["etag"]}
+    assert client.head(address, headers=etag).status_code == 304
+
+
+def test_no_body_follows_the_head(published: Published) -> None:
+    """Not a byte of it on the wire, of an error neither."""
+    for path in ("/livez", "/nowhere", "/tasks/none"):
+        request = f"HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        answer = say(published.service.port, request.encode())
+        assert answer.raw.startswith(b"HTTP/1.1 ")
+        assert answer.raw.partition(b"\r\n\r\n")[2] == b""
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/nowhere", 404), ("/tasks/none", 404), ("/send-email/", 405)]
+)
+def test_head_is_refused_as_get_is(client: TestClient, path: str, status: int) -> None:
+    got, head = client.get(path), client.head(path)
+    problem_of(got, status)
+    assert (head.status_code, head.content) == (status, b"")
+    assert told(head) == told(got)
+
+
+PATHS = {route.path for route in ROUTES}
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+def test_options_names_the_methods_that_are_taken(client: TestClient, path: str) -> None:
+    address = path.replace(":recipient", "").format_map(dict.fromkeys(NAMES, "ada@example.com"))
+    response = client.options(address)
+    assert (response.status_code, response.content) == (204, b"")
+    allowed = set(response.headers["allow"].split(", "))
+    assert "OPTIONS" in allowed
+    assert ("HEAD" in allowed) == ("GET" in allowed)
+    for method in ("GET", "POST", "DELETE", "PUT"):
+        if method not in allowed:
+            refused = client.request(method, address)
+            problem_of(refused, 405)
+            assert refused.headers["allow"] == response.headers["allow"]
+    for route in ROUTES:
+        assert route.path != path or allowed.issuperset(route.methods or ())
+
+
+NAMES = ["email", "task_id", "upload_id", "batch_id", "user_id", "mail_id", "item_id"]
+
+
+def test_options_of_no_address_is_not_found(client: TestClient) -> None:
+    problem_of(client.options("/nowhere"), 404)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
+def test_keys_and_rates_are_asked_for_as_by_get(tmp_path: Path, method: str) -> None:
+    settings = settings_in(
+        tmp_path, api_keys=f"ada: {KEY}", rate_limit="2/hour", worker_concurrency=0
+    )
+    with TestClient(create_app(settings)) as client:
+        answers = [client.request(method, "/tasks")]
+        answers += [client.request(method, "/tasks", headers=bearing(KEY)) for _ in range(3)]
+    well = 200 if method == "HEAD" else 204
+    assert [answer.status_code for answer in answers] == [401, well, well, 429]
+    assert int(answers[-1].headers["retry-after"]) > 0
+
+
+def test_the_document_names_neither(client: TestClient) -> None:
+    """They are the same everywhere, and would only double it."""
+    paths = client.get("/openapi.json").json()["paths"]
+    methods = {method for operations in paths.values() for method in operations}
+    assert methods == {"get", "post", "delete"}
