@@ -13,7 +13,9 @@ What they stand on:
     downloads       the bytes of an upload, or a range of them
     problems        every error as problem+json
     openapi         what the document says of API keys
-    pages, feed     HTML; server-sent events
+    pages           HTML
+    feed            the changes of tasks, for those who follow them
+    event_stream    server-sent events
     turns           requests and tasks take turns
     gate, keys      who may come in, and how often
     middleware      request ids and the last resort, and which heads are refused

@@ -38,7 +38,8 @@ class Grapevine:
         self._notify = notify
         self._read = read
         self._me = uuid.uuid4().hex
-        self._untold: list[Event] = []
+        self._beginning = f'["{self._me}"'
+        self._untold: list[str] = []  # in JSON at once, because a task holds all its arguments
         self._unheard_until = -math.inf
         self._listeners: tuple[Listener, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -49,7 +50,8 @@ class Grapevine:
             return
         if time.monotonic() < self._unheard_until:
             return
-        self._untold.append(event)
+        at_most = _LONGEST - len(self._beginning) - len(",]")
+        self._untold.append(_told(event, at_most=at_most))
         if len(self._untold) == 1:
             self._run(self._tell_all())
 
@@ -87,15 +89,13 @@ class Grapevine:
         except QueueError as error:
             log.debug("events untold", events=len(events), error=repr(error))
 
-    def _payloads(self, events: Sequence[Event]) -> list[str]:
-        """The sender and the events, in JSON, with as many in each payload as fit in."""
-        beginning = f'["{self._me}"'
-        payloads = [beginning]
+    def _payloads(self, events: Sequence[str]) -> list[str]:
+        """Join the sender and the events, with as many in each payload as fit in."""
+        payloads = [self._beginning]
         for event in events:
-            told = "," + _told(event, at_most=_LONGEST - len(beginning) - len(",]"))
-            if len(payloads[-1]) + len(told) + len("]") > _LONGEST:
-                payloads.append(beginning)
-            payloads[-1] += told
+            if len(payloads[-1]) + len(",") + len(event) + len("]") > _LONGEST:
+                payloads.append(self._beginning)
+            payloads[-1] += "," + event
         return [payload + "]" for payload in payloads]
 
     async def _read_up(self, what: str, seconds: float | None, id: str) -> None:  # noqa: A002
