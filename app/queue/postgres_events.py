@@ -6,7 +6,7 @@ import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import structlog
 
@@ -38,8 +38,7 @@ class Grapevine:
         self._notify = notify
         self._read = read
         self._me = uuid.uuid4().hex
-        self._beginning = f'["{self._me}"'
-        self._untold: list[str] = []  # in JSON at once, because a task holds all its arguments
+        self._untold: list[Event] = []
         self._unheard_until = -math.inf
         self._listeners: tuple[Listener, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -50,8 +49,8 @@ class Grapevine:
             return
         if time.monotonic() < self._unheard_until:
             return
-        at_most = _LONGEST - len(self._beginning) - len(",]")
-        self._untold.append(_told(event, at_most=at_most))
+        # The arguments are not told, and may be large.
+        self._untold.append(replace(event, task=replace(event.task, arguments="")))
         if len(self._untold) == 1:
             self._run(self._tell_all())
 
@@ -89,13 +88,15 @@ class Grapevine:
         except QueueError as error:
             log.debug("events untold", events=len(events), error=repr(error))
 
-    def _payloads(self, events: Sequence[str]) -> list[str]:
-        """Join the sender and the events, with as many in each payload as fit in."""
-        payloads = [self._beginning]
+    def _payloads(self, events: Sequence[Event]) -> list[str]:
+        """The sender and the events, in JSON, with as many in each payload as fit in."""
+        beginning = f'["{self._me}"'
+        payloads = [beginning]
         for event in events:
-            if len(payloads[-1]) + len(",") + len(event) + len("]") > _LONGEST:
-                payloads.append(self._beginning)
-            payloads[-1] += "," + event
+            told = "," + _told(event, at_most=_LONGEST - len(beginning) - len(",]"))
+            if len(payloads[-1]) + len(told) + len("]") > _LONGEST:
+                payloads.append(beginning)
+            payloads[-1] += told
         return [payload + "]" for payload in payloads]
 
     async def _read_up(self, what: str, seconds: float | None, id: str) -> None:  # noqa: A002
