@@ -7,4 +7,5 @@ smtp        hands a mail to the SMTP server over a few warm connections
 connection  one of those: what is said in which turn, and what is answered
 replies     what a failure means: later, or never
 catcher     a small SMTP server that keeps what it is sent, for development
+caught      the file of a caught mail: written, and read as far as it can be read
 """

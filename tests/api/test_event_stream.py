@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -128,8 +128,8 @@ async def test_a_reader_is_given_much_in_several_steps() -> None:
     feed = Feed()
     with feed.reader(ADA) as reader:
         tell(feed, *(a_task(id=str(number)) for number in range(500)))
-        steps = []
-        while sum(map(len, steps)) < 500:
+        steps = list[Sequence[Change]]()
+        while sum(len(step) for step in steps) < 500:
             steps.append(await anext(reader))
     assert len(steps) > 5
     assert [change.task_id for step in steps for change in step] == list(map(str, range(500)))
@@ -390,8 +390,10 @@ def test_the_stream_of_a_finished_task_ends_for_good(client: TestClient) -> None
 def test_another_last_id_does_not_hide_the_end(client: TestClient) -> None:
     """For example that of the event before, after which the connection broke off."""
     task_id = a_finished_task(client)
-    for other in ("", "1.000000-" + task_id, "é".encode(), "x" * 5000):
-        answer = client.get(f"/tasks/{task_id}/events", headers={"Last-Event-ID": other})
+    for other in ("", "1.000000-" + task_id, "\xe9", "x" * 5000):
+        answer = client.get(
+            f"/tasks/{task_id}/events", headers={b"Last-Event-ID": other.encode("latin-1")}
+        )
         assert [told.event for told in events_in(answer.text)] == ["end"]
 
 

@@ -19,5 +19,5 @@ def _with_arguments(task: Task) -> feed.Change:
 
 if __name__ == "__main__":
     feed.MOST_UNREAD = feed.MOST_UNREAD_BYTES = sys.maxsize
-    feed.Change.of = _with_arguments  # type: ignore[assignment, method-assign]
+    feed.Change.of = _with_arguments  # type: ignore[method-assign]
     main()
