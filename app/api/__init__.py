@@ -14,7 +14,9 @@ What they stand on:
     problems        every error as problem+json
     openapi         what the document says of API keys
     paths           prefixes of proxies
-    pages, feed     HTML; server-sent events
+    pages           HTML
+    feed            the changes of tasks, for those who follow them
+    event_stream    server-sent events
     health          the checks of /readyz, made once a second at most
     turns           requests and tasks take turns
     gate, keys      who may come in, and how often

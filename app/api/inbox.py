@@ -9,7 +9,8 @@ from starlette.exceptions import HTTPException
 
 from app.api.dependencies import CatcherDep
 from app.api.pages import page
-from app.mail.catcher import Catcher, Caught
+from app.mail.catcher import Catcher
+from app.mail.caught import Caught
 
 MOST_LISTED = 200
 

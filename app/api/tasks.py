@@ -1,19 +1,30 @@
 """Tasks as a resource: what became of them, and what can still be done about it."""
 
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Iterable
+from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
-from fastapi.sse import EventSourceResponse
+from fastapi import APIRouter, Depends, Header, Query, Response
 
 from app.api.dependencies import ClientDep, FeedDep, QueueDep
-from app.api.feed import QUIET_SECONDS
+from app.api.event_stream import (
+    DOCUMENTED,
+    FELL_BEHIND,
+    HEARTBEAT,
+    REMOVED,
+    RETRY,
+    WAS_AWAY,
+    EventStream,
+    gap,
+    told,
+)
+from app.api.feed import Change, Reader, event_id
 from app.api.problems import documented
 from app.api.promises import DurableTasksDep
 from app.api.routes import Route
 from app.api.schemas import Queued, Sought, TaskPage, TaskView
-from app.queue.errors import TaskNotFound
+from app.queue.engine import Engine
+from app.queue.errors import QueueUnavailable, TaskNotFound
 from app.queue.task import FINISHED, Status, Task
 
 router = APIRouter(tags=["tasks"], route_class=Route)
@@ -71,40 +82,98 @@ async def retry_task(task: ExistingTask, durable_tasks: DurableTasksDep) -> Queu
     return Queued.of(task, "Task queued again")
 
 
+LastEventId = Annotated[
+    str | None,
+    Header(
+        alias="Last-Event-ID",
+        description="The id of the last event that the client has read. An EventSource sends it "
+        "when it comes back.",
+    ),
+]
+_ENDED = {204: {"description": "The client has read the `end` of this task: it need not return."}}
+
+
 @router.get(
     "/tasks/{task_id}/events",
-    response_class=EventSourceResponse,
-    responses=documented(404, 422, 503),
+    response_class=Response,
+    responses=DOCUMENTED | _ENDED | documented(404, 422, 503),
 )
 async def task_events(
-    task: ExistingTask, queue: QueueDep, feed: FeedDep
-) -> AsyncIterator[TaskView]:
-    """The task as it is, then each of its changes, until it is finished."""
-    with feed.changes() as changes:
-        task = await queue.engine.get(task.id)
-        yield TaskView.of(task)
-        if task.status in FINISHED:
+    task: ExistingTask, queue: QueueDep, feed: FeedDep, last_event_id: LastEventId = None
+) -> Response:
+    """Follow one task: first the task as it is, then each of its changes.
+
+    The last event is an `end` with the finished task. A client that has read it gets 204, after
+    which an EventSource does not come back.
+    """
+    if task.status in FINISHED and last_event_id == event_id(task.updated_at, task.id):
+        return Response(status_code=204)
+    return EventStream(
+        feed.reader(task.client, task.id), partial(_tell_of_task, task.id, queue.engine)
+    )
+
+
+async def _tell_of_task(
+    task_id: str, engine: Engine, reader: Reader
+) -> AsyncGenerator[bytes, None]:
+    last = Change.of(await engine.get(task_id))
+    yield RETRY + told(last, last=last.finished)
+    while not last.finished and (changes := await anext(reader, None)) is not None:
+        try:
+            news = _newer(changes, last) or await _untold(engine, last)
+        except TaskNotFound:
+            yield gap(REMOVED, last.id)
             return
-        look_again = time.monotonic() + QUIET_SECONDS
-        async for changed in changes:
-            if changed is None or changed.id != task.id:
-                if time.monotonic() < look_again:
-                    continue
-                # What another process did may go untold; the record knows.
-                look_again = time.monotonic() + QUIET_SECONDS
-                changed = await queue.engine.get(task.id)  # noqa: PLW2901
-                if changed.updated_at == task.updated_at:
-                    continue
-            task = changed
-            yield TaskView.of(task)
-            if task.status in FINISHED:
-                return
+        yield b"".join(told(change, last=change.finished) for change in news) or HEARTBEAT
+        last = news[-1] if news else last
+    if reader.fell_behind:
+        yield gap(FELL_BEHIND, last.id)
 
 
-@router.get("/events", response_class=EventSourceResponse, responses=documented())
-async def all_events(feed: FeedDep, client: ClientDep) -> AsyncIterator[TaskView]:
-    """Each change of any task, from now on; with API keys, of the client's own."""
-    with feed.changes() as changes:
-        async for task in changes:
-            if task is not None and task.client == client:
-                yield TaskView.of(task)
+def _newer(changes: Iterable[Change], last: Change) -> list[Change]:
+    """Choose the changes after `last`, up to the one that finishes the task.
+
+    The first changes may be older, because the reader began before the record was read.
+    """
+    newer: list[Change] = []
+    for change in changes:
+        if change.updated_at > last.updated_at:
+            newer.append(change)
+            if change.finished:
+                break
+    return newer
+
+
+async def _untold(engine: Engine, last: Change) -> list[Change]:
+    """Look whether the record has changed since, because a process may die before it tells.
+
+    Raises TaskNotFound where retention has removed the task.
+    """
+    try:
+        change = Change.of(await engine.get(last.task_id))
+    except QueueUnavailable:
+        return []  # the stream goes on, and looks again later
+    return [] if change.id == last.id else [change]
+
+
+@router.get("/events", response_class=Response, responses=DOCUMENTED | documented(422))
+async def all_events(
+    feed: FeedDep, client: ClientDep, queue: QueueDep, last_event_id: LastEventId = None
+) -> Response:
+    """Follow all tasks: each change from now on; with API keys, of the client's own tasks.
+
+    A `gap` says that changes are not told, because the client was away or reads too slowly.
+    """
+    came_back = last_event_id is not None
+    return EventStream(feed.reader(client), partial(_tell_of_all, event_id(queue.now()), came_back))
+
+
+async def _tell_of_all(
+    last_id: str, came_back: bool, reader: Reader
+) -> AsyncGenerator[bytes, None]:
+    yield RETRY + (gap(WAS_AWAY, last_id) if came_back else b"")
+    async for changes in reader:
+        yield b"".join(map(told, changes)) or HEARTBEAT
+        last_id = changes[-1].id if changes else last_id
+    if reader.fell_behind:
+        yield gap(FELL_BEHIND, last_id)

@@ -8,4 +8,5 @@ connection  one of those: the commands said in each round trip, and their replie
 dial        connects to the first of a host's addresses that answers
 replies     the meaning of a failure: later, or never
 catcher     a small SMTP server that keeps what it is sent, for development
+caught      the file of a caught mail: written, and read as far as it can be read
 """

@@ -6,7 +6,7 @@ import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import structlog
 
@@ -49,7 +49,8 @@ class Grapevine:
             return
         if time.monotonic() < self._unheard_until:
             return
-        self._untold.append(event)
+        # The arguments are not told, and may be large.
+        self._untold.append(replace(event, task=replace(event.task, arguments="")))
         if len(self._untold) == 1:
             self._run(self._tell_all())
 

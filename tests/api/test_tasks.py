@@ -156,7 +156,7 @@ def events(service: Service, path: str) -> Iterator[Iterator[Json]]:
     with httpx2.stream("GET", service.url + path, timeout=PATIENCE) as stream:
         assert stream.status_code == 200
         assert stream.headers["content-type"].startswith("text/event-stream")
-        assert stream.headers["cache-control"] == "no-cache"
+        assert stream.headers["cache-control"] == "no-store"
         lines = (line.partition("data: ") for line in stream.iter_lines())
         yield (json.loads(data) for _, found, data in lines if found)
 

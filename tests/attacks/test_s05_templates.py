@@ -14,11 +14,11 @@ from fastapi.testclient import TestClient
 from jinja2 import Environment
 
 from app.mail import templates
-from app.mail.catcher import Catcher, Caught
+from app.mail.caught import Caught
 from app.mail.templates import render
 from app.main import create_app
 from tests.support.forms import FORM, file_part, form_of
-from tests.support.service import free_port, settings_in, wait_for
+from tests.support.service import free_port, mails_in, settings_in, wait_for
 from tests.support.target import NOTIFICATION
 from tests.support.torture import Tried
 
@@ -109,7 +109,7 @@ def test_a_value_is_literal_in_text_and_escaped_in_html(
 
 
 def newest_mail(directory: Path) -> Caught:
-    return Catcher("", 0, directory / "inbox").list(1)[0]
+    return mails_in(directory)[0]
 
 
 def assert_shown(html: str, value: str, *, times: int = 1) -> None:

@@ -1,17 +1,25 @@
 """The catcher: every mail is kept, shown, and survives a restart."""
 
 import asyncio
+import errno
+import os
 import re
+import shutil
 import smtplib
 import socket
+import stat
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from structlog.testing import capture_logs
 
-from app.mail.catcher import Catcher
+from app.mail.catcher import MAX_RECIPIENTS, Catcher
 from app.mail.smtp import Mailer
 from tests.support.mails import RECIPIENT, SENDER, a_mail
+from tests.support.service import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +49,9 @@ def files(directory: Path) -> list[str]:
 async def test_a_mail_is_caught_with_its_envelope(catcher: Catcher) -> None:
     mailer = Mailer(host="127.0.0.1", port=catcher.port)
     reply = await mailer.send(a_mail("7f3a"), sender=SENDER, recipient=RECIPIENT)
-    (caught,) = catcher.list()
+    (listed,) = catcher.list()
+    caught = catcher.get(listed.id)
+    assert caught is not None
     assert reply == f"250 2.0.0 Caught as {caught.id}"
     assert (caught.sender, caught.recipients) == (SENDER, (RECIPIENT,))
     assert caught.message_id == "<7f3a@example.com>"
@@ -50,7 +60,7 @@ async def test_a_mail_is_caught_with_its_envelope(catcher: Catcher) -> None:
     assert caught.html is None
     assert caught.raw == a_mail("7f3a").as_bytes()
     assert ("To", RECIPIENT) in caught.headers
-    assert catcher.get(caught.id) == caught
+    assert all(getattr(caught, name) == fact for name, fact in asdict(listed).items())
     await mailer.close()
 
 
@@ -86,7 +96,9 @@ async def test_any_mail_is_shown_however_it_is_made(catcher: Catcher) -> None:
         (RECIPIENT, "bob@example.org"),
     )
     await deliver(catcher, b"Content-Type: image/png\r\n\r\n\x89PNG")
-    picture, page = catcher.list()
+    picture, page = (catcher.get(mail.id) for mail in catcher.list())
+    assert page is not None
+    assert picture is not None
     assert page.html == "<p>é</p>\n"
     assert page.recipients == (RECIPIENT, "bob@example.org")
     assert (picture.subject, picture.text, picture.html) == ("", None, None)
@@ -112,11 +124,83 @@ async def test_an_id_that_is_not_ours_finds_nothing(
     assert list(catcher.list()) == []
 
 
-async def test_a_mail_that_cannot_be_stored_is_deferred(catcher: Catcher, tmp_path: Path) -> None:
-    (tmp_path / "mail").rmdir()
-    with pytest.raises(smtplib.SMTPDataError) as deferral:
+@pytest.mark.parametrize("call", ["fsync", "rename", "open"])
+async def test_a_mail_that_cannot_be_stored_is_deferred(
+    catcher: Catcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Nothing of it stays, for a disk may be full; and the log names the cause."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, refuse)
+    with capture_logs() as lines, pytest.raises(smtplib.SMTPDataError) as deferral:
         await deliver(catcher, b"Subject: lost\r\n\r\nx")
     assert deferral.value.smtp_code == 452
+    assert files(tmp_path / "mail") == []
+    (line,) = lines
+    assert line["event"] == "mail not caught"
+    assert "No space left on device" in line["error"]
+
+
+async def test_a_directory_that_was_removed_is_made_again(catcher: Catcher, tmp_path: Path) -> None:
+    await deliver(catcher, b"Subject: removed\r\n\r\nx")
+    shutil.rmtree(tmp_path / "mail")
+    assert list(catcher.list()) == []
+    for number in range(4):  # as many as are kept, and one
+        await deliver(catcher, b"Subject: %d\r\n\r\nx" % number)
+    assert [mail.subject for mail in catcher.list()] == ["3", "2", "1"]
+
+
+async def test_nobody_else_on_the_machine_can_read_the_mails(tmp_path: Path) -> None:
+    catcher = Catcher("127.0.0.1", 0, tmp_path / "var" / "mail")
+    await catcher.start()
+    await deliver(catcher, b"Subject: secret\r\n\r\nx")
+    await catcher.stop()
+    (mail,) = (tmp_path / "var" / "mail").iterdir()
+    assert stat.S_IMODE(mail.stat().st_mode) == 0o600
+    assert stat.S_IMODE(mail.parent.stat().st_mode) == 0o700
+
+
+async def test_an_old_mail_that_cannot_be_removed_holds_up_no_new_one(
+    catcher: Catcher, tmp_path: Path
+) -> None:
+    for number in range(3):
+        await deliver(catcher, b"Subject: %d\r\n\r\nx" % number)
+    oldest = tmp_path / "mail" / f"{catcher.list()[-1].id}.eml"
+    oldest.unlink()
+    oldest.mkdir()
+    await deliver(catcher, b"Subject: new\r\n\r\nx")
+    assert catcher.list()[0].subject == "new"
+
+
+async def test_a_mail_that_is_removed_while_the_list_is_read_is_left_out(
+    catcher: Catcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deliver(catcher, b"Subject: here\r\n\r\nx")
+    ids = ["1735815845000000000-0123abcd", catcher.list()[0].id]
+    monkeypatch.setattr(catcher, "_stored", lambda: ids)
+    assert [mail.subject for mail in catcher.list()] == ["here"]
+
+
+async def test_a_server_of_today_is_what_a_client_meets(catcher: Catcher) -> None:
+    """With 8-bit text and international addresses, and a limit that it tells (RFC 1870)."""
+
+    def client() -> tuple[int, int, int]:
+        with smtplib.SMTP("127.0.0.1", catcher.port, timeout=PATIENCE) as smtp:
+            smtp.ehlo()
+            assert {"8bitmime", "smtputf8", "size"} <= smtp.esmtp_features.keys()
+            told = int(smtp.esmtp_features["size"])
+            too_large, _ = smtp.mail(SENDER, [f"SIZE={told + 1}"])
+            smtp.mail("jörg@example.com", ["SMTPUTF8", "BODY=8BITMIME"])
+            replies = [smtp.rcpt(f"{n}@example.com")[0] for n in range(MAX_RECIPIENTS + 1)]
+            assert set(replies[:-1]) == {250}
+            return too_large, replies[-1], smtp.data("Subject: été\r\n\r\nx".encode())[0]
+
+    assert await asyncio.to_thread(client) == (552, 452, 250)
+    (mail,) = catcher.list()
+    assert (mail.sender, mail.subject) == ("jörg@example.com", "été")
+    assert len(mail.recipients) == MAX_RECIPIENTS
 
 
 async def test_a_taken_port_is_named(catcher: Catcher, tmp_path: Path) -> None:

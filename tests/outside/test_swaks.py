@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.mail.catcher import Caught
+from app.mail.caught import Caught
 from tests.support.service import COMMAND, Process, free_port, mails_in, wait_until_open
 
 STAGES = ["CONNECT", "FIRST-HELO", "MAIL", "RCPT"]

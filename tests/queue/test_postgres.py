@@ -370,6 +370,11 @@ async def test_what_cannot_be_told_is_let_go(
     assert engine._grapevine._untold == []
 
 
+async def test_an_event_that_waits_to_be_told_holds_no_arguments(engine: Engine) -> None:
+    engine.tell(Event(What.QUEUED, a_task(arguments='"may be large"')))
+    assert [event.task.arguments for event in engine._grapevine._untold] == [""]
+
+
 async def test_a_notification_fits(engine: Engine) -> None:
     """PostgreSQL refuses what has 8,000 bytes or more."""
     for size in range(7000, 8200, 7):

@@ -15,7 +15,8 @@ from typing import Any, Self
 
 import httpx2
 
-from app.mail.catcher import Catcher, Caught
+from app.mail.catcher import Catcher
+from app.mail.caught import Caught
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,8 @@ def wait_until_open(port: int) -> None:
 
 def mails_in(directory: Path) -> list[Caught]:
     """What the catcher of the service in `directory` has caught, newest first."""
-    return list(Catcher("", 0, directory / "inbox").list())
+    catcher = Catcher("", 0, directory / "inbox")
+    return [caught for mail in catcher.list() if (caught := catcher.get(mail.id))]
 
 
 def files_below(directory: Path) -> list[str]:

@@ -1,0 +1,23 @@
+"""The service with event readers that hold whole tasks without a limit, for a negative control.
+
+`python -m tests.support.hoarding` serves like `python -m app`.
+"""
+
+import sys
+from dataclasses import replace
+
+from app.__main__ import main
+from app.api import feed
+from app.queue.task import Task
+
+_of = feed.Change.of
+
+
+def _with_arguments(task: Task) -> feed.Change:
+    return replace(_of(task), data=task.arguments.encode())
+
+
+if __name__ == "__main__":
+    feed.MOST_UNREAD = feed.MOST_UNREAD_BYTES = sys.maxsize
+    feed.Change.of = _with_arguments  # type: ignore[method-assign]
+    main()
