@@ -55,7 +55,7 @@ up: ## start the API and Mailpit in Docker
 down: ## stop them; the volumes stay
 	docker compose -f docker-compose.yml -f docker-compose.scale.yml down
 
-demo: ## send a mail through what `make run` or `make up` started, and show what became of it
+demo: ## send a mail and a file through the service at PORT or URL, and show what became of them
 	@scripts/demo.sh
 
 # Wheels alone, for every system and every Python from 3.11 on. The largest comes first, and the

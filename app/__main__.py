@@ -1,17 +1,26 @@
 """The commands: `python -m app [serve | worker | catcher | migrate]`."""
 
+import signal
+
+if __name__ == "__main__":
+    # Ctrl-C may come while Python reads the modules: it ends the process then without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import asyncio
-import contextlib
 import gc
-import signal
 import sys
 
+import structlog
+
+from app.listening import authority
 from app.mail.catcher import Catcher
 from app.observe.logs import configure_logging
 from app.queue.engine import make_tables
 from app.queue.errors import CannotStart
 from app.settings import BadSettings, Settings, load_settings
+
+log = structlog.get_logger(__name__)
 
 
 def main() -> None:
@@ -24,15 +33,15 @@ def main() -> None:
     commands.add_parser("migrate", help="make or upgrade the tables on PostgreSQL")
     command = parser.parse_args().command
     settings = load_settings()
-    if command in (None, "serve"):
-        serve(settings)
-    else:
-        configure_logging(settings.log_level, settings.log_format)
-        run = {"worker": work, "catcher": catch, "migrate": migrate}[command]
-        try:
+    try:
+        if command in (None, "serve"):
+            serve(settings)
+        else:
+            configure_logging(settings.log_level, settings.log_format)
+            run = {"worker": work, "catcher": catch, "migrate": migrate}[command]
             asyncio.run(run(settings))
-        except (CannotStart, OSError) as error:
-            sys.exit(f"cannot start: {error}")
+    except (CannotStart, OSError) as error:
+        sys.exit(f"cannot start: {error}")
 
 
 def serve(settings: Settings) -> None:
@@ -40,8 +49,9 @@ def serve(settings: Settings) -> None:
     from app import server
     from app.main import app
 
-    # Once it has stopped, uvicorn raises the signal again: by then it has been obeyed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Once the server has stopped, uvicorn raises the signal again: by then it has been obeyed.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     _spare_the_garbage_collector()
     # The commit thread needs Python's lock for microseconds: let it not wait five milliseconds.
     sys.setswitchinterval(0.0005)
@@ -80,6 +90,8 @@ async def catch(settings: Settings) -> None:
     ended = _ended()
     catcher = Catcher(settings.smtp_host, settings.smtp_port, settings.catcher_directory)
     await catcher.start()
+    smtp = authority(settings.smtp_host, settings.smtp_port)
+    log.info("ready", at=smtp, mail_is_kept_in=str(settings.catcher_directory.absolute()))
     await ended.wait()
     await catcher.stop()
 
@@ -94,5 +106,4 @@ def _ended() -> asyncio.Event:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        main()
+    main()

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import structlog
 from fastapi import FastAPI
@@ -20,6 +22,7 @@ from app.api import (
     tasks,
     uploads,
 )
+from app.api.access_log import AccessLog
 from app.api.dependencies import State
 from app.api.feed import Feed
 from app.api.gate import Gate, Rate
@@ -33,6 +36,7 @@ from app.files.log_file import LogFile
 from app.files.multipart import largest_form
 from app.files.pictures import Pictures
 from app.files.store import CannotOpenStore, Store, open_store
+from app.listening import authority
 from app.mail.catcher import Catcher
 from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
@@ -82,6 +86,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     if settings.cors_origins:
         app.add_middleware(Origins, origins=settings.cors_origins)
+    if settings.access_log:
+        app.add_middleware(AccessLog)
     return app
 
 
@@ -121,17 +127,18 @@ async def _run_for_the_api(settings: Settings) -> AsyncIterator[State]:
 async def run(settings: Settings) -> AsyncIterator[State]:
     """Start everything, from the floor up; at the end, stop it in the opposite order."""
     async with contextlib.AsyncExitStack() as stack:
-        catcher = await _start_catcher(settings, stack)
-        mailer = _mailer(settings)
-        stack.push_async_callback(mailer.close)
         pictures = Pictures()
         stack.callback(pictures.close)
         log_file = LogFile(settings.log_file)
         stack.callback(log_file.close)
         store = _open_store(settings)
+        # Before the catcher: a second process on one queue is told of the first, not of its ports.
         engine = open_engine(settings.queue_url)
         await engine.start()
         stack.push_async_callback(engine.stop)
+        catcher = await _start_catcher(settings, stack)
+        mailer = _mailer(settings)
+        stack.push_async_callback(mailer.close)
 
         policy = RetryPolicy(
             settings.retry_attempts, settings.retry_base_seconds, settings.retry_max_seconds
@@ -162,6 +169,7 @@ async def run(settings: Settings) -> AsyncIterator[State]:
             clean_up_regularly(queue, store, pending_uploads, settings.retention_days)
         )
         stack.callback(cleaning.cancel)
+        log.info("started", **_where(settings))
         yield State(
             settings=settings,
             queue=queue,
@@ -181,6 +189,32 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         )
 
 
+def _where(settings: Settings) -> dict[str, str]:
+    """Say where the mail goes and where the data lives, without any password."""
+    smtp = authority(settings.smtp_host, settings.smtp_port)
+    return {
+        "mail_goes_to": (
+            f"the embedded catcher at {smtp}"
+            if settings.catcher
+            else f"{smtp} ({_SECURITY[settings.smtp_security]})"
+        ),
+        "queue": _place(settings.queue_url),
+        "uploads": _place(settings.upload_url),
+    }
+
+
+_SECURITY = {"none": "not encrypted", "starttls": "starttls", "tls": "tls"}
+
+
+def _place(address: str) -> str:
+    """Shorten an address of data to the path of a file, or to a server without the login."""
+    for scheme in ("sqlite:///", "file:"):
+        if address.startswith(scheme):
+            return str(Path(address.removeprefix(scheme)).absolute())
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 async def _start_catcher(settings: Settings, stack: contextlib.AsyncExitStack) -> Catcher | None:
     if not settings.catcher:
         return None
@@ -188,7 +222,7 @@ async def _start_catcher(settings: Settings, stack: contextlib.AsyncExitStack) -
     try:
         await catcher.start()
     except OSError as error:
-        raise CannotStart(f"the catcher cannot listen at SMTP_HOST:SMTP_PORT: {error}") from error
+        raise CannotStart(f"the mail catcher cannot start: {error}") from error
     stack.push_async_callback(catcher.stop)
     return catcher
 

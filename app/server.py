@@ -1,17 +1,31 @@
-"""The server: uvicorn, with a deadline for clients that dawdle, and bounds on what they send."""
+"""The server: uvicorn, with deadlines for slow clients and bounds on what they send.
+
+It also answers clients that close their sending side, and clients that speak HTTP/1.0.
+"""
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import resource
+import signal
 import socket
 import struct
+from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from app.api.problems import problem
+from app.listening import CannotListen, authority, bind
 from app.settings import Settings
 
 STEP = 64 * 1024  # bytes that a client has its time for
@@ -32,13 +46,14 @@ log = structlog.get_logger(__name__)
 
 
 def serve(app: Any, settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT. Raises CannotListen before the app has started."""
+    sockets = _bind(settings)
 
     class Protocol(Deadlines):
         seconds = settings.client_timeout_seconds
         most = most_clients()
 
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -50,8 +65,69 @@ def serve(app: Any, settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
     )
+    with contextlib.ExitStack() as closed_at_the_end:  # also where the app does not start
+        for opened in sockets:
+            closed_at_the_end.enter_context(opened)
+        Server(config, settings).run(sockets)
+
+
+class Server(uvicorn.Server):
+    """uvicorn on sockets that are open already, which says where the pages are."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        super().__init__(config)
+        self._settings = settings
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at a signal. After Ctrl-C, a second one ends the process at once, as a kill does."""
+        super().handle_exit(sig, frame)
+        if sig == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the app, then accept connections."""
+        await super().startup(sockets)
+        assert sockets
+        self._log_started_message(sockets)  # uvicorn leaves it out for sockets it did not open
+        at = url(self._settings, sockets[0].getsockname()[1])
+        inbox = {"inbox": f"{at}inbox"} if self._settings.catcher else {}
+        log.info("ready", at=at, docs=f"{at}docs", **inbox)
+
+
+def url(settings: Settings, port: int) -> str:
+    """Give the address at which a browser on this machine finds the pages, with a final slash."""
+    host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    return f"http://{authority(host, port)}{settings.root_path or ''}/"
+
+
+def _bind(settings: Settings) -> list[socket.socket]:
+    try:
+        return bind(settings.host, settings.port)
+    except CannotListen as error:
+        owner = _owner_of_the_queue(settings.queue_url)
+        if owner is None or (error.processes and owner not in error.processes):
+            raise
+        raise CannotListen(
+            f"the service already runs here, as process {owner} at "
+            f"{url(settings, settings.port)}. Stop it with: kill {owner}",
+            error.processes,
+        ) from error
+
+
+def _owner_of_the_queue(queue_url: str) -> int | None:
+    """Find the running process that has locked the SQLite file of this queue."""
+    if not queue_url.startswith("sqlite:///"):
+        return None
+    lock_file = Path(os.path.realpath(queue_url.removeprefix("sqlite:///")) + ".lock")
+    with contextlib.suppress(OSError, ValueError), lock_file.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(lock.read())
+    return None
 
 
 def most_clients() -> int:
@@ -88,6 +164,7 @@ class Deadlines(HttpToolsProtocol):
         self._head_bytes = 0
         self._body_bytes = 0  # of this step
         self._unread, self._unread_since = 0, self._since
+        self._half_closed = False
         self._watch = self.loop.call_later(self.seconds / 4, self._look)
         if len(self.connections) > self.most:
             self._turn_away()
@@ -106,6 +183,23 @@ class Deadlines(HttpToolsProtocol):
         if self._head_bytes > LARGEST_HEAD and not self.transport.is_closing():
             self._refuse(431, TOO_LARGE_A_HEAD)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection open for the answers to complete requests; returns whether there are.
+
+        The client has closed its sending side. What it has not sent completely can never be, so an
+        incomplete request is dropped at once.
+        """
+        self._half_closed = True
+        self._expect(None)
+        if self._is_answered():
+            return False
+        if self.cycle.more_body:
+            if not self.pipeline:
+                return False
+            self.pipeline.popleft()  # the newest; the one before it is complete
+        self.cycle.keep_alive = False
+        return True
+
     # What the parser finds, in this order
 
     def on_message_begin(self) -> None:
@@ -119,6 +213,9 @@ class Deadlines(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Expect a body."""
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            self.cycle.keep_alive = self.parser.should_keep_alive()  # where the client asks for it
+            self.cycle.waiting_for_100_continue = False  # RFC 9110, 10.1.1: it knows no 1xx
         self._expect("body")
 
     def on_body(self, body: bytes) -> None:
@@ -135,9 +232,17 @@ class Deadlines(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Give the client a last while to finish what nobody reads any more."""
+        """Give the client the time of one step to finish a body that the service does not read."""
         self._since = self.loop.time()
+        is_last = not self.pipeline
         super().on_response_complete()
+        if self._half_closed and is_last:
+            self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["http_version"] == "1.0":
+            app = WithoutChunks(app, cycle)
+        super()._start_asgi_task(cycle, app)
 
     def _expect(self, what: Literal["head", "body"] | None) -> None:
         self._owes = what
@@ -158,6 +263,9 @@ class Deadlines(HttpToolsProtocol):
             self._abort()
             return
         if self.transport.is_closing():
+            return
+        if self._half_closed and self._has_failed():
+            self._abort()
             return
         if self.flow.read_paused:
             self._since = now
@@ -192,10 +300,59 @@ class Deadlines(HttpToolsProtocol):
     def _abort(self) -> None:
         """Close the connection, and let the system forget what it was still to send."""
         at_once = struct.pack("ii", 1, 0)
-        connection = self.transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         self.transport.abort()
+
+    def _has_failed(self) -> bool:
+        """Tell whether a half-closed client turned out to be gone.
+
+        Both look the same until the service sends something: then the system of a client that is
+        gone answers with a reset. The event loop hears of it only with the next write, because it
+        no longer reads from this client.
+        """
+        return bool(self._socket().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _socket(self) -> Any:
+        return self.transport.get_extra_info("socket")
 
     def _is_answered(self) -> bool:
         """Whether every request so far is."""
         return self.cycle is None or self.cycle.response_complete
+
+
+class WithoutChunks:
+    """An app for one request of HTTP/1.0, which has no chunks (RFC 9112, 6.1).
+
+    Where an answer has no Content-Length, the end of the connection ends its body. `cycle` is
+    uvicorn's side of the request, which would send chunks.
+    """
+
+    def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
+        self._app = app
+        self._cycle = cycle
+        self._until_the_end = False
+
+    async def __call__(self, scope: Scope, receive: Receive, _: Send) -> None:
+        """Serve the request (ASGI)."""
+        await self._app(scope, receive, self._send)
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = self._framed(message)
+        elif self._until_the_end:
+            # uvicorn compares each part of a body with the length that was announced.
+            self._cycle.expected_content_length = len(message.get("body", b""))
+        await self._cycle.send(message)  # type: ignore[arg-type]
+
+    def _framed(self, start: Message) -> Message:
+        """Decide what ends the body, and tell a client that asked whether it may ask again."""
+        headers = list(start.get("headers", ()))
+        names = {name.lower() for name, _ in headers}
+        has_body = self._cycle.scope["method"] != "HEAD" and start["status"] not in (204, 304)
+        self._until_the_end = has_body and b"content-length" not in names
+        if self._until_the_end:
+            self._cycle.chunked_encoding = False
+            self._cycle.keep_alive = False
+        elif self._cycle.keep_alive and b"connection" not in names:
+            headers.append((b"connection", b"keep-alive"))
+        return {**start, "headers": headers}

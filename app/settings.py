@@ -202,6 +202,7 @@ class Settings(BaseSettings):
     allowed_recipients: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_patterns)] = ()
     rate_limit: Annotated[str, AfterValidator(_rate)] | None = None
     client_timeout_seconds: float = Field(10, ge=0.1, allow_inf_nan=False)
+    keep_alive_seconds: int = Field(75, ge=1)
 
     root_path: Annotated[str, AfterValidator(_root_path)] | None = None
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = ()
@@ -222,6 +223,7 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: Seconds = 8
     retention_days: Seconds = 7
 
+    access_log: bool = True
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = Field(default_factory=_log_format)
 

@@ -122,6 +122,7 @@ def server(
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "PORT": str(port)}
+    environment["ACCESS_LOG"] = "false"  # as AS_OURS says of the others
     if "uvicorn" in arguments:
         arguments = (*arguments, "--port", str(port))
     log = directory / f"{port}.log"

@@ -13,6 +13,7 @@ from tests.support.service import ROOT
 
 # The floors, lowest first. Those on one floor do not know each other.
 FLOORS = [
+    {"listening"},
     {"queue", "mail", "files", "signals"},
     {"settings"},
     {"tasks", "observe"},

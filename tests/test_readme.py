@@ -9,13 +9,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.settings import Settings
 from tests.support.service import PATIENCE, ROOT, free_port
+from tests.support.tools import tool
 
 README = (ROOT / "README.md").read_text()
+
+
+AS_TEXT: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 2 * PATIENCE}
+PORT = 8000  # as the README has it; a reader who chose another one writes that instead
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+PROGRAMS = ["curl", "docker", "make", "python3"]  # with those in .venv/bin, all that it calls
+
+# As a person pastes: interactive, with the defaults of each shell. macOS's zsh takes `?` for a
+# pattern, and knows no comments.
+SHELLS = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"]}
 
 
 def commands(stop: str) -> str:
@@ -25,67 +37,90 @@ def commands(stop: str) -> str:
     return match[1]
 
 
-class Terminal:
-    """Runs the README's commands in a clone, with ports that are free here."""
+@pytest.fixture(params=SHELLS)
+def shell(request: pytest.FixtureRequest) -> list[str]:
+    """The command of an interactive shell that reads what is pasted from its standard input."""
+    program, *options = SHELLS[request.param]
+    return [tool(program), *options]
 
-    def __init__(self, clone: Path) -> None:
+
+class Terminal:
+    """Pastes the README's commands into a shell in a clone, with ports that are free here.
+
+    Everything else is as it is by default.
+    """
+
+    def __init__(self, clone: Path, shell: list[str]) -> None:
         self.clone = clone
         self.port = free_port()
         self.environment = {
             "PATH": os.environ["PATH"],
+            "HOME": str(clone),
             "PORT": str(self.port),
             "SMTP_PORT": str(free_port()),
-            "RETRY_MAX_SECONDS": "0.2",
-            "RETRY_ATTEMPTS": "1000",
         }
-        self.service: subprocess.Popen[bytes] | None = None
+        self._shell = shell
+        self.service: subprocess.Popen[str] | None = None
 
     def run(self, stop: str) -> str:
-        """Run the commands of a stop; gives what they printed."""
-        text = commands(stop).replace("localhost:8000", f"localhost:{self.port}")
-        return subprocess.run(
-            ["bash", "-euc", text],
+        """Paste the commands of a stop; gives what they printed."""
+        done = subprocess.run(
+            self._shell,
+            input=commands(stop).replace(str(PORT), str(self.port)),
             cwd=self.clone,
             env=self.environment,
-            check=True,
+            check=False,
             capture_output=True,
             text=True,
             timeout=PATIENCE,
-        ).stdout
+            start_new_session=True,
+        )
+        assert not done.returncode, done.stderr
+        return done.stdout
 
     def run_until(self, stop: str, seen: Callable[[str], bool]) -> str:
         """Run the commands of a stop again and again, until the right thing is seen."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + 2 * PATIENCE
         while not seen(output := self.run(stop)):
             assert time.monotonic() < deadline, output
-            time.sleep(0.05)
+            time.sleep(0.2)
         return output
 
     def start(self, stop: str) -> None:
-        """Run the commands of a stop that start the service, and wait until it answers."""
+        """Paste the commands of a stop that start the service, and wait until it answers."""
         self.service = subprocess.Popen(
-            ["bash", "-euc", commands(stop)],
+            self._shell,
             cwd=self.clone,
             env=self.environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            text=True,
         )
+        assert self.service.stdin is not None
+        self.service.stdin.write(commands(stop))
+        self.service.stdin.close()  # the shell ends when the service has ended
         deadline = time.monotonic() + PATIENCE
         probe = ["curl", "-fs", f"localhost:{self.port}/livez"]
         while subprocess.run(probe, capture_output=True, check=False).returncode:
             assert time.monotonic() < deadline, "the service does not answer"
             time.sleep(0.05)
 
+    def wait_for_the_end(self) -> None:
+        """Wait until the service has ended, and with it what started it."""
+        assert self.service is not None
+        self.service.wait(PATIENCE)
+
     def press_ctrl_c(self) -> None:
         """Interrupt the service, as a terminal does: everything in its group."""
         if self.service is not None and self.service.poll() is None:
             os.killpg(self.service.pid, signal.SIGINT)
-            self.service.wait(PATIENCE)
+            self.wait_for_the_end()
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
+def terminal(tmp_path: Path, shell: list[str]) -> Iterator[Terminal]:
     """A terminal in a clone of its own, where the packages of this run count as installed."""
     for name in ("Makefile", "app", "README.md", "requirements.txt", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -93,7 +128,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     for name in ("bin", "lib", "pyvenv.cfg"):
         (tmp_path / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     shutil.copy(ROOT / "requirements.txt", tmp_path / ".venv")
-    terminal = Terminal(tmp_path)
+    terminal = Terminal(tmp_path, shell)
     yield terminal
     terminal.press_ctrl_c()
 
@@ -103,21 +138,77 @@ def test_the_two_minutes_of_the_readme(terminal: Terminal) -> None:
     terminal.start("restart")
     answer = terminal.run("send")
     assert answer.startswith("HTTP/1.1 202 Accepted")
-    terminal.run_until("status", lambda output: '"succeeded"' in output)
+    terminal.run_until("status", lambda output: '"status": "succeeded"' in output)
+    demo = subprocess.run(
+        ["make", "demo"], cwd=terminal.clone, env=terminal.environment, check=True, **AS_TEXT
+    )
+    assert demo.stdout.count('"status": "succeeded"') == 2
     terminal.press_ctrl_c()
 
     terminal.start("without-catcher")
-    assert '"status":"retrying"' in terminal.run_until(
-        "send-again", lambda output: '"retrying"' in output
-    )
+    assert '"status": "queued"' in terminal.run("send-again")
+    terminal.run_until("wait", lambda output: re.search("queued|retrying", output) is not None)
     terminal.run("kill")
-    assert terminal.service is not None
-    terminal.service.wait(PATIENCE)
+    terminal.wait_for_the_end()
 
     terminal.start("restart")
-    terminal.run_until("watch", lambda output: '"succeeded"' in output)
-    assert '"kind":"save_upload"' in terminal.run("upload")
-    assert '"total":2' in terminal.run("batch")
+    terminal.run_until("watch", lambda output: '"status": "succeeded"' in output)
+    assert '"kind": "save_upload"' in terminal.run("upload")
+    assert '"total": 2' in terminal.run("batch")
+
+
+def test_the_demo_says_where_it_found_no_service(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "PORT": str(free_port())}
+    demo = subprocess.run(["make", "demo"], cwd=ROOT, env=environment, check=False, **AS_TEXT)
+    assert demo.returncode
+    assert f"Nothing answers at http://localhost:{environment['PORT']}." in demo.stderr
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
+@pytest.mark.parametrize("port", [PORT, 8001])
+def test_every_command_arrives_as_it_stands_in_the_readme(
+    tmp_path: Path, shell: list[str], block: str, port: int
+) -> None:
+    """No shell takes a part of it for a pattern, or a comment for arguments.
+
+    Stand-ins for the programs note what they were called with. What a plain sh in a script makes
+    of the same lines is what is meant.
+    """
+    text = block.replace(str(PORT), str(port))
+    noted = {
+        name: calls(tmp_path / name, command, text)
+        for name, command in {"pasted": shell, "meant": ["sh", "-e"]}.items()
+    }
+    assert noted["pasted"]
+    assert sorted(noted["pasted"]) == sorted(noted["meant"])  # those of a pipe run side by side
+    assert not any("#" in call for call in noted["pasted"])
+
+
+def calls(clone: Path, shell: list[str], text: str) -> list[str]:
+    """Paste a text into a shell, in a clone with stand-ins; gives the calls that they noted."""
+    (clone / "var").mkdir(parents=True)
+    (clone / "var" / "queue.db.lock").write_text("0\n")  # kill -9 0 would end the shell as well
+    stand_in = clone / "stand-in"
+    stand_in.write_text('#!/bin/sh\necho "$(printf "%s|" "${0##*/}" "$@")" >>"$NOTES"\n')
+    stand_in.chmod(0o755)
+    binaries = clone / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    for program in [*PROGRAMS, "python", "uvicorn"]:
+        (binaries / program).symlink_to(stand_in)
+    notes = clone / "notes"
+    notes.touch()
+    done = subprocess.run(
+        shell,
+        input=text.replace("kill -9", "curl"),  # a command of the shell's own, but no pattern
+        cwd=clone,
+        env={"PATH": f"{binaries}:/usr/bin:/bin", "HOME": str(clone), "NOTES": str(notes)},
+        check=False,
+        start_new_session=True,
+        **AS_TEXT,
+    )
+    assert "no matches" not in done.stderr
+    assert "not found" not in done.stderr
+    return notes.read_text().splitlines()
 
 
 def test_the_readme_names_every_setting() -> None:

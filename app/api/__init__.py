@@ -21,5 +21,6 @@ What they stand on:
     turns           requests and tasks take turns
     gate, keys      who may come in, and how often
     origins         which web pages of elsewhere may use the API
+    access_log      one log line for each request
     middleware      request ids and the last resort, and which heads are refused
 """

@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
 from app.api.dependencies import CatcherDep
-from app.api.pages import page
+from app.api.pages import example, page
 from app.mail.catcher import Catcher
 from app.mail.caught import Caught
 
@@ -44,7 +44,7 @@ CaughtMail = Annotated[Caught, Depends(_caught)]
 async def list_mails(request: Request, catcher: RunningCatcher) -> HTMLResponse:
     """The mails, newest first."""
     mails = await asyncio.to_thread(catcher.list, MOST_LISTED)
-    return page(request, "inbox.html", mails=mails)
+    return page(request, "inbox.html", mails=mails, example=example(request))
 
 
 @router.get("/inbox/{mail_id}")

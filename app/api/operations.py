@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from app.api.dependencies import HealthDep, MetricsDep, QueueDep, SettingsDep
-from app.api.pages import page
+from app.api.pages import example, page
 from app.api.problems import documented
 from app.api.routes import Route, without_turn
 from app.api.schemas import Readiness
@@ -18,7 +18,7 @@ router = APIRouter(tags=["operations"], route_class=Route)
 @without_turn
 async def home(request: Request, settings: SettingsDep) -> HTMLResponse:
     """A plain page with links to the others."""
-    return page(request, "home.html", catcher=settings.catcher)
+    return page(request, "home.html", catcher=settings.catcher, example=example(request))
 
 
 @router.get("/livez", response_class=PlainTextResponse)

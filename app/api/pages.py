@@ -1,5 +1,6 @@
 """The few HTML pages: rendered from app/templates/pages, with nothing loaded from elsewhere."""
 
+import shlex
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,12 @@ def page(request: Request, template: str, *, policy: str = _POLICY, **values: An
         _environment().get_template(template).render(values, prefix=prefix),
         headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"},
     )
+
+
+def example(request: Request) -> str:
+    """Write the command that sends a mail through the service as the browser reached it."""
+    at = f"{request.base_url}send-notification/ada@example.com"
+    return f"curl -i -X POST {shlex.quote(at)}"
 
 
 @cache

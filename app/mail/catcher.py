@@ -15,6 +15,7 @@ from typing import cast
 import structlog
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
+from app.listening import bind
 from app.mail import caught
 from app.mail.caught import Caught, Summary
 
@@ -39,40 +40,41 @@ class Catcher:
         self._keep = keep
         self._ids: deque[str] = deque()  # what the directory holds, oldest first
         self._sessions: weakref.WeakSet[SMTP] = weakref.WeakSet()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []  # one for each address of the host
 
     async def start(self) -> None:
-        """Listen. Raises OSError, saying where, when the port is taken or may not be used."""
+        """Listen on every address of the host that this machine has.
+
+        Raises CannotListen, and OSError for a directory that cannot be used.
+        """
         self._make_directory()
         for half_written in self._directory.glob("*.tmp"):
             half_written.unlink()
         self._ids = deque(self._stored())
-        try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._session, self._host, self._port
-            )
-        except OSError as error:
-            where = f"{self._host}:{self._port}"
-            raise OSError(error.errno, f"The mail catcher cannot listen on {where}") from error
+        loop = asyncio.get_running_loop()
+        self._servers = [
+            await loop.create_server(self._session, sock=opened)
+            for opened in bind(self._host, self._port, prefix="SMTP_")
+        ]
 
     @property
     def port(self) -> int:
         """The port it listens on; the system's choice if it was made with 0."""
-        if self._server is None:
+        if not self._servers:
             return self._port
-        port: int = self._server.sockets[0].getsockname()[1]
+        port: int = self._servers[0].sockets[0].getsockname()[1]
         return port
 
     async def stop(self) -> None:
         """Stop listening and end every connection; does nothing if it was not started."""
-        if self._server is None:
-            return
-        self._server.close()
+        for server in self._servers:
+            server.close()
         for session in self._sessions:
             if session.transport is not None:
                 cast(asyncio.Transport, session.transport).abort()
-        await self._server.wait_closed()
-        self._server = None
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers = []
 
     def _session(self) -> SMTP:
         session = SMTP(

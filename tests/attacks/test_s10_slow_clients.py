@@ -148,7 +148,12 @@ def test_empty_lines_before_a_head_win_no_time(service: Service) -> None:
     assert asyncio.run(seconds_for_the_head()) < TIMEOUT
 
 
-def test_who_never_reads_a_download_is_cut_off(service: Service, tried: Tried) -> None:
+@pytest.mark.parametrize("half_closed", [False, True], ids=["open", "half-closed"])
+def test_who_never_reads_a_download_is_cut_off(
+    service: Service, tried: Tried, *, half_closed: bool
+) -> None:
+    """Also a client that has closed its sending side, and is kept for its answer."""
+    before = service.log.count('"doing":"reading"')
     size = 16 * MB
     content = b"x" * size
     upload = service.post("/upload", files={"file": ("a.bin", content)}).json()
@@ -158,8 +163,12 @@ def test_who_never_reads_a_download_is_cut_off(service: Service, tried: Tried) -
         connection.connect(("127.0.0.1", service.port))
         path = f"/uploads/{upload['upload']['id']}/content"
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        if half_closed:
+            connection.shutdown(socket.SHUT_WR)
         seconds = until(
-            lambda: '"doing":"reading"' in service.log, within=CUT_OFF_WITHIN, what=service.log
+            lambda: service.log.count('"doing":"reading"') > before,
+            within=CUT_OFF_WITHIN,
+            what=service.log,
         )
         # Once it reads, there is only what the system had taken over.
         connection.settimeout(5)
@@ -170,7 +179,8 @@ def test_who_never_reads_a_download_is_cut_off(service: Service, tried: Tried) -
         except ConnectionError:
             pass
     assert read < size
-    tried("a download of 16 MB that nobody reads", f"cut off after {seconds:.1f} s")
+    what = "a half-closed client" if half_closed else "a client"
+    tried(f"a download of 16 MB that {what} does not read", f"cut off after {seconds:.1f} s")
 
 
 # Who is not to be cut off

@@ -39,6 +39,8 @@ BAD = [
         for name, value in [
             ("PORT", SECRET),
             ("PORT", "65536"),
+            ("KEEP_ALIVE_SECONDS", "0"),
+            ("ACCESS_LOG", SECRET),
             ("QUEUE_URL", f"mysql://root:{SECRET}@db/queue"),
             ("QUEUE_URL", "sqlite:///"),
             ("QUEUE_URL", f"postgresql://ada:{SECRET}@db"),

@@ -208,6 +208,21 @@ async def test_a_taken_port_is_named(catcher: Catcher, tmp_path: Path) -> None:
         await Catcher("127.0.0.1", catcher.port, tmp_path).start()
 
 
+async def test_it_listens_on_each_address_of_its_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`localhost` may have two, and clients choose."""
+    two = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", 0)) for n in (1, 2)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: two)
+    catcher = Catcher("localhost", 0, tmp_path)
+    await catcher.start()
+    for _, _, _, _, (address, _) in two:
+        reader, writer = await asyncio.open_connection(address, catcher.port)
+        assert (await reader.readline()).startswith(b"220 ")
+        writer.close()
+    await catcher.stop()
+
+
 async def test_stopping_ends_open_connections(catcher: Catcher) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", catcher.port)
     assert (await reader.readline()).startswith(b"220 ")

@@ -1,0 +1,171 @@
+"""The access log: one line for each request, and no secret on it."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from starlette.types import Message, Scope
+
+from app.api.access_log import AccessLog
+from app.main import create_app
+from app.observe.logs import configure_logging
+from tests.support.service import settings_in
+
+pytestmark = pytest.mark.usefixtures("logging_as_before")
+
+SCOPE: dict[str, Any] = {
+    "type": "http",
+    "method": "GET",
+    "path": "/file",
+    "client": ("192.0.2.1", 1234),
+}
+
+
+@pytest.fixture(autouse=True)
+def the_server_s_own_lines() -> Iterator[None]:
+    """Leave uvicorn's own access log as it was."""
+    log = logging.getLogger("uvicorn.access")
+    before = log.disabled
+    yield
+    log.disabled = before
+
+
+def requests_in(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """The lines of requests since this was asked last."""
+    lines = map(json.loads, capsys.readouterr().err.splitlines())
+    return [line for line in lines if line["event"] == "request"]
+
+
+def test_a_line_says_what_was_asked_and_what_was_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_in(tmp_path, catcher=False, api_keys="ada: the-secret-key")
+    with TestClient(create_app(settings)) as client:
+        answer = client.post(
+            "/send-notification/ada@example.com?q=secret",
+            headers={"Authorization": "Bearer the-secret-key", "X-Request-ID": "my-id"},
+        )
+        said = capsys.readouterr().err
+    (line,) = [line for line in map(json.loads, said.splitlines()) if line["event"] == "request"]
+    assert line["seconds"] >= 0
+    del line["seconds"], line["timestamp"]
+    assert line == {
+        "event": "request",
+        "level": "info",
+        "method": "POST",
+        "path": "/send-notification/ada@example.com",
+        "status": 202,
+        "bytes": len(answer.content),
+        "address": "testclient",
+        "request_id": "my-id",
+        "client": "ada",
+    }
+    assert "secret" not in json.dumps(line)
+
+
+def test_a_refused_request_has_a_line_as_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with TestClient(create_app(settings_in(tmp_path, api_keys="secret"))) as client:
+        client.get("/tasks")
+        client.get("/nowhere", headers={"X-API-Key": "secret"})
+        lines = requests_in(capsys)
+    assert [(line["path"], line["status"]) for line in lines] == [
+        ("/tasks", 401),
+        ("/nowhere", 404),
+    ]
+
+
+@pytest.mark.parametrize(("level", "seen"), [("INFO", []), ("DEBUG", ["/livez", "/readyz"])])
+def test_what_watches_the_service_is_logged_at_debug(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], level: str, seen: list[str]
+) -> None:
+    with TestClient(create_app(settings_in(tmp_path, log_level=level))) as client:
+        client.get("/livez")
+        client.get("/readyz")
+        lines = requests_in(capsys)
+    assert [line["path"] for line in lines] == seen
+
+
+def test_it_can_be_left_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with TestClient(create_app(settings_in(tmp_path, access_log=False))) as client:
+        client.get("/tasks")
+        assert requests_in(capsys) == []
+
+
+def test_the_line_does_not_wait_for_background_tasks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stands before the line of the task that runs after the answer."""
+    with TestClient(create_app(settings_in(tmp_path))) as client:
+        client.post("/process/", json={"error": "it broke"})
+        said = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert said.index("request") < said.index("background task failed")
+
+
+async def answer(app_sends: list[Message], scope: Scope = SCOPE) -> None:
+    """Serve one request with an app that sends this, and then breaks off where it is not whole."""
+    configure_logging("INFO", "json")
+
+    async def app(_: Scope, __: object, send: Any) -> None:
+        for message in app_sends:
+            await send(message)
+        if not app_sends or app_sends[-1].get("more_body"):
+            raise asyncio.CancelledError
+
+    async def send(_: Message) -> None:
+        pass
+
+    await AccessLog(app)(scope, send, send)  # type: ignore[arg-type]
+
+
+START: Message = {"type": "http.response.start", "status": 200}
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "size"),
+    [
+        ([], None, 0),
+        ([START, {"type": "http.response.body", "body": b"abc", "more_body": True}], 200, 3),
+    ],
+    ids=["no answer", "half an answer"],
+)
+@pytest.mark.anyio
+async def test_a_client_that_goes_away_leaves_a_line(
+    capsys: pytest.CaptureFixture[str], sent: list[Message], status: int | None, size: int
+) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await answer(sent)
+    (line,) = requests_in(capsys)
+    assert (line["status"], line["bytes"]) == (status, size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "value"),
+    [
+        ({"method": "HEAD"}, "bytes", 0),
+        ({"client": None}, "address", None),
+        ({"path": "/" + "x" * 60_000}, "path", "/" + "x" * 999),
+    ],
+)
+@pytest.mark.anyio
+async def test_odd_requests_have_a_line_too(
+    capsys: pytest.CaptureFixture[str], changes: dict[str, Any], name: str, value: object
+) -> None:
+    await answer([START, {"type": "http.response.body", "body": b"abc"}], SCOPE | changes)
+    (line,) = requests_in(capsys)
+    assert line[name] == value
+
+
+@pytest.mark.anyio
+async def test_behind_a_prefix_what_watches_the_service_is_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scope = SCOPE | {"path": "/prefix/livez", "root_path": "/prefix"}
+    await answer([START, {"type": "http.response.body"}], scope)
+    assert requests_in(capsys) == []

@@ -1,0 +1,291 @@
+"""The start says where everything is, or in one line why there is none; and Ctrl-C ends it."""
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from app import server
+from app.main import _where
+from app.settings import Settings
+from tests.support.service import (
+    COMMAND,
+    PATIENCE,
+    Process,
+    Service,
+    free_port,
+    settings_in,
+    until,
+)
+
+WORKER = (*COMMAND, "worker")
+CATCHER = (*COMMAND, "catcher")
+
+
+def said(process: Process, event: str) -> dict[str, Any]:
+    """Wait for the log line of an event."""
+
+    def lines() -> list[dict[str, Any]]:
+        whole = process.log.rpartition("\n")[0].splitlines()
+        return [line for line in map(json.loads, whole) if line["event"] == event]
+
+    until(lines, within=PATIENCE, what=process.log)
+    return lines()[0]
+
+
+# Where everything is
+
+
+def test_the_api_says_where_its_pages_are_and_where_mail_and_data_go(tmp_path: Path) -> None:
+    with Service(tmp_path) as service:
+        ready, started = said(service, "ready"), said(service, "started")
+        assert ready["at"] == f"{service.url}/"
+        for name in ("at", "docs", "inbox"):
+            assert service.get(ready[name]).is_success, name
+    assert started["mail_goes_to"].startswith("the embedded catcher at 127.0.0.1:")
+    assert started["queue"] == str(tmp_path / "queue.db")
+    assert started["uploads"] == str(tmp_path / "uploads")
+
+
+def test_the_port_that_the_system_chose_is_told(tmp_path: Path) -> None:
+    with Process(tmp_path, command=COMMAND, port=0, catcher=False) as service:
+        ready = said(service, "ready")
+        assert "inbox" not in ready
+        port = int(ready["at"].removeprefix("http://127.0.0.1:").removesuffix("/"))
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+
+
+@pytest.mark.parametrize("command", [WORKER, CATCHER], ids=["worker", "catcher"])
+def test_a_worker_and_a_catcher_say_it_too(tmp_path: Path, command: tuple[str, ...]) -> None:
+    port = free_port()
+    with Process(tmp_path, command=command, smtp_port=port, smtp_security="tls") as process:
+        if command is WORKER:
+            started = said(process, "started")
+            assert started["mail_goes_to"] == f"127.0.0.1:{port} (tls)"
+        else:
+            ready = said(process, "ready")
+            assert ready["at"] == f"127.0.0.1:{port}"
+            assert ready["mail_is_kept_in"] == str(tmp_path / "inbox")
+        assert process.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000/"),
+        ("localhost", "http://localhost:8000/"),
+        ("0.0.0.0", "http://localhost:8000/"),
+        ("::", "http://localhost:8000/"),
+        ("::1", "http://[::1]:8000/"),
+    ],
+)
+def test_the_address_can_be_opened_in_a_browser(host: str, address: str) -> None:
+    assert server.url(Settings(_env_file=None, host=host), 8000) == address
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"smtp_host": "::1", "catcher": True}, "the embedded catcher at [::1]:1025"),
+        ({"smtp_host": "mail.example.com"}, "mail.example.com:1025 (not encrypted)"),
+        (
+            {"smtp_host": "mail.example.com", "smtp_port": 587, "smtp_security": "starttls"},
+            "mail.example.com:587 (starttls)",
+        ),
+        ({"queue_url": "sqlite:////srv/q.db"}, "/srv/q.db"),
+        (
+            {"queue_url": "postgresql://ada:secret@db:5433/q?password=secret"},
+            "postgresql://db:5433/q",
+        ),
+        ({"queue_url": "postgresql:///q"}, "postgresql:///q"),
+        ({"upload_url": "file:/srv/uploads"}, "/srv/uploads"),
+        ({"upload_url": "s3://bucket/prefix"}, "s3://bucket/prefix"),
+    ],
+)
+def test_where_something_goes_is_told_without_a_login(settings: dict[str, Any], said: str) -> None:
+    where = _where(Settings(_env_file=None, **settings))
+    assert said in where.values()
+    assert "secret" not in str(where)
+
+
+# Why there is none
+
+
+def refusal(process: Process, *, code: int) -> str:
+    """Wait for the end of a process that cannot start; returns all that it wrote."""
+    assert process.wait() == code
+    assert "Traceback" not in process.log
+    return process.log
+
+
+def test_a_second_start_in_one_folder_is_told_of_the_first(tmp_path: Path) -> None:
+    with (
+        Service(tmp_path) as first,
+        Process(tmp_path, command=COMMAND, port=first.port) as second,
+    ):
+        before = second.log  # both write to one file
+        log = refusal(second, code=1).removeprefix(before)
+        assert log == (
+            f"cannot start: the service already runs here, as process {first.pid} at "
+            f"{first.url}/. Stop it with: kill {first.pid}\n"
+        )
+        assert first.get("/livez").is_success
+
+
+def test_a_second_start_in_one_folder_at_another_port_hears_of_the_queue(tmp_path: Path) -> None:
+    """And not of the catcher's port, which is taken as well."""
+    port = free_port()
+    with (
+        Service(tmp_path, smtp_port=port) as first,
+        Process(tmp_path, command=COMMAND, port=free_port(), smtp_port=port) as second,
+    ):
+        lines = map(json.loads, refusal(second, code=3).splitlines())
+        complaint, _ = (line["event"] for line in lines if line["level"] == "error")
+        assert "queue.db" in complaint
+        assert str(port) not in complaint
+        assert first.get("/livez").is_success
+
+
+@pytest.mark.parametrize("queue", ["sqlite:///queue.db", "postgresql://nowhere.invalid/queue"])
+def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path, queue: str) -> None:
+    port = free_port()
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        Process(tmp_path, command=COMMAND, port=port, queue_url=queue) as process,
+    ):
+        log = refusal(process, code=1)
+    assert f"127.0.0.1:{port} is taken by process {os.getpid()} (" in log
+    assert f" PORT={port + 1} make run" in log
+    assert len(log.splitlines()) == 1
+    assert not (tmp_path / "queue.db").exists()
+
+
+def test_the_lock_file_of_a_process_that_has_ended_misleads_nobody(tmp_path: Path) -> None:
+    with Service(tmp_path) as first:
+        first.kill()
+    with (
+        socket.create_server(("127.0.0.1", first.port)),
+        Process(tmp_path, command=COMMAND, port=first.port) as second,
+    ):
+        assert f"is taken by process {os.getpid()} (" in refusal(second, code=1)
+
+
+@pytest.mark.parametrize("command", [COMMAND, CATCHER], ids=["serve", "catcher"])
+def test_a_port_of_the_catcher_that_is_taken_is_told(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    port = free_port()
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        Process(tmp_path, command=command, port=free_port(), smtp_port=port) as process,
+    ):
+        log = refusal(process, code=3 if command is COMMAND else 1)
+    assert f"127.0.0.1:{port} is taken by process {os.getpid()} (" in log
+    assert f" SMTP_PORT={port + 1} make run" in log
+
+
+def test_bad_settings_are_told_before_the_port(tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        Process(tmp_path, command=COMMAND, port=port, api_keys="ada:") as process,
+    ):
+        log = refusal(process, code=2)
+    assert "API_KEYS" in log
+    assert str(port) not in log
+
+
+def test_the_owner_of_a_queue_on_postgresql_is_not_looked_for() -> None:
+    assert server._owner_of_the_queue("postgresql://db/queue") is None
+
+
+# How long a connection stays
+
+
+def test_idle_connections_are_kept_for_as_long_as_the_setting_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """75 seconds by default: proxies keep theirs for 60, and the side that closes last is safe."""
+    served: list[uvicorn.Config] = []
+
+    def keep(self: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        served.append(self.config)
+        for opened in sockets:
+            opened.close()
+
+    monkeypatch.setattr(uvicorn.Server, "run", keep)
+    for changes in ({}, {"keep_alive_seconds": 7}):
+        server.serve(None, settings_in(tmp_path, port=0, **changes))
+    assert [config.timeout_keep_alive for config in served] == [75, 7]
+
+
+def test_an_idle_connection_is_closed_when_its_time_is_up(tmp_path: Path) -> None:
+    with (
+        Service(tmp_path, keep_alive_seconds=1) as service,
+        socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection,
+    ):
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        heard = b""
+        while block := connection.recv(1 << 16):
+            heard += block
+        assert heard.endswith(b"ok")
+
+
+# Ctrl-C
+
+
+@pytest.fixture
+def slow_stop(tmp_path: Path) -> Iterator[Service]:
+    """A service that waits for a client before it stops."""
+    with (
+        Service(tmp_path, shutdown_grace_seconds=PATIENCE) as service,
+        socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as client,
+    ):
+        head = b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
+        client.sendall(head + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n")
+        yield service
+
+
+@pytest.mark.parametrize("command", [COMMAND, WORKER, CATCHER], ids=["serve", "worker", "catcher"])
+def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path, command: tuple[str, ...]) -> None:
+    with Process(tmp_path, command=command, port=free_port()) as process:
+        said(process, "started" if command is WORKER else "ready")
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait() == 0
+    assert "Traceback" not in process.log
+
+
+def test_a_second_ctrl_c_ends_it_at_once(slow_stop: Service) -> None:
+    os.kill(slow_stop.pid, signal.SIGINT)
+    said(slow_stop, "Waiting for connections to close. (CTRL+C to force quit)")
+    os.kill(slow_stop.pid, signal.SIGINT)
+    assert slow_stop.wait() == -signal.SIGINT
+    assert "Traceback" not in slow_stop.log
+
+
+def test_ctrl_c_while_the_modules_are_read_prints_no_traceback(tmp_path: Path) -> None:
+    """The first module that is read here, instead of the library, presses Ctrl-C."""
+    (tmp_path / "structlog.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    with Process(tmp_path, command=COMMAND) as process:
+        assert process.wait() == -signal.SIGINT
+    assert process.log == ""
+
+
+def test_other_servers_start_the_app_too(tmp_path: Path) -> None:
+    """`uvicorn app.main:app`, with its own options."""
+    command = (sys.executable, "-m", "uvicorn", "app.main:app", "--port", "{port}")
+    with Service(tmp_path, command=command) as service:
+        assert service.get("/livez").is_success
+        assert '"event":"started"' in service.log
+        assert '"GET /tasks' not in service.log
+        service.get("/tasks?limit=1")
+        until(lambda: service.log.count("/tasks") == 1, within=PATIENCE, what=service.log)
+        service.stop()
+    assert service.log.count("/tasks") == 1  # and not a line of uvicorn's own as well

@@ -1,0 +1,120 @@
+"""Sockets to listen on: one for each address that can be had, and a clear word where none can."""
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from app import listening
+from app.listening import CannotListen, authority, bind
+from tests.support.service import free_port
+
+MISSING = (socket.AF_INET6, ("2001:db8::1", 0, 0, 0))  # RFC 3849: no machine has such an address
+FIRST = (socket.AF_INET, ("127.0.0.1", 0))
+SECOND = (socket.AF_INET, ("127.0.0.2", 0))
+
+Found = tuple[int, tuple[object, ...]]
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch) -> list[Found]:
+    """The addresses that every name leads to, in the place of /etc/hosts and DNS."""
+    found: list[Found] = []
+
+    def look_up(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(family, socket.SOCK_STREAM, 6, "", address) for family, address in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return found
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port of 127.0.0.2 at which this process listens."""
+    port = free_port()
+    with socket.create_server(("127.0.0.2", port)):
+        yield port
+
+
+def names(sockets: list[socket.socket]) -> list[tuple[str, int]]:
+    """Give the IP address and port of each socket, and close it."""
+    found = [opened.getsockname()[:2] for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return found
+
+
+def test_each_address_of_a_host_gets_a_socket_with_the_same_port(hosts: list[Found]) -> None:
+    hosts += [FIRST, SECOND, FIRST]  # /etc/hosts may name an address twice
+    (first, port), second = names(bind("localhost", 0))
+    assert (first, second) == ("127.0.0.1", ("127.0.0.2", port))
+    assert port
+
+
+def test_an_address_that_the_machine_lacks_is_passed_over(hosts: list[Found]) -> None:
+    hosts += [MISSING, FIRST]
+    port = free_port()
+    assert names(bind("localhost", port)) == [("127.0.0.1", port)]
+
+
+def test_where_no_address_can_be_had_each_is_named(hosts: list[Found]) -> None:
+    hosts += [MISSING]
+    with pytest.raises(CannotListen, match=r"^HOST=elsewhere is no address .*: 2001:db8::1 \("):
+        bind("elsewhere", 0)
+
+
+def test_a_port_that_is_taken_on_one_address_is_taken(hosts: list[Found], taken: int) -> None:
+    """Else clients of that address would reach another program."""
+    hosts += [FIRST, SECOND]
+    with pytest.raises(CannotListen) as refusal:
+        bind("localhost", taken)
+    assert f"127.0.0.2:{taken} is taken by process {os.getpid()} (" in str(refusal.value)
+    assert f" PORT={taken + 1} make run" in str(refusal.value)
+    assert refusal.value.processes == (os.getpid(),)
+    with socket.socket() as other:  # nothing is left at the first address
+        other.bind(("127.0.0.1", taken))
+
+
+def test_where_the_system_does_not_tell_it_is_another_program(
+    monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    monkeypatch.setattr(listening, "_listening_inodes", lambda _: iter(()))
+    with pytest.raises(CannotListen, match="taken by another program") as refusal:
+        bind("127.0.0.2", taken)
+    assert refusal.value.processes == ()
+
+
+@pytest.mark.parametrize(
+    ("number", "port", "says"),
+    [
+        (errno.EADDRINUSE, 65_535, r"SMTP_PORT=65534 make run"),
+        (errno.EACCES, 25, r"only root may listen at port 25\. .* SMTP_PORT=8025 make run"),
+        (errno.EACCES, 2525, r"^SMTP_HOST, SMTP_PORT: cannot listen at 127\.0\.0\.1:2525: Perm"),
+        (errno.EINVAL, 25, r"^SMTP_HOST, SMTP_PORT: cannot listen at 127\.0\.0\.1:25: Invalid"),
+    ],
+)
+def test_the_message_names_the_setting_and_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, number: int, port: int, says: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(listening, "_open", refuse)
+    with pytest.raises(CannotListen, match=says):
+        bind("127.0.0.1", port, prefix="SMTP_")
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "a..b"])
+def test_a_host_that_cannot_be_looked_up_is_named(host: str) -> None:
+    with pytest.raises(CannotListen, match=f"^HOST={host} cannot be looked up: "):
+        bind(host, 0)
+
+
+@pytest.mark.parametrize(
+    ("host", "written"),
+    [("localhost", "localhost:80"), ("127.0.0.1", "127.0.0.1:80"), ("::1", "[::1]:80")],
+)
+def test_a_host_and_its_port_are_written_as_in_a_url(host: str, written: str) -> None:
+    assert authority(host, 80) == written
