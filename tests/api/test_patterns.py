@@ -142,8 +142,11 @@ def test_data_without_an_error_is_processed(service: Service) -> None:
     assert response.json() == {"message": "Processing queued"}
     service.get("/livez")
     lines = [json.loads(line) for line in service.log.splitlines()]
-    (line,) = (line for line in lines if line.get("request_id") == "processed")
-    assert (line["event"], line["level"]) == ("data processed", "info")
+    of_this = [line for line in lines if line.get("request_id") == "processed"]
+    assert [(line["event"], line["level"]) for line in of_this] == [
+        ("request", "info"),
+        ("data processed", "info"),
+    ]
 
 
 # A confirmation after something was created.

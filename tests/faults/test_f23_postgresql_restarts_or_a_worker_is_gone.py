@@ -117,8 +117,8 @@ def test_the_tasks_of_a_worker_that_dies_are_done_by_the_others(
     assert set(done) == ids
     assert done.total() - len(ids) <= left
     assert left > 0
-    assert sql("SELECT crashes, count(*) FROM afterward.tasks GROUP BY crashes ORDER BY 1") == (
-        f"0|{len(ids) - left}\n1|{left}"
+    assert sql("SELECT attempts, count(*) FROM afterward.tasks GROUP BY attempts ORDER BY 1") == (
+        f"1|{len(ids) - left}\n2|{left}"
     )
 
 

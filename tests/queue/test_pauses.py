@@ -194,6 +194,8 @@ async def test_an_idle_worker_wakes_when_a_pause_ends(
         await promise(queue, send)
         await diary.until(What.RETRYING)
         service.is_away = False
+        # Of another task, since the first one waits by the database's clock, and is due later.
+        await promise(queue, send)
         await diary.until(What.SUCCEEDED, within=30)
 
 

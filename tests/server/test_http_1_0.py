@@ -36,7 +36,7 @@ def test_an_answer_without_a_length_ends_with_the_connection(service: Service, a
     assert said.closed
     assert b"transfer-encoding" not in head
     assert b"\r\nconnection: close" in head
-    assert body.startswith(b"data: {")
+    assert b"\nevent: end\n" in body
     assert b'"status":"succeeded"' in body
     assert body.endswith(b"\n\n")
 
@@ -45,7 +45,7 @@ def test_the_connection_ends_with_an_answer_that_has_a_length(service: Service) 
     said = say(service.port, LIVEZ + b"\r\n", patience=PATIENCE)
     (answer,) = said.responses
     assert said.closed
-    assert (answer.status, answer.body, answer.headers["connection"]) == (200, b"ok", "close")
+    assert (answer.status, answer.body, answer.headers["connection"]) == (200, b"ok\n", "close")
 
 
 def test_the_connection_stays_open_for_a_client_that_asks(service: Service) -> None:

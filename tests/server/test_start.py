@@ -235,7 +235,7 @@ def test_an_idle_connection_is_closed_when_its_time_is_up(tmp_path: Path) -> Non
         heard = b""
         while block := connection.recv(1 << 16):
             heard += block
-        assert heard.endswith(b"ok")
+        assert heard.endswith(b"ok\n")
 
 
 # Ctrl-C
