@@ -23,16 +23,24 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 from app.mail.message import address
 
 SECRETS = Path("/run/secrets")  # where containers get settings as files, named in lower case
+LARGEST_PORT = 65535
 S3_COPIES_AT_MOST = 5 << 30  # bytes, in the one request that publishes an upload
 
 Environment = Literal["development", "production"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+# One host of several, with its port if it has one: a name, an address, or none for the socket.
+_DATABASE_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:,@/]*)(?::([1-9]\d{0,4}))?", re.ASCII)
+
+
 def _queue_url(url: str) -> str:
     with contextlib.suppress(ValueError):  # which may repeat the password
         parts = urlsplit(url)
-        if parts.scheme in {"postgresql", "postgres"} and parts.path[1:] and parts.port != 0:
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        found = [_DATABASE_HOST.fullmatch(host) for host in hosts]
+        hosts_are_sound = all(host and int(host[2] or 1) <= LARGEST_PORT for host in found)
+        if parts.scheme in {"postgresql", "postgres"} and parts.path[1:] and hosts_are_sound:
             return url
     if not url.startswith("sqlite:///") or url == "sqlite:///":
         raise ValueError(

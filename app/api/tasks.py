@@ -31,11 +31,15 @@ router = APIRouter(tags=["tasks"], route_class=Route)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 After = Annotated[
-    Sought | None, Query(description="The last id of the page before.", max_length=64)
+    str | None,
+    Query(
+        description="The last id of the page before, also if retention has removed that task.",
+        pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+    ),
 ]
 
 
-@router.get("/tasks", responses=documented(404, 422, 503))
+@router.get("/tasks", responses=documented(422, 503))
 async def list_tasks(
     queue: QueueDep,
     client: ClientDep,

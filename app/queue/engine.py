@@ -15,8 +15,9 @@ _POSTGRESQL = ("postgresql://", "postgres://")
 class Engine(Protocol):
     """Keeps the record of tasks. Whatever it has returned from is on disk.
 
-    Any method raises QueueUnavailable while the database refuses, QueueFull when its disk is full;
-    then it has changed nothing.
+    Any method raises QueueUnavailable while the database refuses, and QueueFull when its disk is
+    full. After QueueFull nothing has changed. After QueueUnavailable that is not certain, because
+    the answer to a commit may have got lost on its way; nor is it after a cancellation.
     """
 
     async def start(self) -> None:
@@ -48,7 +49,7 @@ class Engine(Protocol):
     ) -> list[Task]:
         """A client's tasks, newest first; `after` is the id of the last one of the page before.
 
-        Raises TaskNotFound if that is none of the client's.
+        If that task is gone, the list goes on from its place: with the next older id.
         """
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:

@@ -32,7 +32,7 @@ class TaskNotGivenUp(QueueError):
 
 
 class QueueUnavailable(QueueError):
-    """The database does not take writes just now; nothing was accepted. Try again."""
+    """The database does not answer just now. Try again, with the same Idempotency-Key if any."""
 
 
 class QueueFull(QueueUnavailable):

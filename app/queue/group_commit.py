@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from app.queue.errors import QueueFull, QueueUnavailable
+from app.queue.errors import QueueError, QueueFull, QueueUnavailable
 from app.queue.sqlite_file import forget_cached_log
 
 # Of what many ask for alike, so much goes into one statement: each statement gives up Python's
@@ -39,6 +39,13 @@ class _Job:
     item: Any
     done: "asyncio.Future[Any]"
     is_shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """The result of an operation that raised an error of the queue and wrote nothing."""
+
+    error: QueueError
 
 
 _Answer = tuple["asyncio.Future[Any]", Any, BaseException | None]
@@ -75,10 +82,21 @@ class GroupCommit:
     async def run(self, operation: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
         """Run an operation; what it wrote is on disk when this returns."""
 
-        def do(connection: sqlite3.Connection, _: Sequence[None]) -> list[ResultT]:
-            return [operation(connection)]
+        def do(connection: sqlite3.Connection, _: Sequence[None]) -> list[ResultT | _Refusal]:
+            changes = connection.total_changes
+            try:
+                return [operation(connection)]
+            except QueueError as error:
+                # Such as "there is no such task": an answer like any other, if nothing was written.
+                # The error must not leave the transaction, which the other members share.
+                if connection.total_changes != changes:
+                    raise
+                return [_Refusal(error)]
 
-        return await self._ask(do, None, is_shared=False)
+        result = await self._ask(do, None, is_shared=False)
+        if isinstance(result, _Refusal):
+            raise result.error
+        return result
 
     async def share(self, do: Do[ItemT, ResultT], item: ItemT) -> ResultT:
         """Have something done for an item, together with the others for whom it is to be done."""
@@ -138,8 +156,11 @@ class GroupCommit:
             if not is_one_statement:
                 connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - each caller gets its own
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            # SQLite may have rolled back by itself (its documentation, lang_transaction.html); an
+            # error here must not end the thread.
+            with contextlib.suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
             if _disk_fails(error):
                 forget_cached_log(connection)
             if len(group) > 1 and not _refuses_all(error):
@@ -175,8 +196,27 @@ def _code(error: Exception) -> int:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)
 
 
+# Errors of the machine: a locked or a damaged file, a disk that is full, fails or only reads. All
+# others, such as a wrong column, are mistakes in our statements, which no waiting mends.
+_MACHINE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOLFS,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_READONLY,
+}
+
+
 def _translated(error: Exception) -> Exception:
-    if not isinstance(error, sqlite3.Error):
+    if not isinstance(error, sqlite3.Error) or _code(error) & 0xFF not in _MACHINE:
         return error
     translated = QueueFull() if _is_full(error) else QueueUnavailable()
     translated.__cause__ = error

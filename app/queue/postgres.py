@@ -16,14 +16,20 @@ from app.queue.errors import (
     QueueUnavailable,
     RecordNotFound,
     TaskHasStarted,
-    TaskNotFound,
     TaskNotGivenUp,
 )
 from app.queue.events import Event, Listener
 from app.queue.outages import Outages
 from app.queue.postgres_events import CHANNEL, Grapevine
 from app.queue.postgres_listener import Listener as Ear
-from app.queue.postgres_schema import Session, Troubles, check, connect, options
+from app.queue.postgres_schema import (
+    Session,
+    Troubles,
+    check,
+    connect,
+    is_our_mistake,
+    options,
+)
 from app.queue.postgres_statements import RECORD, TASK, TASKS_CHANNEL, Settlement
 from app.queue.retry import WORKER_DIED
 from app.queue.task import Backlog, Outcome, Record, Status, Task, Writes, to_json
@@ -51,7 +57,7 @@ class Postgres:
         self._arrived = asyncio.Event()
         # The attempts that this process has claimed and not settled yet, by id and claims.
         self._held: dict[tuple[str, int], Task] = {}
-        self._outages = Outages(*Troubles)
+        self._outages = Outages(QueueUnavailable)
         self._grapevine = Grapevine(self._notify, self.get)
         self._ear = Ear(lambda: asyncpg.connect(**options(url)), self._arrived.set)
 
@@ -122,22 +128,16 @@ class Postgres:
     ) -> list[Task]:
         # A condition that is not asked for is left out: else one plan would have to fit all cases.
         # Only clients with a name have an index, which is used if this is said.
-        named = "client = ${} AND client <> ''" if client else "client = ${}"
-        filters = {
-            named: client,
-            "status = ${}": status,
-            "kind = ${}": kind,
-            "seq < (SELECT seq FROM afterward.tasks WHERE id = ${})": after,
-        }
+        named = "client = $2 AND client <> ''" if client else "client = $2"
+        filters = {"status = ${}": status, "kind = ${}": kind, statements.BEFORE: after}
         chosen = {sql: value for sql, value in filters.items() if value is not None}
-        conditions = [sql.format(number) for number, sql in enumerate(chosen, start=2)]
-        where = " AND ".join(["TRUE", *conditions])
+        conditions = [sql.replace("{}", str(n)) for n, sql in enumerate(chosen, start=3)]
+        where = " AND ".join([named, *conditions])
         async with self._session() as session:
-            if after is not None and (await statements.read_task(session, after)).client != client:
-                raise TaskNotFound
             rows = await session.fetch(
                 f"SELECT {TASK} FROM afterward.tasks WHERE {where} ORDER BY seq DESC LIMIT $1",
                 limit,
+                client,
                 *chosen.values(),
             )
         return [statements.to_task(row) for row in rows]
@@ -445,7 +445,7 @@ class Postgres:
     @contextlib.asynccontextmanager
     async def _session(self) -> AsyncIterator[Session]:
         """A connection; each statement on it is a transaction of its own."""
-        with _troubles_translated(), self._outages.noticed():
+        with self._outages.noticed(), _troubles_translated():
             async with self._pool.acquire(timeout=5) as session:
                 yield session
 
@@ -464,9 +464,9 @@ async def _nothing_to_reset(_: Session) -> None:
 def _troubles_translated() -> Iterator[None]:
     try:
         yield
-    except asyncpg.IntegrityConstraintViolationError:
-        raise  # not the database's fault, and trying again would not help
     except asyncpg.DiskFullError as error:
         raise QueueFull from error
     except Troubles as error:
+        if is_our_mistake(error):
+            raise
         raise QueueUnavailable from error

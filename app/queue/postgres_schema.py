@@ -1,6 +1,7 @@
 """PostgreSQL's connections and tables: reached, made, upgraded, and checked at every start."""
 
 import asyncio
+import re
 import time
 from importlib.resources import files
 from typing import Any, TypeAlias
@@ -44,6 +45,9 @@ Troubles = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
+# Classes of errors (PostgreSQL's documentation, appendix A) for which a statement of ours is to
+# blame: unsupported features, wrong cardinality, data, constraints, cursors, syntax and names.
+_OUR_MISTAKES = ("0A", "21", "22", "23", "24", "26", "2B", "34", "42", "44")
 _HOPELESS = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
@@ -51,6 +55,16 @@ _HOPELESS = (
 )
 
 log = structlog.get_logger(__name__)
+
+
+def is_our_mistake(error: Exception) -> bool:
+    """Tell an error of a statement, which no waiting mends, from one of the server or the network.
+
+    A table that is missing is one as well: an operator has to run the migration.
+    """
+    return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(
+        _OUR_MISTAKES
+    )
 
 
 def options(url: str) -> dict[str, Any]:
@@ -86,8 +100,12 @@ async def connect(url: str, **changes: Any) -> "asyncpg.Connection[Any]":
 
 
 def _place(url: str) -> str:
-    parts = urlsplit(url)
-    return f"PostgreSQL at {parts.hostname or 'its socket'}:{parts.port or 5432}"
+    """Name the hosts of a URL, each with its port, and without the password."""
+    hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
+    named = [f"{host or 'its socket'}" for host in hosts]
+    return "PostgreSQL at " + ", ".join(
+        host if re.search(r":\d+$", host) else f"{host}:5432" for host in named
+    )
 
 
 async def check(connection: "asyncpg.Connection[Any]") -> None:
@@ -111,7 +129,7 @@ async def check(connection: "asyncpg.Connection[Any]") -> None:
 
 
 async def migrate(url: str) -> None:
-    """Make the tables, ours and PGQueuer's, or bring them up to date; raises CannotStart."""
+    """Make the tables where they are missing. Raises CannotStart."""
     # Waiting for another migration may take long, and so may a migration.
     connection = await connect(url, command_timeout=None)
     try:
@@ -123,10 +141,8 @@ async def migrate(url: str) -> None:
         if version == 0:
             async with connection.transaction():
                 await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-                await connection.execute(_script("postgres.sql"))
-        for step in range(version + 1, SCHEMA_VERSION + 1) if version else ():
-            async with connection.transaction():
-                await connection.execute(_script(f"postgres_{step}.sql"))
+                script = files("app.queue").joinpath("postgres.sql").read_text()
+                await connection.execute(script)
         log.info("migrated", schema=SCHEMA, version=SCHEMA_VERSION)
     except asyncpg.PostgresError as error:
         raise CannotStart(f"QUEUE_URL: the database refuses the migration: {error}") from error
@@ -134,12 +150,17 @@ async def migrate(url: str) -> None:
         await connection.close()
 
 
-def _script(name: str) -> str:
-    return files("app.queue").joinpath(name).read_text()
-
-
 async def _version(connection: "asyncpg.Connection[Any]") -> int:
-    """The version of the tables; 0 if there are none."""
+    """Give the version of the tables; 0 if there are none.
+
+    Raises CannotStart for tables from before the first release, which were numbered as well.
+    """
+    if await connection.fetchval("SELECT to_regclass($1)", f"{SCHEMA}.pgqueuer") is not None:
+        raise CannotStart(
+            f"QUEUE_URL: the tables in the schema {SCHEMA} are older than the first release. They "
+            f"were left as they are: run ALTER SCHEMA {SCHEMA} RENAME TO {SCHEMA}_old, and then "
+            "`python -m app migrate`."
+        )
     if await connection.fetchval("SELECT to_regclass($1)", f"{SCHEMA}.schema_version") is None:
         return 0
     version: int = await connection.fetchval(f"SELECT version FROM {SCHEMA}.schema_version")

@@ -76,6 +76,17 @@ _WAITING_KINDS = f"""
     )
 """
 
+# The tasks after one of a list, newest first. A task that retention has removed is no more, and
+# another client's tells nothing: from such a place the list goes on with the next older id, since
+# ids are ordered by time.
+_BEFORE = """
+    seq < coalesce(
+        (SELECT seq FROM tasks WHERE id = :after AND client = :client),
+        (SELECT seq + 1 FROM tasks WHERE id < :after ORDER BY id DESC LIMIT 1),
+        0
+    )
+"""
+
 _OLDEST = f"""
     WITH RECURSIVE {_WAITING_KINDS}
     SELECT min(due_at) FROM (
@@ -144,19 +155,14 @@ class SQLite:
         limit: int,
     ) -> list[Task]:
         # Only clients with a name have an index, which is used if this is said.
-        named = "client = ? AND client <> ''" if client else "client = ?"
-        filters = {named: client, "status = ?": status, "kind = ?": kind}
-        if after is not None:
-            filters["seq < (SELECT seq FROM tasks WHERE id = ?)"] = after
-        chosen = {sql: value for sql, value in filters.items() if value is not None}
-        where = " AND ".join(["TRUE", *chosen])
+        named = "client = :client AND client <> ''" if client else "client = :client"
+        filters = {named: client, "status = :status": status, "kind = :kind": kind, _BEFORE: after}
+        where = " AND ".join(sql for sql, value in filters.items() if value is not None)
+        values = {"client": client, "status": status, "kind": kind, "after": after, "limit": limit}
 
         def page(connection: sqlite3.Connection) -> list[Task]:
-            if after is not None and _get(connection, after).client != client:
-                raise TaskNotFound
             rows = connection.execute(
-                f"SELECT {_TASK} FROM tasks WHERE {where} ORDER BY seq DESC LIMIT ?",
-                (*chosen.values(), limit),
+                f"SELECT {_TASK} FROM tasks WHERE {where} ORDER BY seq DESC LIMIT :limit", values
             )
             return [_task(row) for row in rows]
 

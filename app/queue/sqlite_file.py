@@ -10,33 +10,62 @@ from pathlib import Path
 from app.queue.errors import CannotStart
 
 SCHEMA_VERSION = 1
+# Marks our files. Before there was a release, they had no mark, and other tables.
+APPLICATION_ID = 0x41465457
 LOCKED_SECONDS = 1.0  # how long a statement waits for somebody else's lock on the file
 
 
 def lock(path: Path) -> int:
     """Take the lock file beside the database for this process, or raise CannotStart.
 
-    One process it is: SQLite before 3.51.3 can corrupt a WAL that two connections write and
-    checkpoint at once, and the queue's wake-ups and group commit live in one process.
+    Only one process may use the database: SQLite before 3.51.3 can corrupt a WAL that two
+    connections write and checkpoint at once, and wake-ups and group commit work in one process.
     """
     # Of the file itself: a link is only another name for it.
     lock_path = Path(os.path.realpath(path) + ".lock")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_directory(lock_path.parent)
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CannotStart(f"{lock_path} cannot be opened: {error.strerror}.") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
         os.close(lock)
-        raise CannotStart(
-            f"{path} is in use by another process. SQLite serves one process; for several, "
-            "set QUEUE_URL=postgresql://…"
-        ) from error
+        raise CannotStart(_why_not_locked(path, lock_path, owner, error)) from error
     os.ftruncate(lock, 0)
     os.write(lock, f"{os.getpid()}\n".encode())  # for people; only the lock itself counts
     return lock
+
+
+def _why_not_locked(path: Path, lock_path: Path, owner: str, error: OSError) -> str:
+    if not isinstance(error, BlockingIOError):
+        return (
+            f"{lock_path} cannot be locked: {error.strerror}. The file system has no locks, as NFS "
+            "without its lock service: set QUEUE_URL to a file on a local disk."
+        )
+    process = f"process {owner}" if owner.isdecimal() else "another process"
+    stop = f" Stop it with `kill {owner}`, or" if owner.isdecimal() else " Stop it, or"
+    return (
+        f"{path} is in use: the service already runs here, as {process}.{stop} set QUEUE_URL to "
+        "another file. SQLite serves one process; several need QUEUE_URL=postgresql://…"
+    )
+
+
+def _make_directory(directory: Path) -> None:
+    """Make a directory and its parents, private and durable: each name is synced to the disk."""
+    if directory.is_dir():
+        return
+    _make_directory(directory.parent)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Not every file system can sync a directory; the database itself is synced by SQLite.
+        with contextlib.suppress(OSError):
+            os.fsync(parent)
+    finally:
+        os.close(parent)
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -53,6 +82,9 @@ def open_database(path: Path) -> sqlite3.Connection:
                 _advise(file, "DONTNEED")
                 _advise(file, "WILLNEED")  # all of it is read next: in one go
             _check(path)
+        else:
+            # SQLite gives its -wal and -shm files the mode of the database.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(
             path, timeout=LOCKED_SECONDS, isolation_level=None, check_same_thread=False
         )
@@ -109,7 +141,13 @@ def _check(path: Path) -> None:
             raise sqlite3.DatabaseError("it was cut short")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         names = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
-        if names and (version == 0 or "tasks_due" not in names):
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        if names and application != APPLICATION_ID:
+            if {"tasks", "tasks_due", "answers"} <= names:
+                raise sqlite3.DatabaseError(
+                    "its tables are older than the first release. Move it away, and start with a "
+                    "new one"
+                )
             raise sqlite3.DatabaseError("it belongs to another program")
         if version > SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"it was written by a newer version (schema {version})")
@@ -126,12 +164,11 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA wal_autocheckpoint = 4000")
     connection.execute("PRAGMA cache_size = -16000")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version < SCHEMA_VERSION:
-        steps = range(version + 1, SCHEMA_VERSION + 1)
-        names = [f"schema_{step}.sql" for step in steps] if version else ["schema.sql"]
-        script = "\n".join(files("app.queue").joinpath(name).read_text() for name in names)
+    if version == 0:
+        script = files("app.queue").joinpath("schema.sql").read_text()
         connection.executescript(
-            f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            f"BEGIN IMMEDIATE; {script}; PRAGMA application_id = {APPLICATION_ID}; "
+            f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
     # The lock says that no other process lives, so whoever held a lease is dead.
     connection.execute("UPDATE tasks SET lease_expires_at = 0 WHERE status = 'running'")

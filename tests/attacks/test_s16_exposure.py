@@ -121,13 +121,17 @@ def test_lists_show_each_client_its_own(client: TestClient) -> None:
         assert others not in ids
 
 
-def test_another_s_id_is_no_place_to_go_on_from(client: TestClient) -> None:
-    """For tasks it must be known where it stands: another's is not known. Uploads need no look."""
-    ada = belongings(client, ADA)
-    others = client.get(f"/tasks?after={ada.task}", headers=EVE)
-    nobodys = client.get(f"/tasks?after={UNKNOWN}", headers=EVE)
-    assert without_instance(others) == without_instance(nobodys)
-    assert client.get(f"/uploads?after={ada.upload}", headers=EVE).json()["data"] == []
+def test_a_page_after_another_clients_id_is_one_after_an_id_that_never_was(
+    client: TestClient,
+) -> None:
+    """An id tells its time by itself; that there is such a task, the page does not tell."""
+    eve, ada = belongings(client, EVE), belongings(client, ADA)
+    never = f"{ada.task[:-1]}{'0' if ada.task[-1] != '0' else '1'}"
+    pages = [client.get(f"/tasks?after={after}", headers=EVE).json() for after in (ada.task, never)]
+    assert pages[0] == pages[1]
+    assert eve.task in [task["id"] for task in pages[0]["data"]]
+    uploads = client.get(f"/uploads?after={ada.upload}", headers=EVE).json()["data"]
+    assert [upload["id"] for upload in uploads] == [eve.upload]
 
 
 def test_an_idempotency_key_is_each_client_s_own(client: TestClient) -> None:

@@ -53,7 +53,7 @@ def test_a_second_process_on_one_sqlite_file_refuses(
     )
     assert refused == seconds
     for process in seconds:
-        assert "SQLite serves one process; for several, set QUEUE_URL=postgresql" in process.log
+        assert "SQLite serves one process; several need QUEUE_URL=postgresql" in process.log
         assert "Traceback" not in process.log
     assert attempts == [1] * len(ids)
     assert len(smtp_server.received) == len(ids)

@@ -156,7 +156,7 @@ async def test_an_operation_that_fails_fails_alone(commits: GroupCommit) -> None
 async def test_what_shares_a_statement_and_fails_fails_alone(commits: GroupCommit) -> None:
     shares = (commits.share(insert, n) for n in (1, 2, 1, 3))
     outcomes = await asyncio.gather(*shares, return_exceptions=True)
-    assert isinstance(outcomes.pop(2), QueueUnavailable)
+    assert isinstance(outcomes.pop(2), sqlite3.IntegrityError)
     assert outcomes == [1, 2, 3]
     assert await commits.run(numbers) == [1, 2, 3]
 

@@ -86,6 +86,45 @@ async def test_tables_of_a_newer_version_are_left_as_they_are(
         await make_tables(empty_url)
 
 
+async def test_tables_from_before_the_first_release_are_left_as_they_are(
+    postgres: Postgres, empty_url: str
+) -> None:
+    """They had a version number of 1 as well, but other columns."""
+    postgres.sql(
+        "CREATE SCHEMA afterward; CREATE TABLE afterward.pgqueuer (id int); "
+        "CREATE TABLE afterward.schema_version (version int); "
+        "INSERT INTO afterward.schema_version VALUES (1)",
+        empty_url,
+    )
+    assert "ALTER SCHEMA afterward RENAME TO afterward_old" in await refusal(empty_url)
+    with pytest.raises(CannotStart, match="older than the first release"):
+        await make_tables(empty_url)
+    postgres.sql("ALTER SCHEMA afterward RENAME TO afterward_old", empty_url)
+    await make_tables(empty_url)
+    await starts(empty_url)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "told"),
+    [
+        ("h1,h2", "h1:5432, h2:5432"),
+        ("h1:1,h2:2", "h1:1, h2:2"),
+        ("ada:secret@[::1],h2", "[::1]:5432, h2:5432"),
+        ("", "its socket:5432"),
+    ],
+)
+def test_each_host_is_named_and_no_password(hosts: str, told: str) -> None:
+    assert postgres_schema._place(f"postgresql://{hosts}/queue") == f"PostgreSQL at {told}"
+
+
+async def test_the_second_host_is_tried_if_the_first_does_not_answer(
+    postgres: Postgres, empty_url: str
+) -> None:
+    several = empty_url.replace("@", f"@127.0.0.1:{free_port()},")
+    await make_tables(several)
+    await starts(several)
+
+
 async def test_whoever_may_not_make_tables_is_told_so(postgres: Postgres, empty_url: str) -> None:
     postgres.sql(f"CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")
     with pytest.raises(CannotStart, match="refuses the migration: permission denied"):

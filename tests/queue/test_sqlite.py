@@ -1,14 +1,20 @@
 """What only the embedded engine can get wrong: its one file, and its one process."""
 
+import asyncio
+import errno
+import fcntl
+import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.queue.errors import CannotStart
+from app.queue.errors import CannotStart, TaskNotFound
 from app.queue.sqlite import SQLite
 from app.queue.task import Status, Writes
 from tests.queue.support import LEASE, NOW, a_task, claim_all, opened, put
@@ -176,3 +182,98 @@ async def test_nothing_reads_more_tasks_than_it_needs(
     ]
     assert indexes <= {word for step in steps for word in step.split()}
     assert not {"SCAN tasks", "SCAN answers", "USE TEMP B-TREE FOR ORDER BY"} & set(steps)
+
+
+# The file
+
+
+async def test_the_database_is_private_and_so_is_its_directory(tmp_path: Path) -> None:
+    path = tmp_path / "var" / "deep" / "queue.db"
+    async with opened(path) as engine:
+        await put(engine, a_task())
+        modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert modes == dict.fromkeys(
+        ["queue.db", "queue.db-shm", "queue.db-wal", "queue.db.lock"], 0o600
+    )
+    assert {folder.stat().st_mode & 0o777 for folder in (path.parent, tmp_path / "var")} == {0o700}
+
+
+async def test_a_second_process_is_told_which_one_runs(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    async with opened(path):
+        with pytest.raises(CannotStart, match=rf"as process {os.getpid()}\. Stop it with `kill"):
+            await SQLite(path).start()
+        Path(f"{path}.lock").write_text("")  # noqa: ASYNC240 - a test may block
+        with pytest.raises(CannotStart, match=r"as another process\. Stop it, or set QUEUE_URL"):
+            await SQLite(path).start()
+
+
+async def test_a_file_system_without_locks_is_named_as_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(CannotStart, match=r"No locks available\. The file system has no locks"):
+        await SQLite(tmp_path / "queue.db").start()
+
+
+async def test_a_file_from_before_the_first_release_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "CREATE TABLE tasks (due_at); CREATE INDEX tasks_due ON tasks (due_at); "
+            "CREATE TABLE answers (key); PRAGMA user_version = 4"
+        )
+    before = path.read_bytes()
+    with pytest.raises(CannotStart, match=r"older than the first release\. Move it away"):
+        await SQLite(path).start()
+    assert path.read_bytes() == before
+
+
+async def test_a_mistake_in_a_statement_is_no_outage(engine: SQLite) -> None:
+    """Waiting does not mend it, so it must be seen."""
+    with pytest.raises(sqlite3.OperationalError, match="no such column"):
+        await engine._commits.run(lambda connection: connection.execute("SELECT unknown"))
+
+
+async def test_an_operation_that_finds_nothing_does_not_split_its_group(engine: SQLite) -> None:
+    """Else one client that asks for a missing task makes sixty transactions of one."""
+    commits = count_commits(engine)
+    asked = [put(engine, a_task()) for _ in range(30)] + [engine.get("nothing")]
+    results = await asyncio.gather(
+        *asked, *(put(engine, a_task()) for _ in range(30)), return_exceptions=True
+    )
+    assert [type(result) for result in results if result is not None] == [TaskNotFound]
+    assert len(commits) == 1
+
+
+async def test_an_operation_that_has_written_is_undone_when_it_refuses(engine: SQLite) -> None:
+    def write_and_refuse(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO counts VALUES ('odd', 1)")
+        raise TaskNotFound
+
+    _, refused = await asyncio.gather(
+        put(engine, a_task()), engine._commits.run(write_and_refuse), return_exceptions=True
+    )
+    assert isinstance(refused, TaskNotFound)
+    odd = await engine._commits.run(
+        lambda connection: connection.execute(
+            "SELECT count(*) FROM counts WHERE status = 'odd'"
+        ).fetchone()
+    )
+    assert odd == (0,)
+
+
+def count_commits(engine: SQLite) -> list[str]:
+    """Collect the commits that the engine makes from now on."""
+    commits: list[str] = []
+    commit = engine._commits._commit
+
+    def counted(connection: sqlite3.Connection, group: Any) -> Any:
+        commits.append("group")
+        return commit(connection, group)
+
+    engine._commits._commit = counted  # type: ignore[method-assign]
+    return commits
