@@ -8,8 +8,8 @@ import pytest
 from tests.support.service import ROOT
 from tests.support.torture import row_of
 
-ROWS = [f"F{number}" for number in range(1, 25)] + [f"S{number}" for number in range(1, 18)]
-ROWS += ["F27", "S18"]
+ROWS = [f"F{number}" for number in range(1, 26)] + [f"S{number}" for number in range(1, 18)]
+ROWS += ["F27", "F28", "S18"]
 MODULES: dict[str, list[Path]] = {}
 for path in sorted((ROOT / "tests").glob("*/test_*.py")):
     if row := row_of(path.as_posix()):

@@ -98,8 +98,8 @@ class TaskFailure(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    type: str
-    detail: str
+    type: str = "Unknown"
+    detail: str = ""
 
 
 class TaskView(TaskSummary):

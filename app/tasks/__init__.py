@@ -15,7 +15,7 @@ Context, and name it in `catalogue`, with a retry policy if it needs one of its 
 
 from app.queue.durable import Catalogue, Kind
 from app.settings import Settings
-from app.tasks import mail
+from app.tasks import mail, uploads
 from app.tasks.data import save_data
 from app.tasks.mail import send_email
 from app.tasks.tools import Tools
@@ -24,10 +24,11 @@ from app.tasks.uploads import make_thumbnail, remove_upload, save_upload
 
 def catalogue(settings: Settings) -> Catalogue[Tools]:
     """Name every kind of durable task. Those without a policy of their own have the queue's."""
+    of_uploads = uploads.retry_policy(settings)
     return Catalogue(
         Kind(send_email, retry=mail.retry_policy(settings)),
-        save_upload,
-        make_thumbnail,
-        remove_upload,
+        Kind(save_upload, retry=of_uploads),
+        Kind(make_thumbnail, retry=of_uploads),
+        Kind(remove_upload, retry=of_uploads),
         save_data,
     )

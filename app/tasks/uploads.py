@@ -1,20 +1,31 @@
 """The durable tasks of an uploaded file: check and publish it, make its thumbnail, remove it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import structlog
 
 from app.files.names import media_type
 from app.files.pictures import MEDIA_TYPES, PictureRefused
-from app.files.store import NoSuchUpload
-from app.queue.errors import PermanentError, RecordNotFound
+from app.files.store import NoSuchUpload, StoreFull, StoreUnavailable
+from app.queue.errors import (
+    PermanentError,
+    QueueUnavailable,
+    RecordNotFound,
+    ServiceUnavailable,
+)
+from app.queue.retry import RetryPolicy
 from app.queue.task import Record
+from app.settings import Settings
 from app.tasks.tools import Context
 
 COLLECTION = "uploads"
 # Bytes of a picture that gets a thumbnail. A copy of a picture in S3 must fit into the /tmp of a
 # container, which has 64 MiB in docker-compose.yml.
 LARGEST_PICTURE = 48 << 20
+# As long as for a mail (RFC 5321, 4.5.4.1): a store that is away over a weekend fails no upload.
+STORE_RETRY_SECONDS = 4 * 24 * 3600.0
 
 log = structlog.get_logger(__name__)
 
@@ -25,27 +36,28 @@ async def save_upload(context: Context, *, upload_id: str) -> dict[str, str] | N
     Returns the upload's id and type; None if the client has deleted the upload meanwhile. Raises
     PermanentError if the file is missing.
     """
-    record = await _record(context, upload_id)
-    if record is None:
-        await _deleted_meanwhile(context, upload_id)
-        return None
-    declared = record.body.get("content_type", "application/octet-stream")
-    try:
-        actual = media_type(await context.tools.uploads.head(upload_id), declared)
-        await context.tools.uploads.publish(upload_id)
-    except NoSuchUpload as missing:
-        await _file_is_missing(context, upload_id, missing)
-        return None
-    if actual != declared:
-        log.warning("upload is not what it says", upload_id=upload_id, actual=actual)
-    body = record.body | {"content_type": actual, "status": "published"}
-    if not await context.tools.engine.update_record(replace(record, body=body)):
-        await _deleted_meanwhile(context, upload_id)
-        return None
-    if actual in MEDIA_TYPES:
-        context.durable_tasks.add_task(make_thumbnail, upload_id=upload_id)
-    log.info("upload published", upload_id=upload_id, content_type=actual)
-    return {"upload_id": upload_id, "content_type": actual}
+    with _store_outage():
+        record = await _record(context, upload_id)
+        if record is None:
+            await _deleted_meanwhile(context, upload_id)
+            return None
+        declared = record.body.get("content_type", "application/octet-stream")
+        try:
+            actual = media_type(await context.tools.uploads.head(upload_id), declared)
+            await context.tools.uploads.publish(upload_id)
+        except NoSuchUpload as missing:
+            await _file_is_missing(context, upload_id, missing)
+            return None
+        if actual != declared:
+            log.warning("upload is not what it says", upload_id=upload_id, actual=actual)
+        body = record.body | {"content_type": actual, "status": "published"}
+        if not await context.tools.engine.update_record(replace(record, body=body)):
+            await _deleted_meanwhile(context, upload_id)
+            return None
+        if actual in MEDIA_TYPES:
+            context.durable_tasks.add_task(make_thumbnail, upload_id=upload_id)
+        log.info("upload published", upload_id=upload_id, content_type=actual)
+        return {"upload_id": upload_id, "content_type": actual}
 
 
 async def make_thumbnail(context: Context, *, upload_id: str) -> None:
@@ -53,22 +65,23 @@ async def make_thumbnail(context: Context, *, upload_id: str) -> None:
 
     Raises PermanentError if the file is missing, or is no picture that can be decoded.
     """
-    record = await _record(context, upload_id)
-    if record is None:
-        await _deleted_meanwhile(context, upload_id)
-        return
-    try:
-        thumbnail = await _thumbnail(context, record)
-    except NoSuchUpload as missing:
-        await _file_is_missing(context, upload_id, missing)
-        return
-    except PictureRefused as error:
-        log.warning("no thumbnail can be made", upload_id=upload_id, reason=str(error))
-        raise PermanentError(str(error)) from error
-    await context.tools.uploads.save_thumbnail(upload_id, thumbnail)
-    # The client may have deleted the upload while the thumbnail was made, or was stored.
-    if await _record(context, upload_id) is None:
-        await _deleted_meanwhile(context, upload_id)
+    with _store_outage():
+        record = await _record(context, upload_id)
+        if record is None:
+            await _deleted_meanwhile(context, upload_id)
+            return
+        try:
+            thumbnail = await _thumbnail(context, record)
+        except NoSuchUpload as missing:
+            await _file_is_missing(context, upload_id, missing)
+            return
+        except PictureRefused as error:
+            log.warning("no thumbnail can be made", upload_id=upload_id, reason=str(error))
+            raise PermanentError(str(error)) from error
+        await context.tools.uploads.save_thumbnail(upload_id, thumbnail)
+        # The client may have deleted the upload while the thumbnail was made, or was stored.
+        if await _record(context, upload_id) is None:
+            await _deleted_meanwhile(context, upload_id)
 
 
 async def _thumbnail(context: Context, record: Record) -> bytes:
@@ -84,10 +97,30 @@ async def remove_upload(context: Context, *, upload_id: str) -> None:
     Raises PermanentError if there is a record: then the bytes belong to an upload that a client
     was promised.
     """
-    if await _record(context, upload_id, of_any_client=True) is not None:
-        raise PermanentError(f"upload {upload_id} has a record, so its file stays")
-    await context.tools.uploads.delete(upload_id)
-    log.info("upload removed", upload_id=upload_id)
+    with _store_outage():
+        if await _record(context, upload_id, of_any_client=True) is not None:
+            raise PermanentError(f"upload {upload_id} has a record, so its file stays")
+        await context.tools.uploads.delete(upload_id)
+        log.info("upload removed", upload_id=upload_id)
+
+
+def retry_policy(settings: Settings) -> RetryPolicy:
+    """Wait for days for a store or a database that is away; give up bugs after a few attempts."""
+    return RetryPolicy(
+        settings.retry_attempts,
+        settings.retry_base_seconds,
+        settings.retry_max_seconds,
+        give_up_after=STORE_RETRY_SECONDS,
+    )
+
+
+@contextmanager
+def _store_outage() -> Iterator[None]:
+    """Raise ServiceUnavailable where the store or the database refuses: other uploads wait too."""
+    try:
+        yield
+    except (StoreFull, StoreUnavailable, QueueUnavailable) as error:
+        raise ServiceUnavailable(str(error)) from error
 
 
 async def _record(

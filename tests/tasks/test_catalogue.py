@@ -12,3 +12,17 @@ def test_the_names_are_what_is_stored_and_stay() -> None:
         "make_thumbnail",
         "save_data",
     }
+
+
+def test_what_depends_on_the_outside_world_is_tried_for_days() -> None:
+    """An outage of a weekend fails no mail and no upload."""
+    kinds = catalogue(Settings(_env_file=None))
+    patience = {kind: (policy := kinds.policy(kind)) and policy.give_up_after for kind in kinds}
+    four_days = 4 * 24 * 3600
+    assert patience == {
+        "send_email": four_days,
+        "save_upload": four_days,
+        "make_thumbnail": four_days,
+        "remove_upload": four_days,
+        "save_data": None,
+    }

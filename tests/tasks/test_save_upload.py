@@ -1,14 +1,15 @@
 """The tasks of an upload, when the client deletes it or its file is missing at the worst moment."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from app.files.local import LocalStore
+from app.files.store import StoreFull, StoreUnavailable
 from app.queue.durable import DurableTasks
-from app.queue.errors import PermanentError
+from app.queue.errors import PermanentError, QueueUnavailable, ServiceUnavailable
 from app.queue.retry import RetryPolicy
 from app.queue.sqlite import SQLite
 from app.queue.task import Record, Writes, new_id
@@ -173,3 +174,35 @@ async def test_the_bytes_of_an_upload_that_has_a_record_are_never_removed(
     with pytest.raises(PermanentError, match="its file stays"):
         await remove_upload(stage.context, upload_id=stage.upload_id)
     assert files_below(tmp_path / "uploads") == [f"received/{stage.upload_id}"]
+
+
+@pytest.mark.parametrize("refusal", [StoreUnavailable, StoreFull, QueueUnavailable])
+@pytest.mark.parametrize(
+    ("task", "at", "verb"),
+    [
+        (save_upload, "uploads", "head"),
+        (save_upload, "uploads", "publish"),
+        (save_upload, "engine", "update_record"),
+        (make_thumbnail, "uploads", "save_thumbnail"),
+        (remove_upload, "engine", "read_record"),
+        (remove_upload, "uploads", "delete"),
+    ],
+)
+async def test_a_store_or_database_that_refuses_lets_the_uploads_wait(
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: type[Exception],
+    task: Callable[..., Awaitable[Any]],
+    at: str,
+    verb: str,
+) -> None:
+    """It would refuse every other upload as well, so it is an outage, and no error of the task."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise refusal
+
+    if task is remove_upload:
+        await stage.engine.put(Writes(removed=(stage.record,)))
+    monkeypatch.setattr(getattr(stage, at), verb, refuse)
+    with pytest.raises(ServiceUnavailable):
+        await task(stage.context, upload_id=stage.upload_id)

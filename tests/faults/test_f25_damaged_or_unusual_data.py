@@ -1,0 +1,87 @@
+"""A task returns what is no JSON, a stored record lacks a field, a caught mail cannot be parsed.
+
+The task runs once, because its work was done. Every list answers, and shows the other items.
+"""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.queue.durable import Context
+from app.queue.sqlite import SQLite
+from app.queue.task import Record, Status, Writes, new_id
+from app.queue.worker import Worker
+from app.tasks.uploads import COLLECTION
+from tests.queue.support import NO_WAITS, NOW, Clock, opened, promise, queue_of
+from tests.support.service import settings_in, wait_for
+from tests.support.torture import Tried, form
+
+TASKS = form(20, 1000)
+
+
+async def runs_of(engine: SQLite, result: object, error: Exception | None = None) -> list[str]:
+    """Let a worker run tasks that return this, or raise that; gives the id of each run."""
+    ran: list[str] = []
+
+    async def odd(context: Context[None]) -> object:
+        ran.append(context.task.id)
+        if error is not None:
+            raise error
+        return result
+
+    queue = queue_of(engine, odd, now=Clock(), policy=NO_WAITS)
+    tasks = [await promise(queue, odd) for _ in range(TASKS)]
+    await Worker(queue, None).run_until_idle()
+    ended = [await engine.get(task.id) for task in tasks]
+    assert {task.status for task in ended} == {Status.FAILED}
+    return ran
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("result", [object(), {1, 2}, float("nan"), b"bytes", {"at": NOW, 1: {2}}])
+async def test_a_task_whose_result_is_no_json_runs_once(
+    tmp_path: Path, tried: Tried, result: object
+) -> None:
+    async with opened(tmp_path / "queue.db") as engine:
+        ran = await runs_of(engine, result)
+    tried(f"{TASKS} tasks return {type(result).__name__}", f"{len(ran)} runs")
+    assert len(ran) == len(set(ran)) == TASKS
+
+
+@pytest.mark.anyio
+async def test_control_a_task_that_raises_runs_again(tmp_path: Path, tried: Tried) -> None:
+    """So the runs are counted, and a result that counted as an error would be seen."""
+    async with opened(tmp_path / "queue.db") as engine:
+        ran = await runs_of(engine, None, TypeError("this is no JSON"))
+    tried(f"{TASKS} tasks raise TypeError", f"{len(ran)} runs")
+    assert len(ran) == TASKS * NO_WAITS.attempts
+
+
+def test_one_damaged_item_hides_no_other_in_any_list(tmp_path: Path, tried: Tried) -> None:
+    settings = settings_in(tmp_path)
+    with TestClient(create_app(settings)) as client:
+        task = client.post("/send-notification/ada@example.com").json()
+        upload = client.post("/upload", files={"file": ("a.txt", b"Hello", "text/plain")}).json()
+        wait_for(client, task["id"])
+        wait_for(client, upload["id"])
+        assert client.portal is not None
+        damaged = Record(COLLECTION, "", new_id(NOW), {"filename": "b.txt"}, NOW)
+        engine = client.app_state["queue"].engine
+        client.portal.call(engine.put, Writes(records=(damaged,)))
+    with closing(sqlite3.connect(tmp_path / "queue.db")) as database, database:
+        database.execute("UPDATE tasks SET error = '{}' WHERE id = ?", (task["id"],))
+    for name in ("1795846374397869034-00000000.eml", "1795846374397869035-00000000.eml"):
+        (tmp_path / "inbox" / name).write_bytes(b"\xff\x00 no mail at all" * (name[18] == "4"))
+
+    with TestClient(create_app(settings)) as client:
+        tasks, uploads = client.get("/tasks"), client.get("/uploads")
+        inbox = client.get("/inbox")
+    assert [answer.status_code for answer in (tasks, uploads, inbox)] == [200, 200, 200]
+    assert task["id"] in {one["id"] for one in tasks.json()["data"]}
+    assert {one["id"] for one in uploads.json()["data"]} == {upload["upload"]["id"], damaged.id}
+    assert "ada@example.com" in inbox.text
+    tried("lists of tasks, uploads and mails, each with a damaged item", "200, and all are shown")

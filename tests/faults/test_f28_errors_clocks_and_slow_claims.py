@@ -1,0 +1,146 @@
+"""An error that cannot be described, a clock set back by any length, a stop during a slow claim.
+
+Each task is settled, is due, or is given back uncounted.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.queue.durable import Context
+from app.queue.engine import Engine
+from app.queue.sqlite import SQLite
+from app.queue.task import Status, Task, to_json
+from app.queue.worker import Worker
+from tests.queue.support import (
+    DAY,
+    KINDS,
+    LEASE,
+    NO_WAITS,
+    NOW,
+    Clock,
+    a_task,
+    claim_all,
+    opened,
+    promise,
+    put,
+    queue_of,
+)
+from tests.support.torture import Tried, form
+
+pytestmark = pytest.mark.anyio
+
+TASKS = form(20, 1000)
+
+
+class Mute(Exception):
+    """An error whose description is an error."""
+
+    def __str__(self) -> str:
+        """Raise."""
+        raise RuntimeError("there are no words for it")
+
+
+async def raise_mute(_: Context[None]) -> None:
+    raise Mute
+
+
+async def statuses_after(engine: Engine, function: Callable[..., Any]) -> set[Status]:
+    queue = queue_of(engine, function, now=Clock(), policy=NO_WAITS)
+    tasks = [await promise(queue, function) for _ in range(TASKS)]
+    async with asyncio.timeout(60):
+        await Worker(queue, None).run_until_idle()
+    return {(await engine.get(task.id)).status for task in tasks}
+
+
+async def test_an_error_that_cannot_be_described_settles_its_task(
+    tmp_path: Path, tried: Tried
+) -> None:
+    async with opened(tmp_path / "queue.db") as engine:
+        assert await statuses_after(engine, raise_mute) == {Status.FAILED}
+    tried(f"{TASKS} tasks raise an error whose str() raises", "0 stuck")
+
+
+async def test_control_without_the_care_for_descriptions_tasks_stay_running(
+    tmp_path: Path, tried: Tried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.queue.worker.error_as_json", lambda error: to_json(str(error)))
+    async with opened(tmp_path / "queue.db") as engine:
+        with pytest.raises(RuntimeError, match="no words"):
+            await statuses_after(engine, raise_mute)
+        left = await engine.list_tasks(
+            client="", status=Status.RUNNING, kind=None, after=None, limit=TASKS
+        )
+    tried("the same without the care for descriptions", f"{len(left)} stuck")
+    assert left
+
+
+@pytest.mark.parametrize("back", [1.0, 60.0, 3000.0, DAY, 400 * DAY])
+async def test_a_new_task_is_due_after_the_clock_was_set_back_by_any_length(
+    tmp_path: Path, tried: Tried, back: float
+) -> None:
+    async with opened(tmp_path / "queue.db") as engine:
+        await put(engine, *(a_task() for _ in range(TASKS)))
+        claimed = await claim_all(engine, now=NOW - back)
+    tried(f"{TASKS} new tasks, the clock set back by {back:g} s", f"{len(claimed)} due at once")
+    assert len(claimed) == TASKS
+
+
+async def test_control_a_task_with_a_time_of_its_own_is_not_due(tmp_path: Path) -> None:
+    async with opened(tmp_path / "queue.db") as engine:
+        await put(engine, a_task(due_at=NOW + 60))
+        assert await claim_all(engine, now=NOW) == []
+
+
+class SlowClaims(SQLite):
+    """An engine whose first claim is on disk long before its answer comes."""
+
+    answers: asyncio.Event
+
+    async def claim(self, *args: Any, **kwargs: Any) -> list[Task]:
+        """Claim, and hold the answer back."""
+        tasks = await super().claim(*args, **kwargs)
+        if tasks:
+            await self.answers.wait()
+        return tasks
+
+
+async def test_a_stop_during_a_slow_claim_gives_its_tasks_back_uncounted(
+    tmp_path: Path, tried: Tried
+) -> None:
+    async def greet(context: Context[None]) -> None:
+        await asyncio.Event().wait()
+
+    engine = SlowClaims(tmp_path / "queue.db")
+    engine.answers = asyncio.Event()
+    await engine.start()
+    try:
+        queue = queue_of(engine, greet, now=Clock())
+        tasks = [await promise(queue, greet) for _ in range(5)]
+        worker = Worker(queue, None, concurrency=5)
+        await worker.start()
+        while (await engine.get(tasks[0].id)).status is not Status.RUNNING:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        stopping = asyncio.create_task(worker.stop(grace=2))
+        await asyncio.sleep(0.7)  # longer than a stop waits for its last writes
+        engine.answers.set()
+        await stopping
+        ended = [await engine.get(task.id) for task in tasks]
+    finally:
+        await engine.stop()
+    tried("a stop during a claim of 5 tasks that takes 0.7 s", "5 given back, 0 attempts counted")
+    assert [(task.status, task.attempts, task.crashes) for task in ended] == [
+        (Status.QUEUED, 0, 0)
+    ] * 5
+
+
+async def test_control_tasks_of_a_claim_that_is_forgotten_count_as_crashed(tmp_path: Path) -> None:
+    async with opened(tmp_path / "queue.db") as engine:
+        await put(engine, *(a_task() for _ in range(5)))
+        await claim_all(engine, "a worker that forgets")
+        now = NOW + LEASE + 1
+        again = await engine.claim("another worker", kinds=KINDS, limit=9, now=now, lease=LEASE)
+    assert {task.crashes for task in again} == {1}
