@@ -206,8 +206,9 @@ class Postgres:
             if row is None:
                 await statements.read_task(session, task_id)  # raises TaskNotFound
                 raise TaskNotGivenUp
+            task = statements.to_task(row)
         self._arrived.set()
-        return statements.to_task(row)
+        return task
 
     async def backlog(self) -> Backlog:
         async with self._session() as session:
@@ -305,7 +306,7 @@ class Postgres:
             await statements.insert(session, follow_ups)
             if lost := [s for s in settlements if s.attempt not in settled]:
                 settled |= await statements.settled_before(session, lost)
-        return [settled.get(settlement.attempt) for settlement in settlements]
+            return [settled.get(settlement.attempt) for settlement in settlements]
 
     async def report(self, task: Task, progress: float, now: float) -> Task | None:
         async with self._session() as session:

@@ -163,7 +163,7 @@ def test_uvicorn_does_not_serve_sqlite_with_several_workers(tmp_path: Path) -> N
     command = [part.format(port=port) for part in UVICORN]
     with Process(tmp_path, command=command, catcher=False, pythonwarnings="default") as process:
         process.wait(20)
-    assert "SQLite serves one process; for several, set QUEUE_URL=postgresql://" in process.log
+    assert "SQLite serves one process; several need QUEUE_URL=postgresql://" in process.log
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"http://127.0.0.1:{port}/livez")
 
