@@ -11,6 +11,7 @@ import resource
 import signal
 import socket
 import struct
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -99,8 +100,16 @@ class Server(uvicorn.Server):
 
 def url(settings: Settings, port: int) -> str:
     """Give the address at which a browser on this machine finds the pages, with a final slash."""
-    host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    host = "localhost" if _is_any_address(settings.host) else settings.host
     return f"http://{authority(host, port)}{settings.root_path or ''}/"
+
+
+def _is_any_address(host: str) -> bool:
+    """Whether a server listens on every address of the machine at this one."""
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def _bind(settings: Settings) -> list[socket.socket]:

@@ -5,6 +5,7 @@ bytes, so nothing here takes them for a sound mail. Reading is bounded in memory
 """
 
 import codecs
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -175,11 +176,10 @@ def _texts(mail: bytes) -> tuple[str | None, str | None]:
     types = [match[1] for match in _CONTENT_TYPE.finditer(mail)]
     containers = sum(1 for value in types if _CONTAINER.match(value))
     if containers <= _MOST_CONTAINERS and max(map(len, types), default=0) <= _LONGEST_FIELD:
-        try:
+        # The standard library's parser raises errors of many kinds.
+        with contextlib.suppress(Exception):
             parts = list(_parts(message_from_bytes(mail)))
             return _text(parts, "text/plain"), _text(parts, "text/html")
-        except Exception:  # noqa: BLE001, S110 -- the standard library raises errors of many kinds
-            pass
     return mail.decode("utf-8", "replace").replace("\r\n", "\n"), None
 
 
