@@ -7,7 +7,6 @@ import sys
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 import idna
 from pydantic import (
@@ -30,17 +29,16 @@ Environment = Literal["development", "production"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+# Not urlsplit: it takes several hosts for one, and refuses an IPv6 address among them.
+_POSTGRES_URL = re.compile(r"postgres(?:ql)?://(?:[^/?#]*@)?(?P<hosts>[^/?#@]*)/[^?#]+(?:\?.*)?")
 # One host of several, with its port if it has one: a name, an address, or none for the socket.
 _DATABASE_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:,@/]*)(?::([1-9]\d{0,4}))?", re.ASCII)
 
 
 def _queue_url(url: str) -> str:
-    with contextlib.suppress(ValueError):  # which may repeat the password
-        parts = urlsplit(url)
-        hosts = parts.netloc.rpartition("@")[2].split(",")
-        found = [_DATABASE_HOST.fullmatch(host) for host in hosts]
-        hosts_are_sound = all(host and int(host[2] or 1) <= LARGEST_PORT for host in found)
-        if parts.scheme in {"postgresql", "postgres"} and parts.path[1:] and hosts_are_sound:
+    if url.isascii() and (postgres := _POSTGRES_URL.fullmatch(url)):
+        hosts = [_DATABASE_HOST.fullmatch(host) for host in postgres["hosts"].split(",")]
+        if all(host and int(host[2] or 1) <= LARGEST_PORT for host in hosts):
             return url
     if not url.startswith("sqlite:///") or url == "sqlite:///":
         raise ValueError(

@@ -5,7 +5,6 @@ import re
 import time
 from importlib.resources import files
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
 import asyncpg
 import structlog
@@ -101,7 +100,9 @@ async def connect(url: str, **changes: Any) -> "asyncpg.Connection[Any]":
 
 def _place(url: str) -> str:
     """Name the hosts of a URL, each with its port, and without the password."""
-    hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
+    # Not urlsplit, which refuses an IPv6 address among several hosts.
+    authority = re.split("[/?#]", url.partition("://")[2])[0]
+    hosts = authority.rpartition("@")[2].split(",")
     named = [f"{host or 'its socket'}" for host in hosts]
     return "PostgreSQL at " + ", ".join(
         host if re.search(r":\d+$", host) else f"{host}:5432" for host in named

@@ -62,10 +62,10 @@ def test_the_location_tells_what_became_of_the_task(client: TestClient, call: Ca
     assert client.get(response.headers["location"]).json() == task
     assert task.keys() == TASK
     assert (task["attempts"], task["error"]) == (1, None)
-    # A mail is bounded by time, and any other task by attempts.
-    is_mail = call.kind == "send_email"
-    assert task["max_attempts"] == (None if is_mail else 8)
-    assert is_mail == (task["gives_up_at"] is not None)
+    # A mail, or a task of an upload, is bounded by time, and any other task by attempts.
+    by_time = call.kind in {"send_email", "save_upload"}
+    assert task["max_attempts"] == (None if by_time else 8)
+    assert by_time == (task["gives_up_at"] is not None)
     assert task["created_at"] == response.json()["created_at"]
     moments = [task[name] for name in ("created_at", "started_at", "finished_at")]
     assert all(map(is_utc, [*moments, task["updated_at"]]))
