@@ -128,6 +128,8 @@ class Feed:
 
     def listen(self, event: Event) -> None:
         """Give a change to its readers. A lost attempt has changed nothing, and is left out."""
+        if not self._readers:
+            return
         task = event.task
         followed = [
             follows

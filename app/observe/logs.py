@@ -101,7 +101,8 @@ class TaskLog:
 
     def listen(self, event: Event) -> None:
         """Write a line about the event, or count it."""
-        self._sum_up()
+        if self._deferrals:
+            self._sum_up()
         level = _LEVELS.get(event.what, logging.INFO)
         if event.what is What.RETRYING and isinstance(event.exception, TaskError):
             level = self._level_of_deferral(event.task, event.exception)

@@ -53,7 +53,7 @@ class Queue(Generic[ToolsT]):
         Raises BacklogFull, KeyTaken, or RecordNotFound for a record that was to be removed and is
         gone: then nothing was written. After QueueUnavailable, or a cancellation, it may have been.
         """
-        if writes != Writes():
+        if writes.tasks or writes.records or writes.removed or writes.answer:
             await self._room.take(len(writes.tasks))
             try:
                 await self.engine.put(writes)
