@@ -144,7 +144,14 @@ class GroupCommit:
         for job in group:
             together.setdefault(job.do, []).append(job)
         # A single statement is a transaction of its own.
-        is_one_statement = len(together) == 1 and group[0].is_shared and len(group) <= LOT
+        # Except where a ROLLBACK has failed: BEGIN then refuses the group, instead of a statement
+        # that joins the transaction left open, and would be answered without a commit.
+        is_one_statement = (
+            not connection.in_transaction
+            and len(together) == 1
+            and group[0].is_shared
+            and len(group) <= LOT
+        )
         answers: list[_Answer] = []
         try:
             if not is_one_statement:
