@@ -25,6 +25,8 @@ LOT = 100
 # asks for the next task when the end of one is written, and neither has to wait twice.
 GATHER_TURNS = 4
 
+CLOSE_SECONDS = 3.0  # for the last commit, and for the connection to close
+
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 Row = tuple[Any, ...]
@@ -72,12 +74,22 @@ class GroupCommit:
         self._thread.start()
         await self._opened
 
-    async def stop(self) -> None:
-        """Finish what was asked for, and close the connection."""
-        with contextlib.suppress(QueueUnavailable):
-            await self.run(lambda _: None)
+    async def stop(self) -> bool:
+        """Finish the operations that were asked for, and close the connection.
+
+        Gives False if that takes longer than CLOSE_SECONDS, because the disk hangs. Then the thread
+        still waits for the disk, and ends with the process at the latest.
+        """
+        last = asyncio.ensure_future(self.run(lambda _: None))
+        ended, _ = await asyncio.wait([last], timeout=CLOSE_SECONDS)
         self._groups.put([])
-        await asyncio.to_thread(self._thread.join)
+        if not ended:
+            last.cancel()
+            return False
+        with contextlib.suppress(QueueUnavailable):
+            last.result()
+        await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
+        return not self._thread.is_alive()
 
     async def run(self, operation: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
         """Run an operation; what it wrote is on disk when this returns."""
@@ -144,16 +156,11 @@ class GroupCommit:
         for job in group:
             together.setdefault(job.do, []).append(job)
         # A single statement is a transaction of its own.
-        # Except where a ROLLBACK has failed: BEGIN then refuses the group, instead of a statement
-        # that joins the transaction left open, and would be answered without a commit.
-        is_one_statement = (
-            not connection.in_transaction
-            and len(together) == 1
-            and group[0].is_shared
-            and len(group) <= LOT
-        )
+        is_one_statement = len(together) == 1 and group[0].is_shared and len(group) <= LOT
         answers: list[_Answer] = []
         try:
+            # If an earlier ROLLBACK has failed: no statement must join the transaction left open.
+            _roll_back(connection)
             if not is_one_statement:
                 connection.execute("BEGIN IMMEDIATE")
             for do, jobs in together.items():
@@ -163,17 +170,21 @@ class GroupCommit:
             if not is_one_statement:
                 connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - each caller gets its own
-            # SQLite may have rolled back by itself (its documentation, lang_transaction.html); an
-            # error here must not end the thread.
+            # An error of the rollback must not end the thread: the next group tries again.
             with contextlib.suppress(sqlite3.Error):
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+                _roll_back(connection)
             if _disk_fails(error):
                 forget_cached_log(connection)
             if len(group) > 1 and not _refuses_all(error):
                 return [answer for job in group for answer in self._commit(connection, [job])]
             return [(job.done, None, _translated(error)) for job in group]
         return answers
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    # SQLite has rolled back by itself after some errors (https://sqlite.org/lang_transaction.html).
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
 
 
 def in_lots(items: Sequence[ItemT]) -> Iterator[Sequence[ItemT]]:
@@ -183,11 +194,11 @@ def in_lots(items: Sequence[ItemT]) -> Iterator[Sequence[ItemT]]:
 
 
 def _refuses_all(error: Exception) -> bool:
-    """Whether the database itself is in trouble, so that every member would meet the same.
+    """Tell whether the machine is in trouble, so that every member would meet the same error.
 
-    A full disk is no such trouble: whoever only reads is served.
+    A full disk is no such trouble, because operations that only read still succeed.
     """
-    return isinstance(error, sqlite3.OperationalError) and not _is_full(error)
+    return _is_of_the_machine(error) and not _is_full(error)
 
 
 def _is_full(error: Exception) -> bool:
@@ -222,8 +233,12 @@ _MACHINE = {
 }
 
 
+def _is_of_the_machine(error: Exception) -> bool:
+    return isinstance(error, sqlite3.Error) and _code(error) & 0xFF in _MACHINE
+
+
 def _translated(error: Exception) -> Exception:
-    if not isinstance(error, sqlite3.Error) or _code(error) & 0xFF not in _MACHINE:
+    if not _is_of_the_machine(error):
         return error
     translated = QueueFull() if _is_full(error) else QueueUnavailable()
     translated.__cause__ = error

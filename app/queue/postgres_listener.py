@@ -89,7 +89,8 @@ class Listener:
                     self._listening.add(channel)
                     self._missed()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._asked.wait(), PING_SECONDS)
+                    async with asyncio.timeout(PING_SECONDS):
+                        await self._asked.wait()
                 await connection.execute("SELECT 1")
         finally:
             connection.terminate()

@@ -130,8 +130,11 @@ class SQLite:
             raise
 
     async def stop(self) -> None:
-        await self._commits.stop()
-        os.close(self._lock)
+        # If the disk hangs, a commit may still be under way: then the lock is held until this
+        # process has ended, so that no other one opens the file before.
+        is_closed = await self._commits.stop()
+        if is_closed:
+            os.close(self._lock)
 
     async def put(self, writes: Writes) -> None:
         match writes:

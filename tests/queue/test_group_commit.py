@@ -1,16 +1,21 @@
 """Durability is shared: what arrives together is committed together, and fails alone."""
 
 import asyncio
+import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from app.queue.errors import QueueUnavailable
+from app.queue import group_commit
+from app.queue.errors import CannotStart, QueueUnavailable
 from app.queue.group_commit import LOT, GroupCommit, in_lots
+from app.queue.sqlite import SQLite
+from tests.queue.support import opened
 
 pytestmark = pytest.mark.anyio
 
@@ -151,6 +156,68 @@ async def test_an_operation_that_fails_fails_alone(commits: GroupCommit) -> None
     assert isinstance(outcomes[1], LookupError)
     assert outcomes[2] == 2
     assert await commits.run(numbers) == [1, 2]
+
+
+async def test_a_mistake_in_a_statement_fails_alone(commits: GroupCommit) -> None:
+    """The others meet no such error, unlike that of a machine in trouble."""
+
+    def ask(connection: Connection) -> object:
+        return connection.execute("SELECT unknown")
+
+    one, mistake, two = await asyncio.gather(
+        commits.run(writing(1)), commits.run(ask), commits.run(writing(2)), return_exceptions=True
+    )
+    assert isinstance(mistake, sqlite3.OperationalError)
+    assert (one, two) == (1, 2)
+
+
+async def test_a_rollback_that_fails_is_made_up_for(tmp_path: Path) -> None:
+    """The thread goes on, and nothing of the operation that failed is committed with the next."""
+    refused: list[str] = []
+
+    class Refusing(Connection):
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            if statement == "ROLLBACK" and not refused:
+                refused.append(statement)
+                raise sqlite3.OperationalError
+            return super().execute(statement, *values)
+
+    def connect() -> Connection:
+        connection = sqlite3.connect(
+            tmp_path / "numbers.db", isolation_level=None, factory=Refusing
+        )
+        connection.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY)")
+        return connection
+
+    def write_and_fail(connection: Connection) -> None:
+        insert(connection, [666])
+        raise LookupError
+
+    await (commits := GroupCommit(connect)).start()
+    with pytest.raises(LookupError):
+        await commits.run(write_and_fail)
+    assert refused
+    assert await commits.run(writing(1)) == 1
+    assert await commits.run(numbers) == [1]
+    assert await commits.stop()
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "CLOSE_SECONDS", 0.05)
+    disk_is_back = threading.Event()
+    async with opened(path := tmp_path / "queue.db") as engine:
+        hanging = asyncio.create_task(engine._commits.run(lambda _: disk_is_back.wait(30)))
+        await asyncio.sleep(0.01)
+    assert not hanging.done()
+    # The commit may still be written, so the file stays locked until the process has ended.
+    with pytest.raises(CannotStart, match="in use"):
+        await SQLite(path).start()
+    disk_is_back.set()
+    assert await hanging
+    engine._commits._thread.join()
+    os.close(engine._lock)
 
 
 async def test_what_shares_a_statement_and_fails_fails_alone(commits: GroupCommit) -> None:
