@@ -41,6 +41,7 @@ from app.queue.task import (
 
 _COLUMNS = tuple(field.name for field in fields(Task))
 _TASK = ", ".join(_COLUMNS)
+_STATUSES = {status.value: status for status in Status}
 _RECORD = "collection, client, id, body, created_at"
 _REMOVE = "DELETE FROM records WHERE collection = ? AND client = ? AND id = ?"
 _NEW = (
@@ -605,7 +606,8 @@ def _first(rows: Iterable[Row]) -> Task | None:
 
 def _task(row: Row) -> Task:
     values = dict(zip(_COLUMNS, row, strict=True))
-    return Task(**values | {"status": Status(values["status"])})
+    values["status"] = _STATUSES[values["status"]]
+    return Task(**values)
 
 
 def _record(row: Row) -> Record:
