@@ -159,6 +159,73 @@ async def test_nothing_is_claimed_before_it_is_due(engine: Engine) -> None:
     assert len(await claim_all(engine, now=NOW + 10)) == 1
 
 
+@pytest.mark.parametrize("back", [1.0, 600.0, DAY, 400 * DAY])
+async def test_a_clock_that_was_set_back_holds_up_no_task_that_was_due(
+    engine: Engine, back: float
+) -> None:
+    """Whether it is new, given back, re-queued after a crash, or queued afresh by hand."""
+    new, given_back, crashed, afresh = tasks = [a_task() for _ in range(4)]
+    await put(engine, crashed)
+    await claim_one(engine, "worker-1")
+    await taken_back(engine, "worker-2", now=NOW + LEASE)
+    await put(engine, afresh)
+    await engine.cancel(afresh.id, NOW)
+    await retry(engine, afresh.id, NOW + 1, Writes())
+    await put(engine, given_back)
+    claimed = await engine.claim(
+        "worker-2", kinds=KINDS, limit=1, suspect=False, now=NOW, lease=LEASE
+    )
+    await engine.settle(claimed[0], Outcome(Status.QUEUED, due_at=NOW + 2, counts=False), NOW + 2)
+    await put(engine, new)
+
+    claimed = await claim_all(engine, now=NOW - back)
+    assert {task.id for task in claimed} == {task.id for task in tasks}
+
+
+async def test_a_retry_that_waits_for_too_long_is_pulled_forward(engine: Engine) -> None:
+    """A clock was set back. A queued task waits on, because it was given its time on purpose."""
+    await put(engine, near := a_task(), far := a_task())
+    for task, wait in zip(await claim_all(engine), (60, 61), strict=True):
+        await engine.settle(task, Outcome(Status.RETRYING, due_at=NOW + wait), NOW)
+    await put(engine, a_task(due_at=NOW + 3600))
+    await engine.pull_forward(now=NOW, longest_wait=60)
+    assert [task.id for task in await claim_all(engine)] == [far.id]
+    assert [task.id for task in await claim_all(engine, now=NOW + 60)] == [near.id]
+
+
+async def test_only_tasks_of_the_kinds_that_are_named_are_claimed(engine: Engine) -> None:
+    """Across the kinds the oldest come first; tasks of other kinds wait unchanged."""
+    greeting, mail, old = a_task(), a_task(kind="send_email"), a_task(due_at=NOW - 9)
+    unknown = a_task(kind="unknown", due_at=NOW - 99)
+    await put(engine, greeting, mail, unknown, old)
+
+    async def claim(*kinds: str, limit: int = 9) -> list[str]:
+        tasks = await engine.claim("worker-1", kinds=kinds, limit=limit, now=NOW, lease=LEASE)
+        return [task.id for task in tasks]
+
+    assert await claim() == []
+    assert await claim("send_email", "greet", limit=2) == [old.id, greeting.id]
+    assert await claim("greet") == []
+    assert await claim("send_email", "save_data") == [mail.id]
+    assert await listed(engine, status=Status.QUEUED) == [unknown]
+    assert (await engine.backlog()).oldest_due_at == unknown.due_at
+
+
+async def test_expired_leases_of_all_kinds_are_requeued_and_suspects_claimed_by_kind(
+    engine: Engine,
+) -> None:
+    await put(engine, task := a_task(kind="send_email"))
+    await claim_one(engine)
+    now = NOW + LEASE
+    (requeued,) = await engine.claim("worker-2", kinds=(), limit=9, now=now, lease=LEASE)
+    assert (requeued.id, requeued.status) == (task.id, Status.RETRYING)
+    assert await engine.claim("worker-2", kinds=["greet"], limit=9, now=now, lease=LEASE) == []
+    (suspect,) = await engine.claim(
+        "worker-2", kinds=["greet", "send_email"], limit=9, now=now, lease=LEASE
+    )
+    assert (suspect.id, suspect.crashes) == (task.id, 1)
+
+
 async def test_an_attempt_is_counted_before_it_runs(engine: Engine) -> None:
     """So that a task which kills its process every time is counted every time."""
     task = a_task()
@@ -234,6 +301,38 @@ async def test_an_outcome_is_written(
         result=outcome.result,
         error=outcome.error,
     )
+
+
+async def test_unexpected_errors_are_counted(engine: Engine) -> None:
+    await put(engine, a_task())
+    for unexpected, errors in ((True, 1), (False, 1), (True, 2)):
+        outcome = Outcome(Status.RETRYING, due_at=NOW, unexpected=unexpected)
+        settled = await engine.settle(await claim_one(engine), outcome, NOW)
+        assert settled is not None
+        assert settled.errors == errors
+
+
+async def test_crashes_count_in_a_row(engine: Engine) -> None:
+    """An attempt that ends by itself sets them to 0; one that is given back does not."""
+    await put(engine, a_task(max_attempts=None, gives_up_at=NOW + DAY))
+    now = NOW
+
+    async def crash() -> tuple[int, Status]:
+        nonlocal now
+        await claim_one(engine, now=now)
+        now += LEASE
+        (requeued,) = await taken_back(engine, now=now)
+        return requeued.crashes, requeued.status
+
+    async def end(*, counts: bool) -> None:
+        outcome = Outcome(Status.RETRYING, due_at=now, counts=counts)
+        await engine.settle(await claim_one(engine, now=now), outcome, now)
+
+    assert [await crash(), await crash()] == [(1, Status.RETRYING), (2, Status.RETRYING)]
+    await end(counts=True)
+    assert [await crash(), await crash()] == [(1, Status.RETRYING), (2, Status.RETRYING)]
+    await end(counts=False)
+    assert await crash() == (3, Status.FAILED)
 
 
 async def test_follow_ups_are_written_with_the_success(engine: Engine) -> None:
