@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -115,13 +116,43 @@ class Backlog:
     oldest_due_at: float | None
 
 
+class _Sequence:
+    """Numbers of 74 bits for the ids of each millisecond, in ascending order within a process.
+
+    The first one is random, and each further one is larger by a random amount (RFC 9562, section
+    6.2, method 2). Routes that are no coroutines make ids in threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._milliseconds = -1
+        self._last = 0
+
+    def next(self, milliseconds: int) -> int:
+        with self._lock:
+            if milliseconds == self._milliseconds:
+                self._last += 1 + random.getrandbits(32)
+            else:
+                # Half of the range is left for the further ones of this millisecond.
+                self._milliseconds, self._last = milliseconds, random.getrandbits(73)
+            return self._last
+
+
+_sequence = _Sequence()
+
+
 def new_id(now: float) -> str:
-    """A UUID of version 7: unique, and sorted by the time it was made (RFC 9562, section 5.7)."""
+    """A UUID of version 7 for the time `now`, in seconds since the epoch (RFC 9562, section 5.7).
+
+    Ids are unique, and sorted by time. Those of one process and one millisecond are sorted by the
+    order in which they were made, so that the tasks of a batch keep their order.
+    """
     # Unique, but no secret: who may see a task is decided by other means.
-    random_bits = random.getrandbits(74)
+    milliseconds = int(now * 1000)
+    random_bits = _sequence.next(milliseconds)
     version, variant = 0x7 << 76, 0b10 << 62
     high, low = random_bits >> 62 << 64, random_bits & (1 << 62) - 1
-    digits = f"{int(now * 1000) << 80 | version | high | variant | low:032x}"
+    digits = f"{milliseconds << 80 | version | high | variant | low:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 

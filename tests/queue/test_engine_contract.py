@@ -136,6 +136,17 @@ async def test_a_page_after_a_removed_task_goes_on_from_its_place(engine: Engine
     assert await listed(engine, after=new_id(NOW + 9)) == [tasks[4], tasks[3], tasks[1]]
 
 
+async def test_a_page_after_a_removed_task_of_a_batch_leaves_out_no_other(engine: Engine) -> None:
+    """The tasks of a batch are accepted in the same millisecond."""
+    tasks = [a_task() for _ in range(100)]
+    await engine.put(Writes(tuple(tasks), batch_id="batch"))
+    removed = tasks.pop(50)
+    await engine.cancel(removed.id, NOW)
+    await engine.purge(finished_before=NOW + 1, answered_before=NOW, limit=9)
+    shown = [task.id for task in await listed(engine, after=removed.id, limit=100)]
+    assert shown == [task.id for task in reversed(tasks[:50])]
+
+
 # Claiming
 
 
