@@ -47,9 +47,10 @@ class Engine(Protocol):
         after: str | None,
         limit: int,
     ) -> list[Task]:
-        """A client's tasks, newest first; `after` is the id of the last one of the page before.
+        """List a client's tasks in descending order of their ids, which is newest first.
 
-        If that task is gone, the list goes on from its place: with the next older id.
+        `after` is the last id of the page before. It need not be there any more: the list goes on
+        with the next older id, also after one that retention has removed.
         """
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:

@@ -129,13 +129,13 @@ class Postgres:
         # A condition that is not asked for is left out: else one plan would have to fit all cases.
         # Only clients with a name have an index, which is used if this is said.
         named = "client = $2 AND client <> ''" if client else "client = $2"
-        filters = {"status = ${}": status, "kind = ${}": kind, statements.BEFORE: after}
+        filters = {"status = ${}": status, "kind = ${}": kind, "id < ${}": after}
         chosen = {sql: value for sql, value in filters.items() if value is not None}
-        conditions = [sql.replace("{}", str(n)) for n, sql in enumerate(chosen, start=3)]
+        conditions = [sql.format(number) for number, sql in enumerate(chosen, start=3)]
         where = " AND ".join([named, *conditions])
         async with self._session() as session:
             rows = await session.fetch(
-                f"SELECT {TASK} FROM afterward.tasks WHERE {where} ORDER BY seq DESC LIMIT $1",
+                f"SELECT {TASK} FROM afterward.tasks WHERE {where} ORDER BY id DESC LIMIT $1",
                 limit,
                 client,
                 *chosen.values(),

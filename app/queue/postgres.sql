@@ -8,7 +8,7 @@ INSERT INTO afterward.schema_version VALUES (1);
 -- One row for each task that was accepted, until retention removes it.
 CREATE TABLE afterward.tasks (
     seq          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    id           text             NOT NULL UNIQUE,
+    id           text COLLATE "C" NOT NULL UNIQUE,
     kind         text             NOT NULL,
     arguments    text             NOT NULL,
     request_id   text,
@@ -49,9 +49,9 @@ CREATE INDEX tasks_leased ON afterward.tasks (lease_until) WHERE status = 'runni
 -- What retention may remove.
 CREATE INDEX tasks_finished ON afterward.tasks (finished_at) WHERE finished_at IS NOT NULL;
 -- GET /tasks?status=
-CREATE INDEX tasks_by_status ON afterward.tasks (status, seq);
+CREATE INDEX tasks_by_status ON afterward.tasks (status, id);
 -- GET /tasks, where there are API keys.
-CREATE INDEX tasks_by_client ON afterward.tasks (client, seq) WHERE client <> '';
+CREATE INDEX tasks_by_client ON afterward.tasks (client, id) WHERE client <> '';
 -- GET /batches/{id}
 CREATE INDEX tasks_by_batch ON afterward.tasks (batch_id) WHERE batch_id IS NOT NULL;
 

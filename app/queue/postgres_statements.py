@@ -35,17 +35,6 @@ _NEW = (
 RECORD = "collection, client, id, body, created_at"
 ANSWER = "key, fingerprint, body, location, created_at"
 
-# The tasks after one of a list, newest first. A task that retention has removed is no more, and
-# another client's tells nothing: from such a place the list goes on with the next older id, since
-# ids are ordered by time.
-BEFORE = """
-    seq < coalesce(
-        (SELECT seq FROM afterward.tasks WHERE id = ${} AND client = $2),
-        (SELECT seq + 1 FROM afterward.tasks WHERE id < ${} ORDER BY id DESC LIMIT 1),
-        0
-    )
-"""
-
 # A waiting task is `timed` if it was to wait when it was written: until a retry is due, for
 # example. Any other waiting task is due, whatever the clock says now.
 CLAIM = f"""

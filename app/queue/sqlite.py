@@ -77,17 +77,6 @@ _WAITING_KINDS = f"""
     )
 """
 
-# The tasks after one of a list, newest first. A task that retention has removed is no more, and
-# another client's tells nothing: from such a place the list goes on with the next older id, since
-# ids are ordered by time.
-_BEFORE = """
-    seq < coalesce(
-        (SELECT seq FROM tasks WHERE id = :after AND client = :client),
-        (SELECT seq + 1 FROM tasks WHERE id < :after ORDER BY id DESC LIMIT 1),
-        0
-    )
-"""
-
 _OLDEST = f"""
     WITH RECURSIVE {_WAITING_KINDS}
     SELECT min(due_at) FROM (
@@ -160,13 +149,22 @@ class SQLite:
     ) -> list[Task]:
         # Only clients with a name have an index, which is used if this is said.
         named = "client = :client AND client <> ''" if client else "client = :client"
-        filters = {named: client, "status = :status": status, "kind = :kind": kind, _BEFORE: after}
+        # An index has all statuses but that of running tasks, which are few and have another one.
+        is_running = status is Status.RUNNING
+        of_status = (
+            "status = 'running'" if is_running else "status = :status AND status <> 'running'"
+        )
+        filters = {named: client, of_status: status, "kind = :kind": kind, "id < :after": after}
         where = " AND ".join(sql for sql, value in filters.items() if value is not None)
         values = {"client": client, "status": status, "kind": kind, "after": after, "limit": limit}
 
         def page(connection: sqlite3.Connection) -> list[Task]:
             rows = connection.execute(
-                f"SELECT {_TASK} FROM tasks WHERE {where} ORDER BY seq DESC LIMIT :limit", values
+                f"""
+                SELECT {_TASK} FROM tasks {"INDEXED BY tasks_held" if is_running else ""}
+                WHERE {where} ORDER BY id DESC LIMIT :limit
+                """,
+                values,
             )
             return [_task(row) for row in rows]
 

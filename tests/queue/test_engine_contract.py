@@ -147,6 +147,38 @@ async def test_a_page_after_a_removed_task_of_a_batch_leaves_out_no_other(engine
     assert shown == [task.id for task in reversed(tasks[:50])]
 
 
+async def test_pages_miss_no_task_whatever_the_order_of_commits(engine: Engine) -> None:
+    """A batch has its ids from one moment, and another machine commits an older id later.
+
+    Half of the tasks are removed after the page that showed them.
+    """
+    late = a_task(at=NOW - 1)
+    batch = [a_task() for _ in range(20)]
+    await engine.put(Writes(tuple(batch), batch_id="batch"))
+    await put(engine, late)
+    newest_first = [*batch[::-1], late]
+    pages, after = list[Task](), None
+    while page := await listed(engine, after=after, limit=3):
+        after = page[-1].id
+        pages += page
+        for task in page[1:]:
+            await engine.cancel(task.id, NOW)
+        await engine.purge(finished_before=NOW + 1, answered_before=0, limit=9)
+    assert pages == newest_first
+
+
+async def test_a_list_of_each_status_is_complete(engine: Engine) -> None:
+    tasks = [a_task() for _ in range(5)]
+    await put(engine, *tasks)
+    running = await engine.claim("worker-1", kinds=KINDS, limit=2, now=NOW, lease=LEASE)
+    failed = await engine.claim("worker-1", kinds=KINDS, limit=1, now=NOW, lease=LEASE)
+    await engine.settle(failed[0], Outcome(Status.FAILED, error="{}"), NOW)
+    assert await listed(engine, status=Status.RUNNING) == running[::-1]
+    assert await listed(engine, status=Status.RUNNING, after=running[1].id) == running[:1]
+    assert [task.id for task in await listed(engine, status=Status.FAILED)] == [failed[0].id]
+    assert await listed(engine, status=Status.QUEUED) == tasks[:2:-1]
+
+
 # Claiming
 
 

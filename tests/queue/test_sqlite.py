@@ -160,7 +160,7 @@ def list_failed(engine: SQLite) -> Awaitable[object]:
         (claim_all, {"tasks_due", "tasks_held"}),
         (SQLite.backlog, {"tasks_due"}),
         (pull_forward, {"tasks_due"}),
-        (extend, {"tasks_by_status"}),
+        (extend, {"tasks_held"}),
         (list_failed, {"tasks_by_status"}),
         (count_batch, {"tasks_by_batch"}),
         (purge, {"tasks_finished", "answers_by_age", "tasks_by_batch"}),
