@@ -24,6 +24,7 @@ from app.files.store import (
 from app.queue.errors import (
     BacklogFull,
     BatchNotFound,
+    CommitUnknown,
     QueueFull,
     QueueUnavailable,
     RecordNotFound,
@@ -47,6 +48,7 @@ _STATUS: dict[type[Exception], HTTPStatus] = {
     TaskNotGivenUp: HTTPStatus.CONFLICT,
     UploadTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     BacklogFull: HTTPStatus.SERVICE_UNAVAILABLE,
+    CommitUnknown: HTTPStatus.SERVICE_UNAVAILABLE,
     QueueUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     QueueFull: HTTPStatus.INSUFFICIENT_STORAGE,

@@ -13,9 +13,9 @@ from app.api.paths import route_path
 from app.api.problems import InvalidRequest
 from app.queue.durable import DurableTasks
 from app.queue.errors import (
-    BacklogFull,
+    CommitUnknown,
     KeyTaken,
-    QueueFull,
+    QueueUnavailable,
     RecordNotFound,
     TaskNotFound,
     TaskNotGivenUp,
@@ -27,8 +27,9 @@ from app.tasks.tools import Tools
 # (draft-ietf-httpapi-idempotency-key-header).
 _KEY = re.compile(r'"([!#-~]{1,255})"|([!#-~][!-~]{0,254})')
 
-# After each of these errors of a commit it is certain that nothing was written.
-_NOTHING_WRITTEN = (BacklogFull, QueueFull, RecordNotFound, TaskNotFound, TaskNotGivenUp)
+# After each of these errors of a commit it is certain that nothing was written. The exception is
+# CommitUnknown, which is a QueueUnavailable too.
+_NOTHING_WRITTEN = (QueueUnavailable, RecordNotFound, TaskNotFound, TaskNotGivenUp)
 
 
 class Promises(DurableTasks[Tools]):
@@ -101,8 +102,8 @@ class Promises(DurableTasks[Tools]):
             raise InvalidRequest(
                 "/Idempotency-Key", "This key was used before, for another request."
             ) from None
-        except _NOTHING_WRITTEN:
-            self.may_be_written = False
+        except _NOTHING_WRITTEN as error:
+            self.may_be_written = isinstance(error, CommitUnknown)
             raise
 
     def _name_what_was_queued(self, response: Response) -> None:

@@ -16,8 +16,9 @@ class Engine(Protocol):
     """Keeps the record of tasks. Whatever it has returned from is on disk.
 
     Any method raises QueueUnavailable while the database refuses, and QueueFull when its disk is
-    full. After QueueFull nothing has changed. After QueueUnavailable that is not certain, because
-    the answer to a commit may have got lost on its way; nor is it after a cancellation.
+    full: then nothing has changed. It raises CommitUnknown, which is a QueueUnavailable, if the
+    answer to a commit was lost: then everything was written, or nothing. The same holds after a
+    cancellation.
     """
 
     async def start(self) -> None:
@@ -32,7 +33,8 @@ class Engine(Protocol):
         """Write all of it, or nothing.
 
         Raises KeyTaken if its answer's key was used before, and RecordNotFound if a record that is
-        to be removed is gone.
+        to be removed is gone: then nothing was written, nor after any QueueUnavailable but
+        CommitUnknown. After CommitUnknown or a cancellation it may have been.
         """
 
     async def get(self, task_id: str) -> Task:

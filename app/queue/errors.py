@@ -35,6 +35,10 @@ class QueueUnavailable(QueueError):
     """The database does not answer just now. Try again, with the same Idempotency-Key if any."""
 
 
+class CommitUnknown(QueueUnavailable):
+    """The outcome of the commit is unknown. Try again, with the same Idempotency-Key if any."""
+
+
 class QueueFull(QueueUnavailable):
     """The database's disk is full; nothing was accepted. Try again."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from app.queue.errors import QueueError, QueueFull, QueueUnavailable
+from app.queue.errors import CommitUnknown, QueueError, QueueFull, QueueUnavailable
 from app.queue.sqlite_file import forget_cached_log
 
 # Of what many ask for alike, so much goes into one statement: each statement gives up Python's
@@ -157,6 +157,7 @@ class GroupCommit:
             together.setdefault(job.do, []).append(job)
         # A single statement is a transaction of its own.
         is_one_statement = len(together) == 1 and group[0].is_shared and len(group) <= LOT
+        may_be_written = is_one_statement
         answers: list[_Answer] = []
         try:
             # If an earlier ROLLBACK has failed: no statement must join the transaction left open.
@@ -168,6 +169,7 @@ class GroupCommit:
                 pairs = zip(jobs, results, strict=True)
                 answers += [(job.done, result, None) for job, result in pairs]
             if not is_one_statement:
+                may_be_written = True
                 connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - each caller gets its own
             # An error of the rollback must not end the thread: the next group tries again.
@@ -177,7 +179,7 @@ class GroupCommit:
                 forget_cached_log(connection)
             if len(group) > 1 and not _refuses_all(error):
                 return [answer for job in group for answer in self._commit(connection, [job])]
-            return [(job.done, None, _translated(error)) for job in group]
+            return [(job.done, None, _translated(error, may_be_written)) for job in group]
         return answers
 
 
@@ -237,10 +239,18 @@ def _is_of_the_machine(error: Exception) -> bool:
     return isinstance(error, sqlite3.Error) and _code(error) & 0xFF in _MACHINE
 
 
-def _translated(error: Exception) -> Exception:
+def _translated(error: Exception, may_be_written: bool) -> Exception:
+    """Give the error to raise for a member of a transaction, whose commit may have begun."""
     if not _is_of_the_machine(error):
         return error
-    translated = QueueFull() if _is_full(error) else QueueUnavailable()
+    translated: QueueUnavailable
+    if _is_full(error):
+        translated = QueueFull()
+    elif may_be_written and _disk_fails(error):
+        # A log that could not be synced may be on the disk all the same, and be read after a crash.
+        translated = CommitUnknown()
+    else:
+        translated = QueueUnavailable()
     translated.__cause__ = error
     return translated
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from app.queue import postgres_statements as statements
 from app.queue.batcher import Batcher
 from app.queue.errors import (
     BatchNotFound,
+    CommitUnknown,
     QueueFull,
     QueueUnavailable,
     RecordNotFound,
@@ -28,6 +30,7 @@ from app.queue.postgres_schema import (
     check,
     connect,
     is_our_mistake,
+    is_refusal,
     options,
 )
 from app.queue.postgres_statements import RECORD, TASK, TASKS_CHANNEL, Settlement
@@ -446,28 +449,40 @@ class Postgres:
     @contextlib.asynccontextmanager
     async def _session(self) -> AsyncIterator[Session]:
         """A connection; each statement on it is a transaction of its own."""
-        with self._outages.noticed(), _troubles_translated():
+        with self._outages.noticed(), _troubles_translated() as commit:
             async with self._pool.acquire(timeout=5) as session:
+                commit.may_be_sent = True
                 yield session
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Session]:
         """A connection in a transaction, which is committed at the end."""
-        async with self._session() as session, session.transaction():
-            yield session
+        with self._outages.noticed(), _troubles_translated() as commit:
+            async with self._pool.acquire(timeout=5) as session, session.transaction():
+                yield session
+                commit.may_be_sent = True
 
 
 async def _nothing_to_reset(_: Session) -> None:
     """Sessions are left as they were found, so that a round trip can be saved."""
 
 
+@dataclass(slots=True)
+class _Commit:
+    may_be_sent: bool = False
+
+
 @contextlib.contextmanager
-def _troubles_translated() -> Iterator[None]:
+def _troubles_translated() -> Iterator[_Commit]:
+    """Raise errors of the database as QueueFull, CommitUnknown or QueueUnavailable."""
+    commit = _Commit()
     try:
-        yield
+        yield commit
     except asyncpg.DiskFullError as error:
         raise QueueFull from error
     except Troubles as error:
         if is_our_mistake(error):
             raise
+        if commit.may_be_sent and not is_refusal(error):
+            raise CommitUnknown from error
         raise QueueUnavailable from error

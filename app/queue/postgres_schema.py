@@ -66,6 +66,17 @@ def is_our_mistake(error: Exception) -> bool:
     )
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether the server answered a statement with this error, and so has undone it.
+
+    An error that says that the connection ends (classes 08 and 57P) does not tell how far the
+    statement came.
+    """
+    return isinstance(error, asyncpg.PostgresError) and not (error.sqlstate or "08").startswith(
+        ("08", "57P")
+    )
+
+
 def options(url: str) -> dict[str, Any]:
     """How to connect."""
     return {

@@ -51,7 +51,8 @@ class Queue(Generic[ToolsT]):
         """Make what was collected a promise: it is on disk when this returns.
 
         Raises BacklogFull, KeyTaken, or RecordNotFound for a record that was to be removed and is
-        gone: then nothing was written. After QueueUnavailable, or a cancellation, it may have been.
+        gone: then nothing was written, nor after any QueueUnavailable but CommitUnknown. After
+        CommitUnknown, or a cancellation, it may have been.
         """
         if writes.tasks or writes.records or writes.removed or writes.answer:
             await self._room.take(len(writes.tasks))

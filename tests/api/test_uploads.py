@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from app.files.local import LocalStore
 from app.files.store import Received, StoreUnavailable
-from app.queue.errors import QueueUnavailable
+from app.queue.errors import CommitUnknown, QueueUnavailable
 from app.queue.task import Record, Writes, new_id
 from app.tasks import pending_uploads as pending
 from app.tasks.uploads import COLLECTION
@@ -340,6 +340,28 @@ def test_what_is_refused_leaves_nothing(
     problem_of(response, status)
     assert files_below(tmp_path / "uploads") == []
     assert pending_uploads(client) == []
+
+
+@pytest.mark.parametrize(("error", "left"), [(QueueUnavailable(), 0), (CommitUnknown(), 1)])
+def test_a_file_stays_only_if_its_upload_may_be_committed(
+    client: TestClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: QueueUnavailable,
+    left: int,
+) -> None:
+    engine = client.app_state["queue"].engine
+    put = engine.put
+
+    async def refuse(writes: Writes) -> None:
+        if writes.tasks:  # and not the record that an upload begins
+            raise error
+        await put(writes)
+
+    monkeypatch.setattr(engine, "put", refuse)
+    problem_of(upload_of().send(client), 503)
+    assert len(files_below(tmp_path / "uploads")) == left
+    assert len(pending_uploads(client)) == left
 
 
 def test_an_upload_that_was_repeated_leaves_one_file(client: TestClient, tmp_path: Path) -> None:

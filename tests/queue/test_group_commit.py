@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.queue import group_commit
-from app.queue.errors import CannotStart, QueueUnavailable
+from app.queue.errors import CannotStart, CommitUnknown, QueueFull, QueueUnavailable
 from app.queue.group_commit import LOT, GroupCommit, in_lots
 from app.queue.sqlite import SQLite
 from tests.queue.support import opened
@@ -268,3 +268,75 @@ async def test_a_start_raises_what_went_wrong() -> None:
 
     with pytest.raises(LookupError, match="no such place"):
         await GroupCommit(connect).start()
+
+
+# The outcome of a commit
+
+
+class Failing(sqlite3.Connection):
+    """A connection; each statement in `errors` fails once, with this code of SQLite."""
+
+    errors: dict[str, int]
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        """Fail, or execute the statement."""
+        if sql in self.errors:
+            raise failure(self.errors.pop(sql))
+        return super().execute(sql, *values)
+
+
+def failure(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("it failed")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.fixture
+async def failing(tmp_path: Path) -> AsyncIterator[tuple[GroupCommit, dict[str, int]]]:
+    """A group commit over one table of numbers, and the statements that are to fail."""
+    errors: dict[str, int] = {}
+
+    def connect() -> Connection:
+        connection = sqlite3.connect(tmp_path / "numbers.db", isolation_level=None, factory=Failing)
+        connection.errors = errors
+        connection.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY)")
+        return connection
+
+    commits = GroupCommit(connect)
+    await commits.start()
+    yield commits, errors
+    await commits.stop()
+
+
+@pytest.mark.parametrize(
+    ("statement", "code", "raised"),
+    [
+        ("COMMIT", sqlite3.SQLITE_IOERR_FSYNC, CommitUnknown),
+        ("COMMIT", sqlite3.SQLITE_BUSY, QueueUnavailable),
+        ("COMMIT", sqlite3.SQLITE_FULL, QueueFull),
+        ("BEGIN IMMEDIATE", sqlite3.SQLITE_IOERR_READ, QueueUnavailable),
+        ("INSERT INTO numbers VALUES (?)", sqlite3.SQLITE_IOERR_READ, QueueUnavailable),
+    ],
+)
+async def test_only_a_commit_that_the_disk_fails_has_an_unknown_outcome(
+    failing: tuple[GroupCommit, dict[str, int]],
+    statement: str,
+    code: int,
+    raised: type[QueueUnavailable],
+) -> None:
+    commits, errors = failing
+    errors[statement] = code
+    with pytest.raises(QueueUnavailable) as error:
+        await commits.run(writing(1))
+    assert error.type is raised
+    assert await commits.run(writing(2)) == 2
+    assert await commits.run(numbers) == [2]
+
+
+async def test_a_single_statement_is_a_commit_as_well(
+    failing: tuple[GroupCommit, dict[str, int]],
+) -> None:
+    commits, errors = failing
+    errors["INSERT INTO numbers VALUES (?)"] = sqlite3.SQLITE_IOERR_FSYNC
+    with pytest.raises(CommitUnknown):
+        await commits.share(insert, 1)

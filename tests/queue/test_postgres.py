@@ -13,7 +13,7 @@ import pytest
 
 from app.queue import postgres as postgres_module
 from app.queue import postgres_events, postgres_listener, postgres_statements
-from app.queue.errors import KeyTaken, QueueFull, QueueUnavailable, TaskNotFound
+from app.queue.errors import CommitUnknown, KeyTaken, QueueFull, QueueUnavailable, TaskNotFound
 from app.queue.events import Event, What
 from app.queue.outages import Outages
 from app.queue.postgres import Postgres as Engine
@@ -249,6 +249,58 @@ async def test_a_full_disk_is_told_apart(engine: Engine, sql: Sql) -> None:
         sql("DROP TRIGGER no_room ON afterward.tasks; DROP FUNCTION no_room()")
     with pytest.raises(TaskNotFound):
         await engine.get(task.id)
+
+
+@pytest.mark.parametrize(
+    ("answer", "raised"),
+    [(None, CommitUnknown), (Answer("key", "f", "{}", "/", NOW), QueueUnavailable)],
+    ids=["a statement of its own", "a statement in a transaction"],
+)
+async def test_a_connection_that_breaks_during_a_commit_leaves_its_outcome_unknown(
+    engine: Engine,
+    database_url: str,
+    sql: Sql,
+    answer: Answer | None,
+    raised: type[QueueUnavailable],
+) -> None:
+    """Before the COMMIT of a transaction, it is certain that nothing was written."""
+    other = await asyncpg.connect(database_url)
+    async with other.transaction():
+        await other.execute("LOCK TABLE afterward.tasks")
+        putting = asyncio.create_task(engine.put(Writes((a_task(),), answer=answer)))
+        waiting = (
+            "FROM pg_stat_activity WHERE application_name = 'afterward' "
+            "AND datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        await eventually(lambda: sql(f"SELECT count(*) {waiting}") == "1")
+        sql(f"SELECT pg_terminate_backend(pid) {waiting}")
+        with pytest.raises(QueueUnavailable) as error:
+            await putting
+    await other.close()
+    assert error.type is raised
+
+
+async def test_without_a_connection_it_is_certain_that_nothing_was_written(engine: Engine) -> None:
+    engine._pool.terminate()
+    with pytest.raises(QueueUnavailable) as error:
+        await put(engine, a_task())
+    assert error.type is QueueUnavailable
+
+
+async def test_a_statement_that_the_server_refuses_has_written_nothing(
+    engine: Engine, sql: Sql
+) -> None:
+    sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'query_canceled'; END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT ON afterward.tasks EXECUTE FUNCTION refuse()"
+    )
+    try:
+        with pytest.raises(QueueUnavailable) as error:
+            await put(engine, a_task())
+    finally:
+        sql("DROP TRIGGER refuse ON afterward.tasks; DROP FUNCTION refuse()")
+    assert error.type is QueueUnavailable
 
 
 async def test_a_database_that_only_reads_is_noticed(
