@@ -34,8 +34,10 @@ def lock(path: Path) -> int:
         owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
         os.close(lock)
         raise CannotStart(_why_not_locked(path, lock_path, owner, error)) from error
-    os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())  # for people; only the lock itself counts
+    # The number is for people, and only the lock itself counts: a full disk stops no start.
+    with contextlib.suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
     return lock
 
 
@@ -45,8 +47,10 @@ def _why_not_locked(path: Path, lock_path: Path, owner: str, error: OSError) -> 
             f"{lock_path} cannot be locked: {error.strerror}. The file system has no locks, as NFS "
             "without its lock service: set QUEUE_URL to a file on a local disk."
         )
-    process = f"process {owner}" if owner.isdecimal() else "another process"
-    stop = f" Stop it with `kill {owner}`, or" if owner.isdecimal() else " Stop it, or"
+    # Another container counts its processes by itself: there, ours has the same number.
+    is_known = owner.isdecimal() and int(owner) != os.getpid()
+    process = f"process {owner}" if is_known else "another process"
+    stop = f" Stop it with `kill {owner}`, or" if is_known else " Stop it, or"
     return (
         f"{path} is in use: the service already runs here, as {process}.{stop} set QUEUE_URL to "
         "another file. SQLite serves one process; several need QUEUE_URL=postgresql://…"
@@ -89,7 +93,7 @@ def open_database(path: Path) -> sqlite3.Connection:
             path, timeout=LOCKED_SECONDS, isolation_level=None, check_same_thread=False
         )
         _prepare(connection)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         if connection is not None:
             connection.close()
         raise CannotStart(

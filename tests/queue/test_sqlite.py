@@ -201,11 +201,49 @@ async def test_the_database_is_private_and_so_is_its_directory(tmp_path: Path) -
 async def test_a_second_process_is_told_which_one_runs(tmp_path: Path) -> None:
     path = tmp_path / "queue.db"
     async with opened(path):
-        with pytest.raises(CannotStart, match=rf"as process {os.getpid()}\. Stop it with `kill"):
+        lock = Path(f"{path}.lock")
+        lock.write_text("4321\n")  # noqa: ASYNC240 - a test may block
+        with pytest.raises(CannotStart, match=r"as process 4321\. Stop it with `kill 4321`, or"):
             await SQLite(path).start()
-        Path(f"{path}.lock").write_text("")  # noqa: ASYNC240 - a test may block
+        lock.write_text("")  # noqa: ASYNC240 - a test may block
         with pytest.raises(CannotStart, match=r"as another process\. Stop it, or set QUEUE_URL"):
             await SQLite(path).start()
+
+
+async def test_a_process_of_another_container_is_not_told_by_its_number(tmp_path: Path) -> None:
+    """In each container the service may be process 1; here, both engines are in one process."""
+    path = tmp_path / "queue.db"
+    async with opened(path):
+        assert Path(f"{path}.lock").read_text() == f"{os.getpid()}\n"  # noqa: ASYNC240
+        with pytest.raises(CannotStart, match=r"as another process\. Stop it, or set QUEUE_URL"):
+            await SQLite(path).start()
+
+
+async def test_a_full_disk_stops_no_start_for_the_number_in_the_lock_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    async with opened(tmp_path / "queue.db") as engine:
+        await put(engine, a_task())
+
+
+async def test_a_database_that_cannot_be_made_is_refused_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "queue.db"
+    open_file = os.open
+
+    def closed(file: Any, *arguments: Any) -> int:
+        if file == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return open_file(file, *arguments)
+
+    monkeypatch.setattr(os, "open", closed)
+    with pytest.raises(CannotStart, match=r"cannot be the queue's database: .*Permission denied"):
+        await SQLite(path).start()
 
 
 async def test_a_file_system_without_locks_is_named_as_the_cause(
