@@ -79,11 +79,14 @@ def is_refusal(error: Exception) -> bool:
 
 def options(url: str) -> dict[str, Any]:
     """How to connect."""
+    has_several = len(_hosts(url)) > 1
     return {
         "dsn": url,
         "timeout": 5.0,
         "command_timeout": STATEMENT_SECONDS,
         "server_settings": SESSION,
+        # Of several hosts the one that takes writes, which after a failover is another one.
+        **({"target_session_attrs": "read-write"} if has_several else {}),
     }
 
 
@@ -109,12 +112,16 @@ async def connect(url: str, **changes: Any) -> "asyncpg.Connection[Any]":
             return connection
 
 
-def _place(url: str) -> str:
-    """Name the hosts of a URL, each with its port, and without the password."""
+def _hosts(url: str) -> list[str]:
+    """Give the hosts of a URL, with their ports where it names them."""
     # Not urlsplit, which refuses an IPv6 address among several hosts.
     authority = re.split("[/?#]", url.partition("://")[2])[0]
-    hosts = authority.rpartition("@")[2].split(",")
-    named = [f"{host or 'its socket'}" for host in hosts]
+    return authority.rpartition("@")[2].split(",")
+
+
+def _place(url: str) -> str:
+    """Name the hosts of a URL, each with its port, and without the password."""
+    named = [host or "its socket" for host in _hosts(url)]
     return "PostgreSQL at " + ", ".join(
         host if re.search(r":\d+$", host) else f"{host}:5432" for host in named
     )

@@ -125,6 +125,17 @@ async def test_the_second_host_is_tried_if_the_first_does_not_answer(
     await starts(several)
 
 
+async def test_the_host_that_takes_writes_is_chosen(postgres: Postgres, empty_url: str) -> None:
+    """After a failover, the first host may come back as a standby, which only reads."""
+    name = empty_url.rpartition("/")[2]
+    with Postgres() as standby:
+        standby.sql(f"CREATE DATABASE {name}")
+        standby.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        several = empty_url.replace("@", f"@127.0.0.1:{standby.port},")
+        await make_tables(several)
+        await starts(several)
+
+
 async def test_whoever_may_not_make_tables_is_told_so(postgres: Postgres, empty_url: str) -> None:
     postgres.sql(f"CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")
     with pytest.raises(CannotStart, match="refuses the migration: permission denied"):
