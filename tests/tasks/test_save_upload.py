@@ -7,27 +7,35 @@ from typing import Any, cast
 import pytest
 
 from app.files.local import LocalStore
+from app.files.pictures import PictureWorkerDied
 from app.files.store import StoreFull, StoreUnavailable
-from app.queue.durable import DurableTasks
+from app.queue.durable import Catalogue, DurableTasks, Kind
 from app.queue.errors import PermanentError, QueueUnavailable, ServiceUnavailable
+from app.queue.queue import Queue
 from app.queue.retry import RetryPolicy
 from app.queue.sqlite import SQLite
-from app.queue.task import Record, Writes, new_id
+from app.queue.task import Record, Status, Task, Writes, new_id
+from app.queue.worker import Worker
 from app.settings import Settings
 from app.tasks import catalogue
 from app.tasks.tools import Context, Tools
 from app.tasks.uploads import (
     COLLECTION,
     LARGEST_PICTURE,
+    STORE_RETRY_SECONDS,
     make_thumbnail,
     remove_upload,
+    retry_policy,
     save_upload,
 )
+from tests.queue.support import Clock
 from tests.support.service import files_below
 
 pytestmark = pytest.mark.anyio
 
 NOW = 1_750_000_000.0
+HOUR = 3600.0
+STEP = 20.0  # seconds by which the clock goes on between two looks of the worker
 
 
 class Stage:
@@ -206,3 +214,68 @@ async def test_a_store_or_database_that_refuses_lets_the_uploads_wait(
     monkeypatch.setattr(getattr(stage, at), verb, refuse)
     with pytest.raises(ServiceUnavailable):
         await task(stage.context, upload_id=stage.upload_id)
+
+
+class Refusing:
+    """A store that refuses to publish for an hour of its clock, and works again afterwards."""
+
+    def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = Clock()
+        self._returns_at = self.clock.now + HOUR
+        self._publish = stage.uploads.publish
+        monkeypatch.setattr(stage.uploads, "publish", self.publish)
+
+    async def publish(self, upload_id: str) -> None:
+        """Publish, or raise StoreUnavailable during the hour."""
+        if self.clock.now < self._returns_at:
+            raise StoreUnavailable
+        await self._publish(upload_id)
+
+
+async def after_an_hour_of(refusing: Refusing, stage: Stage, policy: RetryPolicy) -> Task:
+    """Queue the upload's task, let a worker try it for more than an hour, and give the task."""
+    clock = refusing.clock
+    queue = Queue(stage.engine, Catalogue[Tools](Kind(save_upload, policy)), policy, now=clock)
+    collected = queue.collect()
+    task = collected.add_task(save_upload, upload_id=stage.upload_id)
+    await queue.commit(collected.collected())
+    worker = Worker(queue, cast("Tools", stage))
+    began = clock.now
+    while clock.now < began + 2 * HOUR:
+        await worker.run_until_idle()
+        clock.now += STEP
+    return await stage.engine.get(task.id)
+
+
+async def test_a_store_that_is_away_for_an_hour_fails_no_upload(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = retry_policy(Settings(_env_file=None))
+    task = await after_an_hour_of(Refusing(stage, monkeypatch), stage, policy)
+    assert task.status is Status.SUCCEEDED
+    assert task.attempts > Settings(_env_file=None).retry_attempts
+    assert (task.max_attempts, task.gives_up_at) == (None, task.created_at + STORE_RETRY_SECONDS)
+    assert files_below(tmp_path / "uploads") == [f"published/{stage.upload_id}"]
+
+
+async def test_control_eight_attempts_fail_the_upload_within_the_hour(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the hour is long enough to tell a bound in attempts from a bound in time."""
+    task = await after_an_hour_of(Refusing(stage, monkeypatch), stage, RetryPolicy(attempts=8))
+    assert task.status is Status.FAILED
+
+
+async def test_an_unexpected_error_is_still_bounded_by_attempts(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker for pictures that dies each time is no outage: the picture most likely kills it."""
+    refusing = Refusing(stage, monkeypatch)
+
+    async def die(_: str) -> None:
+        raise PictureWorkerDied
+
+    monkeypatch.setattr(stage.uploads, "publish", die)
+    settings = Settings(_env_file=None)
+    task = await after_an_hour_of(refusing, stage, retry_policy(settings))
+    assert (task.status, task.attempts) == (Status.FAILED, settings.retry_attempts)
