@@ -1,20 +1,30 @@
-"""An error that cannot be described, a clock set back by any length, a stop during a slow claim.
+"""An error that cannot be described, a clock set back by any length, a slow claim, a shared store.
 
-Each task is settled, is due, or is given back uncounted.
+Each task is settled, is due, or is given back uncounted. A service that shares a store with another
+database spares the files of the other.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from app.files.local import LocalStore
 from app.queue.durable import Context
 from app.queue.engine import Engine
+from app.queue.queue import Queue
+from app.queue.retry import RetryPolicy
 from app.queue.sqlite import SQLite
-from app.queue.task import Status, Task, to_json
+from app.queue.task import Record, Status, Task, Writes, new_id, to_json
 from app.queue.worker import Worker
+from app.settings import Settings
+from app.tasks import catalogue
+from app.tasks.clean_up import clean_up
+from app.tasks.pending_uploads import COLLECTION as PENDING
+from app.tasks.pending_uploads import PendingUploads
+from app.tasks.tools import Tools
 from tests.queue.support import (
     DAY,
     KINDS,
@@ -29,6 +39,7 @@ from tests.queue.support import (
     put,
     queue_of,
 )
+from tests.support.service import files_below
 from tests.support.torture import Tried, form
 
 pytestmark = pytest.mark.anyio
@@ -144,3 +155,52 @@ async def test_control_tasks_of_a_claim_that_is_forgotten_count_as_crashed(tmp_p
         now = NOW + LEASE + 1
         again = await engine.claim("another worker", kinds=KINDS, limit=9, now=now, lease=LEASE)
     assert {task.crashes for task in again} == {1}
+
+
+async def files_after_a_clean_up(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, *, known: bool
+) -> int:
+    """Clean up with a new database on a store that has old files; give how many files are left.
+
+    With `known`, the new database has a pending record of each file, as of uploads of its own.
+    """
+    monkeypatch.setattr("app.tasks.clean_up.ABANDONED_SECONDS", 0.0)
+    uploads = LocalStore(directory / "uploads")
+    ids = [new_id(NOW) for _ in range(TASKS)]
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"Hello"
+
+    for upload_id in ids:
+        await uploads.receive(upload_id, content(), limit=5)
+    for upload_id in ids[::2]:
+        await uploads.publish(upload_id)
+    async with opened(directory / "new.db") as engine:
+        if known:
+            records = tuple(Record(PENDING, "", one, {"heartbeat": 0}, NOW) for one in ids)
+            await engine.put(Writes(records=records))
+        kinds = catalogue(Settings(_env_file=None))
+        queue = Queue(engine, kinds, RetryPolicy(), now=Clock())
+        pending = PendingUploads(queue)
+        tools: Any = type("Tools", (), {"engine": engine, "uploads": uploads})
+        for _ in range(2):
+            await clean_up(queue, uploads, pending, finished_before=NOW + DAY)
+            await Worker(queue, cast("Tools", tools)).run_until_idle()
+    return len(files_below(directory / "uploads"))
+
+
+async def test_the_files_of_another_database_on_the_same_store_are_spared(
+    tmp_path: Path, tried: Tried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = await files_after_a_clean_up(tmp_path, monkeypatch, known=False)
+    tried(f"a clean-up beside {TASKS} files of another database", f"{TASKS - left} removed")
+    assert left == TASKS
+
+
+async def test_control_abandoned_files_of_this_database_are_removed(
+    tmp_path: Path, tried: Tried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the clean-up would have removed the others' files, if it went by the store alone."""
+    left = await files_after_a_clean_up(tmp_path, monkeypatch, known=True)
+    tried(f"a clean-up of {TASKS} abandoned files", f"{TASKS - left} removed")
+    assert left == 0
