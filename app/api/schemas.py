@@ -101,6 +101,14 @@ class TaskFailure(BaseModel):
     type: str = "Unknown"
     detail: str = ""
 
+    @classmethod
+    def of(cls, error: str) -> Self:
+        """The public face of a stored error; a damaged one hides no task."""
+        try:
+            return cls(**json.loads(error))
+        except (ValueError, TypeError):  # no JSON, no object, or fields of other types
+            return cls(detail="The stored error cannot be read.")
+
 
 class TaskView(TaskSummary):
     """All that is known of a task."""
@@ -133,7 +141,7 @@ class TaskView(TaskSummary):
             next_attempt_at=_time_or_none(task.next_attempt_at),
             progress=task.progress,
             result=None if task.result is None else json.loads(task.result),
-            error=None if task.error is None else TaskFailure(**json.loads(task.error)),
+            error=None if task.error is None else TaskFailure.of(task.error),
         )
 
 

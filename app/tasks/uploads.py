@@ -13,7 +13,7 @@ from app.queue.errors import (
     PermanentError,
     QueueUnavailable,
     RecordNotFound,
-    ServiceUnavailable,
+    TemporaryError,
 )
 from app.queue.retry import RetryPolicy
 from app.queue.task import Record
@@ -36,7 +36,7 @@ async def save_upload(context: Context, *, upload_id: str) -> dict[str, str] | N
     Returns the upload's id and type; None if the client has deleted the upload meanwhile. Raises
     PermanentError if the file is missing.
     """
-    with _store_outage():
+    with _refusals_are_temporary():
         record = await _record(context, upload_id)
         if record is None:
             await _deleted_meanwhile(context, upload_id)
@@ -65,7 +65,7 @@ async def make_thumbnail(context: Context, *, upload_id: str) -> None:
 
     Raises PermanentError if the file is missing, or is no picture that can be decoded.
     """
-    with _store_outage():
+    with _refusals_are_temporary():
         record = await _record(context, upload_id)
         if record is None:
             await _deleted_meanwhile(context, upload_id)
@@ -97,7 +97,7 @@ async def remove_upload(context: Context, *, upload_id: str) -> None:
     Raises PermanentError if there is a record: then the bytes belong to an upload that a client
     was promised.
     """
-    with _store_outage():
+    with _refusals_are_temporary():
         if await _record(context, upload_id, of_any_client=True) is not None:
             raise PermanentError(f"upload {upload_id} has a record, so its file stays")
         await context.tools.uploads.delete(upload_id)
@@ -115,12 +115,16 @@ def retry_policy(settings: Settings) -> RetryPolicy:
 
 
 @contextmanager
-def _store_outage() -> Iterator[None]:
-    """Raise ServiceUnavailable where the store or the database refuses: other uploads wait too."""
+def _refusals_are_temporary() -> Iterator[None]:
+    """Raise TemporaryError where the store or the database refuses.
+
+    No ServiceUnavailable, which would pause the tasks of every upload: the store may refuse a
+    single file, for example one on a bad sector.
+    """
     try:
         yield
     except (StoreFull, StoreUnavailable, QueueUnavailable) as error:
-        raise ServiceUnavailable(str(error)) from error
+        raise TemporaryError(str(error)) from error
 
 
 async def _record(

@@ -61,7 +61,10 @@ async def test_control_a_task_that_raises_runs_again(tmp_path: Path, tried: Trie
     assert len(ran) == TASKS * NO_WAITS.attempts
 
 
-def test_one_damaged_item_hides_no_other_in_any_list(tmp_path: Path, tried: Tried) -> None:
+@pytest.mark.parametrize("error", ["{}", "[]", "no JSON", '{"type": 1, "detail": null}', "null"])
+def test_one_damaged_item_hides_no_other_in_any_list(
+    tmp_path: Path, tried: Tried, error: str
+) -> None:
     settings = settings_in(tmp_path)
     with TestClient(create_app(settings)) as client:
         task = client.post("/send-notification/ada@example.com").json()
@@ -73,7 +76,7 @@ def test_one_damaged_item_hides_no_other_in_any_list(tmp_path: Path, tried: Trie
         engine = client.app_state["queue"].engine
         client.portal.call(engine.put, Writes(records=(damaged,)))
     with closing(sqlite3.connect(tmp_path / "queue.db")) as database, database:
-        database.execute("UPDATE tasks SET error = '{}' WHERE id = ?", (task["id"],))
+        database.execute("UPDATE tasks SET error = ? WHERE id = ?", (error, task["id"]))
     for name in ("1795846374397869034-00000000.eml", "1795846374397869035-00000000.eml"):
         (tmp_path / "inbox" / name).write_bytes(b"\xff\x00 no mail at all" * (name[18] == "4"))
 

@@ -10,7 +10,7 @@ from app.files.local import LocalStore
 from app.files.pictures import PictureWorkerDied
 from app.files.store import StoreFull, StoreUnavailable
 from app.queue.durable import Catalogue, DurableTasks, Kind
-from app.queue.errors import PermanentError, QueueUnavailable, ServiceUnavailable
+from app.queue.errors import PermanentError, QueueUnavailable, ServiceUnavailable, TemporaryError
 from app.queue.queue import Queue
 from app.queue.retry import RetryPolicy
 from app.queue.sqlite import SQLite
@@ -196,7 +196,7 @@ async def test_the_bytes_of_an_upload_that_has_a_record_are_never_removed(
         (remove_upload, "uploads", "delete"),
     ],
 )
-async def test_a_store_or_database_that_refuses_lets_the_uploads_wait(
+async def test_an_upload_waits_for_a_store_or_database_that_refuses(
     stage: Stage,
     monkeypatch: pytest.MonkeyPatch,
     refusal: type[Exception],
@@ -204,7 +204,7 @@ async def test_a_store_or_database_that_refuses_lets_the_uploads_wait(
     at: str,
     verb: str,
 ) -> None:
-    """It would refuse every other upload as well, so it is an outage, and no error of the task."""
+    """But no other upload waits for it, because the store may refuse this file alone."""
 
     async def refuse(*_: object, **__: object) -> None:
         raise refusal
@@ -212,8 +212,9 @@ async def test_a_store_or_database_that_refuses_lets_the_uploads_wait(
     if task is remove_upload:
         await stage.engine.put(Writes(removed=(stage.record,)))
     monkeypatch.setattr(getattr(stage, at), verb, refuse)
-    with pytest.raises(ServiceUnavailable):
+    with pytest.raises(TemporaryError) as raised:
         await task(stage.context, upload_id=stage.upload_id)
+    assert not isinstance(raised.value, ServiceUnavailable)
 
 
 class Refusing:
@@ -279,3 +280,28 @@ async def test_an_unexpected_error_is_still_bounded_by_attempts(
     settings = Settings(_env_file=None)
     task = await after_an_hour_of(refusing, stage, retry_policy(settings))
     assert (task.status, task.attempts) == (Status.FAILED, settings.retry_attempts)
+
+
+async def test_a_file_that_cannot_be_read_delays_no_other_upload(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both tasks are tried in the same moment; the clock stands still."""
+    bad, head = new_id(NOW), stage.uploads.head
+
+    async def refuse_the_bad_one(upload_id: str) -> bytes:
+        if upload_id == bad:
+            raise StoreUnavailable
+        return await head(upload_id)
+
+    monkeypatch.setattr(stage.uploads, "head", refuse_the_bad_one)
+    await stage.engine.put(Writes(records=(Record(COLLECTION, "", bad, {}, 0),)))
+    policy = retry_policy(Settings(_env_file=None))
+    queue = Queue(stage.engine, Catalogue[Tools](Kind(save_upload, policy)), policy, now=Clock())
+    collected = queue.collect()
+    tasks = [
+        collected.add_task(save_upload, upload_id=upload_id) for upload_id in (bad, stage.upload_id)
+    ]
+    await queue.commit(collected.collected())
+    await Worker(queue, cast("Tools", stage), concurrency=1).run_until_idle()
+    ended = [(await stage.engine.get(task.id)).status for task in tasks]
+    assert ended == [Status.RETRYING, Status.SUCCEEDED]
