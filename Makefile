@@ -2,8 +2,8 @@
 BIN := .venv/bin
 # Does nothing where the lock is installed already. PYTHON=python3.13 names another interpreter.
 INSTALL := @PYTHON='$(PYTHON)' scripts/install.sh
-# Four at once: most tests wait for something.
-TEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile
+# On two cores: many tests wait for something, and faults and attacks more than others.
+TEST := $(BIN)/python -m pytest --dist=loadfile --numprocesses
 
 # What has a long form.
 TORTURED := tests/faults tests/attacks tests/files tests/mail/test_message.py \
@@ -25,7 +25,7 @@ run: ## start everything on this machine: API, worker, SMTP catcher
 
 test: ## run the tests of the ordinary behaviour, in a minute
 	$(INSTALL) requirements-test.txt
-	$(TEST) --ordinary
+	$(TEST)=3 --ordinary
 
 check: ## what CI runs: lint, types, every test with each fault and attack in its short form, coverage
 	$(INSTALL) requirements-check.txt
@@ -35,11 +35,11 @@ check: ## what CI runs: lint, types, every test with each fault and attack in it
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml app
 	$(BIN)/hadolint Dockerfile
-	$(TEST) --cov --cov-fail-under=100
+	$(TEST)=4 --cov --cov-fail-under=100
 
 torture: ## every fault and attack in its long form: 200 kills, 100 power cuts, and so on
 	$(INSTALL) requirements-check.txt
-	TORTURE=1 $(TEST) $(TORTURED)
+	TORTURE=1 $(TEST)=4 $(TORTURED)
 
 bench: ## measure everything, into docs/performance.md (needs wrk, redis-server)
 	$(INSTALL) requirements-check.txt

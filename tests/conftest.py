@@ -26,7 +26,9 @@ settings.load_profile("afterward")
 
 
 # `make test` leaves these to `make check`, and whatever has the mark `thorough`: faults, attacks,
-# other people's programs, S3, a PostgreSQL that stops and freezes, engines against their model.
+# other people's programs, S3, a PostgreSQL that stops and freezes, engines against their model, old
+# and rude HTTP clients. What holds on both engines is tried on SQLite, and where the engines'
+# contract is tested on PostgreSQL as well.
 THOROUGH = {
     Path(__file__).parent / path
     for path in (
@@ -36,6 +38,8 @@ THOROUGH = {
         "files/test_s3.py",
         "api/test_uploads_in_s3.py",
         "api/test_postgres_away.py",
+        "server/test_half_closed.py",
+        "server/test_http_1_0.py",
         "queue/test_engine_model.py",
     )
 }

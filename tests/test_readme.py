@@ -37,7 +37,7 @@ def commands(stop: str) -> str:
     return match[1]
 
 
-@pytest.fixture(params=SHELLS)
+@pytest.fixture(params=["bash", pytest.param("zsh", marks=pytest.mark.thorough)])
 def shell(request: pytest.FixtureRequest) -> list[str]:
     """The command of an interactive shell that reads what is pasted from its standard input."""
     program, *options = SHELLS[request.param]

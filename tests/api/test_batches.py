@@ -17,7 +17,7 @@ from tests.api.requests import problem_of
 from tests.support.gate import served
 from tests.support.service import PATIENCE, Json, Service, mails_in
 
-ENGINES = ["sqlite", "postgresql"]
+ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)]
 
 ADA, GRACE, EVE = "ada@example.com", "grace@example.com", "eve@example.net"
 LONGEST = ("{:064}@" + ".".join(["d" * 61] * 3) + ".com").format

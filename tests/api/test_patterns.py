@@ -15,7 +15,7 @@ from app.main import create_app
 from tests.api.requests import upload_of
 from tests.support.service import PATIENCE, Service, mails_in, settings_in, wait_for
 
-ENGINES = ["sqlite", "postgresql"]
+ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)]
 
 
 def log_lines(directory: Path) -> list[str]:

@@ -16,7 +16,7 @@ from tests.support.smtp_server import SmtpServer
 
 NOWHERE: Json = {"smtp_port": 1, "catcher": False}  # nobody listens there
 
-ENGINES = ["sqlite", "postgresql"]
+ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)]
 
 
 def queue_mails(client: httpx2.Client, number: int = 1) -> list[str]:
@@ -198,6 +198,7 @@ def test_a_task_that_ends_another_way_ends_its_stream_too(tmp_path: Path) -> Non
             assert [task["status"] for task in changes] == ["queued", "cancelled"]
 
 
+@pytest.mark.thorough
 def test_a_change_that_nobody_told_is_noticed_all_the_same(tmp_path: Path) -> None:
     """Another process may change a task, and die before it can tell of it."""
     with Service(tmp_path, worker_concurrency=0) as service:

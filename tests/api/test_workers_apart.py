@@ -83,6 +83,7 @@ def test_what_the_api_promises_a_worker_does_and_the_api_tells_of_it(
         assert line not in api.log
 
 
+@pytest.mark.thorough
 def test_a_worker_is_woken_and_does_not_have_to_look(
     api: Service, worker: Process, sql: Sql
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_worker_is_woken_and_does_not_have_to_look(
     assert woken < found / 2
 
 
+@pytest.mark.thorough
 def test_connections_that_are_cut_while_nothing_happens_are_replaced(
     api: Service, worker: Process, sql: Sql
 ) -> None:
@@ -113,6 +115,7 @@ def test_connections_that_are_cut_while_nothing_happens_are_replaced(
     print(f"told of again after {took:.1f} s")
 
 
+@pytest.mark.thorough
 def test_two_apis_make_one_task_of_one_key(
     tmp_path: Path, database_url: str, api: Service, sql: Sql
 ) -> None:

@@ -14,9 +14,12 @@ from tests.support.postgres import Postgres, sql, with_tables
 __all__ = ["sql"]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)])
 def engine_url(request: pytest.FixtureRequest) -> str:
-    """An empty database for each engine in turn. A new engine is one more name, and its URL."""
+    """An empty database for each engine in turn. A new engine is one more name, and its URL.
+
+    `make test` tries what is built on an engine with SQLite alone: see `test_engine_contract`.
+    """
     return str(request.getfixturevalue(f"{request.param}_url"))
 
 

@@ -24,6 +24,12 @@ from tests.queue.support import DAY, KINDS, LEASE, NOW, a_task, claim_all, claim
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine_url(request: pytest.FixtureRequest) -> str:
+    """Each engine in turn, in every run of the tests."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
 def an_answer(key: str = "key", *, at: float = NOW, **changes: Any) -> Answer:
     return replace(Answer(key, "fingerprint", "{}", "/tasks/1", at), **changes)
 

@@ -832,7 +832,7 @@ async def test_what_a_stopping_worker_has_just_claimed_runs(engine: Engine, cloc
     assert (await engine.get(task.id)).status is Status.SUCCEEDED
 
 
-@pytest.mark.parametrize("grace", [5, 0])
+@pytest.mark.parametrize("grace", [2, 0])
 async def test_a_claim_under_way_at_the_stop_is_waited_for(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch, grace: float
 ) -> None:

@@ -139,6 +139,7 @@ def test_a_second_start_in_one_folder_is_told_of_the_first(tmp_path: Path) -> No
         assert first.get("/livez").is_success
 
 
+@pytest.mark.thorough
 def test_a_second_start_in_one_folder_at_another_port_hears_of_the_queue(tmp_path: Path) -> None:
     """And not of the catcher's port, which is taken as well."""
     port = free_port()
@@ -167,6 +168,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path, que
     assert not (tmp_path / "queue.db").exists()
 
 
+@pytest.mark.thorough
 def test_the_lock_file_of_a_process_that_has_ended_misleads_nobody(tmp_path: Path) -> None:
     with Service(tmp_path) as first:
         first.kill()
@@ -177,6 +179,7 @@ def test_the_lock_file_of_a_process_that_has_ended_misleads_nobody(tmp_path: Pat
         assert f"is taken by process {os.getpid()} (" in refusal(second, code=1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", [COMMAND, CATCHER], ids=["serve", "catcher"])
 def test_a_port_of_the_catcher_that_is_taken_is_told(
     tmp_path: Path, command: tuple[str, ...]
@@ -226,6 +229,7 @@ def test_idle_connections_are_kept_for_as_long_as_the_setting_says(
     assert [config.timeout_keep_alive for config in served] == [75, 7]
 
 
+@pytest.mark.thorough
 def test_an_idle_connection_is_closed_when_its_time_is_up(tmp_path: Path) -> None:
     with (
         Service(tmp_path, keep_alive_seconds=1) as service,
@@ -262,6 +266,7 @@ def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path, command: tuple[str, 
     assert "Traceback" not in process.log
 
 
+@pytest.mark.thorough
 def test_a_second_ctrl_c_ends_it_at_once(slow_stop: Service) -> None:
     os.kill(slow_stop.pid, signal.SIGINT)
     said(slow_stop, "Waiting for connections to close. (CTRL+C to force quit)")
@@ -278,6 +283,7 @@ def test_ctrl_c_while_the_modules_are_read_prints_no_traceback(tmp_path: Path) -
     assert process.log == ""
 
 
+@pytest.mark.thorough
 def test_other_servers_start_the_app_too(tmp_path: Path) -> None:
     """`uvicorn app.main:app`, with its own options."""
     command = (sys.executable, "-m", "uvicorn", "app.main:app", "--port", "{port}")
