@@ -76,7 +76,9 @@ def multiply(connection: sqlite3.Connection, number: int) -> None:
     connection.row_factory = sqlite3.Row
     task = dict(connection.execute("SELECT * FROM tasks").fetchone())
     connection.execute("DELETE FROM tasks")
-    others = [column for column in task if column not in {"seq", "id"}]
+    # Without the generated columns, which `table_info` leaves out.
+    names = [name for (name,) in connection.execute("SELECT name FROM pragma_table_info('tasks')")]
+    others = [name for name in names if name not in {"seq", "id"}]
     connection.execute(
         f"""
         INSERT INTO tasks (id, {", ".join(others)})
