@@ -18,6 +18,7 @@ RUN useradd --uid 10001 --no-log-init --no-create-home --home-dir /srv afterward
 
 WORKDIR /srv
 COPY --from=builder /opt/venv /opt/venv
+COPY afterward afterward
 COPY app app
 
 # The root may be read-only: nothing is written but /srv/var, and /tmp. Logs leave line by line.

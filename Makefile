@@ -6,9 +6,9 @@ INSTALL := @PYTHON='$(PYTHON)' scripts/install.sh
 TEST := $(BIN)/python -m pytest --dist=loadfile --numprocesses
 
 # What has a long form.
-TORTURED := tests/faults tests/attacks tests/files tests/mail/test_message.py \
-	tests/mail/test_recipients.py tests/queue/test_durable.py tests/queue/test_engine_model.py \
-	tests/queue/test_retry.py tests/api/test_document.py
+TORTURED := tests/faults tests/attacks tests/uploads tests/mail/test_message.py \
+	tests/mail/test_recipients.py tests/library/test_durable.py tests/library/test_engine_model.py \
+	tests/library/test_retry.py tests/api/test_document.py
 
 .DEFAULT_GOAL := help
 
@@ -33,7 +33,7 @@ check: ## what CI runs: lint, types, every test with each fault and attack in it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml app
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml afterward app
 	$(BIN)/hadolint Dockerfile
 	$(TEST)=4 --cov --cov-fail-under=100
 

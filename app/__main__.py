@@ -13,11 +13,11 @@ import sys
 
 import structlog
 
+from afterward.engines import make_tables
+from afterward.errors import CannotStart
 from app.listening import authority
 from app.mail.catcher import Catcher
-from app.observe.logs import configure_logging
-from app.queue.engine import make_tables
-from app.queue.errors import CannotStart
+from app.observability.logs import configure_logging
 from app.settings import BadSettings, Settings, load_settings
 
 log = structlog.get_logger(__name__)

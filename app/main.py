@@ -10,49 +10,42 @@ import structlog
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from app.api import (
-    batches,
-    documentation,
-    inbox,
-    notifications,
-    operations,
-    patterns,
-    problems,
-    promises,
-    tasks,
-    uploads,
-)
-from app.api.access_log import AccessLog
+from afterward.engines import open_engine
+from afterward.errors import CannotStart
+from afterward.queue import Queue
+from afterward.retry import RetryPolicy
+from afterward.worker import Worker
+from app.api import errors as problems
+from app.api import promises
 from app.api.dependencies import State
-from app.api.feed import Feed
-from app.api.gate import Gate, Rate
-from app.api.health import Health
-from app.api.keys import BadKeys, Keys
+from app.api.event_stream import Feed
+from app.api.health_checks import Health
 from app.api.middleware import BodyLimit, Envelope, check_soundness
 from app.api.openapi import document_keys
-from app.api.origins import Origins
+from app.api.routes import batches, documentation, inbox, notifications, tasks, uploads
+from app.api.routes import health as operations
+from app.api.routes import tutorial as patterns
 from app.api.turns import Turns
-from app.files.log_file import LogFile
-from app.files.multipart import largest_form
-from app.files.pictures import Pictures
-from app.files.store import CannotOpenStore, Store, open_store
+from app.hardening.api_keys import BadKeys, Keys
+from app.hardening.gate import Gate, Rate
+from app.hardening.origins import Origins
 from app.listening import authority
 from app.mail.catcher import Catcher
 from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
-from app.observe.logs import TaskLog, configure_logging
-from app.observe.metrics import Metrics
-from app.queue.engine import open_engine
-from app.queue.errors import CannotStart
-from app.queue.queue import Queue
-from app.queue.retry import RetryPolicy
-from app.queue.worker import Worker
+from app.observability.access_log import AccessLog
+from app.observability.logs import TaskLog, configure_logging
+from app.observability.metrics import Metrics
 from app.settings import BadSettings, Settings, load_settings
-from app.signals import Stop
+from app.shutdown import Stop
 from app.tasks import catalogue
 from app.tasks.clean_up import clean_up_regularly
+from app.tasks.log_file import LogFile
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
+from app.uploads.multipart import largest_form
+from app.uploads.pictures import Pictures
+from app.uploads.store import CannotOpenStore, Store, open_store
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Answers at once and does the work afterwards, and keeps every promise.",
         version="0.1.0",
         lifespan=lambda _: _run_for_the_api(settings),
-        openapi_url=None,  # app.api.documentation has it, and the pages
+        openapi_url=None,  # app.api.routes.documentation has it, and the pages
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics has our own
     )

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from app.api.problems import problem
+from app.api.errors import problem
 from app.listening import CannotListen, authority, bind
 from app.settings import Settings
 

@@ -23,12 +23,12 @@ from typing import TypeVar
 import uvloop
 from aiosmtplib import SMTP
 
+from afterward.engines import open_engine
+from afterward.queue import Queue
+from afterward.retry import RetryPolicy
+from afterward.task import new_id
 from app.mail.message import compose, message_id
 from app.mail.templates import render
-from app.queue.engine import open_engine
-from app.queue.queue import Queue
-from app.queue.retry import RetryPolicy
-from app.queue.task import new_id
 from app.settings import Settings
 from app.tasks import catalogue
 from app.tasks.mail import send_email

@@ -14,8 +14,9 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
-from app.queue.engine import Engine, open_engine
-from app.queue.task import Outcome, Status
+from afterward.engine import Engine
+from afterward.engines import open_engine
+from afterward.task import Outcome, Status
 from benchmarks.harness import Result, Series, Spread, Target, compared, in_turn, progress
 from benchmarks.load import Server, server, wrk, wrk_script
 from benchmarks.p4_drain import waiting

@@ -9,7 +9,7 @@ import structlog
 from anyio.from_thread import start_blocking_portal
 from hypothesis import settings
 
-from app.observe.logs import configure_logging
+from app.observability.logs import configure_logging
 from tests.support.postgres import Postgres, with_tables
 from tests.support.s3 import Bucket, FaultyS3, S3Server, credentials
 from tests.support.smtp_server import SmtpServer

@@ -14,7 +14,7 @@ from tests.support.service import ROOT
 STARTS = """
 import asyncio
 from app.main import create_app
-from app.queue.engine import open_engine
+from afterward.engines import open_engine
 from app.settings import Settings
 
 create_app(Settings(_env_file=None)).openapi()
@@ -61,7 +61,7 @@ def test_the_wheel_holds_every_file_of_the_app(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
 
-    assert {"app/queue/schema.sql", "app/templates/pages/home.html"} <= tree
+    assert {"afterward/engines/sqlite/schema.sql", "app/templates/pages/home.html"} <= tree
     assert packed == tree
 
 

@@ -5,19 +5,19 @@ from typing import Annotated, TypedDict
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
-from app.api.feed import Feed
-from app.api.health import Health
+from afterward.queue import Queue
+from app.api.event_stream import Feed
+from app.api.health_checks import Health
 from app.api.turns import Turns
-from app.files.log_file import LogFile
-from app.files.store import Store
 from app.mail.catcher import Catcher
 from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
-from app.observe.metrics import Metrics
-from app.queue.queue import Queue
+from app.observability.metrics import Metrics
 from app.settings import Settings
+from app.tasks.log_file import LogFile
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
+from app.uploads.store import Store
 
 
 class State(TypedDict):

@@ -8,9 +8,9 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
-from app.files.names import as_attachment
-from app.files.store import Store
-from app.queue.task import Record
+from afterward.task import Record
+from app.uploads.names import as_attachment
+from app.uploads.store import Store
 
 BLOCK = 1024 * 1024  # what one download holds in memory
 

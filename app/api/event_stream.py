@@ -1,125 +1,170 @@
-"""Server-sent events as a response (WHATWG HTML, section 9.2)."""
+"""The feed hands each change of a task to the event streams that follow it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractContextManager, aclosing
-from typing import Any
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Self
 
-from fastapi import Response
-from starlette.types import Receive, Scope, Send
+from afterward.events import Event, What
+from afterward.task import FINISHED, Task
+from app.api.schemas import TaskView
 
-from app.api.feed import Change, Reader
-from app.queue.task import to_json
-
-MEDIA_TYPE = "text/event-stream"
-RETRY = b"retry: 3000\n"  # milliseconds, after which a client that lost its connection returns
-HEARTBEAT = b": heartbeat\n\n"
-
-# A proxy neither stores the stream nor holds it back (X-Accel-Buffering is nginx's).
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-
-# What a route that streams answers, for its `responses` (OpenAPI 3.2, section 4.14.4).
-DOCUMENTED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Events: `task` and `end` tell a task, and `gap` what is not told.",
-        "content": {
-            MEDIA_TYPE: {
-                "itemSchema": {
-                    "type": "object",
-                    "properties": {
-                        "event": {"type": "string", "enum": ["task", "end", "gap"]},
-                        "id": {"type": "string"},
-                        "retry": {"type": "integer", "minimum": 0},
-                        "data": {
-                            "type": "string",
-                            "contentMediaType": "application/json",
-                            "contentSchema": {
-                                "anyOf": [
-                                    {"$ref": "#/components/schemas/TaskView"},
-                                    {
-                                        "type": "object",
-                                        "properties": {"detail": {"type": "string"}},
-                                        "required": ["detail"],
-                                    },
-                                ]
-                            },
-                        },
-                    },
-                    "required": ["event", "id", "data"],
-                }
-            }
-        },
-    }
-}
-
-FELL_BEHIND = "You read too slowly, so changes were left out. Read the tasks again, and come back."
-WAS_AWAY = "Changes between your last event and now are not told. Read the tasks again."
-REMOVED = "The task was removed meanwhile. How it ended is not told."
-
-Tell = Callable[[Reader], AsyncGenerator[bytes, None]]
+QUIET_SECONDS = 5.0  # without a change, after which a stream sends a heartbeat
+# The limits of one reader. A single batch is 1,000 changes of about 500 bytes at once.
+MOST_UNREAD = 5_000
+MOST_UNREAD_BYTES = 2 * 1024 * 1024
+_AT_ONCE_BYTES = 16 * 1024  # of what a reader takes in one step
 
 
-class EventStream(Response):
-    """A response that tells what its reader of the feed gives, until the client disconnects.
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A task as it stands after a change, in JSON; without the task's arguments.
 
-    `tell` makes the bytes to be sent from a reader. The response itself opens the reader and closes
-    it, because a generator that the server abandons would stay open until the garbage collector
-    finds it. An error before the first bytes is answered as in any other route.
+    `id` is the event's id. It begins with the time of the change, so a client's last id says how
+    far this client has read.
     """
 
-    media_type = MEDIA_TYPE
+    id: str
+    task_id: str
+    updated_at: float
+    finished: bool
+    data: bytes
 
-    def __init__(self, reader: AbstractContextManager[Reader], tell: Tell) -> None:
-        super().__init__(headers=_HEADERS)
-        del self.headers["Content-Length"]
-        self._reader = reader
-        self._tell = tell
+    @classmethod
+    def of(cls, task: Task) -> Self:
+        """Serialise a task, once for all the readers of the change."""
+        return cls(
+            id=event_id(task.updated_at, task.id),
+            task_id=task.id,
+            updated_at=task.updated_at,
+            finished=task.status in FINISHED,
+            data=TaskView.of(task).model_dump_json().encode(),
+        )
 
-    async def __call__(
-        self,
-        scope: Scope,  # noqa: ARG002
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        """Serve one request (ASGI)."""
-        with self._reader as reader:
-            watch = asyncio.create_task(_abandon_when_disconnected(receive, reader))
+
+def event_id(at: float, task_id: str = "") -> str:
+    """Return the id of an event: seconds since the epoch, and the task that changed."""
+    return f"{at:.6f}-{task_id}"
+
+
+class Reader:
+    """The changes that wait to be sent to one stream.
+
+    `async for changes in reader` gives the changes that wait, in order, a few at a time. After
+    QUIET_SECONDS without any it gives an empty list. It ends when the reader is let go.
+    """
+
+    def __init__(self) -> None:
+        self._unread: deque[Change] = deque()
+        self._unread_bytes = 0
+        self._news = asyncio.Event()
+        self._let_go = False
+        self.fell_behind = False
+        """Whether changes were left out, because the client reads too slowly."""
+
+    def __aiter__(self) -> Self:
+        """Return the reader."""
+        return self
+
+    async def __anext__(self) -> Sequence[Change]:
+        """Wait for changes."""
+        if not self._unread and not self._let_go:
+            self._news.clear()
             try:
-                await self._send(reader, send)
-            finally:
-                watch.cancel()
+                async with asyncio.timeout(QUIET_SECONDS):
+                    await self._news.wait()
+            except TimeoutError:
+                return []
+        if not self._unread:
+            raise StopAsyncIteration
+        return self._take()
 
-    async def _send(self, reader: Reader, send: Send) -> None:
-        head = {
-            "type": "http.response.start",
-            "status": self.status_code,
-            "headers": self.raw_headers,
-        }
-        started = False
-        async with aclosing(self._tell(reader)) as told:
-            async for chunk in told:
-                if not started:
-                    await send(head)
-                    started = True
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    def _take(self) -> Sequence[Change]:
+        """Take the oldest changes, up to _AT_ONCE_BYTES, and one at least."""
+        taken: list[Change] = []
+        left = _AT_ONCE_BYTES
+        while self._unread and left > 0:
+            change = self._unread.popleft()
+            left -= len(change.data)
+            taken.append(change)
+        self._unread_bytes -= sum(len(change.data) for change in taken)
+        return taken
+
+    def give(self, change: Change) -> bool:
+        """Add a change. Returns False if the reader has fallen behind, and has been let go."""
+        self._unread.append(change)
+        self._unread_bytes += len(change.data)
+        if len(self._unread) > MOST_UNREAD or self._unread_bytes > MOST_UNREAD_BYTES:
+            self.fell_behind = True
+            self.abandon()
+            return False
+        self._news.set()
+        return True
+
+    def let_go(self) -> None:
+        """End the reader once it has given the changes that still wait."""
+        self._let_go = True
+        self._news.set()
+
+    def abandon(self) -> None:
+        """End the reader at once, and forget the changes that still wait."""
+        self._unread.clear()
+        self._unread_bytes = 0
+        self.let_go()
 
 
-async def _abandon_when_disconnected(receive: Receive, reader: Reader) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    reader.abandon()
+class Feed:
+    """Hands the events of the queue to readers; `listen` is a listener of the queue.
 
+    Each reader follows one client's tasks, or a single task. The feed compares the client when it
+    gives a change to a reader, so a reader never holds a change that its client may not see.
+    """
 
-def told(change: Change, *, last: bool = False) -> bytes:
-    """Write a change as an event: `task`, or `end` for the last one of its stream."""
-    return _event("end" if last else "task", change.id, change.data)
+    def __init__(self) -> None:
+        self._readers: dict[tuple[str, str | None], set[Reader]] = {}
+        self._closed = False
 
+    def listen(self, event: Event) -> None:
+        """Give a change to its readers. A lost attempt has changed nothing, and is left out."""
+        if not self._readers:
+            return
+        task = event.task
+        followed = [
+            follows
+            for follows in ((task.client, None), (task.client, task.id))
+            if follows in self._readers
+        ]
+        if not followed or event.what is What.LOST:
+            return
+        change = Change.of(task)
+        for follows in followed:
+            for reader in tuple(self._readers[follows]):
+                if not reader.give(change):
+                    self._remove(follows, reader)
 
-def gap(detail: str, last_id: str) -> bytes:
-    """Write the event that says that changes are missing after the event with `last_id`."""
-    return _event("gap", last_id, to_json({"detail": detail}).encode())
+    def close(self) -> None:
+        """Let every reader go, because a server that stops waits for its responses to end."""
+        self._closed = True
+        for readers in self._readers.values():
+            for reader in readers:
+                reader.let_go()
 
+    @contextmanager
+    def reader(self, client: str, task_id: str | None = None) -> Iterator[Reader]:
+        """Follow the changes of a client's tasks, or of one of them, inside a `with` block."""
+        follows, reader = (client, task_id), Reader()
+        self._readers.setdefault(follows, set()).add(reader)
+        if self._closed:
+            reader.let_go()
+        try:
+            yield reader
+        finally:
+            self._remove(follows, reader)
 
-def _event(name: str, id: str, data: bytes) -> bytes:  # noqa: A002
-    return b"event: %b\nid: %b\ndata: %b\n\n" % (name.encode(), id.encode(), data)
+    def _remove(self, follows: tuple[str, str | None], reader: Reader) -> None:
+        readers = self._readers.get(follows, set())
+        readers.discard(reader)
+        if not readers:
+            self._readers.pop(follows, None)

@@ -10,10 +10,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.body import TOO_LARGE
+from afterward.errors import CannotStart
+from app.api.errors import problem
+from app.api.json_body import TOO_LARGE
 from app.api.paths import route_path, with_prefix
-from app.api.problems import problem
-from app.queue.errors import CannotStart
 
 # RFC 9112, section 3.2: a name, an IPv4 address or an IPv6 address, and a port perhaps.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.api.gate import PUBLIC
+from app.hardening.gate import PUBLIC
 
 _SCHEMES = {
     "Bearer": {"type": "http", "scheme": "bearer"},

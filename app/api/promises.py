@@ -8,11 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 from starlette.exceptions import HTTPException
 
-from app.api.dependencies import RequestState
-from app.api.paths import route_path
-from app.api.problems import InvalidRequest
-from app.queue.durable import DurableTasks
-from app.queue.errors import (
+from afterward.errors import (
     CommitUnknown,
     KeyTaken,
     QueueUnavailable,
@@ -20,7 +16,11 @@ from app.queue.errors import (
     TaskNotFound,
     TaskNotGivenUp,
 )
-from app.queue.task import Answer, Task
+from afterward.task import Answer, Task
+from afterward.unit_of_work import DurableTasks
+from app.api.dependencies import RequestState
+from app.api.errors import InvalidRequest
+from app.api.paths import route_path
 from app.tasks.tools import Tools
 
 # 1 to 255 visible ASCII characters, bare or as a quoted string

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
+from afterward.task import FINISHED, Record, Status, Task
 from app.mail.message import address, body_text, header_text
-from app.queue.task import FINISHED, Record, Status, Task
 
 # JSON Schema says "email" and the rest; what exactly is refused, app.mail.message knows.
 _EMAIL = Field(max_length=320, json_schema_extra={"format": "email"}, examples=["ada@example.com"])

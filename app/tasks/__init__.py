@@ -13,7 +13,7 @@ Context, and name it in `catalogue`, with a retry policy if it needs one of its 
     tools      the objects that durable tasks work with
 """
 
-from app.queue.durable import Catalogue, Kind
+from afterward.unit_of_work import Catalogue, Kind
 from app.settings import Settings
 from app.tasks import mail, uploads
 from app.tasks.data import save_data

@@ -5,11 +5,11 @@ from collections.abc import Awaitable
 
 import structlog
 
-from app.files.store import Store, StoreError
-from app.queue.errors import QueueError
-from app.queue.queue import Queue
+from afterward.errors import QueueError
+from afterward.queue import Queue
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
+from app.uploads.store import Store, StoreError
 
 DAY = 24 * 3600.0
 EVERY_SECONDS = 10.0

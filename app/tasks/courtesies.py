@@ -10,7 +10,7 @@ from typing import Any, ParamSpec
 
 import structlog
 
-from app.files.log_file import LogFile
+from app.tasks.log_file import LogFile
 
 P = ParamSpec("P")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import structlog
 
-from app.queue.task import Record, Writes
+from afterward.task import Record, Writes
 from app.tasks.tools import Context
 
 COLLECTION = "data"

@@ -5,11 +5,11 @@ from email.message import EmailMessage
 
 import structlog
 
+from afterward.errors import PermanentError, ServiceUnavailable, TemporaryError
+from afterward.retry import RetryPolicy
 from app.mail.message import compose, message_id
 from app.mail.replies import MailDeferred, MailRefused, ServerUnavailable
 from app.mail.templates import render
-from app.queue.errors import PermanentError, ServiceUnavailable, TemporaryError
-from app.queue.retry import RetryPolicy
 from app.settings import Settings
 from app.tasks.tools import Context
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import structlog
 
-from app.queue.errors import RecordNotFound
-from app.queue.queue import Queue
-from app.queue.task import Record, Writes
+from afterward.errors import RecordNotFound
+from afterward.queue import Queue
+from afterward.task import Record, Writes
 from app.tasks.tools import Tools
 from app.tasks.uploads import remove_upload
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from app.files.pictures import Pictures
-from app.files.store import Store
+from afterward import unit_of_work as durable
+from afterward.engine import Engine
 from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
-from app.queue import durable
-from app.queue.engine import Engine
+from app.uploads.pictures import Pictures
+from app.uploads.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import structlog
 
-from app.files.names import media_type
-from app.files.pictures import MEDIA_TYPES, PictureRefused
-from app.files.store import NoSuchUpload, StoreFull, StoreUnavailable
-from app.queue.errors import (
+from afterward.errors import (
     PermanentError,
     QueueUnavailable,
     RecordNotFound,
     TemporaryError,
 )
-from app.queue.retry import RetryPolicy
-from app.queue.task import Record
+from afterward.retry import RetryPolicy
+from afterward.task import Record
 from app.settings import Settings
 from app.tasks.tools import Context
+from app.uploads.names import media_type
+from app.uploads.pictures import MEDIA_TYPES, PictureRefused
+from app.uploads.store import NoSuchUpload, StoreFull, StoreUnavailable
 
 COLLECTION = "uploads"
 # Bytes of a picture that gets a thumbnail. A copy of a picture in S3 must fit into the /tmp of a

@@ -1,15 +1,15 @@
-"""Ours: app/queue, with what tells other processes of each event."""
+"""Ours: afterward, with what tells other processes of each event."""
 
 import time
 
-from app.observe.logs import configure_logging
-from app.queue.durable import Catalogue, Context
-from app.queue.engine import open_engine
-from app.queue.events import Event, What
-from app.queue.postgres_schema import migrate
-from app.queue.queue import Queue
-from app.queue.retry import RetryPolicy
-from app.queue.worker import Worker
+from afterward.engines import open_engine
+from afterward.engines.postgres.schema import migrate
+from afterward.events import Event, What
+from afterward.queue import Queue
+from afterward.retry import RetryPolicy
+from afterward.unit_of_work import Catalogue, Context
+from afterward.worker import Worker
+from app.observability.logs import configure_logging
 from benchmarks.queues.contestant import Count, by_batches, by_callers, run
 
 

@@ -11,9 +11,9 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette.types import Message, Scope
 
-from app.api.access_log import AccessLog
 from app.main import create_app
-from app.observe.logs import configure_logging
+from app.observability.access_log import AccessLog
+from app.observability.logs import configure_logging
 from tests.support.service import settings_in
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")

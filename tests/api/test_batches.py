@@ -11,8 +11,8 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
-from app.api import batches
-from app.queue.errors import QueueUnavailable
+from afterward.errors import QueueUnavailable
+from app.api.routes import batches
 from tests.api.requests import problem_of
 from tests.support.gate import served
 from tests.support.service import PATIENCE, Json, Service, mails_in

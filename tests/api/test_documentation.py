@@ -5,7 +5,7 @@ import re
 import pytest
 from fastapi.testclient import TestClient
 
-from app.api import documentation
+from app.api.routes import documentation
 
 PAGES = ["/docs", "/redoc"]
 SOURCES = re.compile(r"""(?:src|href|data-document|spec-url)="([^"]*)\"""")

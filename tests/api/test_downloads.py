@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.files.store import StoreUnavailable
 from app.main import create_app
+from app.uploads.store import StoreUnavailable
 from tests.api.requests import problem_of, upload_of
 from tests.support.s3 import S3Server, credentials
 from tests.support.service import settings_in, wait_for

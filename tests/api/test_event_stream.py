@@ -13,13 +13,13 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette.types import Message
 
-from app.api import feed as feed_module
-from app.api import tasks as routes
-from app.api.event_stream import HEARTBEAT, EventStream
-from app.api.feed import Change, Feed, Reader, event_id
-from app.queue.errors import QueueUnavailable, TaskNotFound
-from app.queue.events import Event, What
-from app.queue.task import Status, Task
+from afterward.errors import QueueUnavailable, TaskNotFound
+from afterward.events import Event, What
+from afterward.task import Status, Task
+from app.api import event_stream as feed_module
+from app.api.event_stream import Change, Feed, Reader, event_id
+from app.api.routes import tasks as routes
+from app.api.server_sent_events import HEARTBEAT, EventStream
 from tests.api.requests import problem_of
 from tests.support.service import PATIENCE, Json, Service, wait_for
 

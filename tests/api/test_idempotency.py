@@ -10,8 +10,8 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
+from afterward.errors import QueueUnavailable
 from app.main import create_app
-from app.queue.errors import QueueUnavailable
 from tests.api.requests import COURTESIES, PROMISES, Call, problem_of, upload_of
 from tests.support.service import Service, files_below, settings_in, wait_for
 

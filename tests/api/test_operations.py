@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.api import health
+from afterward.errors import QueueUnavailable
+from app.api import health_checks as health
 from app.main import create_app
-from app.queue.errors import QueueUnavailable
 from tests.api.requests import problem_of
 from tests.support.service import free_port, settings_in, wait_for
 

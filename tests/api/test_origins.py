@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.api.origins import Origins
+from app.hardening.origins import Origins
 from app.main import create_app
 from tests.api.requests import problem_of
 from tests.support.gate import bearing

@@ -13,11 +13,11 @@ from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI
 from fastapi.testclient import TestClient
 from starlette.exceptions import HTTPException
 
-from app.api import notifications
+from afterward.errors import QueueFull, QueueUnavailable
 from app.api.dependencies import LogFileDep
 from app.api.promises import DurableTasksDep
+from app.api.routes import notifications
 from app.main import create_app
-from app.queue.errors import QueueFull, QueueUnavailable
 from app.tasks.courtesies import write_log
 from app.tasks.mail import send_email
 from tests.api.requests import PROMISES, Call, problem_of, upload_of

@@ -15,12 +15,12 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from structlog.testing import capture_logs
 
-from app.files.local import LocalStore
-from app.files.store import Received, StoreUnavailable
-from app.queue.errors import CommitUnknown, QueueUnavailable
-from app.queue.task import Record, Writes, new_id
+from afterward.errors import CommitUnknown, QueueUnavailable
+from afterward.task import Record, Writes, new_id
 from app.tasks import pending_uploads as pending
 from app.tasks.uploads import COLLECTION
+from app.uploads.local import LocalStore
+from app.uploads.store import Received, StoreUnavailable
 from tests.api.requests import MAX_UPLOAD_BYTES, PROMISES, Call, problem_of, upload_of
 from tests.support.forms import FORM, form_of, part
 from tests.support.pictures import picture

@@ -12,8 +12,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from app.files import s3
 from app.main import create_app
+from app.uploads import s3
 from tests.api.requests import problem_of, upload_of
 from tests.support.s3 import SECRET, Bucket, Fault, FaultyS3, S3Server, credentials
 from tests.support.service import PATIENCE, Service, files_below, settings_in, until, wait_for

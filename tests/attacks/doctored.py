@@ -6,7 +6,7 @@ import uvicorn
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.problems import problem
+from app.api.errors import problem
 from app.main import create_app
 from app.settings import load_settings
 

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
-from app.api.gate import Rate
+from app.hardening.gate import Rate
 from app.main import create_app
 from tests.api.requests import problem_of
 from tests.support.gate import MAIL_ROUTES, bearing, served

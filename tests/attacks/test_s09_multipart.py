@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.files import multipart
+from app.uploads import multipart
 from tests.api.requests import LARGEST_PROBLEM
 from tests.support.forms import FORM, file_part, form_of, part, posted
 from tests.support.measures import MB, Pulse, idle_p99

@@ -17,8 +17,8 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from app.api import keys as keys_module
-from app.api.keys import BadKeys, Keys
+from app.hardening import api_keys as keys_module
+from app.hardening.api_keys import BadKeys, Keys
 from app.main import create_app
 from tests.api.requests import problem_of
 from tests.support.gate import bearing, served

@@ -18,8 +18,8 @@ import structlog
 from fastapi import BackgroundTasks, FastAPI
 from fastapi.testclient import TestClient
 
-from app.observe import logs
-from app.observe.logs import configure_logging
+from app.observability import logs
+from app.observability.logs import configure_logging
 from tests.support.forms import file_part, form_of, part, posted
 from tests.support.service import PATIENCE, until
 from tests.support.smtp_server import DROP

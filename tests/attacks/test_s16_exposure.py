@@ -15,8 +15,8 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
-from app.queue.errors import QueueUnavailable
-from app.queue.sqlite import SQLite
+from afterward.engines.sqlite.engine import SQLite
+from afterward.errors import QueueUnavailable
 from tests.api.requests import problem_of
 from tests.support.gate import bearing, served
 from tests.support.service import Json, Service

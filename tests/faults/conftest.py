@@ -6,7 +6,7 @@ database as the service has it.
 
 import pytest
 
-from tests.queue.conftest import (
+from tests.library.conftest import (
     clock,
     engine,
     engine_url,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from app.queue.sqlite_file import open_database
+from afterward.engines.sqlite.database_file import open_database
 from tests.support.service import COMMAND, Service, until
 from tests.support.torture import Tried, form
 from tests.support.traced import Call, calls, strace

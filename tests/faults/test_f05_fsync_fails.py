@@ -18,8 +18,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.queue.errors import QueueUnavailable
-from app.queue.sqlite import SQLite
+from afterward.engines.sqlite.engine import SQLite
+from afterward.errors import QueueUnavailable
 from tests.support.power import Disk, look_into, settings_on
 from tests.support.service import COMMAND, PATIENCE, Service, until
 from tests.support.tools import tool

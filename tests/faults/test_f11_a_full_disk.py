@@ -20,10 +20,10 @@ import pytest
 from fastapi import BackgroundTasks, FastAPI, UploadFile
 from fastapi.testclient import TestClient
 
-from app.files.log_file import LogFile
-from app.queue.errors import QueueFull
-from app.queue.sqlite import SQLite
-from tests.queue.support import a_task, claim_one, opened, put
+from afterward.engines.sqlite.engine import SQLite
+from afterward.errors import QueueFull
+from app.tasks.log_file import LogFile
+from tests.library.support import a_task, claim_one, opened, put
 from tests.support.disks import Disk, LimitedFiles, SmallDisk, small_disk
 from tests.support.measures import cpu_share
 from tests.support.service import PATIENCE, Service, files_below, until

@@ -19,10 +19,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.queue import sqlite_file
-from app.queue.errors import CannotStart, QueueUnavailable
-from app.queue.sqlite import SQLite
-from tests.queue.support import a_task, claim_all, opened, put
+from afterward.engines.sqlite import database_file as sqlite_file
+from afterward.engines.sqlite.engine import SQLite
+from afterward.errors import CannotStart, QueueUnavailable
+from tests.library.support import a_task, claim_all, opened, put
 from tests.support.disks import UNPRIVILEGED, read_only
 from tests.support.service import COMMAND, PATIENCE, Process, Service, files_below, until
 from tests.support.torture import Tried, form

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from app.queue import sqlite_file
-from app.queue.errors import CannotStart, QueueUnavailable
-from app.queue.sqlite import SQLite
-from tests.queue.support import a_task, opened, put
+from afterward.engines.sqlite import database_file as sqlite_file
+from afterward.engines.sqlite.engine import SQLite
+from afterward.errors import CannotStart, QueueUnavailable
+from tests.library.support import a_task, opened, put
 from tests.support.service import COMMAND, PATIENCE, Process
 from tests.support.torture import Tried, form
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from app.queue import sqlite as sqlite_module
-from app.queue.sqlite import SQLite
-from tests.queue.support import a_task, claim_all
-from tests.queue.support import put as put_tasks
+from afterward.engines.sqlite import engine as sqlite_module
+from afterward.engines.sqlite.engine import SQLite
+from tests.library.support import a_task, claim_all
+from tests.library.support import put as put_tasks
 from tests.support.marks import leave_a_mark
 from tests.support.postgres import Sql
 from tests.support.service import COMMAND, Process, Service, free_port, until

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from app.queue.engine import Engine
-from app.queue.events import What
-from app.queue.task import Status
-from app.queue.worker import Worker
-from tests.queue.support import Clock, Diary, claim_one, promise, queue_of, wait_forever
+from afterward.engine import Engine
+from afterward.events import What
+from afterward.task import Status
+from afterward.worker import Worker
+from tests.library.support import Clock, Diary, claim_one, promise, queue_of, wait_forever
 from tests.support.service import PATIENCE, Process, Service, until
 from tests.support.smtp_server import HANG, SmtpServer
 from tests.support.torture import Tried, form

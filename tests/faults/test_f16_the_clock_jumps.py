@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from app.queue.durable import Context
-from app.queue.engine import Engine
-from app.queue.events import What
-from app.queue.task import Outcome, Status
-from app.queue.worker import Worker
-from tests.queue.support import (
+from afterward.engine import Engine
+from afterward.events import What
+from afterward.task import Outcome, Status
+from afterward.unit_of_work import Context
+from afterward.worker import Worker
+from tests.library.support import (
     DAY,
     LONGEST_WAITS,
     NOW,

@@ -17,15 +17,16 @@ from typing import Any
 
 import pytest
 
-from app.queue.durable import Context
-from app.queue.engine import Engine, open_engine
-from app.queue.events import What
-from app.queue.postgres import Postgres as PostgreSQL
-from app.queue.postgres_schema import migrate
-from app.queue.sqlite import SQLite
-from app.queue.sqlite_file import open_database
-from app.queue.task import Outcome, Status
-from tests.queue.support import (
+from afterward.engine import Engine
+from afterward.engines import open_engine
+from afterward.engines.postgres.engine import Postgres as PostgreSQL
+from afterward.engines.postgres.schema import migrate
+from afterward.engines.sqlite.database_file import open_database
+from afterward.engines.sqlite.engine import SQLite
+from afterward.events import What
+from afterward.task import Outcome, Status
+from afterward.unit_of_work import Context
+from tests.library.support import (
     DAY,
     KINDS,
     LEASE,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from app.queue.engine import Engine
-from app.queue.retry import MAX_CRASHES
-from app.queue.task import Status
-from tests.queue.support import LEASE, NOW, a_task, claim_all, claim_one
-from tests.queue.support import put as put_task
+from afterward.engine import Engine
+from afterward.retry import MAX_CRASHES
+from afterward.task import Status
+from tests.library.support import LEASE, NOW, a_task, claim_all, claim_one
+from tests.library.support import put as put_task
 from tests.support.marks import die, leave_a_mark
 from tests.support.service import Process
 from tests.support.service import until as wait_until

@@ -20,7 +20,7 @@ import pytest
 from fastapi import BackgroundTasks, FastAPI
 from fastapi.testclient import TestClient
 
-from app.files.log_file import LOOK_AGAIN_SECONDS
+from app.tasks.log_file import LOOK_AGAIN_SECONDS
 from tests.support.disks import UNPRIVILEGED, read_only
 from tests.support.service import COMMAND, PATIENCE, Service, until
 from tests.support.smtp_server import SmtpServer, in_a_thread

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from app.queue import postgres_statements
-from app.queue.engine import Engine
-from app.queue.group_commit import GroupCommit
-from app.queue.postgres_statements import end_attempts
-from app.queue.task import Outcome, Record, Status, Task, Writes
-from tests.queue.support import LEASE, NOW, a_task, claim_all, claim_one, put, retry
+from afterward.engine import Engine
+from afterward.engines.postgres import statements as postgres_statements
+from afterward.engines.postgres.statements import end_attempts
+from afterward.engines.sqlite.group_commit import GroupCommit
+from afterward.task import Outcome, Record, Status, Task, Writes
+from tests.library.support import LEASE, NOW, a_task, claim_all, claim_one, put, retry
 from tests.support.marks import leave_a_mark
 from tests.support.postgres import Sql
 from tests.support.service import PATIENCE, until

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from app.queue.durable import Context
-from app.queue.engine import Engine
-from app.queue.events import What
-from app.queue.worker import Worker
-from tests.queue.support import Diary, promise, queue_of, working
+from afterward.engine import Engine
+from afterward.events import What
+from afterward.unit_of_work import Context
+from afterward.worker import Worker
+from tests.library.support import Diary, promise, queue_of, working
 from tests.support.torture import Tried, form
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("frequent_polls")]

@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from app.files.pictures import Pictures
-from app.files.store import open_store
+from afterward.queue import Queue
+from afterward.retry import RetryPolicy
+from afterward.task import Status
+from afterward.unit_of_work import Catalogue, Kind
+from afterward.worker import Worker
 from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
-from app.observe.logs import TaskLog
-from app.queue.durable import Catalogue, Kind
-from app.queue.queue import Queue
-from app.queue.retry import RetryPolicy
-from app.queue.task import Status
-from app.queue.worker import Worker
+from app.observability.logs import TaskLog
 from app.tasks.mail import retry_policy, send_email
 from app.tasks.tools import Tools
-from tests.queue.support import Clock, opened
+from app.uploads.pictures import Pictures
+from app.uploads.store import open_store
+from tests.library.support import Clock, opened
 from tests.support.mails import SENDER
 from tests.support.service import PATIENCE, Service, settings_in, until
 from tests.support.smtp_server import SmtpServer, in_a_thread

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from afterward.engines.sqlite.engine import SQLite
+from afterward.task import Record, Status, Writes, new_id
+from afterward.unit_of_work import Context
+from afterward.worker import Worker
 from app.main import create_app
-from app.queue.durable import Context
-from app.queue.sqlite import SQLite
-from app.queue.task import Record, Status, Writes, new_id
-from app.queue.worker import Worker
 from app.tasks.uploads import COLLECTION
-from tests.queue.support import NO_WAITS, NOW, Clock, opened, promise, queue_of
+from tests.library.support import NO_WAITS, NOW, Clock, opened, promise, queue_of
 from tests.support.service import settings_in, wait_for
 from tests.support.torture import Tried, form
 

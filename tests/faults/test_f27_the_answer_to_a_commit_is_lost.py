@@ -18,9 +18,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from afterward.task import Writes
 from app.api.promises import Promises
 from app.main import create_app, run
-from app.queue.task import Writes
 from tests.support.cutting import CuttingProxy
 from tests.support.postgres import Postgres
 from tests.support.service import PATIENCE, files_below, settings_in, until
@@ -324,7 +324,7 @@ async def test_control_deleting_the_file_after_any_error_loses_uploads(
     """As if every commit that raises had written nothing."""
     nothing_written = property(lambda _: False, lambda *_: None)
     monkeypatch.setattr(Promises, "may_be_written", nothing_written, raising=False)
-    monkeypatch.setattr("app.api.uploads._is_committed", no_record)
+    monkeypatch.setattr("app.api.routes.uploads._is_committed", no_record)
     async with serving(tmp_path, queue_url) as service:
         for number in range(3):
             key = await service.key_for("upload", number)

@@ -11,21 +11,21 @@ from typing import Any, cast
 
 import pytest
 
-from app.files.local import LocalStore
-from app.queue.durable import Context
-from app.queue.engine import Engine
-from app.queue.queue import Queue
-from app.queue.retry import RetryPolicy
-from app.queue.sqlite import SQLite
-from app.queue.task import Record, Status, Task, Writes, new_id, to_json
-from app.queue.worker import Worker
+from afterward.engine import Engine
+from afterward.engines.sqlite.engine import SQLite
+from afterward.queue import Queue
+from afterward.retry import RetryPolicy
+from afterward.task import Record, Status, Task, Writes, new_id, to_json
+from afterward.unit_of_work import Context
+from afterward.worker import Worker
 from app.settings import Settings
 from app.tasks import catalogue
 from app.tasks.clean_up import clean_up
 from app.tasks.pending_uploads import COLLECTION as PENDING
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
-from tests.queue.support import (
+from app.uploads.local import LocalStore
+from tests.library.support import (
     DAY,
     KINDS,
     LEASE,
@@ -78,7 +78,7 @@ async def test_an_error_that_cannot_be_described_settles_its_task(
 async def test_control_without_the_care_for_descriptions_tasks_stay_running(
     tmp_path: Path, tried: Tried, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.queue.worker.error_as_json", lambda error: to_json(str(error)))
+    monkeypatch.setattr("afterward.worker.error_as_json", lambda error: to_json(str(error)))
     async with opened(tmp_path / "queue.db") as engine:
         with pytest.raises(RuntimeError, match="no words"):
             await statuses_after(engine, raise_mute)

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from app.files.multipart import largest_form
 from app.settings import Settings
+from app.uploads.multipart import largest_form
 from tests.api.requests import problem_of
 from tests.support.certificates import make_certificate
 from tests.support.service import PATIENCE, ROOT, Service, free_port, until, wait_for

@@ -8,8 +8,8 @@ import sqlite3
 import stat
 from collections.abc import Callable
 
+from afterward.engines.sqlite import database_file as sqlite_file
 from app.__main__ import main
-from app.queue import sqlite_file
 
 
 def _weaken(without: str) -> None:

@@ -7,7 +7,7 @@ import asyncio
 
 from starlette.types import Receive, Scope, Send
 
-from app.observe.logs import configure_logging
+from app.observability.logs import configure_logging
 from app.server import serve
 from app.settings import load_settings
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from app.__main__ import main
-from app.api.routes import Route
+from app.api.route import Route
 
 Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 

@@ -6,9 +6,9 @@
 import sys
 from dataclasses import replace
 
+from afterward.task import Task
 from app.__main__ import main
-from app.api import feed
-from app.queue.task import Task
+from app.api import event_stream as feed
 
 _of = feed.Change.of
 

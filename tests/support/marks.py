@@ -13,15 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.observe.logs import TaskLog, configure_logging
-from app.queue import postgres_statements, sqlite
-from app.queue.durable import Catalogue, Context
-from app.queue.engine import Engine, open_engine
-from app.queue.errors import TaskHasStarted
-from app.queue.queue import Queue
-from app.queue.retry import MAX_CRASHES, RetryPolicy
-from app.queue.task import Status, Task
-from app.queue.worker import Worker
+from afterward.engine import Engine
+from afterward.engines import open_engine
+from afterward.engines.postgres import statements as postgres_statements
+from afterward.engines.sqlite import engine as sqlite
+from afterward.errors import TaskHasStarted
+from afterward.queue import Queue
+from afterward.retry import MAX_CRASHES, RetryPolicy
+from afterward.task import Status, Task
+from afterward.unit_of_work import Catalogue, Context
+from afterward.worker import Worker
+from app.observability.logs import TaskLog, configure_logging
 from tests.support.service import PATIENCE, until
 
 

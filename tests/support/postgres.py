@@ -15,8 +15,8 @@ from typing import Any, Self
 
 import pytest
 
-from app.observe.logs import configure_logging
-from app.queue.postgres_schema import migrate
+from afterward.engines.postgres.schema import migrate
+from app.observability.logs import configure_logging
 from tests.support.service import free_port
 
 PASSWORD = "correct-horse"

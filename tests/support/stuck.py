@@ -3,7 +3,7 @@
 import asyncio
 import os
 
-from app.queue.postgres import Postgres
+from afterward.engines.postgres.engine import Postgres
 
 
 async def main() -> None:

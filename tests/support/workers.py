@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from app.queue.engine import open_engine
-from app.queue.queue import Queue
-from app.queue.retry import RetryPolicy
-from app.queue.task import Task
+from afterward.engines import open_engine
+from afterward.queue import Queue
+from afterward.retry import RetryPolicy
+from afterward.task import Task
 from tests.support.marks import CATALOGUE
 from tests.support.service import COMMAND, Process
 

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from app.files.local import LocalStore
-from app.files.store import StoreUnavailable
-from app.queue.engine import Engine
-from app.queue.errors import QueueUnavailable, TaskNotFound
-from app.queue.queue import Queue
-from app.queue.retry import RetryPolicy
-from app.queue.sqlite import SQLite
-from app.queue.task import Answer, Outcome, Status, Task, Writes, new_id
+from afterward.engine import Engine
+from afterward.engines.sqlite.engine import SQLite
+from afterward.errors import QueueUnavailable, TaskNotFound
+from afterward.queue import Queue
+from afterward.retry import RetryPolicy
+from afterward.task import Answer, Outcome, Status, Task, Writes, new_id
 from app.settings import Settings
 from app.tasks import catalogue
 from app.tasks import clean_up as module
 from app.tasks.clean_up import DAY, clean_up, clean_up_regularly
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
+from app.uploads.local import LocalStore
+from app.uploads.store import StoreUnavailable
 from tests.support.service import PATIENCE
 
 pytestmark = pytest.mark.anyio

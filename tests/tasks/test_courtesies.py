@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from app.files.log_file import LogFile
 from app.tasks.courtesies import courtesy, process_data, write_log
+from app.tasks.log_file import LogFile
 
 pytestmark = pytest.mark.anyio
 

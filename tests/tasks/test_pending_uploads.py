@@ -9,20 +9,20 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from app.files.local import LocalStore
-from app.queue.durable import DurableTasks
-from app.queue.errors import RecordNotFound
-from app.queue.queue import Queue
-from app.queue.retry import RetryPolicy
-from app.queue.task import Record, Writes, new_id
-from app.queue.worker import Worker
+from afterward.errors import RecordNotFound
+from afterward.queue import Queue
+from afterward.retry import RetryPolicy
+from afterward.task import Record, Writes, new_id
+from afterward.unit_of_work import DurableTasks
+from afterward.worker import Worker
 from app.settings import Settings
 from app.tasks import catalogue
 from app.tasks import pending_uploads as module
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
 from app.tasks.uploads import COLLECTION
-from tests.queue.support import opened
+from app.uploads.local import LocalStore
+from tests.library.support import opened
 from tests.support.service import files_below
 
 pytestmark = pytest.mark.anyio

@@ -6,16 +6,13 @@ from typing import Any, cast
 
 import pytest
 
-from app.files.local import LocalStore
-from app.files.pictures import PictureWorkerDied
-from app.files.store import StoreFull, StoreUnavailable
-from app.queue.durable import Catalogue, DurableTasks, Kind
-from app.queue.errors import PermanentError, QueueUnavailable, ServiceUnavailable, TemporaryError
-from app.queue.queue import Queue
-from app.queue.retry import RetryPolicy
-from app.queue.sqlite import SQLite
-from app.queue.task import Record, Status, Task, Writes, new_id
-from app.queue.worker import Worker
+from afterward.engines.sqlite.engine import SQLite
+from afterward.errors import PermanentError, QueueUnavailable, ServiceUnavailable, TemporaryError
+from afterward.queue import Queue
+from afterward.retry import RetryPolicy
+from afterward.task import Record, Status, Task, Writes, new_id
+from afterward.unit_of_work import Catalogue, DurableTasks, Kind
+from afterward.worker import Worker
 from app.settings import Settings
 from app.tasks import catalogue
 from app.tasks.tools import Context, Tools
@@ -28,7 +25,10 @@ from app.tasks.uploads import (
     retry_policy,
     save_upload,
 )
-from tests.queue.support import Clock
+from app.uploads.local import LocalStore
+from app.uploads.pictures import PictureWorkerDied
+from app.uploads.store import StoreFull, StoreUnavailable
+from tests.library.support import Clock
 from tests.support.service import files_below
 
 pytestmark = pytest.mark.anyio

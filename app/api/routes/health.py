@@ -1,0 +1,54 @@
+"""The routes for operators: is the service alive, is it ready, how busy is it?"""
+
+from http import HTTPStatus
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse
+
+from app.api.dependencies import HealthDep, MetricsDep, QueueDep, SettingsDep
+from app.api.errors import documented
+from app.api.pages import example, page
+from app.api.route import Route, without_turn
+from app.api.schemas import Readiness
+
+router = APIRouter(tags=["operations"], route_class=Route)
+
+
+@router.get("/", response_class=HTMLResponse, responses=documented())
+@without_turn
+async def home(request: Request, settings: SettingsDep) -> HTMLResponse:
+    """A plain page with links to the others."""
+    return page(request, "home.html", catcher=settings.catcher, example=example(request))
+
+
+@router.get("/livez", response_class=PlainTextResponse)
+@without_turn
+async def livez() -> PlainTextResponse:
+    """The process is alive, and its event loop turns."""
+    return PlainTextResponse("ok\n")
+
+
+@router.get("/readyz", responses={503: {"model": Readiness}})
+@without_turn
+async def readyz(response: Response, health: HealthDep) -> Readiness:
+    """Whether requests can be accepted. Without SMTP they can: mail waits in the queue."""
+    passed = await health.check()
+    checks = {
+        "database": "ok" if passed.database else "failing",
+        "uploads": "ok" if passed.uploads else "failing",
+        "smtp": "ok" if passed.smtp else "degraded",
+    }
+    if not (passed.database and passed.uploads):
+        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+        return Readiness(status="unready", checks=checks)
+    return Readiness(status="ready" if passed.smtp else "degraded", checks=checks)
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=documented(503))
+async def read_metrics(queue: QueueDep, metrics: MetricsDep) -> Response:
+    """Prometheus' text format."""
+    backlog = await queue.engine.backlog()
+    return Response(
+        metrics.exposition(backlog, queue.now()),
+        media_type="text/plain; version=0.0.4; charset=utf-8",
+    )

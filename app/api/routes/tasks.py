@@ -1,0 +1,183 @@
+"""Tasks as a resource: what became of them, and what can still be done about it."""
+
+from collections.abc import AsyncGenerator, Iterable
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+
+from afterward.engine import Engine
+from afterward.errors import QueueUnavailable, TaskNotFound
+from afterward.task import FINISHED, Status, Task
+from app.api.dependencies import ClientDep, FeedDep, QueueDep
+from app.api.errors import documented
+from app.api.event_stream import Change, Reader, event_id
+from app.api.promises import DurableTasksDep
+from app.api.route import Route
+from app.api.schemas import Queued, Sought, TaskPage, TaskView
+from app.api.server_sent_events import (
+    DOCUMENTED,
+    FELL_BEHIND,
+    HEARTBEAT,
+    REMOVED,
+    RETRY,
+    WAS_AWAY,
+    EventStream,
+    gap,
+    told,
+)
+
+router = APIRouter(tags=["tasks"], route_class=Route)
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+After = Annotated[
+    str | None,
+    Query(
+        description="The last id of the page before, also if retention has removed that task.",
+        pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+    ),
+]
+
+
+@router.get("/tasks", responses=documented(422, 503))
+async def list_tasks(
+    queue: QueueDep,
+    client: ClientDep,
+    status: Status | None = None,
+    kind: Annotated[Sought | None, Query(max_length=100)] = None,
+    limit: Limit = 50,
+    after: After = None,
+) -> TaskPage:
+    """Tasks, newest first."""
+    tasks = await queue.engine.list_tasks(
+        client=client, status=status, kind=kind, after=after, limit=limit + 1
+    )
+    return TaskPage(data=[TaskView.of(task) for task in tasks[:limit]], has_more=len(tasks) > limit)
+
+
+async def _existing(task_id: Sought, queue: QueueDep, client: ClientDep) -> Task:
+    task = await queue.engine.get(task_id)
+    if task.client != client:
+        raise TaskNotFound
+    return task
+
+
+ExistingTask = Annotated[Task, Depends(_existing)]
+
+
+@router.get("/tasks/{task_id}", responses=documented(404, 422, 503))
+async def read_task(task: ExistingTask) -> TaskView:
+    """One task."""
+    return TaskView.of(task)
+
+
+@router.post("/tasks/{task_id}/cancel", responses=documented(404, 409, 422, 503, 507))
+async def cancel_task(task: ExistingTask, queue: QueueDep) -> TaskView:
+    """Withdraw a task that waits for its first or its next attempt."""
+    return TaskView.of(await queue.cancel(task.id))
+
+
+@router.post(
+    "/tasks/{task_id}/retry", status_code=202, responses=documented(404, 409, 422, 503, 507)
+)
+async def retry_task(task: ExistingTask, durable_tasks: DurableTasksDep) -> Queued:
+    """Queue a failed or cancelled task afresh, with all its attempts."""
+    durable_tasks.retry_task(task)
+    return Queued.of(task, "Task queued again")
+
+
+LastEventId = Annotated[
+    str | None,
+    Header(
+        alias="Last-Event-ID",
+        description="The id of the last event that the client has read. An EventSource sends it "
+        "when it comes back.",
+    ),
+]
+_ENDED = {204: {"description": "The client has read the `end` of this task: it need not return."}}
+
+
+@router.get(
+    "/tasks/{task_id}/events",
+    response_class=Response,
+    responses=DOCUMENTED | _ENDED | documented(404, 422, 503),
+)
+async def task_events(
+    task: ExistingTask, queue: QueueDep, feed: FeedDep, last_event_id: LastEventId = None
+) -> Response:
+    """Follow one task: first the task as it is, then each of its changes.
+
+    The last event is an `end` with the finished task. A client that has read it gets 204, after
+    which an EventSource does not come back.
+    """
+    if task.status in FINISHED and last_event_id == event_id(task.updated_at, task.id):
+        return Response(status_code=204)
+    return EventStream(
+        feed.reader(task.client, task.id), partial(_tell_of_task, task.id, queue.engine)
+    )
+
+
+async def _tell_of_task(
+    task_id: str, engine: Engine, reader: Reader
+) -> AsyncGenerator[bytes, None]:
+    last = Change.of(await engine.get(task_id))
+    yield RETRY + told(last, last=last.finished)
+    while not last.finished and (changes := await anext(reader, None)) is not None:
+        try:
+            news = _newer(changes, last) or await _untold(engine, last)
+        except TaskNotFound:
+            yield gap(REMOVED, last.id)
+            return
+        yield b"".join(told(change, last=change.finished) for change in news) or HEARTBEAT
+        last = news[-1] if news else last
+    if reader.fell_behind:
+        yield gap(FELL_BEHIND, last.id)
+
+
+def _newer(changes: Iterable[Change], last: Change) -> list[Change]:
+    """Choose the changes after `last`, up to the one that finishes the task.
+
+    The first changes may be older, because the reader began before the record was read.
+    """
+    newer: list[Change] = []
+    for change in changes:
+        if change.updated_at > last.updated_at:
+            newer.append(change)
+            if change.finished:
+                break
+    return newer
+
+
+async def _untold(engine: Engine, last: Change) -> list[Change]:
+    """Look whether the record has changed since, because a process may die before it tells.
+
+    Raises TaskNotFound where retention has removed the task.
+    """
+    try:
+        change = Change.of(await engine.get(last.task_id))
+    except QueueUnavailable:
+        return []  # the stream goes on, and looks again later
+    return [] if change.id == last.id else [change]
+
+
+@router.get("/events", response_class=Response, responses=DOCUMENTED | documented(422))
+async def all_events(
+    feed: FeedDep, client: ClientDep, queue: QueueDep, last_event_id: LastEventId = None
+) -> Response:
+    """Follow all tasks: each change from now on; with API keys, of the client's own tasks.
+
+    A `gap` says that changes are not told, because the client was away or reads too slowly.
+    """
+    came_back = last_event_id is not None
+    return EventStream(feed.reader(client), partial(_tell_of_all, event_id(queue.now()), came_back))
+
+
+async def _tell_of_all(
+    last_id: str, came_back: bool, reader: Reader
+) -> AsyncGenerator[bytes, None]:
+    yield RETRY + (gap(WAS_AWAY, last_id) if came_back else b"")
+    async for changes in reader:
+        yield b"".join(map(told, changes)) or HEARTBEAT
+        last_id = changes[-1].id if changes else last_id
+    if reader.fell_behind:
+        yield gap(FELL_BEHIND, last_id)

@@ -1,0 +1,100 @@
+"""The patterns that tutorials show, live: each a courtesy or a promise, as it ought to be."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, BackgroundTasks, Path, Query, Request
+
+from app.api.dependencies import ClientDep, LogFileDep, QueueDep, permit
+from app.api.errors import documented
+from app.api.promises import DurableTasksDep
+from app.api.route import Route
+from app.api.schemas import Accepted, Address, Document, Name, Queued, QueuedItem
+from app.tasks.courtesies import process_data, write_log
+from app.tasks.data import COLLECTION, save_data
+from app.tasks.mail import send_email
+
+router = APIRouter(tags=["patterns"], route_class=Route)
+
+RouteT = TypeVar("RouteT", bound=Callable[..., Any])
+
+
+def post(path: str, *errors: int) -> Callable[[RouteT], RouteT]:
+    """A POST route with and without the trailing slash, and no redirect between the two."""
+
+    def add(route: RouteT) -> RouteT:
+        router.post(path, status_code=202, responses=documented(*errors))(route)
+        other = path.removesuffix("/") if path.endswith("/") else path + "/"
+        router.post(other, status_code=202, include_in_schema=False)(route)
+        return route
+
+    return add
+
+
+@post("/send-email/", 409, 413, 422, 503, 507)
+async def send_simple_email(
+    email: Address, request: Request, durable_tasks: DurableTasksDep
+) -> Queued:
+    """The simplest background task: a mail."""
+    permit(request, email)
+    task = durable_tasks.add_task(
+        send_email, to=email, subject="Hello", message="This mail was sent in the background."
+    )
+    return Queued.of(task, "Email queued")
+
+
+@post("/save-data/", 409, 413, 415, 422, 503, 507)
+async def save_user_data(
+    user_id: Annotated[Name, Query()], data: Document, durable_tasks: DurableTasksDep
+) -> Queued:
+    """Arguments go with the task: what is saved is the object that came in."""
+    task = durable_tasks.add_task(save_data, user_id=user_id, data=data)
+    return Queued.of(task, "Data queued to be saved")
+
+
+@router.get("/save-data/{user_id}", responses=documented(404, 422, 503))
+async def read_user_data(user_id: Name, queue: QueueDep, client: ClientDep) -> Document:
+    """What was saved for this user last."""
+    record = await queue.engine.read_record(COLLECTION, user_id, client=client)
+    return record.body
+
+
+@post("/multiple-tasks/", 409, 413, 422, 503, 507)
+async def run_multiple_tasks(background_tasks: BackgroundTasks, log_file: LogFileDep) -> Accepted:
+    """Tasks of one request run one after the other; the second raises, and the third still runs."""
+    background_tasks.add_task(write_log, log_file, "first task")
+    background_tasks.add_task(process_data, {"error": "the task between the two"})
+    background_tasks.add_task(write_log, log_file, "second task")
+    return Accepted(message="Tasks queued")
+
+
+@post("/process/", 409, 413, 415, 422, 503, 507)
+async def process(data: Document, background_tasks: BackgroundTasks) -> Accepted:
+    """An error inside a task is logged; the client has its 202, and the service goes on."""
+    background_tasks.add_task(process_data, data)
+    return Accepted(message="Processing queued")
+
+
+@post("/items/{item_id}", 409, 413, 422, 503, 507)
+async def create_item(
+    item_id: Annotated[int, Path(ge=0, le=2**63 - 1)],
+    request: Request,
+    durable_tasks: DurableTasksDep,
+    email: Address = "customer@example.com",
+) -> QueuedItem:
+    """A confirmation by mail after something was created."""
+    permit(request, email)
+    task = durable_tasks.add_task(
+        send_email,
+        to=email,
+        subject=f"Item {item_id} created",
+        message=f"Your item {item_id} was created.",
+    )
+    return QueuedItem.of(task, "Confirmation queued", item_id=item_id)
+
+
+@post("/test-task/", 409, 413, 422, 503, 507)
+async def run_test_task(background_tasks: BackgroundTasks, log_file: LogFileDep) -> Accepted:
+    """How a background task is tested: TestClient waits for it; a real client does not."""
+    background_tasks.add_task(write_log, log_file, "test task")
+    return Accepted(message="Test task queued")

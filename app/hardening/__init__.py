@@ -1,0 +1,6 @@
+"""Protection against hostile clients. `app.main` attaches it; the service works without it.
+
+gate      who may come in: API keys, and how often one client may ask
+api_keys  reads the keys, and finds the client of one
+origins   answers browsers that show pages of another site (CORS)
+"""

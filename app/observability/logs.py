@@ -1,0 +1,204 @@
+"""Log lines: one event is one line, with the request's id and the task's id on it."""
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TextIO, cast
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from afterward.errors import ServiceUnavailable, TaskError
+from afterward.events import Event, What
+from afterward.task import Task
+
+SUM_UP_SECONDS = 60.0  # deferrals for the same cause are one line in this time
+
+_LEVELS = {
+    What.QUEUED: logging.DEBUG,
+    What.STARTED: logging.DEBUG,
+    What.PROGRESSED: logging.DEBUG,
+    What.RETRYING: logging.WARNING,
+    What.FAILED: logging.ERROR,
+    What.RECOVERED: logging.WARNING,
+    What.GIVEN_BACK: logging.WARNING,
+    What.LOST: logging.WARNING,
+}
+
+log = structlog.get_logger("app.tasks")
+
+
+def configure_logging(level: str, form: str) -> None:
+    """Send every line, ours and the libraries', to standard error; `form` is console or json."""
+    shared: list[Processor] = [
+        _without_colour,
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    render: list[Processor]
+    if form == "console":
+        render = [
+            structlog.processors.format_exc_info,
+            _escape_values,
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ]
+    else:
+        render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dumps)]
+    structlog.configure(
+        processors=[*shared, *render],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lossy(sys.stderr))),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    # Lines about each command of a client, and about each malformed form, would drown ours.
+    logging.getLogger("mail.log").setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+class _Lossy:
+    """A stream that loses lines rather than raise: a full disk under the log stops no work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+class TaskLog:
+    """Writes what happens to tasks, as log lines. `listen` is a listener of the queue's events.
+
+    A mail that is deferred is no line for an operator to act on, and an hour of greylisting defers
+    thousands. So the first deferral for a cause is a line at once, with its task. Further ones are
+    counted, and are one line a minute: "tasks deferred". Each is a line of its own at DEBUG.
+
+    `now` gives seconds that only go forward.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._deferrals: dict[tuple[str, ...], _Deferrals] = {}
+
+    def listen(self, event: Event) -> None:
+        """Write a line about the event, or count it."""
+        if self._deferrals:
+            self._sum_up()
+        level = _LEVELS.get(event.what, logging.INFO)
+        if event.what is What.RETRYING and isinstance(event.exception, TaskError):
+            level = self._level_of_deferral(event.task, event.exception)
+        if logging.root.isEnabledFor(level):
+            line = f"task {event.what}"
+            log.log(level, line, **_facts(event))
+
+    def _level_of_deferral(self, task: Task, error: TaskError) -> int:
+        # The worker tells of an outage, when it begins, while it lasts, and when it ends.
+        if isinstance(error, ServiceUnavailable):
+            return logging.DEBUG
+        # What differs from mail to mail, such as a reply that names its recipient, is no cause.
+        cause = (task.kind, type(error).__name__, *map(str, error.facts.values()))
+        if counted := self._deferrals.get(cause):
+            counted.add(task)
+            return logging.DEBUG
+        self._deferrals[cause] = _Deferrals(task.kind, self._now())
+        return logging.WARNING
+
+    def _sum_up(self) -> None:
+        """Write a line for each cause whose minute is over, and forget the causes that ended."""
+        now = self._now()
+        for cause, counted in [*self._deferrals.items()]:
+            if now - counted.since < SUM_UP_SECONDS:
+                continue
+            if counted.tasks == 0:
+                del self._deferrals[cause]
+                continue
+            log.warning(
+                "tasks deferred",
+                kind=counted.kind,
+                count=counted.tasks,
+                seconds=round(now - counted.since),
+                error=counted.last_error,
+            )
+            self._deferrals[cause] = _Deferrals(counted.kind, now)
+
+
+@dataclass(slots=True)
+class _Deferrals:
+    """Deferrals for one cause since its last line."""
+
+    kind: str
+    since: float
+    tasks: int = 0
+    last_error: Any = None
+
+    def add(self, task: Task) -> None:
+        """Count one more."""
+        self.tasks += 1
+        self.last_error = _error_of(task)
+
+
+def _facts(event: Event) -> dict[str, Any]:
+    task = event.task
+    facts: dict[str, Any] = {"task_id": task.id, "kind": task.kind, "attempt": task.attempts}
+    if task.request_id is not None:
+        facts["request_id"] = task.request_id
+    if task.client:
+        facts["client"] = task.client
+    if event.seconds is not None:
+        facts["seconds"] = round(event.seconds, 4)
+    if task.error is not None:
+        facts["error"] = _error_of(task)
+    if task.next_attempt_at is not None:
+        facts["next_attempt_in"] = round(task.next_attempt_at - task.updated_at, 3)
+    # Only an error that nobody expected is traced: the others say all that there is to know.
+    if event.what in (What.RETRYING, What.FAILED) and not isinstance(event.exception, TaskError):
+        facts["exc_info"] = event.exception
+    return facts
+
+
+def _error_of(task: Task) -> Any:
+    return None if task.error is None else json.loads(task.error)
+
+
+def _without_colour(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Drop uvicorn's second, coloured form of its message."""
+    event.pop("color_message", None)
+    return event
+
+
+def _dumps(event: EventDict, **options: Any) -> str:
+    return json.dumps(event, separators=(",", ":"), **options)
+
+
+def _escape_values(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Keep what came from outside on its line: line breaks and terminal codes are shown escaped."""
+    for key, value in event.items():
+        if key == "exception":
+            # A traceback has lines of its own: indented, none of them looks like an event.
+            event[key] = "\n".join(f"  {_escape(line)}" for line in value.split("\n"))
+        elif isinstance(value, str):
+            event[key] = _escape(value)
+    return event
+
+
+def _escape(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,62 @@
+"""What the queue's tests share: every engine in turn, and a clock."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from afterward import worker as worker_module
+from afterward.engine import Engine
+from tests.library import time_machine
+from tests.library.support import Clock
+from tests.support.postgres import Postgres, sql, with_tables
+
+__all__ = ["sql"]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)])
+def engine_url(request: pytest.FixtureRequest) -> str:
+    """An empty database for each engine in turn. A new engine is one more name, and its URL.
+
+    `make test` tries what is built on an engine with SQLite alone: see `test_engine_contract`.
+    """
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/queue.db"
+
+
+@pytest.fixture(scope="session")
+def timeless(postgres: Postgres) -> str:
+    """The address of a database with the service's tables, seen from the time machine."""
+    url = with_tables(postgres)
+    postgres.sql(time_machine.INSTALL, url)
+    return url
+
+
+@pytest.fixture
+def postgresql_url(postgres: Postgres, timeless: str) -> str:
+    postgres.empty(timeless)
+    return timeless + time_machine.ENTRANCE
+
+
+@pytest.fixture
+async def engine(engine_url: str) -> AsyncIterator[Engine]:
+    """A started engine, whose database takes the time from those who ask it."""
+    engine = time_machine.opened(engine_url)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def frequent_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers notice retries sooner than the service needs to."""
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.02)

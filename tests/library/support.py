@@ -1,0 +1,163 @@
+"""A clock to set, tasks to put, a diary of events: what the queue's tests are made of."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
+
+from afterward.engine import Engine
+from afterward.engines.sqlite.engine import SQLite
+from afterward.events import Event, What
+from afterward.queue import Queue
+from afterward.retry import RetryPolicy
+from afterward.task import Task, Writes, new_id
+from afterward.unit_of_work import Catalogue, Context
+from afterward.worker import Worker
+
+P = ParamSpec("P")
+
+NOW = 1_700_000_000.0
+LEASE = 30.0
+# The kinds of the tasks that tests put without a worker.
+KINDS = (
+    "greet",
+    "finish",
+    "lose",
+    "only_one",
+    "survive",
+    "run",
+    "send",
+    "wait_forever",
+    "fail",
+    "work",
+    "send_email",
+    "save_data",
+)
+DAY = 24 * 3600.0
+
+LONGEST_WAITS = RetryPolicy(attempts=3, base=10.0, uniform=lambda _, longest: longest)
+NO_WAITS = RetryPolicy(attempts=3, base=0.0)
+
+
+class Clock:
+    """Stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.now
+
+
+class Diary:
+    """Every event of a queue, in order."""
+
+    def __init__(self, queue: Queue[Any]) -> None:
+        self.events: list[Event] = []
+        self._written = asyncio.Event()
+        queue.events.listen(self._write)
+
+    @property
+    def whats(self) -> list[str]:
+        """What happened, in words."""
+        return [event.what.value for event in self.events]
+
+    async def until(self, what: What, *, times: int = 1, within: float = 5.0) -> Event:
+        """Wait until this has happened so many times; give the last of them."""
+        async with asyncio.timeout(within):
+            while len(found := [event for event in self.events if event.what is what]) < times:
+                self._written.clear()
+                await self._written.wait()
+        return found[times - 1]
+
+    def _write(self, event: Event) -> None:
+        self.events.append(event)
+        self._written.set()
+
+
+def a_task(*, at: float = NOW, **changes: Any) -> Task:
+    """A task as it is put: accepted at this time, and due at once."""
+    task = Task(
+        id=new_id(at),
+        kind="greet",
+        arguments='{"args":[],"kwargs":{}}',
+        created_at=at,
+        updated_at=at,
+        due_at=at,
+        max_attempts=8,
+    )
+    return replace(task, **changes)
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[SQLite]:
+    """The embedded engine on this file, started."""
+    engine = SQLite(path)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def put(engine: Engine, *tasks: Task) -> None:
+    """Put tasks, in one transaction."""
+    await engine.put(Writes(tasks))
+
+
+async def claim_one(engine: Engine, owner: str = "worker-1", *, now: float = NOW) -> Task:
+    """Claim the task that has waited longest."""
+    (task,) = await engine.claim(owner, kinds=KINDS, limit=1, now=now, lease=LEASE)
+    return task
+
+
+async def claim_all(engine: Engine, owner: str = "worker-1", *, now: float = NOW) -> list[Task]:
+    """Claim whatever is due."""
+    return await engine.claim(owner, kinds=KINDS, limit=1_000_000, now=now, lease=LEASE)
+
+
+async def retry(engine: Engine, task_id: str, now: float, writes: Writes) -> Task:
+    """Queue a task afresh, with the bounds that `a_task` has."""
+    return await engine.retry(task_id, now, writes, max_attempts=8, gives_up_at=None)
+
+
+def queue_of(
+    engine: Engine,
+    *functions: Callable[..., Coroutine[Any, Any, Any]],
+    now: Callable[[], float],
+    policy: RetryPolicy = NO_WAITS,
+) -> Queue[None]:
+    """A queue that knows these functions."""
+    return Queue(engine, Catalogue(*functions), policy, now=now)
+
+
+async def promise(
+    queue: Queue[None],
+    function: Callable[Concatenate[Context[None], P], Coroutine[Any, Any, Any]],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> Task:
+    """Add one task, and commit."""
+    durable_tasks = queue.collect()
+    task = durable_tasks.add_task(function, *args, **kwargs)
+    await queue.commit(durable_tasks.collected())
+    return task
+
+
+async def wait_forever(_: Context[None]) -> None:
+    """A task that gives a test the time to disturb it."""
+    await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def working(queue: Queue[None], **settings: Any) -> AsyncIterator[Worker[None]]:
+    """Let a worker run meanwhile."""
+    worker: Worker[None] = Worker(queue, None, **settings)
+    await worker.start()
+    try:
+        yield worker
+    finally:
+        await worker.stop(grace=0)

@@ -1,0 +1,224 @@
+"""How an attempt ended is always said: whatever its function takes, returns and raises."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from afterward.attempt import call, described, error_as_json, within
+from afterward.errors import PermanentError, TaskError, TemporaryError, UnusableResult
+
+pytestmark = pytest.mark.anyio
+
+NO_ARGUMENTS = '{"args":[],"kwargs":{}}'
+
+
+# Arguments
+
+
+async def test_a_function_gets_its_context_and_its_stored_arguments() -> None:
+    async def greet(context: object, name: str, *, times: int) -> list[object]:
+        return [context, name, times]
+
+    result = await call(greet, "context", '{"args":["Ada"],"kwargs":{"times":2}}')
+    assert result == '["context","Ada",2]'
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *("", "{", "null", "[]", "{}", '{"args":[]}'),
+        *('{"args":1,"kwargs":{}}', '{"args":[],"kwargs":1}', "[" * 100_000),
+    ],
+)
+async def test_arguments_that_cannot_be_read_are_a_permanent_error(arguments: str) -> None:
+    async def never(_: object) -> None:
+        raise AssertionError
+
+    with pytest.raises(PermanentError, match="stored arguments cannot be read"):
+        await call(never, None, arguments)
+
+
+async def test_arguments_that_do_not_fit_are_a_permanent_error() -> None:
+    """The function has other parameters than when the task was accepted."""
+
+    async def renamed(_: object, *, recipient: str) -> None:
+        raise AssertionError
+
+    with pytest.raises(PermanentError, match=r"do not fit: .*'to'"):
+        await call(renamed, None, '{"args":[],"kwargs":{"to":"ada@example.com"}}')
+
+
+async def test_a_type_error_of_the_function_itself_is_its_own() -> None:
+    async def wrong(_: object) -> None:
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        await call(wrong, None, NO_ARGUMENTS)
+
+
+# Results
+
+
+async def a_coroutine() -> None:
+    """Stand for one that was never awaited."""
+
+
+def a_generator() -> Iterator[int]:
+    yield 1
+
+
+async def an_async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+class Wild(dict[str, int]):
+    """A result that raises when it is read."""
+
+    def items(self) -> Any:
+        """Raise what no encoder raises."""
+        raise LookupError
+
+
+def nested(depth: int) -> list[Any]:
+    result: list[Any] = []
+    for _ in range(depth):
+        result = [result]
+    return result
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        object,
+        lambda: b"bytes",
+        lambda: {1, 2},
+        lambda: {(1, 2): 3},
+        lambda: float("nan"),
+        lambda: float("inf"),
+        lambda: "half a pair: \ud800",
+        lambda: {"\udfff": 1},
+        lambda: nested(100_000),
+        lambda: Wild(a=1),
+        a_coroutine,
+        a_generator,
+        an_async_generator,
+        lambda: asyncio.get_running_loop().create_future(),
+    ],
+)
+async def test_a_result_that_is_not_json_is_a_permanent_error(make: Any) -> None:
+    """The work is done: it must not be done again for its result's sake."""
+
+    async def careless(_: object) -> Any:
+        return make()
+
+    with pytest.raises(UnusableResult, match="the work was done, but its result is not JSON"):
+        await call(careless, None, NO_ARGUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("result", "stored"),
+    [(None, None), (False, "false"), ("😀", '"\\ud83d\\ude00"'), ((1, 2), "[1,2]")],
+)
+async def test_a_result_is_stored_as_json(result: object, stored: str | None) -> None:
+    async def work(_: object) -> object:
+        return result
+
+    assert await call(work, None, NO_ARGUMENTS) == stored
+
+
+# Time
+
+
+async def test_work_has_so_many_seconds() -> None:
+    with pytest.raises(TimeoutError, match=r"the attempt took longer than 0\.01 s"):
+        await within(0.01, asyncio.Event().wait())
+
+
+async def test_a_timeout_of_the_work_s_own_keeps_its_words() -> None:
+    async def connect() -> None:
+        raise TimeoutError("the server did not answer")
+
+    with pytest.raises(TimeoutError, match="the server did not answer"):
+        await within(60, connect())
+
+
+# Errors
+
+
+class Odd(Exception):
+    """Raises when it is asked for its description."""
+
+    def __init__(self, second: BaseException) -> None:
+        super().__init__()
+        self._second = second
+
+    def __str__(self) -> str:
+        """Raise."""
+        raise self._second
+
+
+class Bare(TaskError):
+    """Has no facts, because it does not call its base."""
+
+    def __init__(self) -> None:
+        Exception.__init__(self, "bare")
+
+
+NoText = type("NoText", (Exception,), {"__str__": lambda _: 5})
+
+
+def told(error: BaseException) -> dict[str, Any]:
+    """The error as a client reads it: as JSON in UTF-8."""
+    error_json: dict[str, Any] = json.loads(error_as_json(error))
+    json.dumps(error_json, ensure_ascii=False).encode()
+    return error_json
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (OSError("x" * 5000), {"type": "OSError", "detail": "x" * 1000}),
+        (KeyError("name"), {"type": "KeyError", "detail": "'name'"}),
+        (
+            TemporaryError("busy", smtp_code=450, smtp_text=None),
+            {"type": "TemporaryError", "detail": "busy", "smtp_code": 450},
+        ),
+        (
+            BaseExceptionGroup("two", [OSError(), SystemExit()]),
+            {"type": "BaseExceptionGroup", "detail": "two (2 sub-exceptions)"},
+        ),
+        (
+            Odd(KeyError("detail")),
+            {"type": "Odd", "detail": "it cannot be described: KeyError"},
+        ),
+        (
+            Odd(SystemExit()),
+            {"type": "Odd", "detail": "it cannot be described: SystemExit"},
+        ),
+        (NoText(), {"type": "NoText", "detail": "it cannot be described: TypeError"}),
+        (OSError("a\udcffb\0c"), {"type": "OSError", "detail": "a?b?c"}),
+        (
+            PermanentError(
+                "no",
+                payload=b"bytes",  # type: ignore[arg-type]
+                ratio=float("nan"),  # type: ignore[arg-type]
+                many=nested(100_000),  # type: ignore[arg-type]
+                half="\ud800",
+                code=7,
+                type="disguise",
+            ),
+            {"type": "PermanentError", "detail": "no", "half": "?", "code": 7},
+        ),
+        (Bare(), {"type": "Bare", "detail": "bare"}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_any_error_can_be_shown(error: BaseException, shown: dict[str, Any]) -> None:
+    assert told(error) == shown
+
+
+def test_the_error_of_an_error_s_description_is_not_raised() -> None:
+    assert described(Odd(RecursionError())) == "it cannot be described: RecursionError"

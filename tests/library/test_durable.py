@@ -1,0 +1,164 @@
+"""`durable_tasks.add_task` feels like BackgroundTasks, and refuses what it could not keep."""
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afterward.task import Answer, Record, Status, Writes, new_id
+from afterward.unit_of_work import Catalogue, Context, DurableTasks, Kind
+from tests.library.support import LONGEST_WAITS, NO_WAITS, NOW, Clock
+
+
+async def greet(context: Context[None], name: str, *, times: int = 1) -> None:
+    """Greet somebody."""
+
+
+async def another(context: Context[None]) -> None:
+    """Stand in no catalogue."""
+
+
+@pytest.fixture
+def durable_tasks(clock: Clock) -> DurableTasks[None]:
+    return DurableTasks(
+        Catalogue(greet), policy_of=lambda _: NO_WAITS, now=clock, request_id="request-1"
+    )
+
+
+# Adding
+
+
+def test_a_call_is_collected_as_a_task(durable_tasks: DurableTasks[None]) -> None:
+    """Nothing is promised yet: what is collected is, once it is committed."""
+    task = durable_tasks.add_task(greet, "Ada", times=2)
+    assert durable_tasks.collected() == Writes((task,))
+    assert (task.kind, task.arguments) == ("greet", '{"args":["Ada"],"kwargs":{"times":2}}')
+    assert (task.request_id, task.max_attempts) == ("request-1", 3)
+    assert (task.status, task.attempts, task.next_attempt_at) == (Status.QUEUED, 0, None)
+    assert task.created_at == task.updated_at == task.due_at == NOW
+
+
+def test_tasks_records_and_the_answer_are_collected_together(
+    durable_tasks: DurableTasks[None],
+) -> None:
+    tasks = durable_tasks.add_task(greet, "Ada"), durable_tasks.add_task(greet, "Grace")
+    durable_tasks.keep("names", "1", {"name": "Ada"})
+    gone = Record("names", "", "2", {}, NOW)
+    durable_tasks.remove(gone)
+    answer = Answer("key", "fingerprint", "{}", "/tasks/1", NOW)
+    records = (Record("names", "", "1", {"name": "Ada"}, NOW),)
+    assert durable_tasks.collected(answer) == Writes(tasks, records, answer, removed=(gone,))
+
+
+def test_what_is_collected_can_be_made_a_batch(durable_tasks: DurableTasks[None]) -> None:
+    task = durable_tasks.add_task(greet, "Ada")
+    batch_id = durable_tasks.as_batch()
+    assert durable_tasks.collected() == Writes((task,), batch_id=batch_id)
+
+
+def test_a_type_checker_sees_a_wrong_argument(durable_tasks: DurableTasks[None]) -> None:
+    """The judge is mypy: it complains about an `ignore` that hides no error."""
+    durable_tasks.add_task(greet, 5)  # type: ignore[arg-type]
+    durable_tasks.add_task(greet, "Ada", times="twice")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        durable_tasks.add_task(greet)  # type: ignore[call-arg]
+
+
+def test_a_call_that_cannot_work_is_refused_at_once(durable_tasks: DurableTasks[None]) -> None:
+    """In the request, where it is a bug to be seen; not later, in a task that nobody awaits."""
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'name'"):
+        durable_tasks.add_task(greet)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'tims'"):
+        durable_tasks.add_task(greet, "Ada", tims=2)  # type: ignore[call-arg]
+    assert durable_tasks.collected() == Writes()
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(object(), TypeError), (b"bytes", TypeError), (float("nan"), ValueError)]
+)
+def test_what_json_has_no_form_for_is_refused(
+    durable_tasks: DurableTasks[None], value: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        durable_tasks.add_task(greet, value)
+    with pytest.raises(error):
+        durable_tasks.keep("names", "1", {"name": value})
+    assert durable_tasks.collected() == Writes()
+
+
+# The catalogue
+
+
+def test_a_function_outside_the_catalogue_is_refused(durable_tasks: DurableTasks[None]) -> None:
+    """Also one that only has the name of another: the worker would run the wrong one."""
+    with pytest.raises(TypeError, match="another is not in the catalogue"):
+        durable_tasks.add_task(another)
+
+    async def greet(context: Context[None]) -> None:
+        """Have a name that is taken."""
+
+    with pytest.raises(TypeError, match="greet is not in the catalogue"):
+        durable_tasks.add_task(greet)
+
+
+def test_two_functions_of_one_name_are_refused() -> None:
+    async def another(context: Context[None]) -> None:
+        """Have a name that is taken."""
+
+    with pytest.raises(TypeError, match="two tasks are named another"):
+        Catalogue(globals()["another"], another)
+
+
+def test_a_function_that_would_block_is_refused() -> None:
+    def blocking(context: Context[None]) -> None:
+        """Stop everybody else meanwhile."""
+
+    with pytest.raises(TypeError, match="blocking must be `async def`"):
+        Catalogue(blocking)  # type: ignore[arg-type]
+
+
+def test_a_catalogue_names_its_functions() -> None:
+    catalogue = Catalogue[None](greet, another)
+    assert list(catalogue) == ["greet", "another"]
+    assert catalogue.function("greet") is greet
+    with pytest.raises(KeyError):
+        catalogue.function("unknown")
+
+
+def test_a_kind_may_have_a_policy_of_its_own() -> None:
+    catalogue = Catalogue[None](Kind(greet, retry=LONGEST_WAITS), another)
+    assert catalogue.policy("greet") is LONGEST_WAITS
+    assert catalogue.policy("another") is catalogue.policy("unknown") is None
+    assert catalogue.kind_of(greet) == "greet"
+
+
+# Identifiers
+
+
+def test_an_id_is_a_uuid_of_version_7() -> None:
+    task_id = uuid.UUID(new_id(NOW))
+    assert (task_id.version, task_id.variant) == (7, uuid.RFC_4122)
+    assert task_id.int >> 80 == NOW * 1000
+
+
+def test_ids_of_one_moment_differ_and_keep_their_order() -> None:
+    ids = [new_id(NOW) for _ in range(10_000)]
+    assert len(set(ids)) == 10_000
+    assert sorted(ids) == ids
+
+
+def test_ids_that_threads_make_at_one_moment_differ() -> None:
+    """Routes that are no coroutines make them in threads."""
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(lambda _: new_id(NOW), range(10_000)))) == 10_000
+
+
+@given(earlier=st.integers(0, 2**47), later=st.integers(0, 2**47))
+def test_ids_sort_by_time(earlier: int, later: int) -> None:
+    """Times here are whole milliseconds."""
+    if earlier != later:
+        earlier, later = sorted((earlier, later))
+        assert new_id(earlier / 1000) < new_id(later / 1000)

@@ -1,0 +1,826 @@
+"""What every engine promises, whichever database is under it."""
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from afterward.engine import Engine
+from afterward.engines import open_engine
+from afterward.errors import (
+    BatchNotFound,
+    CannotStart,
+    KeyTaken,
+    RecordNotFound,
+    TaskHasStarted,
+    TaskNotFound,
+    TaskNotGivenUp,
+)
+from afterward.task import Answer, Outcome, Record, Status, Task, Writes, new_id
+from tests.library.support import DAY, KINDS, LEASE, NOW, a_task, claim_all, claim_one, put, retry
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine_url(request: pytest.FixtureRequest) -> str:
+    """Each engine in turn, in every run of the tests."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+def an_answer(key: str = "key", *, at: float = NOW, **changes: Any) -> Answer:
+    return replace(Answer(key, "fingerprint", "{}", "/tasks/1", at), **changes)
+
+
+def a_record(
+    record_id: str = "1", *, collection: str = "uploads", client: str = "", **body: Any
+) -> Record:
+    return Record(collection, client, record_id, body, NOW)
+
+
+async def listed(
+    engine: Engine,
+    *,
+    client: str = "",
+    status: Status | None = None,
+    kind: str | None = None,
+    after: str | None = None,
+    limit: int = 100,
+) -> list[Task]:
+    return await engine.list_tasks(
+        client=client, status=status, kind=kind, after=after, limit=limit
+    )
+
+
+async def taken_back(engine: Engine, owner: str = "worker-2", *, now: float) -> list[Task]:
+    """What a claim finds to be without a worker."""
+    claimed = await claim_all(engine, owner, now=now)
+    return [task for task in claimed if task.status is not Status.RUNNING]
+
+
+# Choosing
+
+
+def test_an_engine_is_chosen_by_its_url() -> None:
+    """A URL of no known database is refused, without telling the password in it."""
+    with pytest.raises(CannotStart, match="no known database: 'oracle'") as raised:
+        open_engine("oracle://scott:tiger@localhost")
+    assert "tiger" not in str(raised.value)
+
+
+# Putting and looking
+
+
+async def test_a_task_reads_back_as_it_was_put(engine: Engine) -> None:
+    task = a_task(request_id="request-1", arguments='{"args":["\\u00e4\\u0000"],"kwargs":{}}')
+    await put(engine, task)
+    assert await engine.get(task.id) == task
+
+
+async def test_an_unknown_task_is_not_found(engine: Engine) -> None:
+    with pytest.raises(TaskNotFound, match="no such task"):
+        await engine.get("unknown")
+
+
+async def test_what_is_put_is_written_whole(engine: Engine) -> None:
+    """Tasks, records and the answer to the request are one transaction."""
+    tasks = (a_task(), a_task())
+    await engine.put(Writes(tasks, (a_record(size=1),), an_answer()))
+    assert [await engine.get(task.id) for task in tasks] == list(tasks)
+    assert await engine.read_record("uploads", "1", client="") == a_record(size=1)
+    with pytest.raises(KeyTaken):
+        await engine.put(Writes(answer=an_answer()))
+
+
+async def test_what_fails_leaves_nothing(engine: Engine) -> None:
+    await engine.put(Writes(answer=an_answer()))
+    task = a_task()
+    with pytest.raises(KeyTaken):
+        await engine.put(Writes((task,), (a_record(),), an_answer()))
+    with pytest.raises(TaskNotFound):
+        await engine.get(task.id)
+    with pytest.raises(RecordNotFound):
+        await engine.read_record("uploads", "1", client="")
+
+
+async def test_nothing_can_be_put_too(engine: Engine) -> None:
+    await engine.put(Writes())
+    assert await listed(engine) == []
+
+
+async def test_tasks_are_listed_newest_first_page_by_page(engine: Engine) -> None:
+    tasks = [a_task(at=NOW + n) for n in range(5)]
+    await put(engine, *tasks)
+    newest_first = tasks[::-1]
+    assert await listed(engine) == newest_first
+    assert await listed(engine, limit=2) == newest_first[:2]
+    assert await listed(engine, after=newest_first[1].id, limit=2) == newest_first[2:4]
+    assert await listed(engine, after=newest_first[4].id) == []
+
+
+async def test_a_list_is_narrowed_by_status_and_by_kind(engine: Engine) -> None:
+    mails = [a_task(at=NOW + n, kind="send_email") for n in range(3)]
+    await put(engine, *mails, a_task(at=NOW + 9))
+    cancelled = await engine.cancel(mails[0].id, NOW)
+    assert await listed(engine, kind="send_email") == [mails[2], mails[1], cancelled]
+    assert await listed(engine, status=Status.CANCELLED) == [cancelled]
+    waiting = await listed(engine, status=Status.QUEUED, kind="send_email", after=mails[2].id)
+    assert waiting == [mails[1]]
+
+
+async def test_a_page_after_a_removed_task_goes_on_from_its_place(engine: Engine) -> None:
+    """Retention may remove the task with which the page before ended."""
+    tasks = [a_task(at=NOW + n) for n in range(5)]
+    await put(engine, *tasks)
+    for removed in (tasks[2], tasks[0]):
+        await engine.cancel(removed.id, NOW)
+        await engine.purge(finished_before=NOW + 1, answered_before=NOW, limit=9)
+    assert await listed(engine, after=tasks[2].id) == [tasks[1]]
+    assert await listed(engine, after=tasks[0].id) == []
+    assert await listed(engine, after=new_id(NOW + 9)) == [tasks[4], tasks[3], tasks[1]]
+
+
+async def test_a_page_after_a_removed_task_of_a_batch_leaves_out_no_other(engine: Engine) -> None:
+    """The tasks of a batch are accepted in the same millisecond."""
+    tasks = [a_task() for _ in range(100)]
+    await engine.put(Writes(tuple(tasks), batch_id="batch"))
+    removed = tasks.pop(50)
+    await engine.cancel(removed.id, NOW)
+    await engine.purge(finished_before=NOW + 1, answered_before=NOW, limit=9)
+    shown = [task.id for task in await listed(engine, after=removed.id, limit=100)]
+    assert shown == [task.id for task in reversed(tasks[:50])]
+
+
+async def test_pages_miss_no_task_whatever_the_order_of_commits(engine: Engine) -> None:
+    """A batch has its ids from one moment, and another machine commits an older id later.
+
+    Half of the tasks are removed after the page that showed them.
+    """
+    late = a_task(at=NOW - 1)
+    batch = [a_task() for _ in range(20)]
+    await engine.put(Writes(tuple(batch), batch_id="batch"))
+    await put(engine, late)
+    newest_first = [*batch[::-1], late]
+    pages, after = list[Task](), None
+    while page := await listed(engine, after=after, limit=3):
+        after = page[-1].id
+        pages += page
+        for task in page[1:]:
+            await engine.cancel(task.id, NOW)
+        await engine.purge(finished_before=NOW + 1, answered_before=0, limit=9)
+    assert pages == newest_first
+
+
+async def test_a_list_of_each_status_is_complete(engine: Engine) -> None:
+    tasks = [a_task() for _ in range(5)]
+    await put(engine, *tasks)
+    running = await engine.claim("worker-1", kinds=KINDS, limit=2, now=NOW, lease=LEASE)
+    failed = await engine.claim("worker-1", kinds=KINDS, limit=1, now=NOW, lease=LEASE)
+    await engine.settle(failed[0], Outcome(Status.FAILED, error="{}"), NOW)
+    assert await listed(engine, status=Status.RUNNING) == running[::-1]
+    assert await listed(engine, status=Status.RUNNING, after=running[1].id) == running[:1]
+    assert [task.id for task in await listed(engine, status=Status.FAILED)] == [failed[0].id]
+    assert await listed(engine, status=Status.QUEUED) == tasks[:2:-1]
+
+
+# Claiming
+
+
+async def test_what_is_due_longest_is_claimed_first(engine: Engine) -> None:
+    """The order is that of due times; of two due at once, the one accepted first."""
+    late, early, same = a_task(due_at=NOW - 1), a_task(due_at=NOW - 2), a_task(due_at=NOW - 1)
+    await put(engine, late, early, same)
+    assert (await claim_one(engine)).id == early.id
+    assert [task.id for task in await claim_all(engine)] == [late.id, same.id]
+
+
+async def test_no_more_is_claimed_than_asked_for(engine: Engine) -> None:
+    await put(engine, *(a_task() for _ in range(5)))
+    assert len(await engine.claim("worker-1", kinds=KINDS, limit=3, now=NOW, lease=LEASE)) == 3
+    assert len(await claim_all(engine)) == 2
+
+
+async def test_nothing_is_claimed_before_it_is_due(engine: Engine) -> None:
+    await put(engine, a_task(due_at=NOW + 10))
+    assert await claim_all(engine, now=NOW + 9.9) == []
+    assert len(await claim_all(engine, now=NOW + 10)) == 1
+
+
+@pytest.mark.parametrize("back", [1.0, 600.0, DAY, 400 * DAY])
+async def test_a_clock_that_was_set_back_holds_up_no_task_that_was_due(
+    engine: Engine, back: float
+) -> None:
+    """Whether it is new, given back, re-queued after a crash, or queued afresh by hand."""
+    new, given_back, crashed, afresh = tasks = [a_task() for _ in range(4)]
+    await put(engine, crashed)
+    await claim_one(engine, "worker-1")
+    await taken_back(engine, "worker-2", now=NOW + LEASE)
+    await put(engine, afresh)
+    await engine.cancel(afresh.id, NOW)
+    await retry(engine, afresh.id, NOW + 1, Writes())
+    await put(engine, given_back)
+    claimed = await engine.claim(
+        "worker-2", kinds=KINDS, limit=1, suspect=False, now=NOW, lease=LEASE
+    )
+    await engine.settle(claimed[0], Outcome(Status.QUEUED, due_at=NOW + 2, counts=False), NOW + 2)
+    await put(engine, new)
+
+    claimed = await claim_all(engine, now=NOW - back)
+    assert {task.id for task in claimed} == {task.id for task in tasks}
+
+
+async def test_a_retry_that_waits_for_too_long_is_pulled_forward(engine: Engine) -> None:
+    """A clock was set back. A queued task waits on, because it was given its time on purpose."""
+    await put(engine, near := a_task(), far := a_task())
+    for task, wait in zip(await claim_all(engine), (60, 61), strict=True):
+        await engine.settle(task, Outcome(Status.RETRYING, due_at=NOW + wait), NOW)
+    await put(engine, a_task(due_at=NOW + 3600))
+    await engine.pull_forward(now=NOW, longest_wait=60)
+    assert [task.id for task in await claim_all(engine)] == [far.id]
+    assert [task.id for task in await claim_all(engine, now=NOW + 60)] == [near.id]
+
+
+async def test_only_tasks_of_the_kinds_that_are_named_are_claimed(engine: Engine) -> None:
+    """Across the kinds the oldest come first; tasks of other kinds wait unchanged."""
+    greeting, mail, old = a_task(), a_task(kind="send_email"), a_task(due_at=NOW - 9)
+    unknown = a_task(kind="unknown", due_at=NOW - 99)
+    await put(engine, greeting, mail, unknown, old)
+
+    async def claim(*kinds: str, limit: int = 9) -> list[str]:
+        tasks = await engine.claim("worker-1", kinds=kinds, limit=limit, now=NOW, lease=LEASE)
+        return [task.id for task in tasks]
+
+    assert await claim() == []
+    assert await claim("send_email", "greet", limit=2) == [old.id, greeting.id]
+    assert await claim("greet") == []
+    assert await claim("send_email", "save_data") == [mail.id]
+    assert await listed(engine, status=Status.QUEUED) == [unknown]
+    assert (await engine.backlog()).oldest_due_at == unknown.due_at
+
+
+async def test_expired_leases_of_all_kinds_are_requeued_and_suspects_claimed_by_kind(
+    engine: Engine,
+) -> None:
+    await put(engine, task := a_task(kind="send_email"))
+    await claim_one(engine)
+    now = NOW + LEASE
+    (requeued,) = await engine.claim("worker-2", kinds=(), limit=9, now=now, lease=LEASE)
+    assert (requeued.id, requeued.status) == (task.id, Status.RETRYING)
+    assert await engine.claim("worker-2", kinds=["greet"], limit=9, now=now, lease=LEASE) == []
+    (suspect,) = await engine.claim(
+        "worker-2", kinds=["greet", "send_email"], limit=9, now=now, lease=LEASE
+    )
+    assert (suspect.id, suspect.crashes) == (task.id, 1)
+
+
+async def test_an_attempt_is_counted_before_it_runs(engine: Engine) -> None:
+    """So that a task which kills its process every time is counted every time."""
+    task = a_task()
+    await put(engine, task)
+    claimed = await claim_one(engine, now=NOW + 1)
+    assert claimed == await engine.get(task.id)
+    assert claimed == replace(
+        task,
+        status=Status.RUNNING,
+        attempts=1,
+        claims=1,
+        owner="worker-1",
+        started_at=NOW + 1,
+        updated_at=NOW + 1,
+    )
+
+
+async def test_a_task_is_claimed_by_one_worker_only(engine: Engine) -> None:
+    tasks = [a_task() for _ in range(50)]
+    await put(engine, *tasks)
+    claims = await asyncio.gather(
+        *(
+            engine.claim(f"worker-{n % 5}", kinds=KINDS, limit=10, now=NOW, lease=LEASE)
+            for n in range(10)
+        )
+    )
+    claimed = [task.id for claim in claims for task in claim]
+    assert sorted(claimed) == sorted(task.id for task in tasks)
+
+
+async def test_a_heartbeat_extends_all_that_its_owner_holds(engine: Engine) -> None:
+    await put(engine, a_task(), a_task(), a_task())
+    mine = [await claim_one(engine), await claim_one(engine)]
+    theirs = await claim_one(engine, "worker-2")
+    held = await engine.extend("worker-1", now=NOW + 10, lease=LEASE)
+    assert held == {(task.id, task.claims) for task in mine}
+    (taken,) = await taken_back(engine, "worker-3", now=NOW + LEASE)
+    assert taken.id == theirs.id
+    assert await engine.extend("worker-2", now=NOW + LEASE, lease=LEASE) == set()
+    both = await taken_back(engine, "worker-3", now=NOW + 10 + LEASE)
+    assert {task.id for task in both} == {task.id for task in mine}
+
+
+# Settling
+
+
+@pytest.mark.parametrize(
+    ("outcome", "finished_at", "attempts"),
+    [
+        (Outcome(Status.SUCCEEDED, result="1"), NOW + 5, 1),
+        (Outcome(Status.FAILED, error="{}"), NOW + 5, 1),
+        (Outcome(Status.RETRYING, due_at=NOW + 60, error="{}"), None, 1),
+        (Outcome(Status.QUEUED, due_at=NOW + 5, counts=False), None, 0),
+    ],
+    ids=["success", "failure", "retry", "given back"],
+)
+async def test_an_outcome_is_written(
+    engine: Engine, outcome: Outcome, finished_at: float | None, attempts: int
+) -> None:
+    """It ends the claim; an attempt that was given back is not counted."""
+    await put(engine, a_task())
+    claimed = await claim_one(engine)
+    settled = await engine.settle(claimed, outcome, NOW + 5)
+    assert settled == await engine.get(claimed.id)
+    assert settled == replace(
+        claimed,
+        status=outcome.status,
+        attempts=attempts,
+        owner=None,
+        due_at=outcome.due_at or claimed.due_at,
+        updated_at=NOW + 5,
+        finished_at=finished_at,
+        result=outcome.result,
+        error=outcome.error,
+    )
+
+
+async def test_unexpected_errors_are_counted(engine: Engine) -> None:
+    await put(engine, a_task())
+    for unexpected, errors in ((True, 1), (False, 1), (True, 2)):
+        outcome = Outcome(Status.RETRYING, due_at=NOW, unexpected=unexpected)
+        settled = await engine.settle(await claim_one(engine), outcome, NOW)
+        assert settled is not None
+        assert settled.errors == errors
+
+
+async def test_crashes_count_in_a_row(engine: Engine) -> None:
+    """An attempt that ends by itself sets them to 0; one that is given back does not."""
+    await put(engine, a_task(max_attempts=None, gives_up_at=NOW + DAY))
+    now = NOW
+
+    async def crash() -> tuple[int, Status]:
+        nonlocal now
+        await claim_one(engine, now=now)
+        now += LEASE
+        (requeued,) = await taken_back(engine, now=now)
+        return requeued.crashes, requeued.status
+
+    async def end(*, counts: bool) -> None:
+        outcome = Outcome(Status.RETRYING, due_at=now, counts=counts)
+        await engine.settle(await claim_one(engine, now=now), outcome, now)
+
+    assert [await crash(), await crash()] == [(1, Status.RETRYING), (2, Status.RETRYING)]
+    await end(counts=True)
+    assert [await crash(), await crash()] == [(1, Status.RETRYING), (2, Status.RETRYING)]
+    await end(counts=False)
+    assert await crash() == (3, Status.FAILED)
+
+
+async def test_follow_ups_are_written_with_the_success(engine: Engine) -> None:
+    await put(engine, a_task())
+    follow_up = a_task()
+    outcome = Outcome(Status.SUCCEEDED, follow_ups=Writes((follow_up,), (a_record(),)))
+    await engine.settle(await claim_one(engine), outcome, NOW)
+    assert await engine.get(follow_up.id) == follow_up
+    assert await engine.read_record("uploads", "1", client="") == a_record()
+
+
+async def test_a_task_is_settled_once(engine: Engine) -> None:
+    await put(engine, a_task())
+    claimed = await claim_one(engine)
+    settled = await engine.settle(claimed, Outcome(Status.SUCCEEDED), NOW)
+    assert await engine.settle(claimed, Outcome(Status.FAILED, error="{}"), NOW) is None
+    assert await engine.get(claimed.id) == settled
+
+
+async def test_progress_is_noted(engine: Engine) -> None:
+    await put(engine, a_task())
+    claimed = await claim_one(engine)
+    reported = await engine.report(claimed, 0.5, NOW + 1)
+    assert reported == replace(claimed, progress=0.5, updated_at=NOW + 1)
+    assert reported == await engine.get(claimed.id)
+
+
+# Workers that die
+
+
+async def test_the_tasks_of_a_silent_worker_are_taken_back(engine: Engine) -> None:
+    """Once its lease has run out, and not before; the task is due at once."""
+    await put(engine, a_task())
+    claimed = await claim_one(engine, "worker-1")
+    assert await taken_back(engine, now=NOW + LEASE - 0.1) == []
+    (recovered,) = await taken_back(engine, now=NOW + LEASE)
+    assert recovered == await engine.get(claimed.id)
+    assert (recovered.status, recovered.crashes) == (Status.RETRYING, 1)
+    assert recovered.owner is None
+    assert recovered.next_attempt_at == NOW + LEASE
+    assert "WorkerDied" in str(recovered.error)
+
+
+async def test_suspects_are_claimed_one_at_a_time(engine: Engine) -> None:
+    """Of the tasks that were running when a worker died; and none if none is asked for."""
+    suspects = [a_task(due_at=NOW - n) for n in (3, 2, 1)]
+    await put(engine, *suspects)
+    await claim_all(engine, "worker-1")
+    now = NOW + LEASE
+    await taken_back(engine, "worker-2", now=now)
+    others = [a_task(at=now) for _ in range(2)]
+    await put(engine, *others)
+
+    claimed = await engine.claim(
+        "worker-2", kinds=KINDS, limit=9, suspect=False, now=now, lease=LEASE
+    )
+    assert [task.id for task in claimed] == [task.id for task in others]
+    claims = [await claim_all(engine, "worker-2", now=now) for _ in range(4)]
+    assert [len(claim) for claim in claims] == [1, 1, 1, 0]
+    assert {task.id for claim in claims for task in claim} == {task.id for task in suspects}
+
+
+async def test_a_worker_never_takes_back_its_own_tasks(engine: Engine) -> None:
+    """It would know if it were dead: its heartbeat was late, no more."""
+    await put(engine, a_task())
+    claimed = await claim_one(engine, "worker-1")
+    assert await taken_back(engine, "worker-1", now=NOW + DAY) == []
+    assert await engine.get(claimed.id) == claimed
+
+
+async def test_a_crash_in_the_last_attempt_fails_the_task(engine: Engine) -> None:
+    await put(engine, a_task(max_attempts=1))
+    await claim_one(engine, "worker-1")
+    (recovered,) = await taken_back(engine, now=NOW + LEASE)
+    assert (recovered.status, recovered.attempts) == (Status.FAILED, 1)
+
+
+# Cancelling and retrying by hand
+
+
+async def test_a_waiting_task_can_be_cancelled(engine: Engine) -> None:
+    task = a_task()
+    await put(engine, task)
+    cancelled = await engine.cancel(task.id, NOW + 1)
+    assert cancelled == await engine.get(task.id)
+    assert (cancelled.status, cancelled.finished_at) == (Status.CANCELLED, NOW + 1)
+    assert await claim_all(engine) == []
+
+
+async def test_a_task_that_has_started_cannot_be_cancelled(engine: Engine) -> None:
+    await put(engine, a_task())
+    claimed = await claim_one(engine)
+    with pytest.raises(TaskHasStarted):
+        await engine.cancel(claimed.id, NOW)
+    with pytest.raises(TaskNotFound):
+        await engine.cancel("unknown", NOW)
+    assert await engine.get(claimed.id) == claimed
+
+
+async def test_a_task_that_was_given_up_can_be_queued_afresh(engine: Engine) -> None:
+    """As if it were new, but for its claims: an owner from before must not settle it."""
+    task = a_task()
+    await put(engine, task)
+    await engine.report(claimed := await claim_one(engine), 0.5, NOW)
+    await engine.settle(claimed, Outcome(Status.FAILED, error="{}"), NOW)
+    retried = await retry(engine, task.id, NOW + 7, Writes())
+    assert retried == await engine.get(task.id)
+    assert retried == replace(task, claims=1, updated_at=NOW + 7, due_at=NOW + 7)
+
+
+async def test_only_what_was_given_up_can_be_retried(engine: Engine) -> None:
+    task = a_task()
+    await put(engine, task)
+    with pytest.raises(TaskNotGivenUp):
+        await retry(engine, task.id, NOW, Writes(answer=an_answer()))
+    with pytest.raises(TaskNotFound):
+        await retry(engine, "unknown", NOW, Writes(answer=an_answer()))
+    await engine.put(Writes(answer=an_answer()))  # the refusals left the key free
+
+
+async def test_a_retry_with_a_used_key_does_nothing(engine: Engine) -> None:
+    task = a_task()
+    await engine.put(Writes((task,), answer=an_answer()))
+    cancelled = await engine.cancel(task.id, NOW)
+    with pytest.raises(KeyTaken):
+        await retry(engine, task.id, NOW, Writes(answer=an_answer()))
+    assert await engine.get(task.id) == cancelled
+
+
+# Idempotency keys
+
+
+async def test_a_used_key_brings_back_its_first_answer(engine: Engine) -> None:
+    first = an_answer(body='{"id":1}')
+    await engine.put(Writes(answer=first))
+    with pytest.raises(KeyTaken, match="used before") as raised:
+        await engine.put(Writes(answer=an_answer(body='{"id":2}', fingerprint="another")))
+    assert raised.value.answer == first
+
+
+async def test_a_key_is_free_again_after_a_day(engine: Engine) -> None:
+    await engine.put(Writes(answer=an_answer()))
+    with pytest.raises(KeyTaken):
+        await engine.put(Writes(answer=an_answer(at=NOW + DAY)))
+    await engine.put(Writes(answer=an_answer(at=NOW + DAY + 1)))
+
+
+async def test_a_hundred_requests_with_one_key_make_one_task(engine: Engine) -> None:
+    writes = [Writes((a_task(),), answer=an_answer()) for _ in range(100)]
+    outcomes = await asyncio.gather(*map(engine.put, writes), return_exceptions=True)
+    assert Counter(map(type, outcomes)) == {type(None): 1, KeyTaken: 99}
+    assert len(await listed(engine)) == 1
+
+
+# Records
+
+
+async def test_a_record_is_written_over(engine: Engine) -> None:
+    await engine.put(Writes(records=(a_record(size=1),)))
+    await engine.put(Writes(records=(a_record(size=2),)))
+    assert (await engine.read_record("uploads", "1", client="")).body == {"size": 2}
+
+
+async def test_records_are_listed_by_descending_id_page_by_page(engine: Engine) -> None:
+    records = [a_record(str(n)) for n in range(5)]
+    await engine.put(Writes(records=(*records, a_record(collection="saved"))))
+    page = await engine.list_records("uploads", client="", after=None, limit=2)
+    assert page == [records[4], records[3]]
+    assert await engine.list_records("uploads", client="", after="3", limit=9) == records[2::-1]
+
+
+async def test_a_record_is_updated_only_while_it_is_there(engine: Engine) -> None:
+    """What was deleted meanwhile does not come back."""
+    await engine.put(Writes(records=(a_record(size=1),)))
+    assert await engine.update_record(a_record(size=2))
+    assert (await engine.read_record("uploads", "1", client="")).body == {"size": 2}
+    assert await engine.delete_record(a_record())
+    assert not await engine.update_record(a_record(size=3))
+    assert not await engine.delete_record(a_record())
+    with pytest.raises(RecordNotFound):
+        await engine.read_record("uploads", "1", client="")
+
+
+async def test_a_unit_of_work_removes_a_record_and_adds_a_task(engine: Engine) -> None:
+    """Both are written, or neither: other records of the same name stay."""
+    other = a_record(client="ada")
+    await engine.put(Writes(records=(a_record(), a_record("2"), other)))
+    task = a_task()
+    await engine.put(Writes((task,), (a_record("3"),), removed=(a_record(), a_record("2"))))
+    left = await engine.list_records("uploads", client="", after=None, limit=9)
+    assert left == [a_record("3")]
+    assert await engine.read_record("uploads", "1", client="ada") == other
+    assert await engine.get(task.id) == task
+
+
+async def test_removing_a_record_that_is_gone_writes_nothing(engine: Engine) -> None:
+    """The other record that was to be removed stays, and the idempotency key is free."""
+    await engine.put(Writes(records=(a_record(),)))
+    task = a_task()
+    with pytest.raises(RecordNotFound):
+        await engine.put(
+            Writes((task,), (), an_answer(), removed=(a_record(), a_record("unknown")))
+        )
+    with pytest.raises(TaskNotFound):
+        await engine.get(task.id)
+    await engine.put(Writes(answer=an_answer(), removed=(a_record(),)))
+
+
+async def test_a_record_stays_if_the_key_of_its_removal_was_used_before(engine: Engine) -> None:
+    await engine.put(Writes((), (a_record(),), an_answer()))
+    with pytest.raises(KeyTaken):
+        await engine.put(Writes(answer=an_answer(), removed=(a_record(),)))
+    assert await engine.read_record("uploads", "1", client="") == a_record()
+
+
+async def test_of_many_that_remove_a_record_one_does(engine: Engine) -> None:
+    await engine.put(Writes(records=(a_record(),)))
+    tasks = [a_task() for _ in range(20)]
+    outcomes = await asyncio.gather(
+        *(engine.put(Writes((task,), removed=(a_record(),))) for task in tasks),
+        return_exceptions=True,
+    )
+    assert Counter(map(type, outcomes)) == {type(None): 1, RecordNotFound: 19}
+    assert len(await listed(engine)) == 1
+
+
+async def test_a_task_that_removes_a_record_succeeds_though_it_is_gone(engine: Engine) -> None:
+    """A settlement is asked for until it is written, so it must not be refused."""
+    await engine.put(Writes((a_task(),), (a_record(),)))
+    task = await claim_one(engine)
+    removed = Writes(removed=(a_record(), a_record("unknown")))
+    settled = await engine.settle(task, Outcome(Status.SUCCEEDED, follow_ups=removed), NOW)
+    assert settled is not None
+    with pytest.raises(RecordNotFound):
+        await engine.read_record("uploads", "1", client="")
+
+
+# Batches
+
+
+async def a_batch_of(engine: Engine, number: int, **changes: Any) -> list[Task]:
+    """Put a batch named "batch"."""
+    tasks = [a_task(**changes) for _ in range(number)]
+    await engine.put(Writes(tuple(tasks), batch_id="batch"))
+    return tasks
+
+
+async def batch(engine: Engine, batch_id: str = "batch", *, client: str = "") -> dict[Status, int]:
+    """How many of a batch stand where, without those who are none."""
+    counts = await engine.count_batch(batch_id, client=client)
+    assert list(counts) == list(Status)
+    return {status: tasks for status, tasks in counts.items() if tasks}
+
+
+async def test_a_batch_is_counted_by_status(engine: Engine) -> None:
+    """Only what was put with its id counts: neither other tasks, nor follow-ups of its own."""
+    await put(engine, a_task(due_at=NOW + 1))
+    tasks = await a_batch_of(engine, 5)
+    await engine.put(Writes((a_task(due_at=NOW + 1),), batch_id="other"))
+    await engine.cancel(tasks[4].id, NOW)
+    follow_up = Writes((a_task(due_at=NOW + 1),))
+    for outcome in (Outcome(Status.SUCCEEDED, follow_ups=follow_up), Outcome(Status.RETRYING)):
+        claimed = await claim_one(engine)
+        await engine.settle(claimed, replace(outcome, due_at=NOW + 9), NOW)
+    await claim_one(engine)
+    assert await batch(engine) == dict.fromkeys(
+        (Status.QUEUED, Status.RUNNING, Status.RETRYING, Status.SUCCEEDED, Status.CANCELLED), 1
+    )
+    assert await batch(engine, "other") == {Status.QUEUED: 1}
+
+
+async def test_a_batch_of_a_thousand_is_put_whole(engine: Engine) -> None:
+    tasks = await a_batch_of(engine, 1000)
+    assert await batch(engine) == {Status.QUEUED: 1000}
+    assert [task.id for task in await claim_all(engine)] == [task.id for task in tasks]
+
+
+async def test_a_batch_that_was_refused_is_not_there(engine: Engine) -> None:
+    await engine.put(Writes(answer=an_answer()))
+    with pytest.raises(KeyTaken):
+        await engine.put(Writes((a_task(),), answer=an_answer(), batch_id="batch"))
+    with pytest.raises(BatchNotFound, match="no such batch"):
+        await batch(engine)
+
+
+async def test_a_batch_is_its_client_s_own(engine: Engine) -> None:
+    tasks = await a_batch_of(engine, 2, client="ada")
+    await engine.cancel(tasks[0].id, NOW)
+    await engine.purge(finished_before=NOW + 1, answered_before=0, limit=1)
+    assert sum((await batch(engine, client="ada")).values()) == 2
+    for stranger in ("", "eve"):
+        with pytest.raises(BatchNotFound):
+            await batch(engine, client=stranger)
+
+
+async def test_what_was_removed_of_a_batch_counts_until_nothing_is_left(engine: Engine) -> None:
+    """So its total stays true, and it goes together with the last of its tasks."""
+    tasks = await a_batch_of(engine, 5)
+    for number, task in enumerate(tasks[:4]):
+        await engine.cancel(task.id, NOW + number // 2)
+    ends = {Status.CANCELLED: 4, Status.QUEUED: 1}
+    for removed in (2, 2, 0):
+        purging = engine.purge(finished_before=NOW + 1.5, answered_before=0, limit=2)
+        assert await purging == removed
+        assert await batch(engine) == ends
+    await engine.settle(await claim_one(engine), Outcome(Status.FAILED, error="{}"), NOW + 2)
+    assert await batch(engine) == {Status.CANCELLED: 4, Status.FAILED: 1}
+    assert await engine.purge(finished_before=NOW + 3, answered_before=0, limit=2) == 1
+    with pytest.raises(BatchNotFound):
+        await batch(engine)
+
+
+# Whose they are
+
+
+async def test_a_client_is_shown_its_own_tasks(engine: Engine) -> None:
+    """Nobody's tasks, from before there were API keys, are no client's either."""
+    nobodys = a_task(id="1")
+    adas = [a_task(id="2", client="ada"), a_task(id="4", client="ada", kind="save_data")]
+    graces = a_task(id="3", client="grace")
+    await put(engine, nobodys, *adas, graces)
+
+    assert await listed(engine) == [nobodys]
+    assert await listed(engine, client="ada") == adas[::-1]
+    assert await listed(engine, client="ada", kind="save_data") == [adas[1]]
+    assert await listed(engine, client="ada", status=Status.QUEUED, after="4") == [adas[0]]
+    assert await listed(engine, client="grace") == [graces]
+    assert await listed(engine, client="eve") == []
+    assert await listed(engine, client="grace", after="4") == [graces]
+    assert await listed(engine, client="eve", after="4") == []
+
+
+async def test_a_client_keeps_its_own_records(engine: Engine) -> None:
+    """Two clients may use the same names; whoever cleans up asks for anybody's."""
+    records = [a_record(client=client, whose=client) for client in ("", "ada", "grace")]
+    await engine.put(Writes(records=tuple(records)))
+
+    for record in records:
+        assert await engine.read_record("uploads", "1", client=record.client) == record
+        page = await engine.list_records("uploads", client=record.client, after=None, limit=9)
+        assert page == [record]
+    assert await engine.delete_record(records[0])
+    assert await engine.update_record(replace(records[1], body={"whose": "still ada's"}))
+    assert await engine.read_record("uploads", "1", client="grace") == records[2]
+    assert (await engine.read_record("uploads", "1", client=None)).client in {"ada", "grace"}
+    for missing in (("uploads", "2"), ("data", "1")):
+        with pytest.raises(RecordNotFound):
+            await engine.read_record(*missing, client=None)
+
+
+# Cleaning up and counting
+
+
+async def test_what_finished_before_the_retention_time_is_removed(engine: Engine) -> None:
+    """Whatever is unfinished stays, however old it is."""
+    old, recent, waiting = a_task(), a_task(), a_task()
+    await put(engine, old, recent, waiting)
+    await engine.cancel(old.id, NOW)
+    await engine.cancel(recent.id, NOW + 1)
+    assert await engine.purge(finished_before=NOW + 1, answered_before=0, limit=10) == 1
+    assert {task.id for task in await listed(engine)} == {recent.id, waiting.id}
+
+
+async def test_old_answers_are_removed(engine: Engine) -> None:
+    await engine.put(Writes(answer=an_answer("old")))
+    await engine.put(Writes(answer=an_answer("recent", at=NOW + 1)))
+    assert await engine.purge(finished_before=0, answered_before=NOW + 1, limit=10) == 1
+    await engine.put(Writes(answer=an_answer("old")))
+    with pytest.raises(KeyTaken):
+        await engine.put(Writes(answer=an_answer("recent")))
+
+
+async def test_no_more_is_removed_at_once_than_asked_for(engine: Engine) -> None:
+    """So that nobody waits long behind a large clean-up."""
+    for n in range(3):
+        task = a_task()
+        await engine.put(Writes((task,), answer=an_answer(str(n))))
+        await engine.cancel(task.id, NOW + n)
+    purges = [
+        await engine.purge(finished_before=NOW + DAY, answered_before=NOW + DAY, limit=2)
+        for _ in range(3)
+    ]
+    assert purges == [4, 2, 0]
+
+
+async def test_the_backlog_tells_since_when_the_oldest_task_waits(engine: Engine) -> None:
+    assert (await engine.backlog()).oldest_due_at is None
+    await put(engine, a_task(due_at=NOW - 5), a_task(due_at=NOW - 9))
+    assert (await engine.backlog()).oldest_due_at == NOW - 9
+    await claim_one(engine)
+    backlog = await engine.backlog()
+    assert backlog.oldest_due_at == NOW - 5
+    assert (backlog.counts[Status.QUEUED], backlog.counts[Status.RUNNING]) == (1, 1)
+
+
+async def test_the_backlog_counts_exactly(engine: Engine) -> None:
+    """Whatever happened before; the counts are kept aside, and must not drift."""
+    dice = random.Random(1)
+    statuses = [Status.SUCCEEDED, Status.FAILED, Status.RETRYING, Status.QUEUED]
+    for _ in range(40):
+        await put(engine, *(a_task() for _ in range(dice.randrange(5))))
+        for task in await engine.claim("worker-1", kinds=KINDS, limit=3, now=NOW, lease=LEASE):
+            if dice.random() < 0.7:
+                await engine.settle(task, Outcome(dice.choice(statuses)), NOW)
+        for task in await listed(engine, status=Status.QUEUED, limit=1):
+            await engine.cancel(task.id, NOW)
+        if dice.random() < 0.2:
+            await engine.claim("worker-2", kinds=KINDS, limit=3, now=NOW + LEASE, lease=LEASE)
+            await engine.purge(finished_before=NOW + 1, answered_before=0, limit=3)
+    counted = Counter(task.status for task in await listed(engine, limit=1_000))
+    backlog = await engine.backlog()
+    assert {status: n for status, n in backlog.counts.items() if n} == counted
+
+
+# Staying ready
+
+
+async def test_a_check_passes_while_the_database_takes_writes(engine: Engine) -> None:
+    await engine.check()
+
+
+async def test_a_worker_that_waits_is_woken_by_new_tasks(engine: Engine) -> None:
+    """New ones, follow-ups, and those that are queued afresh."""
+    waiting = asyncio.create_task(engine.wait_for_tasks(60))
+    await put(engine, a_task())
+    await asyncio.wait_for(waiting, 5)
+
+    follow_up = a_task()
+    outcome = Outcome(Status.SUCCEEDED, follow_ups=Writes((follow_up,)))
+    waiting = asyncio.create_task(engine.wait_for_tasks(60))
+    await engine.settle(await claim_one(engine), outcome, NOW)
+    await asyncio.wait_for(waiting, 5)
+
+    await engine.cancel(follow_up.id, NOW)
+    waiting = asyncio.create_task(engine.wait_for_tasks(60))
+    await retry(engine, follow_up.id, NOW, Writes())
+    await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_worker_waits_no_longer_than_it_asked_for(engine: Engine) -> None:
+    await asyncio.wait_for(engine.wait_for_tasks(0.01), 5)

@@ -1,0 +1,305 @@
+"""Any engine behaves like a plain dict, whatever is asked of it in whatever order."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from afterward.engine import Engine
+from afterward.errors import BatchNotFound, TaskHasStarted, TaskNotFound, TaskNotGivenUp
+from afterward.retry import MAX_CRASHES, WORKER_DIED
+from afterward.task import FINISHED, WAITING, Outcome, Status, Task, Writes
+from tests.library import time_machine
+from tests.library.support import KINDS, LEASE, NOW, a_task
+from tests.support.torture import LONG, form
+
+GIVEN_UP = (Status.FAILED, Status.CANCELLED)
+KIND = st.sampled_from(KINDS[:3])
+BOUNDS = st.none() | st.integers(1, 5)
+OWNERS = st.sampled_from(["worker-1", "worker-2"])
+ENDINGS = st.sampled_from([Status.SUCCEEDED, Status.FAILED, Status.RETRYING, Status.QUEUED])
+
+EXAMPLES = settings(
+    max_examples=form(60, 400),
+    stateful_step_count=form(40, 100),
+    deadline=None,
+    derandomize=not LONG,
+    database=None,
+)
+
+
+def test_an_engine_behaves_like_a_dict(engine_url: str) -> None:
+    with asyncio.Runner() as runner:
+        engine = time_machine.opened(engine_url)
+        runner.run(engine.start())
+        run_state_machine_as_test(
+            lambda: _EngineMachine(runner, engine),  # type: ignore[arg-type]
+            settings=EXAMPLES,
+        )
+        runner.run(engine.stop())
+
+
+class _EngineMachine(RuleBasedStateMachine):
+    """Asks the same of an engine and of a model, and compares."""
+
+    ids = Bundle[str]("ids")
+    claims = Bundle[Task]("claims")
+
+    def __init__(self, runner: asyncio.Runner, engine: Engine) -> None:
+        super().__init__()
+        self.ask = runner.run
+        self.engine = engine
+        self.model: dict[str, Task] = {}
+        self.leases: dict[str, float] = {}
+        self.batches: dict[str, list[str]] = {}
+        self.removed: dict[str, Status] = {}
+        self.now = NOW
+
+    @rule(seconds=st.sampled_from([1.0, LEASE]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @precondition(lambda self: len(self.model) < 3)  # few, so that more happens to each
+    @rule(target=ids, wait=st.sampled_from([0.0, 5.0]), kind=KIND, max_attempts=BOUNDS)
+    def put(self, wait: float, kind: str, max_attempts: int | None) -> str:
+        task = a_task(at=self.now, kind=kind, due_at=self.now + wait, max_attempts=max_attempts)
+        self.ask(self.engine.put(Writes((task,))))
+        self.model[task.id] = task
+        return task.id
+
+    @precondition(lambda self: len(self.model) < 2)
+    @rule(target=ids, number=st.integers(1, 2))
+    def put_batch(self, number: int) -> MultipleResults[str]:
+        tasks = [a_task(at=self.now) for _ in range(number)]
+        batch_id = f"batch of {tasks[0].id}"
+        self.ask(self.engine.put(Writes(tuple(tasks), batch_id=batch_id)))
+        self.model |= {task.id: task for task in tasks}
+        self.batches[batch_id] = [task.id for task in tasks]
+        return multiple(*self.batches[batch_id])
+
+    @rule(
+        target=claims,
+        owner=OWNERS,
+        kinds=st.lists(KIND, unique=True),
+        limit=st.integers(1, 3),
+        suspect=st.booleans(),
+        silence=st.sampled_from([0, LEASE]),
+    )
+    def claim(
+        self, owner: str, kinds: list[str], limit: int, suspect: bool, silence: float
+    ) -> MultipleResults[Task]:
+        self.now += silence
+        self.extend(owner)  # as a worker does, which is not silent itself
+        due = {
+            task.id: task
+            for task in self.those(*WAITING)
+            if task.kind in kinds and (task.due_at <= task.updated_at or task.due_at <= self.now)
+        }
+        silent = {
+            task.id: task
+            for task in self.those(Status.RUNNING)
+            if task.owner != owner and self.leases[task.id] <= self.now
+        }
+        claimed = self.ask(
+            self.engine.claim(
+                owner, kinds=kinds, limit=limit, suspect=suspect, now=self.now, lease=LEASE
+            )
+        )
+        running = [task for task in claimed if task.status is Status.RUNNING]
+        for task in claimed:
+            if task in running:
+                self.begin(due.pop(task.id), owner)
+            else:
+                self.take_back(silent.pop(task.id))
+            assert task == self.model[task.id]
+        assert len(running) <= limit
+        assert len([task for task in running if task.crashes]) <= suspect
+        left = [task for task in (due | silent).values() if suspect or not task.crashes]
+        assert claimed or not left
+        assert [task.due_at for task in running] == sorted(task.due_at for task in running)
+        for suspects in (True, False):
+            begun = [task.due_at for task in running if bool(task.crashes) is suspects]
+            waits = [task.due_at for task in due.values() if bool(task.crashes) is suspects]
+            assert not (begun and waits) or max(begun) <= min(waits)
+        return multiple(*running)
+
+    def begin(self, task: Task, owner: str) -> None:
+        self.leases[task.id] = self.now + LEASE
+        self.change(
+            task.id,
+            status=Status.RUNNING,
+            attempts=task.attempts + 1,
+            claims=task.claims + 1,
+            owner=owner,
+            started_at=task.started_at or self.now,
+        )
+
+    def take_back(self, task: Task) -> None:
+        last = task.max_attempts is not None and task.attempts >= task.max_attempts
+        hopeless = task.crashes + 1 == MAX_CRASHES or last
+        self.change(
+            task.id,
+            status=Status.FAILED if hopeless else Status.RETRYING,
+            crashes=task.crashes + 1,
+            owner=None,
+            due_at=self.now,
+            finished_at=self.now if hopeless else None,
+            error=WORKER_DIED,
+        )
+
+    @rule(owner=OWNERS)
+    def extend(self, owner: str) -> None:
+        mine = {(task.id, task.claims) for task in self.model.values() if task.owner == owner}
+        self.leases |= dict.fromkeys((task_id for task_id, _ in mine), self.now + LEASE)
+        assert self.ask(self.engine.extend(owner, now=self.now, lease=LEASE)) == mine
+
+    @rule(claimed=claims, progress=st.sampled_from([0.0, 0.5]))
+    def report(self, claimed: Task, progress: float) -> None:
+        held = self.holds(claimed)
+        if held:
+            self.change(claimed.id, progress=progress)
+        reported = self.ask(self.engine.report(claimed, progress, self.now))
+        assert reported == (self.model[claimed.id] if held else None)
+
+    @rule(claimed=consumes(claims), ending=ENDINGS, counts=st.booleans(), unexpected=st.booleans())
+    def settle(self, claimed: Task, ending: Status, counts: bool, unexpected: bool) -> None:
+        # By its moment an engine knows an outcome again, whose answer got lost.
+        self.now += 0.25
+        held = self.holds(claimed)
+        if held:
+            self.change(
+                claimed.id,
+                status=ending,
+                attempts=claimed.attempts - (not counts),
+                errors=claimed.errors + unexpected,
+                crashes=0 if counts else claimed.crashes,
+                owner=None,
+                due_at=self.now,
+                finished_at=self.now if ending in FINISHED else None,
+                result="1",
+                error="{}",
+            )
+        outcome = Outcome(
+            ending,
+            due_at=self.now,
+            result="1",
+            error="{}",
+            counts=counts,
+            unexpected=unexpected,
+        )
+        settled = self.ask(self.engine.settle(claimed, outcome, self.now))
+        assert settled == (self.model[claimed.id] if held else None)
+
+    @rule(task_id=ids)
+    def cancel(self, task_id: str) -> None:
+        refusal = self.refusal(task_id, WAITING, TaskHasStarted)
+        if self.done(self.engine.cancel(task_id, self.now), refusal):
+            self.change(task_id, status=Status.CANCELLED, finished_at=self.now)
+
+    @rule(task_id=ids, max_attempts=BOUNDS)
+    def retry(self, task_id: str, max_attempts: int | None) -> None:
+        refusal = self.refusal(task_id, GIVEN_UP, TaskNotGivenUp)
+        gives_up_at = None if max_attempts else self.now + 9
+        retrying = self.engine.retry(
+            task_id, self.now, Writes(), max_attempts=max_attempts, gives_up_at=gives_up_at
+        )
+        if self.done(retrying, refusal):
+            self.change(
+                task_id,
+                max_attempts=max_attempts,
+                gives_up_at=gives_up_at,
+                status=Status.QUEUED,
+                attempts=0,
+                errors=0,
+                crashes=0,
+                due_at=self.now,
+                started_at=None,
+                finished_at=None,
+                progress=None,
+                result=None,
+                error=None,
+            )
+
+    @rule()
+    def purge(self) -> None:
+        old = [task for task in self.those(*FINISHED) if (task.finished_at or 0) < self.now]
+        for task in old:
+            self.removed[task.id] = self.model.pop(task.id).status
+        purging = self.engine.purge(finished_before=self.now, answered_before=0, limit=1_000)
+        assert self.ask(purging) == len(old)
+
+    @invariant()
+    def both_hold_the_same(self) -> None:
+        listing = self.engine.list_tasks(client="", status=None, kind=None, after=None, limit=1_000)
+        assert self.ask(listing) == list(self.model.values())[::-1]
+
+    @invariant()
+    def both_count_the_same(self) -> None:
+        backlog = self.ask(self.engine.backlog())
+        counts = Counter(task.status for task in self.model.values())
+        assert backlog.counts == {status: counts[status] for status in Status}
+        due = [task.due_at for task in self.those(*WAITING)]
+        assert backlog.oldest_due_at == min(due, default=None)
+
+    @invariant()
+    def both_know_the_same_of_each_batch(self) -> None:
+        for batch_id, tasks in self.batches.items():
+            there = self.model.keys() & set(tasks)
+            with contextlib.nullcontext() if there else pytest.raises(BatchNotFound):
+                counts = Counter(
+                    self.model[task].status if task in there else self.removed[task]
+                    for task in tasks
+                )
+                expected = {status: counts[status] for status in Status}
+                assert self.ask(self.engine.count_batch(batch_id, client="")) == expected
+
+    def teardown(self) -> None:
+        """Leave the engine empty for the next example, also where it differs from the model."""
+        listing = self.engine.list_tasks(client="", status=None, kind=None, after=None, limit=1_000)
+        for task in self.ask(listing):
+            if task.status in WAITING:
+                self.ask(self.engine.cancel(task.id, self.now))
+            elif task.status is Status.RUNNING:
+                self.ask(self.engine.settle(task, Outcome(Status.SUCCEEDED), self.now))
+        self.ask(self.engine.purge(finished_before=self.now + 1, answered_before=0, limit=1_000))
+
+    # The model
+
+    def those(self, *statuses: Status) -> list[Task]:
+        return [task for task in self.model.values() if task.status in statuses]
+
+    def holds(self, claimed: Task) -> bool:
+        task = self.model.get(claimed.id)
+        return task is not None and task.owner is not None and task.claims == claimed.claims
+
+    def change(self, task_id: str, **changes: Any) -> None:
+        self.model[task_id] = replace(self.model[task_id], updated_at=self.now, **changes)
+
+    def refusal(
+        self, task_id: str, allowed: tuple[Status, ...], otherwise: type[Exception]
+    ) -> type[Exception] | None:
+        if task_id not in self.model:
+            return TaskNotFound
+        return None if self.model[task_id].status in allowed else otherwise
+
+    def done(self, asking: Coroutine[Any, Any, Task], refusal: type[Exception] | None) -> bool:
+        with pytest.raises(refusal) if refusal else contextlib.nullcontext():
+            self.ask(asking)
+        return refusal is None

@@ -1,0 +1,342 @@
+"""Durability is shared: what arrives together is committed together, and fails alone."""
+
+import asyncio
+import os
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afterward.engines.sqlite import group_commit
+from afterward.engines.sqlite.engine import SQLite
+from afterward.engines.sqlite.group_commit import LOT, GroupCommit, in_lots
+from afterward.errors import CannotStart, CommitUnknown, QueueFull, QueueUnavailable
+from tests.library.support import opened
+
+pytestmark = pytest.mark.anyio
+
+Connection = sqlite3.Connection
+
+
+@pytest.fixture
+def statements() -> list[str]:
+    """Every statement, as the database gets it."""
+    return []
+
+
+@pytest.fixture
+async def commits(tmp_path: Path, statements: list[str]) -> AsyncIterator[GroupCommit]:
+    """A group commit over one table of numbers, each of which may be written once."""
+
+    def connect() -> Connection:
+        connection = sqlite3.connect(tmp_path / "numbers.db", timeout=0.05, isolation_level=None)
+        connection.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY)")
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    commits = GroupCommit(connect)
+    await commits.start()
+    yield commits
+    await commits.stop()
+
+
+def insert(connection: Connection, several: Sequence[int]) -> list[int]:
+    """Write numbers, each LOT in a statement; gives them back."""
+    for some in in_lots(several):
+        values = ", ".join(["(?)"] * len(some))
+        connection.execute(f"INSERT INTO numbers VALUES {values}", some)
+    return list(several)
+
+
+def writing(n: int) -> Callable[[Connection], int]:
+    """An operation that writes a number, and gives it back."""
+
+    def write(connection: Connection) -> int:
+        insert(connection, [n])
+        return n
+
+    return write
+
+
+def numbers(connection: Connection) -> list[int]:
+    return [n for (n,) in connection.execute("SELECT n FROM numbers ORDER BY n")]
+
+
+async def test_what_arrives_together_shares_a_transaction(
+    commits: GroupCommit, statements: list[str]
+) -> None:
+    results = await asyncio.gather(*(commits.run(writing(n)) for n in range(50)))
+    assert results == list(range(50))
+    assert statements.count("BEGIN IMMEDIATE") == statements.count("COMMIT") == 1
+
+
+async def test_what_arrives_during_a_commit_shares_the_next_one(
+    commits: GroupCommit, statements: list[str]
+) -> None:
+    disk_is_slow = threading.Event()
+    first = asyncio.create_task(commits.run(lambda _: disk_is_slow.wait(5)))
+    await asyncio.sleep(0.01)
+    others = [asyncio.create_task(commits.run(writing(n))) for n in range(50)]
+    await asyncio.sleep(0.01)
+    assert not any(other.done() for other in others)
+    disk_is_slow.set()
+    assert await first
+    assert await asyncio.gather(*others) == list(range(50))
+    assert statements.count("COMMIT") == 2
+
+
+async def test_what_an_answer_leads_to_shares_the_next_commit(
+    commits: GroupCommit, statements: list[str]
+) -> None:
+    """A worker asks for the next task when the end of one is written: both need not wait twice."""
+    disk_is_slow = threading.Event()
+    answered = asyncio.Event()
+
+    async def first() -> None:
+        await commits.run(lambda _: disk_is_slow.wait(5))
+        answered.set()
+
+    async def follower() -> None:
+        await answered.wait()
+        await commits.run(writing(2))
+
+    async with asyncio.TaskGroup() as callers:
+        callers.create_task(first())
+        callers.create_task(follower())
+        await asyncio.sleep(0.01)
+        callers.create_task(commits.run(writing(1)))
+        await asyncio.sleep(0.01)
+        disk_is_slow.set()
+    assert statements.count("COMMIT") == 2
+
+
+async def test_inserts_that_arrive_together_are_one_statement(
+    commits: GroupCommit, statements: list[str]
+) -> None:
+    assert await asyncio.gather(*(commits.share(insert, n) for n in range(LOT))) == list(range(LOT))
+    (statement,) = statements
+    assert statement.startswith("INSERT")
+
+
+async def test_more_than_a_lot_is_one_transaction_all_the_same(
+    commits: GroupCommit, statements: list[str]
+) -> None:
+    await asyncio.gather(*(commits.share(insert, n) for n in range(LOT + 1)))
+    assert [statement.split()[0] for statement in statements] == [
+        "BEGIN",
+        "INSERT",
+        "INSERT",
+        "COMMIT",
+    ]
+
+
+async def test_an_operation_sees_what_its_group_has_written_before(commits: GroupCommit) -> None:
+    _, seen = await asyncio.gather(commits.share(insert, 1), commits.run(numbers))
+    assert seen == [1]
+
+
+async def test_an_operation_that_fails_fails_alone(commits: GroupCommit) -> None:
+    """What it had written is undone; the others of its group are committed all the same."""
+
+    def write_and_fail(connection: Connection) -> None:
+        insert(connection, [666])
+        raise LookupError("its own error")
+
+    outcomes = await asyncio.gather(
+        commits.run(writing(1)),
+        commits.run(write_and_fail),
+        commits.share(insert, 2),
+        return_exceptions=True,
+    )
+    assert outcomes[0] == 1
+    assert isinstance(outcomes[1], LookupError)
+    assert outcomes[2] == 2
+    assert await commits.run(numbers) == [1, 2]
+
+
+async def test_a_mistake_in_a_statement_fails_alone(commits: GroupCommit) -> None:
+    """The others meet no such error, unlike that of a machine in trouble."""
+
+    def ask(connection: Connection) -> object:
+        return connection.execute("SELECT unknown")
+
+    one, mistake, two = await asyncio.gather(
+        commits.run(writing(1)), commits.run(ask), commits.run(writing(2)), return_exceptions=True
+    )
+    assert isinstance(mistake, sqlite3.OperationalError)
+    assert (one, two) == (1, 2)
+
+
+async def test_a_rollback_that_fails_is_made_up_for(tmp_path: Path) -> None:
+    """The thread goes on, and nothing of the operation that failed is committed with the next."""
+    refused: list[str] = []
+
+    class Refusing(Connection):
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            if statement == "ROLLBACK" and not refused:
+                refused.append(statement)
+                raise sqlite3.OperationalError
+            return super().execute(statement, *values)
+
+    def connect() -> Connection:
+        connection = sqlite3.connect(
+            tmp_path / "numbers.db", isolation_level=None, factory=Refusing
+        )
+        connection.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY)")
+        return connection
+
+    def write_and_fail(connection: Connection) -> None:
+        insert(connection, [666])
+        raise LookupError
+
+    await (commits := GroupCommit(connect)).start()
+    with pytest.raises(LookupError):
+        await commits.run(write_and_fail)
+    assert refused
+    assert await commits.run(writing(1)) == 1
+    assert await commits.run(numbers) == [1]
+    assert await commits.stop()
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "CLOSE_SECONDS", 0.05)
+    disk_is_back = threading.Event()
+    async with opened(path := tmp_path / "queue.db") as engine:
+        hanging = asyncio.create_task(engine._commits.run(lambda _: disk_is_back.wait(30)))
+        await asyncio.sleep(0.01)
+    assert not hanging.done()
+    # The commit may still be written, so the file stays locked until the process has ended.
+    with pytest.raises(CannotStart, match="in use"):
+        await SQLite(path).start()
+    disk_is_back.set()
+    assert await hanging
+    engine._commits._thread.join()
+    os.close(engine._lock)
+
+
+async def test_what_shares_a_statement_and_fails_fails_alone(commits: GroupCommit) -> None:
+    shares = (commits.share(insert, n) for n in (1, 2, 1, 3))
+    outcomes = await asyncio.gather(*shares, return_exceptions=True)
+    assert isinstance(outcomes.pop(2), sqlite3.IntegrityError)
+    assert outcomes == [1, 2, 3]
+    assert await commits.run(numbers) == [1, 2, 3]
+
+
+async def test_a_database_that_refuses_refuses_the_whole_group(
+    commits: GroupCommit, tmp_path: Path, statements: list[str]
+) -> None:
+    """It is asked once: each further time, all would wait for it again."""
+    with closing(sqlite3.connect(tmp_path / "numbers.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writes = (commits.run(writing(n)) for n in range(50))
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {QueueUnavailable}
+    assert statements == ["BEGIN IMMEDIATE"]
+
+
+async def test_a_caller_that_is_cancelled_disturbs_nobody(commits: GroupCommit) -> None:
+    """A request whose client went away was still accepted, or was not: both are fine."""
+    tasks = [asyncio.create_task(commits.run(writing(n))) for n in range(10)]
+    await asyncio.sleep(0)
+    tasks[3].cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcomes.pop(3), asyncio.CancelledError)
+    assert outcomes == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+async def test_what_was_asked_is_finished_before_the_end(tmp_path: Path) -> None:
+    def connect() -> Connection:
+        return sqlite3.connect(tmp_path / "empty.db", isolation_level=None)
+
+    commits = GroupCommit(connect)
+    await commits.start()
+    asked = [asyncio.create_task(commits.run(lambda _: "done")) for _ in range(10)]
+    await asyncio.sleep(0)
+    await commits.stop()
+    assert await asyncio.gather(*asked) == ["done"] * 10
+
+
+async def test_a_start_raises_what_went_wrong() -> None:
+    def connect() -> Connection:
+        raise LookupError("no such place")
+
+    with pytest.raises(LookupError, match="no such place"):
+        await GroupCommit(connect).start()
+
+
+# The outcome of a commit
+
+
+class Failing(sqlite3.Connection):
+    """A connection; each statement in `errors` fails once, with this code of SQLite."""
+
+    errors: dict[str, int]
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        """Fail, or execute the statement."""
+        if sql in self.errors:
+            raise failure(self.errors.pop(sql))
+        return super().execute(sql, *values)
+
+
+def failure(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("it failed")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.fixture
+async def failing(tmp_path: Path) -> AsyncIterator[tuple[GroupCommit, dict[str, int]]]:
+    """A group commit over one table of numbers, and the statements that are to fail."""
+    errors: dict[str, int] = {}
+
+    def connect() -> Connection:
+        connection = sqlite3.connect(tmp_path / "numbers.db", isolation_level=None, factory=Failing)
+        connection.errors = errors
+        connection.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY)")
+        return connection
+
+    commits = GroupCommit(connect)
+    await commits.start()
+    yield commits, errors
+    await commits.stop()
+
+
+@pytest.mark.parametrize(
+    ("statement", "code", "raised"),
+    [
+        ("COMMIT", sqlite3.SQLITE_IOERR_FSYNC, CommitUnknown),
+        ("COMMIT", sqlite3.SQLITE_BUSY, QueueUnavailable),
+        ("COMMIT", sqlite3.SQLITE_FULL, QueueFull),
+        ("BEGIN IMMEDIATE", sqlite3.SQLITE_IOERR_READ, QueueUnavailable),
+        ("INSERT INTO numbers VALUES (?)", sqlite3.SQLITE_IOERR_READ, QueueUnavailable),
+    ],
+)
+async def test_only_a_commit_that_the_disk_fails_has_an_unknown_outcome(
+    failing: tuple[GroupCommit, dict[str, int]],
+    statement: str,
+    code: int,
+    raised: type[QueueUnavailable],
+) -> None:
+    commits, errors = failing
+    errors[statement] = code
+    with pytest.raises(QueueUnavailable) as error:
+        await commits.run(writing(1))
+    assert error.type is raised
+    assert await commits.run(writing(2)) == 2
+    assert await commits.run(numbers) == [2]
+
+
+async def test_a_single_statement_is_a_commit_as_well(
+    failing: tuple[GroupCommit, dict[str, int]],
+) -> None:
+    commits, errors = failing
+    errors["INSERT INTO numbers VALUES (?)"] = sqlite3.SQLITE_IOERR_FSYNC
+    with pytest.raises(CommitUnknown):
+        await commits.share(insert, 1)

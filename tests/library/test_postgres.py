@@ -1,0 +1,472 @@
+"""What only PostgreSQL can get wrong; the rest is in the contract."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+
+import asyncpg
+import pytest
+
+from afterward.engines.postgres import engine as postgres_module
+from afterward.engines.postgres import event_relay as postgres_events
+from afterward.engines.postgres import listener as postgres_listener
+from afterward.engines.postgres import statements as postgres_statements
+from afterward.engines.postgres.engine import Postgres as Engine
+from afterward.engines.postgres.outages import Outages
+from afterward.errors import CommitUnknown, KeyTaken, QueueFull, QueueUnavailable, TaskNotFound
+from afterward.events import Event, What
+from afterward.retry import WORKER_DIED
+from afterward.task import Answer, Outcome, Record, Status, Task, Writes
+from tests.library.support import DAY, KINDS, LEASE, NOW, a_task, put
+from tests.support.postgres import Postgres, Sql, with_tables
+
+pytestmark = pytest.mark.anyio
+
+LEASES_EXPIRE = "UPDATE afterward.tasks SET lease_until = now() - interval '1 hour'"
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Engine]:
+    engine = Engine(url)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[Engine]:
+    """An engine whose database has its own clock."""
+    async with opened(database_url) as engine:
+        yield engine
+
+
+async def claim(engine: Engine, owner: str = "worker-1", *, limit: int = 100) -> list[Task]:
+    return await engine.claim(owner, kinds=KINDS, limit=limit, now=NOW, lease=LEASE)
+
+
+async def eventually(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not true():  # noqa: ASYNC110 - what it waits for is in another process
+            await asyncio.sleep(0.01)
+
+
+# Transactions
+
+
+async def test_requests_that_come_together_share_a_transaction(engine: Engine, sql: Sql) -> None:
+    await asyncio.gather(*(put(engine, a_task()) for _ in range(50)))
+    assert sql("SELECT count(*), count(DISTINCT xmin::text) FROM afterward.tasks") == "50|1"
+
+
+async def test_more_than_go_into_one_statement_are_put_in_order(engine: Engine, sql: Sql) -> None:
+    tasks = [a_task() for _ in range(2 * postgres_statements.INSERT_AT_ONCE + 1)]
+    await put(engine, *tasks)
+    assert sql("SELECT count(DISTINCT xmin::text) FROM afterward.tasks") == "1"
+    assert sql("SELECT string_agg(id, ' ' ORDER BY seq) FROM afterward.tasks") == " ".join(
+        task.id for task in tasks
+    )
+
+
+async def test_outcomes_that_come_together_share_a_transaction(engine: Engine, sql: Sql) -> None:
+    await put(engine, *(a_task() for _ in range(20)))
+    claimed = await claim(engine)
+    await asyncio.gather(*(engine.settle(task, Outcome(Status.SUCCEEDED), NOW) for task in claimed))
+    assert sql("SELECT count(*), count(DISTINCT xmin::text) FROM afterward.tasks") == "20|1"
+
+
+async def test_a_task_that_is_there_already_spoils_none_of_the_others(engine: Engine) -> None:
+    task, other = a_task(), a_task()
+    await put(engine, task)
+    again, _ = await asyncio.gather(put(engine, task), put(engine, other), return_exceptions=True)
+    assert isinstance(again, asyncpg.UniqueViolationError)
+    assert await engine.get(other.id) == other
+
+
+async def test_records_of_one_name_in_one_transaction_are_written_in_order(engine: Engine) -> None:
+    writes = [Writes(records=(Record("saved", "", "ada", {"size": n}, NOW),)) for n in range(9)]
+    await asyncio.gather(*map(engine.put, writes))
+    assert (await engine.read_record("saved", "ada", client="")).body == {"size": 8}
+
+
+async def test_one_key_in_two_processes_is_kept_once(engine: Engine, database_url: str) -> None:
+    """Each process sees the other's answer, whoever comes first."""
+    async with opened(database_url) as other:
+        writes = [Writes((a_task(),), answer=Answer("key", "f", "{}", "/", NOW)) for _ in range(40)]
+        engines = [engine, other] * 20
+        outcomes = await asyncio.gather(
+            *(engine.put(one) for engine, one in zip(engines, writes, strict=True)),
+            return_exceptions=True,
+        )
+    taken = [outcome for outcome in outcomes if isinstance(outcome, KeyTaken)]
+    assert len(taken) == 39
+    assert sum((await engine.backlog()).counts.values()) == 1
+
+
+async def test_claims_and_settlements_side_by_side_never_deadlock(
+    engine: Engine, database_url: str, sql: Sql
+) -> None:
+    """Two workers take each other's tasks for silent all the time, and settle them late."""
+    await put(engine, *(a_task(max_attempts=1000) for _ in range(20)))
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    before = sql(deadlocks)
+
+    async def work(engine: Engine, owner: str) -> None:
+        for _ in range(15):
+            tasks = await engine.claim(owner, kinds=KINDS, limit=20, now=NOW, lease=0.0)
+            await asyncio.gather(
+                *(engine.settle(t, Outcome(Status.QUEUED, due_at=NOW), NOW) for t in tasks)
+            )
+
+    async with opened(database_url) as other:
+        await asyncio.gather(
+            *(work(e, f"{n}") for e in (engine, other) for n in (id(e), id(e) + 1))
+        )
+    assert sql(deadlocks) == before
+
+
+# Workers
+
+
+async def test_a_late_heartbeat_costs_a_worker_nothing(engine: Engine, sql: Sql) -> None:
+    """If nobody else has taken its tasks by then."""
+    await put(engine, a_task())
+    (task,) = await claim(engine)
+    sql(LEASES_EXPIRE)
+    assert await claim(engine) == []
+    assert await engine.get(task.id) == task
+
+
+async def test_a_claim_whose_answer_got_lost_is_taken_back(
+    engine: Engine, database_url: str, sql: Sql
+) -> None:
+    """Its worker lives, but nobody works on the task: its heartbeat does not cover it."""
+    await put(engine, task := a_task())
+    async with opened(database_url) as stands_for_the_lost_answer:
+        await claim(stands_for_the_lost_answer)
+    assert await engine.extend("worker-1", now=NOW, lease=LEASE) == set()
+    sql(LEASES_EXPIRE)
+    (taken,) = await claim(engine)
+    assert (taken.id, taken.status, taken.error) == (task.id, Status.RETRYING, WORKER_DIED)
+    assert [again.id for again in await claim(engine)] == [task.id]
+
+
+async def test_a_suspect_is_not_held_up_by_other_work(
+    engine: Engine, database_url: str, sql: Sql
+) -> None:
+    """Of which there may always be some."""
+    async with opened(database_url) as another:
+        await put(engine, task := a_task())
+        await claim(another, "worker-2")
+        sql(LEASES_EXPIRE)
+        (suspect,) = await claim(engine)
+        assert (suspect.id, suspect.status) == (task.id, Status.RETRYING)
+    await put(engine, *(a_task() for _ in range(1_000)))
+    assert [task.id for task in await claim(engine, limit=1)] == [suspect.id]
+
+
+async def test_a_settlement_whose_answer_got_lost_can_be_asked_again(engine: Engine) -> None:
+    await put(engine, a_task())
+    (task,) = await claim(engine)
+    settled = await engine.settle(task, Outcome(Status.SUCCEEDED, result="1"), NOW + 1)
+    assert settled is not None
+    assert await engine.settle(task, Outcome(Status.SUCCEEDED, result="1"), NOW + 1) == settled
+    assert await engine.settle(task, Outcome(Status.SUCCEEDED, result="1"), NOW + 2) is None
+
+
+# Cleaning up
+
+
+async def test_the_counts_are_added_up(engine: Engine, sql: Sql) -> None:
+    for _ in range(5):
+        await put(engine, a_task())
+    await claim(engine, limit=2)
+    before = (await engine.backlog()).counts
+    await engine.purge(finished_before=0, answered_before=0, limit=1)
+    assert sql("SELECT count(*) FROM afterward.counts") == "2"
+    assert (await engine.backlog()).counts == before
+
+
+# A backlog
+
+ROWS_READ = """
+SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = 'afterward')
+     + (SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE schemaname = 'afterward')
+"""
+
+
+async def test_nothing_reads_more_rows_than_it_needs(postgres: Postgres) -> None:
+    """Not even when the backlog is so new that the planner's statistics do not know of it."""
+    database_url = await asyncio.to_thread(with_tables, postgres)  # without the rows of other tests
+    sql = partial(postgres.sql, url=database_url)
+    sql(
+        "INSERT INTO afterward.tasks "
+        "(id, kind, arguments, status, created_at, updated_at, due_at, ready_at) "
+        "SELECT n::text, (array['left_out', 'send_email'])[1 + n % 2], '{}', 'queued', "
+        f"{NOW}, {NOW}, {NOW} + n % 2 * 3600, now() + n % 2 * interval '1 hour' "
+        "FROM generate_series(1, 100000) AS n"
+    )
+    async with opened(database_url) as engine:
+        await put(engine, waiting := a_task(due_at=NOW + 5), *(a_task() for _ in range(2000)))
+        await engine.put(Writes((a_task(due_at=NOW + 5), a_task(due_at=NOW + 5)), batch_id="batch"))
+    sql("SELECT pg_stat_reset()")
+    async with opened(database_url) as engine:  # at its end, what it read is counted
+        tasks = await claim(engine, limit=10)
+        await asyncio.gather(
+            *(engine.settle(t, Outcome(Status.RETRYING, due_at=NOW + 9), NOW) for t in tasks)
+        )
+        await engine.cancel(waiting.id, NOW)
+        await claim(engine, limit=10)
+        assert await engine.claim("worker-2", kinds=KINDS, limit=9, now=NOW, lease=0.0)
+        await engine.extend("worker-1", now=NOW, lease=LEASE)
+        await engine.pull_forward(now=NOW, longest_wait=DAY)
+        await engine.purge(finished_before=NOW, answered_before=NOW, limit=10)
+        await engine.backlog()
+        await engine.count_batch("batch", client="")
+        for status in (None, Status.FAILED):
+            await engine.list_tasks(
+                client="", status=status, kind=None, after=tasks[0].id, limit=10
+            )
+    await eventually(lambda: sql(ROWS_READ) not in {"", "0"})
+    assert int(sql(ROWS_READ)) < 1000
+
+
+# A database that refuses, or goes away
+
+
+async def test_a_full_disk_is_told_apart(engine: Engine, sql: Sql) -> None:
+    """The server's own error for it, raised by hand."""
+    sql(
+        "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = 'disk_full'; END $$;"
+        "CREATE TRIGGER no_room BEFORE INSERT ON afterward.tasks EXECUTE FUNCTION no_room()"
+    )
+    try:
+        with pytest.raises(QueueFull):
+            await put(engine, task := a_task())
+    finally:
+        sql("DROP TRIGGER no_room ON afterward.tasks; DROP FUNCTION no_room()")
+    with pytest.raises(TaskNotFound):
+        await engine.get(task.id)
+
+
+@pytest.mark.parametrize(
+    ("answer", "raised"),
+    [(None, CommitUnknown), (Answer("key", "f", "{}", "/", NOW), QueueUnavailable)],
+    ids=["a statement of its own", "a statement in a transaction"],
+)
+async def test_a_connection_that_breaks_during_a_commit_leaves_its_outcome_unknown(
+    engine: Engine,
+    database_url: str,
+    sql: Sql,
+    answer: Answer | None,
+    raised: type[QueueUnavailable],
+) -> None:
+    """Before the COMMIT of a transaction, it is certain that nothing was written."""
+    other = await asyncpg.connect(database_url)
+    async with other.transaction():
+        await other.execute("LOCK TABLE afterward.tasks")
+        putting = asyncio.create_task(engine.put(Writes((a_task(),), answer=answer)))
+        waiting = (
+            "FROM pg_stat_activity WHERE application_name = 'afterward' "
+            "AND datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        await eventually(lambda: sql(f"SELECT count(*) {waiting}") == "1")
+        sql(f"SELECT pg_terminate_backend(pid) {waiting}")
+        with pytest.raises(QueueUnavailable) as error:
+            await putting
+    await other.close()
+    assert error.type is raised
+
+
+async def test_without_a_connection_it_is_certain_that_nothing_was_written(engine: Engine) -> None:
+    engine._pool.terminate()
+    with pytest.raises(QueueUnavailable) as error:
+        await put(engine, a_task())
+    assert error.type is QueueUnavailable
+
+
+async def test_a_statement_that_the_server_refuses_has_written_nothing(
+    engine: Engine, sql: Sql
+) -> None:
+    sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'query_canceled'; END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT ON afterward.tasks EXECUTE FUNCTION refuse()"
+    )
+    try:
+        with pytest.raises(QueueUnavailable) as error:
+            await put(engine, a_task())
+    finally:
+        sql("DROP TRIGGER refuse ON afterward.tasks; DROP FUNCTION refuse()")
+    assert error.type is QueueUnavailable
+
+
+async def test_a_database_that_only_reads_is_noticed(
+    engine: Engine, database_url: str, postgres: Postgres
+) -> None:
+    """As a standby is, to which somebody switched too early."""
+    name = database_url.rpartition("/")[2]
+    postgres.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    try:
+        async with opened(database_url) as reader:
+            with pytest.raises(QueueUnavailable):
+                await reader.check()
+    finally:
+        postgres.sql(f"ALTER DATABASE {name} RESET ALL")
+    await engine.check()
+
+
+async def test_connections_that_broke_are_replaced(
+    engine: Engine, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the one that listens: whoever waits for tasks is woken as before."""
+    monkeypatch.setattr(postgres_listener, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(postgres_listener, "PAUSE_SECONDS", 0.05)
+    await put(engine, a_task())
+    break_them = (
+        "SELECT count(pg_terminate_backend(pid)) > 0 FROM pg_stat_activity "
+        "WHERE application_name = 'afterward' AND datname = current_database()"
+    )
+    assert sql(break_them) == "t"
+    await eventually(lambda: sql(break_them.replace("pg_terminate_backend(pid)", "pid")) == "t")
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                await put(engine, a_task())
+            except QueueUnavailable:
+                continue
+            break
+    assert len(await claim(engine)) == 2
+
+
+async def test_nobody_is_taken_for_dead_because_the_database_was_away() -> None:
+    """While it was, no heartbeat could be written; afterwards each has as much longer to speak."""
+    outages = Outages(QueueUnavailable)
+    with outages.noticed():
+        pass
+    assert outages.recent(LEASE) == 0
+    with pytest.raises(QueueUnavailable), outages.noticed():
+        raise QueueUnavailable
+    time.sleep(0.1)  # noqa: ASYNC251 - the database is away meanwhile
+    assert outages.recent(LEASE) >= 0.1
+    with outages.noticed():
+        pass
+    assert LEASE > outages.recent(LEASE) >= 0.1
+    assert outages.recent(0) == 0
+
+
+async def test_the_end_does_not_wait_for_a_connection_for_ever(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_module, "CLOSE_SECONDS", 0.1)
+    async with asyncio.timeout(5):
+        async with opened(database_url) as engine:
+            await engine._pool.acquire()
+
+
+# Events of other processes
+
+
+@asynccontextmanager
+async def another(url: str, heard: list[Event]) -> AsyncIterator[Engine]:
+    """Another process, which hears what others do."""
+    async with opened(url) as engine:
+        engine.hear(heard.append)
+        await eventually(lambda: "afterward_events" in engine._ear._listening)
+        yield engine
+
+
+async def test_what_one_process_tells_the_others_hear(engine: Engine, database_url: str) -> None:
+    """The whole task but for its arguments; and nobody hears himself."""
+    heard: list[Event] = []
+    own: list[Event] = []
+    engine.hear(own.append)
+    async with another(database_url, heard):
+        task = a_task(arguments='{"args":[],"kwargs":{"password":"secret"}}', result='"done"')
+        engine.tell(Event(What.STARTED, task))
+        engine.tell(Event(What.LOST, task))
+        engine.tell(Event(What.SUCCEEDED, task, seconds=0.5, exception=ValueError()))
+        await eventually(lambda: len(heard) == 2)
+    bare = replace(task, arguments="")
+    assert heard == [Event(What.STARTED, bare), Event(What.SUCCEEDED, bare, seconds=0.5)]
+    assert own == []
+
+
+async def test_what_is_too_long_to_be_told_is_read(engine: Engine, database_url: str) -> None:
+    heard: list[Event] = []
+    await put(engine, a_task())
+    (task,) = await claim(engine)
+    settled = await engine.settle(task, Outcome(Status.SUCCEEDED, result=f'"{"x" * 9000}"'), NOW)
+    assert settled is not None
+    async with another(database_url, heard):
+        engine.tell(Event(What.SUCCEEDED, settled, seconds=0.5))
+        engine.tell(Event(What.SUCCEEDED, replace(settled, id="removed meanwhile")))
+        engine.tell(Event(What.SUCCEEDED, a_task()))
+        await eventually(lambda: len(heard) == 2)
+    assert Event(What.SUCCEEDED, settled, seconds=0.5) in heard
+
+
+async def test_what_cannot_be_told_is_let_go(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a courtesy."""
+
+    async def refuse(*_: object) -> None:
+        raise QueueUnavailable
+
+    monkeypatch.setattr(engine._grapevine, "_notify", refuse)
+    engine.tell(Event(What.STARTED, a_task()))
+    await engine._grapevine.finish()
+    assert engine._grapevine._untold == []
+
+
+async def test_an_event_that_waits_to_be_told_holds_no_arguments(engine: Engine) -> None:
+    engine.tell(Event(What.QUEUED, a_task(arguments='"may be large"')))
+    assert [event.task.arguments for event in engine._grapevine._untold] == [""]
+
+
+async def test_a_notification_fits(engine: Engine) -> None:
+    """PostgreSQL refuses what has 8,000 bytes or more."""
+    for size in range(7000, 8200, 7):
+        event = Event(What.STARTED, a_task(error=f'"{"x" * size}"'))
+        (payload,) = engine._grapevine._payloads([event])
+        assert len(payload) <= postgres_events._LONGEST < 8000
+        assert json.loads(payload)
+
+
+async def test_a_notification_holds_as_many_events_as_fit(engine: Engine) -> None:
+    """In their order; whatever their lengths."""
+    lengths = [7 * n % 900 for n in range(200)]
+    events = [Event(What.STARTED, a_task(error="x" * length)) for length in lengths]
+    payloads = engine._grapevine._payloads(events)
+    assert max(map(len, payloads)) <= postgres_events._LONGEST
+    assert len(payloads) < len(events) / 10
+    told = [event for payload in payloads for event in json.loads(payload)[1:]]
+    assert [facts["id"] for _, _, facts in told] == [event.task.id for event in events]
+
+
+async def test_nothing_is_told_while_nobody_listens(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether anybody does is asked again once in a while; one's own ears do not count."""
+    monkeypatch.setattr(postgres_events, "_UNHEARD", 0.2)
+    engine.hear(lambda _: None)
+    await eventually(lambda: "afterward_events" in engine._ear._listening)
+    engine.tell(Event(What.STARTED, a_task()))
+    await engine._grapevine.finish()
+    engine.tell(Event(What.STARTED, a_task()))
+    assert engine._grapevine._untold == []
+
+    heard: list[Event] = []
+    async with another(database_url, heard):
+        await asyncio.sleep(0.2)
+        engine.tell(Event(What.STARTED, a_task()))
+        await eventually(lambda: len(heard) == 1)
+    await asyncio.sleep(0.05)
+    engine.tell(Event(What.STARTED, a_task()))
+    await engine._grapevine.finish()
+    assert len(heard) == 1

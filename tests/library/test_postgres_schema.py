@@ -1,0 +1,210 @@
+"""PostgreSQL is reached, and its tables are made and checked; else one line says what is wrong."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from threading import Timer
+
+import asyncpg
+import pytest
+
+from afterward.engines import make_tables, open_engine
+from afterward.engines.postgres import schema as postgres_schema
+from afterward.errors import CannotStart
+from tests.library.support import a_task, put
+from tests.support.postgres import PASSWORD, Postgres
+from tests.support.service import free_port
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def empty_url(postgres: Postgres) -> str:
+    """A database with no tables."""
+    return postgres.new_database()
+
+
+async def refusal(url: str) -> str:
+    """Try to start on this database, and tell why it did not."""
+    with pytest.raises(CannotStart) as raised:
+        await open_engine(url).start()
+    message = str(raised.value)
+    assert message.startswith("QUEUE_URL: ")
+    assert "\n" not in message
+    assert PASSWORD not in message
+    return message
+
+
+async def starts(url: str) -> None:
+    engine = open_engine(url)
+    await engine.start()
+    await put(engine, a_task())
+    await engine.stop()
+
+
+# Tables
+
+
+async def test_without_tables_the_migration_is_named(empty_url: str) -> None:
+    assert "python -m app migrate" in await refusal(empty_url)
+    await make_tables(empty_url)
+    await starts(empty_url)
+
+
+async def test_a_migration_can_be_repeated(postgres: Postgres, empty_url: str) -> None:
+    """By several at once, too; nothing that is there is lost."""
+    await asyncio.gather(*(make_tables(empty_url) for _ in range(3)))
+    await starts(empty_url)
+    await make_tables(empty_url)
+    assert postgres.sql("SELECT count(*) FROM afterward.tasks", empty_url) == "1"
+
+
+async def test_a_migration_may_take_longer_than_any_other_statement(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here somebody is in its way, who changes his mind."""
+    monkeypatch.setattr(postgres_schema, "STATEMENT_SECONDS", 0.3)
+    somebody = await asyncpg.connect(empty_url)
+    await somebody.execute("BEGIN; CREATE SCHEMA afterward")
+    migrating = asyncio.create_task(make_tables(empty_url))
+    await asyncio.sleep(0.6)
+    assert not migrating.done()
+    await somebody.execute("ROLLBACK")
+    await somebody.close()
+    await migrating
+    monkeypatch.undo()
+    await starts(empty_url)
+
+
+async def test_tables_of_a_newer_version_are_left_as_they_are(
+    postgres: Postgres, empty_url: str
+) -> None:
+    await make_tables(empty_url)
+    postgres.sql("UPDATE afterward.schema_version SET version = 1000", empty_url)
+    assert "newer version (schema 1000" in await refusal(empty_url)
+    with pytest.raises(CannotStart, match="newer version"):
+        await make_tables(empty_url)
+
+
+async def test_tables_from_before_the_first_release_are_left_as_they_are(
+    postgres: Postgres, empty_url: str
+) -> None:
+    """They had a version number of 1 as well, but other columns."""
+    postgres.sql(
+        "CREATE SCHEMA afterward; CREATE TABLE afterward.pgqueuer (id int); "
+        "CREATE TABLE afterward.schema_version (version int); "
+        "INSERT INTO afterward.schema_version VALUES (1)",
+        empty_url,
+    )
+    assert "ALTER SCHEMA afterward RENAME TO afterward_old" in await refusal(empty_url)
+    with pytest.raises(CannotStart, match="older than the first release"):
+        await make_tables(empty_url)
+    postgres.sql("ALTER SCHEMA afterward RENAME TO afterward_old", empty_url)
+    await make_tables(empty_url)
+    await starts(empty_url)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "told"),
+    [
+        ("h1,h2", "h1:5432, h2:5432"),
+        ("h1:1,h2:2", "h1:1, h2:2"),
+        ("ada:secret@[::1],h2", "[::1]:5432, h2:5432"),
+        ("", "its socket:5432"),
+    ],
+)
+def test_each_host_is_named_and_no_password(hosts: str, told: str) -> None:
+    assert postgres_schema._place(f"postgresql://{hosts}/queue") == f"PostgreSQL at {told}"
+
+
+async def test_the_second_host_is_tried_if_the_first_does_not_answer(
+    postgres: Postgres, empty_url: str
+) -> None:
+    several = empty_url.replace("@", f"@127.0.0.1:{free_port()},")
+    await make_tables(several)
+    await starts(several)
+
+
+async def test_the_host_that_takes_writes_is_chosen(postgres: Postgres, empty_url: str) -> None:
+    """After a failover, the first host may come back as a standby, which only reads."""
+    name = empty_url.rpartition("/")[2]
+    with Postgres() as standby:
+        standby.sql(f"CREATE DATABASE {name}")
+        standby.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        several = empty_url.replace("@", f"@127.0.0.1:{standby.port},")
+        await make_tables(several)
+        await starts(several)
+
+
+async def test_whoever_may_not_make_tables_is_told_so(postgres: Postgres, empty_url: str) -> None:
+    postgres.sql(f"CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")
+    with pytest.raises(CannotStart, match="refuses the migration: permission denied"):
+        await make_tables(empty_url.replace("//afterward", "//guest"))
+    assert "migrate" in await refusal(empty_url)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("setting", ["fsync", "synchronous_commit"])
+async def test_a_database_that_forgets_is_refused(setting: str) -> None:
+    """After a power cut it would not know what it has confirmed."""
+    with Postgres(**{setting: "off"}) as postgres:
+        await make_tables(url := postgres.new_database())
+        assert f"{setting} = off" in await refusal(url)
+
+
+async def test_sqlite_needs_no_migration() -> None:
+    await make_tables("sqlite:///nowhere.db")
+
+
+async def test_the_vacuum_keeps_up_with_the_tasks(postgres: Postgres, migrated: str) -> None:
+    """Each task is updated twice; the default waits until a fifth of the table has been."""
+    for table in ("tasks", "counts"):
+        named = f"SELECT reloptions::text FROM pg_class WHERE oid = 'afterward.{table}'::regclass"
+        assert "autovacuum_vacuum_scale_factor=0" in postgres.sql(named, migrated)
+
+
+# Connections
+
+
+async def test_a_wrong_password_is_refused_at_once(postgres: Postgres) -> None:
+    """Naming the user; waiting would not help."""
+    message = await refusal(postgres.url(password="secret"))
+    assert 'password authentication failed for user "afterward"' in message
+    assert "secret" not in message
+
+
+async def test_a_missing_database_is_refused_at_once(postgres: Postgres) -> None:
+    assert 'database "nowhere" does not exist' in await refusal(postgres.url("nowhere"))
+
+
+@pytest.mark.thorough
+async def test_a_server_that_does_not_answer_yet_is_waited_for() -> None:
+    with Postgres() as postgres:
+        url = postgres.new_database()
+        await make_tables(url)
+        postgres.stop()
+        Timer(0.5, postgres.start).start()
+        await starts(url)
+
+
+async def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_schema, "PATIENCE_SECONDS", 0.5)
+    message = await refusal(f"postgresql://afterward:{PASSWORD}@127.0.0.1:{free_port()}/queue")
+    assert "does not answer" in message
+    assert "Connection refused" in message or "Connect call failed" in message
+
+
+# The extra
+
+
+@pytest.mark.parametrize("ask", [open_engine, lambda url: asyncio.run(make_tables(url))])
+def test_without_the_extra_the_start_names_it(
+    ask: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [
+        name for name in sys.modules if name.startswith("afterward.engines.postgres.engine")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(CannotStart, match=r"needs asyncpg: run pip install '\.\[postgres\]' in"):
+        ask("postgresql://localhost/queue")

@@ -1,0 +1,74 @@
+"""The queue as the rest of the app sees it: every change is written first, and told of then."""
+
+from unittest.mock import Mock
+
+import pytest
+
+from afterward.engine import Engine
+from afterward.errors import KeyTaken, TaskHasStarted, TaskNotGivenUp
+from afterward.task import Answer, Status, Writes
+from afterward.unit_of_work import Context
+from tests.library.support import NOW, Clock, Diary, claim_one, promise, queue_of
+
+pytestmark = pytest.mark.anyio
+
+
+async def greet(context: Context[None], name: str) -> None:
+    """Greet somebody."""
+
+
+async def test_a_promise_is_written_before_it_is_told_of(engine: Engine, clock: Clock) -> None:
+    queue = queue_of(engine, greet, now=clock)
+    diary = Diary(queue)
+    task = await promise(queue, greet, "Ada")
+    assert await engine.get(task.id) == task
+    assert [(event.what, event.task) for event in diary.events] == [("queued", task)]
+
+
+async def test_what_was_not_written_is_not_told_of(engine: Engine, clock: Clock) -> None:
+    answer = Answer("key", "fingerprint", "{}", "/tasks/1", NOW)
+    await engine.put(Writes(answer=answer))
+    queue = queue_of(engine, greet, now=clock)
+    diary = Diary(queue)
+    durable_tasks = queue.collect()
+    durable_tasks.add_task(greet, "Ada")
+    with pytest.raises(KeyTaken):
+        await queue.commit(durable_tasks.collected(answer))
+    assert diary.events == []
+
+
+async def test_a_request_that_promised_nothing_commits_nothing(clock: Clock) -> None:
+    """It does not even ask the database."""
+    engine = Mock(spec=Engine)
+    queue = queue_of(engine, greet, now=clock)
+    await queue.commit(queue.collect().collected())
+    assert engine.method_calls == []
+
+
+async def test_a_task_can_be_cancelled_and_queued_afresh(engine: Engine, clock: Clock) -> None:
+    queue = queue_of(engine, greet, now=clock)
+    diary = Diary(queue)
+    task = await promise(queue, greet, "Ada")
+    clock.now = NOW + 1
+    cancelled = await queue.cancel(task.id)
+    assert (cancelled.status, cancelled.finished_at) == (Status.CANCELLED, NOW + 1)
+    clock.now = NOW + 2
+    retried = await queue.retry(task, Writes())
+    assert (retried.status, retried.due_at) == (Status.QUEUED, NOW + 2)
+    assert [(event.what, event.task) for event in diary.events] == [
+        ("queued", task),
+        ("cancelled", cancelled),
+        ("queued", retried),
+    ]
+
+
+async def test_what_cannot_be_changed_is_not_told_of(engine: Engine, clock: Clock) -> None:
+    queue = queue_of(engine, greet, now=clock)
+    await promise(queue, greet, "Ada")
+    running = await claim_one(engine)
+    diary = Diary(queue)
+    with pytest.raises(TaskHasStarted, match="started or is finished"):
+        await queue.cancel(running.id)
+    with pytest.raises(TaskNotGivenUp, match="failed or a cancelled task"):
+        await queue.retry(running, Writes())
+    assert diary.events == []

@@ -1,0 +1,317 @@
+"""What only the embedded engine can get wrong: its one file, and its one process."""
+
+import asyncio
+import errno
+import fcntl
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afterward.engines.sqlite.engine import SQLite
+from afterward.errors import CannotStart, TaskNotFound
+from afterward.task import Status, Writes
+from tests.library.support import LEASE, NOW, a_task, claim_all, opened, put
+
+pytestmark = pytest.mark.anyio
+
+HOLD_A_TASK = """
+import asyncio, sys
+from pathlib import Path
+from afterward.engines.sqlite.engine import SQLite
+from tests.library.support import a_task, claim_one, put
+
+async def hold_a_task():
+    engine = SQLite(Path(sys.argv[1]))
+    await engine.start()
+    await put(engine, a_task())
+    await claim_one(engine)
+    print("held", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(hold_a_task())
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "var" / "queue.db"
+
+
+@pytest.fixture
+async def engine(path: Path) -> AsyncIterator[SQLite]:
+    async with opened(path) as engine:
+        yield engine
+
+
+async def rows(engine: SQLite, statement: str) -> list[Any]:
+    return await engine._commits.run(lambda connection: connection.execute(statement).fetchall())
+
+
+async def refusal(path: Path) -> str:
+    """Try to start on this file, and tell why it did not."""
+    with pytest.raises(CannotStart) as raised:
+        await SQLite(path).start()
+    message = str(raised.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+# One process
+
+
+@pytest.fixture
+def process(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process, which has started on the file and holds its only task."""
+    command = [sys.executable, "-c", HOLD_A_TASK, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+async def test_a_killed_process_frees_the_file_and_its_tasks(
+    path: Path, process: subprocess.Popen[str]
+) -> None:
+    """At once: the lock tells that it is dead, so nobody waits for its leases."""
+    process.kill()
+    process.wait()
+    async with opened(path) as engine:
+        (recovered,) = await claim_all(engine, "worker-2")
+        assert (recovered.status, recovered.crashes) == (Status.RETRYING, 1)
+
+
+def die_in_the_middle_of_the_first_write(path: Path) -> None:
+    """Leave half a file and a rollback journal, as a process does that is killed at that moment."""
+    dying = f"""
+import os, sqlite3
+db = sqlite3.connect({str(path)!r}, isolation_level=None)
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN")
+db.execute("CREATE TABLE half (a)")
+db.executemany("INSERT INTO half VALUES (?)", [("x" * 1000,)] * 500)
+os._exit(1)
+"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-c", dying], check=False)
+    assert path.with_name(path.name + "-journal").stat().st_size > 0
+
+
+async def test_a_process_killed_while_it_made_the_file_stops_nobody(path: Path) -> None:
+    die_in_the_middle_of_the_first_write(path)
+
+    async with opened(path) as engine:
+        await put(engine, a_task())
+
+
+async def test_a_second_engine_in_this_process_is_refused_too(engine: SQLite, path: Path) -> None:
+    assert "in use" in await refusal(path)
+    await engine.check()
+
+
+async def test_what_was_put_is_there_at_the_next_start(path: Path) -> None:
+    task = a_task()
+    async with opened(path) as engine:
+        await put(engine, task)
+    async with opened(path) as engine:
+        assert await engine.get(task.id) == task
+
+
+async def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be opened" in await refusal(tmp_path / "file" / "queue.db")
+
+
+# Speed
+
+
+def pull_forward(engine: SQLite) -> Awaitable[object]:
+    return engine.pull_forward(now=NOW, longest_wait=LEASE)
+
+
+def extend(engine: SQLite) -> Awaitable[object]:
+    return engine.extend("worker-1", now=NOW, lease=LEASE)
+
+
+def purge(engine: SQLite) -> Awaitable[object]:
+    return engine.purge(finished_before=NOW, answered_before=NOW, limit=10)
+
+
+async def count_batch(engine: SQLite) -> None:
+    await engine.put(Writes((a_task(),), batch_id="batch"))
+    await engine.count_batch("batch", client="")
+
+
+def list_failed(engine: SQLite) -> Awaitable[object]:
+    return engine.list_tasks(client="", status=Status.FAILED, kind=None, after=None, limit=10)
+
+
+@pytest.mark.parametrize(
+    ("ask", "indexes"),
+    [
+        (claim_all, {"tasks_due", "tasks_held"}),
+        (SQLite.backlog, {"tasks_due"}),
+        (pull_forward, {"tasks_due"}),
+        (extend, {"tasks_held"}),
+        (list_failed, {"tasks_by_status"}),
+        (count_batch, {"tasks_by_batch"}),
+        (purge, {"tasks_finished", "answers_by_age", "tasks_by_batch"}),
+    ],
+)
+async def test_nothing_reads_more_tasks_than_it_needs(
+    engine: SQLite, ask: Callable[[SQLite], Awaitable[object]], indexes: set[str]
+) -> None:
+    """It goes by an index and sorts nothing, so that a backlog of 100,000 slows nobody down."""
+    statements: list[str] = []
+    await engine._commits.run(lambda connection: connection.set_trace_callback(statements.append))
+    await ask(engine)
+    await engine._commits.run(lambda connection: connection.set_trace_callback(None))
+    steps = [
+        step
+        for statement in statements
+        if statement.strip().startswith(("SELECT", "UPDATE", "DELETE", "WITH"))
+        for *_, step in await rows(engine, f"EXPLAIN QUERY PLAN {statement}")
+    ]
+    assert indexes <= {word for step in steps for word in step.split()}
+    assert not {"SCAN tasks", "SCAN answers", "USE TEMP B-TREE FOR ORDER BY"} & set(steps)
+
+
+# The file
+
+
+async def test_the_database_is_private_and_so_is_its_directory(tmp_path: Path) -> None:
+    path = tmp_path / "var" / "deep" / "queue.db"
+    async with opened(path) as engine:
+        await put(engine, a_task())
+        modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert modes == dict.fromkeys(
+        ["queue.db", "queue.db-shm", "queue.db-wal", "queue.db.lock"], 0o600
+    )
+    assert {folder.stat().st_mode & 0o777 for folder in (path.parent, tmp_path / "var")} == {0o700}
+
+
+async def test_a_second_process_is_told_which_one_runs(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    async with opened(path):
+        lock = Path(f"{path}.lock")
+        lock.write_text("4321\n")  # noqa: ASYNC240 - a test may block
+        with pytest.raises(CannotStart, match=r"as process 4321\. Stop it with `kill 4321`, or"):
+            await SQLite(path).start()
+        lock.write_text("")  # noqa: ASYNC240 - a test may block
+        with pytest.raises(CannotStart, match=r"as another process\. Stop it, or set QUEUE_URL"):
+            await SQLite(path).start()
+
+
+async def test_a_process_of_another_container_is_not_told_by_its_number(tmp_path: Path) -> None:
+    """In each container the service may be process 1; here, both engines are in one process."""
+    path = tmp_path / "queue.db"
+    async with opened(path):
+        assert Path(f"{path}.lock").read_text() == f"{os.getpid()}\n"  # noqa: ASYNC240
+        with pytest.raises(CannotStart, match=r"as another process\. Stop it, or set QUEUE_URL"):
+            await SQLite(path).start()
+
+
+async def test_a_full_disk_stops_no_start_for_the_number_in_the_lock_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    async with opened(tmp_path / "queue.db") as engine:
+        await put(engine, a_task())
+
+
+async def test_a_database_that_cannot_be_made_is_refused_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "queue.db"
+    open_file = os.open
+
+    def closed(file: Any, *arguments: Any) -> int:
+        if file == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return open_file(file, *arguments)
+
+    monkeypatch.setattr(os, "open", closed)
+    with pytest.raises(CannotStart, match=r"cannot be the queue's database: .*Permission denied"):
+        await SQLite(path).start()
+
+
+async def test_a_file_system_without_locks_is_named_as_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(CannotStart, match=r"No locks available\. The file system has no locks"):
+        await SQLite(tmp_path / "queue.db").start()
+
+
+async def test_a_file_from_before_the_first_release_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "CREATE TABLE tasks (due_at); CREATE INDEX tasks_due ON tasks (due_at); "
+            "CREATE TABLE answers (key); PRAGMA user_version = 4"
+        )
+    before = path.read_bytes()
+    with pytest.raises(CannotStart, match=r"older than the first release\. Move it away"):
+        await SQLite(path).start()
+    assert path.read_bytes() == before
+
+
+async def test_a_mistake_in_a_statement_is_no_outage(engine: SQLite) -> None:
+    """Waiting does not mend it, so it must be seen."""
+    with pytest.raises(sqlite3.OperationalError, match="no such column"):
+        await engine._commits.run(lambda connection: connection.execute("SELECT unknown"))
+
+
+async def test_an_operation_that_finds_nothing_does_not_split_its_group(engine: SQLite) -> None:
+    """Else one client that asks for a missing task makes sixty transactions of one."""
+    commits = count_commits(engine)
+    asked = [put(engine, a_task()) for _ in range(30)] + [engine.get("nothing")]
+    results = await asyncio.gather(
+        *asked, *(put(engine, a_task()) for _ in range(30)), return_exceptions=True
+    )
+    assert [type(result) for result in results if result is not None] == [TaskNotFound]
+    assert len(commits) == 1
+
+
+async def test_an_operation_that_has_written_is_undone_when_it_refuses(engine: SQLite) -> None:
+    def write_and_refuse(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO counts VALUES ('odd', 1)")
+        raise TaskNotFound
+
+    _, refused = await asyncio.gather(
+        put(engine, a_task()), engine._commits.run(write_and_refuse), return_exceptions=True
+    )
+    assert isinstance(refused, TaskNotFound)
+    odd = await engine._commits.run(
+        lambda connection: connection.execute(
+            "SELECT count(*) FROM counts WHERE status = 'odd'"
+        ).fetchone()
+    )
+    assert odd == (0,)
+
+
+def count_commits(engine: SQLite) -> list[str]:
+    """Collect the commits that the engine makes from now on."""
+    commits: list[str] = []
+    commit = engine._commits._commit
+
+    def counted(connection: sqlite3.Connection, group: Any) -> Any:
+        commits.append("group")
+        return commit(connection, group)
+
+    engine._commits._commit = counted  # type: ignore[method-assign]
+    return commits

@@ -1,0 +1,334 @@
+"""The one file of a form, read while it arrives."""
+
+import re
+import time
+from collections.abc import AsyncIterator, Iterable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from python_multipart.multipart import MultipartParser
+
+from app.uploads.multipart import (
+    MAX_AROUND,
+    InvalidForm,
+    MalformedMultipart,
+    NotMultipart,
+    PartInfo,
+    file_part,
+)
+
+pytestmark = pytest.mark.anyio
+
+TYPE = "multipart/form-data; boundary=b"
+FILE = b'Content-Disposition: form-data; name="file"; filename="a.txt"'
+
+
+def part(content: bytes, *headers: bytes) -> bytes:
+    return b"--b\r\n" + b"".join(header + b"\r\n" for header in headers) + b"\r\n" + content
+
+
+def form(*parts: bytes) -> bytes:
+    return b"\r\n".join(parts) + b"\r\n--b--\r\n"
+
+
+async def stream(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+async def read(chunks: Iterable[bytes], content_type: str = TYPE) -> tuple[PartInfo, bytes]:
+    info, content = await file_part(content_type, stream(chunks))
+    return info, b"".join([piece async for piece in content])
+
+
+async def test_a_form_with_one_file_gives_its_name_its_type_and_its_bytes() -> None:
+    body = form(part(b"Hello\r\n", FILE, b"Content-Type: Text/Plain; format=flowed"))
+    assert await read([body]) == (PartInfo("a.txt", "text/plain"), b"Hello\r\n")
+
+
+async def test_an_empty_file_is_a_file() -> None:
+    assert await read([form(part(b"", FILE))]) == (
+        PartInfo("a.txt", "application/octet-stream"),
+        b"",
+    )
+
+
+# All that looks like the delimiter `CRLF--b`, and is not.
+NEARLY = b"\r\n-\r\n--\r\n--c\r\r\n\r\n--\r--b\n--b\r\n--b-\r\n--bb\r\n--b\rX\r\n--b-X-\r"
+
+
+@pytest.mark.parametrize("cut", range(len(form(part(NEARLY, FILE))) + 1))
+async def test_where_the_network_cuts_a_body_makes_no_difference(cut: int) -> None:
+    body = form(part(NEARLY, FILE))
+    assert (await read([body[:cut], b"", body[cut:]]))[1] == NEARLY
+
+
+# With stretches that do not look like it at all, so that whole chunks do not either.
+CONTENT = b"x" * 20 + NEARLY + b"x" * 20 + NEARLY
+MIXED = form(part(CONTENT, FILE))
+CUTS = st.lists(st.integers(0, len(MIXED)), max_size=30).map(sorted)
+
+
+@given(CUTS)
+async def test_however_often_a_body_is_cut_it_is_the_same(cuts: list[int]) -> None:
+    chunks = [MIXED[start:end] for start, end in pairwise([0, *cuts, len(MIXED)])]
+    assert (await read(chunks))[1] == CONTENT
+
+
+async def test_chunks_of_nothing_but_content_are_kept_from_the_parser(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would search them for the delimiter once more."""
+    parsed = []
+
+    class Watched(MultipartParser):
+        def write(self, data: bytes) -> int:
+            parsed.append(data)
+            return super().write(data)
+
+    monkeypatch.setattr("app.uploads.multipart.MultipartParser", Watched)
+    begin, end = part(b"Hello", FILE), b"\r\n--b--\r\n"
+    await read([begin, b"x" * 100, b"y\r" * 100 + b"y", b"x\r", b"x" * 100, b"x" * 100, end])
+    assert parsed == [begin, b"x\r", b"x" * 100, end]
+
+
+async def test_a_body_that_arrives_byte_by_byte_is_read_all_the_same() -> None:
+    body = form(part(NEARLY, FILE))
+    assert (await read(body[i : i + 1] for i in range(len(body))))[1] == NEARLY
+
+
+@given(st.lists(st.sampled_from([b"\r", b"\n", b"-", b"--b", b"\r\n--b", b"x"])), st.integers(1, 9))
+async def test_any_content_without_a_delimiter_is_given_back(
+    pieces: list[bytes], size: int
+) -> None:
+    # With a letter after it, a delimiter is none.
+    content = b"".join(piece + b"x" for piece in pieces)
+    body = form(part(content, FILE))
+    chunks = [body[i : i + size] for i in range(0, len(body), size)]
+    assert (await read(chunks))[1] == content
+
+
+async def test_what_surrounds_the_form_is_skipped() -> None:
+    body = b"\r\n" + form(part(b"Hello", FILE)) + b"Good bye"
+    assert (await read([body]))[1] == b"Hello"
+
+
+@pytest.mark.parametrize(
+    ("filename", "shown"),
+    [
+        ("naïve 名前.txt".encode(), "naïve 名前.txt"),
+        (b"../../etc/passwd", "passwd"),
+        (b'a \\"b\\".txt', 'a "b".txt'),
+        (b"..", "upload"),
+        (b"a.txt\"; filename*=\"UTF-8''b.txt", "a.txt"),
+    ],
+)
+async def test_a_file_name_is_one_to_be_shown(filename: bytes, shown: str) -> None:
+    header = b'Content-Disposition: form-data; name="file"; filename="' + filename + b'"'
+    assert (await read([form(part(b"", header))]))[0].filename == shown
+
+
+@pytest.mark.parametrize(
+    ("filenames", "shown"),
+    [
+        (b"filename*=utf-8''%C3%B6ne.txt", "öne.txt"),
+        (b"filename=\"=?utf-8?B?w7ZuZS50eHQ=?=\"; filename*=utf-8''%C3%B6ne.txt", "öne.txt"),
+        (b"filename*=UTF-8'en'%E5%90%8D.txt; filename=a.txt", "名.txt"),
+        (b"FileName* = ISO-8859-1''na%EFve.txt", "naïve.txt"),
+        (b"filename*=utf-8''..%2F..%2Fpasswd", "passwd"),
+        (b"filename=\"a; filename*=utf-8''b\"", "a; filename*=utf-8''b"),
+        (b'filename="a\\"; filename*=utf-8\'\'b"', "a\"; filename*=utf-8''b"),
+    ],
+)
+async def test_the_extended_file_name_is_used_where_there_is_one(
+    filenames: bytes, shown: str
+) -> None:
+    """RFC 7578, section 4.2, has none; .NET sends it beside another, urllib3 1.x alone."""
+    header = b"Content-Disposition: form-data; name=file; " + filenames
+    assert (await read([form(part(b"", header))]))[0].filename == shown
+
+
+@pytest.mark.parametrize(
+    "extended",
+    [
+        b"utf-8''%C3",
+        b"utf-8''%ED%A0%80",
+        b"utf-8''%zz",
+        b"utf-8''a b",
+        b"utf-16''b.txt",
+        b"''b.txt",
+        b"utf-8'b.txt",
+        b"b.txt",
+        b"\"utf-8''b.txt\"",
+        b"utf-8''" + b"x" * 256,
+        b"utf-8''=%3Futf-8%3Fq%3Fb%3F=",
+    ],
+)
+async def test_an_extended_file_name_that_cannot_be_read_gives_way_to_the_plain_one(
+    extended: bytes,
+) -> None:
+    header = b"Content-Disposition: form-data; name=file; filename*=" + extended
+    assert (await read([form(part(b"", header + b"; filename=a.txt"))]))[0].filename == "a.txt"
+    assert (await read([form(part(b"", header))]))[0].filename.startswith("upload")
+
+
+@pytest.mark.parametrize(
+    ("filename", "shown"),
+    [
+        ("naïve.txt".encode("latin-1"), "upload.txt"),
+        (b"=?utf-8?B?w7ZuZS50eHQ=?=", "upload"),
+        ("a\u202egpj.exe".encode(), "upload.exe"),
+        (b"x" * 300 + b".tar", "upload.tar"),
+    ],
+)
+async def test_a_file_name_that_cannot_be_shown_is_no_reason_to_refuse_the_file(
+    filename: bytes, shown: str
+) -> None:
+    body = form(part(b"Hello", FILE.replace(b"a.txt", filename)))
+    info, content = await read([body])
+    assert (info.filename, content) == (shown, b"Hello")
+
+
+@pytest.mark.parametrize("character", ["%00", "%0D", "%0A", "%1B", "%7F", "%C2%85", "%E2%80%A8"])
+async def test_an_extended_file_name_has_no_control_characters(character: str) -> None:
+    header = b"Content-Disposition: form-data; name=file; filename=a; filename*=utf-8''secret"
+    with pytest.raises(InvalidForm, match="control") as refused:
+        await read([form(part(b"", header + character.encode()))])
+    assert "secret" not in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    ("declared", "kept"),
+    [
+        (b"text/csv; charset=windows-1252", "text/csv; charset=windows-1252"),
+        (b'TEXT/CSV;CHARSET="UTF-8"; header=present', "text/csv; charset=UTF-8"),
+        (b"application/json;charset=utf-8", "application/json; charset=utf-8"),
+        (b"text/csv; charset=", "text/csv"),
+        (b'text/csv; charset="a b"', "text/csv"),
+        (b'text/csv; charset="a;b"', "text/csv"),
+        (b"text/csv; charset=" + b"x" * 41, "text/csv"),
+        (b"text/csv; charset=\xff", "text/csv"),
+        (b"image/png; charset=binary", "image/png"),
+    ],
+)
+async def test_a_text_keeps_the_charset_that_it_came_with(declared: bytes, kept: str) -> None:
+    info, _ = await read([form(part(b"", FILE, b"Content-Type: " + declared))])
+    assert info.content_type == kept
+
+
+@given(declared=st.binary().filter(lambda declared: not set(declared) & set(b"\r\n\0")))
+async def test_whatever_type_is_declared_a_header_can_hold_what_is_made_of_it(
+    declared: bytes,
+) -> None:
+    info, _ = await read([form(part(b"", FILE, b"Content-Type: " + declared))])
+    assert re.fullmatch(
+        r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+(; charset=[!#-'*+.0-9A-Z^-z|~-]+)?",
+        info.content_type,
+    )
+
+
+@pytest.mark.parametrize("declared", [b"nonsense", b"a/b\n", b"text/pl\xe4in", b"a/" + b"x" * 200])
+async def test_a_media_type_that_is_none_is_not_passed_on(declared: bytes) -> None:
+    info, _ = await read([form(part(b"", FILE, b"Content-Type: " + declared))])
+    assert info.content_type == "application/octet-stream"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "",
+        "application/json",
+        "multipart/mixed; boundary=b",
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        'multipart/form-data; boundary="b "',
+        'multipart/form-data; boundary="\r\n"',
+        "multipart/form-data; boundary=" + "b" * 71,
+        "multipart/form-data; boundary=" + "b" * 300,
+        "multipart/form-data; boundary=b€",
+    ],
+)
+async def test_a_body_of_another_type_is_not_read(content_type: str) -> None:
+    with pytest.raises(NotMultipart):
+        await read([form(part(b"", FILE))], content_type)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "detail"),
+    [
+        (b"--b--\r\n", "/file", "required"),
+        (form(part(b"", b'Content-Disposition: form-data; name="file"')), "/file", "no file was"),
+        (form(part(b"", FILE.replace(b"a.txt", b""))), "/file", "no file was"),
+        (form(part(b"", FILE.replace(b'filename="a.txt"', b"filename*="))), "/file", "no file"),
+        (form(part(b"", FILE.replace(b"a.txt", b"a\0b"))), "/file", "control"),
+        (form(part(b"", b'Content-Disposition: form-data; name="secret"')), "", "no other"),
+        (form(part(b"", FILE), part(b"", FILE)), "/file", "one file"),
+        (form(part(b"", FILE), part(b"", FILE.replace(b'"file"', b'"secret"'))), "", "no other"),
+    ],
+)
+async def test_a_form_of_another_shape_is_invalid_and_is_not_repeated(
+    body: bytes, pointer: str, detail: str
+) -> None:
+    with pytest.raises(InvalidForm, match=detail) as refused:
+        await read([body])
+    assert refused.value.pointer == pointer
+    assert "secret" not in refused.value.detail
+
+
+@pytest.mark.parametrize("size", range(1, 100))
+async def test_a_second_part_is_no_content_wherever_it_is_cut(size: int) -> None:
+    body = form(part(b"Hello", FILE), part(b"Bye", FILE))
+    with pytest.raises(InvalidForm, match="one file"):
+        await read(body[start : start + size] for start in range(0, len(body), size))
+
+
+@pytest.mark.parametrize("length", range(len(form(part(b"Hello", FILE))) - 2))
+async def test_a_body_that_ends_too_early_is_malformed(length: int) -> None:
+    with pytest.raises(MalformedMultipart):
+        await read([form(part(b"Hello", FILE))[:length]])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Hello",
+        form(part(b"")),
+        form(part(b"", b"Content-Disposition: attachment; name=file; filename=a")),
+        form(part(b"", b"Content-Disposition: form-data; filename=a")),
+        form(part(b"", FILE, FILE)),
+        form(part(b"", b": empty", FILE)),
+        form(part(b"", b"X: " + b"x" * 5000, FILE)),
+        form(part(b"", FILE, *(b"X-%d: x" % i for i in range(8)))),
+    ],
+)
+async def test_a_body_with_broken_or_boundless_headers_is_malformed(body: bytes) -> None:
+    with pytest.raises(MalformedMultipart):
+        await read([body])
+
+
+async def test_a_thousand_and_one_parts_are_refused_at_the_second() -> None:
+    seen = 0
+
+    def parts() -> Iterable[bytes]:
+        nonlocal seen
+        for seen in range(1001):  # noqa: B007  # read below
+            yield part(b"", FILE) + b"\r\n"
+
+    with pytest.raises(InvalidForm):
+        await read(parts())
+    assert seen == 1
+
+
+async def test_ten_megabytes_of_line_ends_are_a_file_like_any_other() -> None:
+    body = form(part(b"\r\n" * 5_000_000, FILE))
+    began = time.process_time()  # of this process alone, however busy the machine is
+    _, content = await read(body[i : i + 65_536] for i in range(0, len(body), 65_536))
+    assert len(content) == 10_000_000
+    assert time.process_time() - began < 1
+
+
+async def test_what_follows_the_form_does_not_go_on_for_ever() -> None:
+    with pytest.raises(MalformedMultipart):
+        await read([form(part(b"", FILE)), *[b"x"] * (MAX_AROUND + 1)])

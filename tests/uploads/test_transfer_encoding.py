@@ -1,0 +1,123 @@
+"""Files in base64 and in quoted-printable, decoded while they arrive."""
+
+import base64
+import quopri
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.uploads.transfer_encoding import (
+    LONGEST_BLANKS,
+    MalformedEncoding,
+    UnknownEncoding,
+    decoder_for,
+)
+
+EVERYTHING = bytes(range(256)) * 3
+
+
+def decode(name: bytes, *pieces: bytes) -> bytes:
+    decoder = decoder_for({b"content-transfer-encoding": name})
+    assert decoder is not None
+    return b"".join([decoder.feed(piece) for piece in pieces]) + decoder.finish()
+
+
+def cut(text: bytes, size: int) -> list[bytes]:
+    return [text[start : start + size] for start in range(0, len(text), size)]
+
+
+@pytest.mark.parametrize("name", [b"", b"7bit", b"8bit", b"binary", b" BINARY "])
+def test_most_files_are_sent_as_they_are(name: bytes) -> None:
+    assert decoder_for({b"content-transfer-encoding": name}) is None
+    assert decoder_for({}) is None
+    assert decoder_for({b"content-encoding": b"Identity"}) is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {b"content-transfer-encoding": b"x-uuencode"},
+        {b"content-transfer-encoding": b"gzip"},
+        {b"content-transfer-encoding": b"base64; x=y"},
+        {b"content-encoding": b"gzip"},
+    ],
+)
+def test_a_file_in_another_encoding_is_refused(headers: dict[bytes, bytes]) -> None:
+    with pytest.raises(UnknownEncoding, match="base64 or quoted-printable"):
+        decoder_for(headers)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 77, 10_000])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes])
+def test_base64_is_decoded_wherever_it_is_cut(encode: object, size: int) -> None:
+    assert callable(encode)
+    assert decode(b"Base64", *cut(encode(EVERYTHING), size)) == EVERYTHING
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 77, 10_000])
+def test_quoted_printable_is_decoded_wherever_it_is_cut(size: int) -> None:
+    encoded = quopri.encodestring(EVERYTHING, quotetabs=True)
+    assert decode(b"Quoted-Printable", *cut(encoded, size)) == EVERYTHING
+
+
+@given(content=st.binary(), sizes=st.integers(1, 9))
+def test_whatever_the_file_it_comes_out_of_either_encoding(content: bytes, sizes: int) -> None:
+    assert decode(b"base64", *cut(base64.b64encode(content), sizes)) == content
+    lines = content.replace(b"\n", b"\r\n")
+    encoded = b"".join(b"=%02x" % byte for byte in content)
+    assert decode(b"quoted-printable", *cut(encoded, sizes)) == content
+    # `quopri` takes each LF for the end of a line, as it stands in the file.
+    assert decode(b"quoted-printable", *cut(quopri.encodestring(lines), sizes)) == lines
+
+
+@pytest.mark.parametrize(
+    ("encoded", "content"),
+    [
+        (b"a =  \r\nb", b"a b"),
+        (b"a=\nb", b"ab"),
+        (b"a  \t\r\nb \nc \t", b"a\r\nb\nc"),
+        (b"a=3db", b"a=b"),
+        (b"a b=20=\r\n", b"a b "),
+        (b"the boundary's line end follows=", b"the boundary's line end follows"),
+        (b"= ", b""),
+        (b"na\xefve", b"na\xefve"),
+        (b"a\rb\r", b"a\rb\r"),
+    ],
+)
+def test_quoted_printable_has_line_ends_that_are_no_content(encoded: bytes, content: bytes) -> None:
+    for size in range(1, len(encoded) + 1):
+        assert decode(b"quoted-printable", *cut(encoded, size)) == content
+
+
+@pytest.mark.parametrize(
+    ("name", "encoded"),
+    [
+        (b"base64", b"AAAA="),
+        (b"base64", b"AAA"),
+        (b"base64", b"A"),
+        (b"base64", b"AA==AAAA"),
+        (b"base64", b"AA==AA=="),
+        (b"base64", b"=AAA"),
+        (b"base64", b"AA=A"),
+        (b"base64", b"AA-_"),
+        (b"base64", b"Hello, world"),
+        (b"base64", b"AAAA\0AAA"),
+        (b"quoted-printable", b"a=b"),
+        (b"quoted-printable", b"a=4"),
+        (b"quoted-printable", b"a==20"),
+        (b"quoted-printable", b"a=\rb"),
+        (b"quoted-printable", b"a=\r"),
+        (b"quoted-printable", b"a= b"),
+        (b"quoted-printable", b"a=" + b" " * (LONGEST_BLANKS + 1)),
+    ],
+)
+def test_what_is_not_encoded_as_it_says_is_malformed(name: bytes, encoded: bytes) -> None:
+    for size in (1, 2, 3, len(encoded)):
+        with pytest.raises(MalformedEncoding):
+            decode(name, *cut(encoded, size))
+
+
+def test_blanks_without_end_are_not_kept_in_memory() -> None:
+    with pytest.raises(MalformedEncoding):
+        decode(b"quoted-printable", *[b" " * 100] * (LONGEST_BLANKS // 100 + 1))
