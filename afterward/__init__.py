@@ -1,7 +1,7 @@
 """Keeps the promises: what was added is on disk before the answer, and done after it.
 
     queue       the queue as the rest of the app sees it: collect, commit, cancel, retry
-    durable     durable_tasks.add_task(fn, *args, **kwargs), and the catalogue of such functions
+    durable     durable_tasks.add_task(fn, *args, **kwargs), and the registry of such functions
     worker      claims, runs, retries, holds leases, stops gracefully
     attempt     runs one attempt, and describes its error
     pauses      lets tasks wait for a service that is away; breaker decides for one kind of task

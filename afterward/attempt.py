@@ -7,8 +7,8 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from afterward.errors import PermanentError, TaskError, UnusableResult
+from afterward.registry import Function
 from afterward.task import to_json
-from afterward.unit_of_work import Function
 
 DETAIL_LENGTH = 1000  # characters of an error's description
 

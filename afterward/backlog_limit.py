@@ -10,7 +10,7 @@ from afterward.task import FINISHED, Backlog
 COUNTED_FOR_SECONDS = 1.0  # then other processes may have put some
 
 
-class Room:
+class BacklogLimit:
     """Lets at most `limit` tasks be unfinished at a time; `count` gives the backlog.
 
     Several processes may go over it together, by what they accept within a second.

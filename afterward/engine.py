@@ -152,11 +152,11 @@ class Engine(Protocol):
 
     # What other processes do.
 
-    def tell(self, event: Event) -> None:
+    def publish(self, event: Event) -> None:
         """Let other processes on this database know; a listener of the queue's events.
 
         As a courtesy: it does not wait, and what cannot be told is not.
         """
 
-    def hear(self, *listeners: Listener) -> None:
+    def subscribe(self, *listeners: Listener) -> None:
         """Pass to `listeners` what other processes tell, from now on."""

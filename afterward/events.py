@@ -1,4 +1,4 @@
-"""What happened to a task, as plain data: logs, metrics and event streams listen."""
+"""The changes of tasks as events. Log lines, metrics and event streams subscribe to them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from afterward.task import Task
 log = structlog.get_logger(__name__)
 
 
-class What(StrEnum):
+class EventType(StrEnum):
     """The changes that a task can go through."""
 
     QUEUED = "queued"
@@ -30,7 +30,7 @@ class What(StrEnum):
 class Event:
     """One change, with the task as it stands after it."""
 
-    what: What
+    type: EventType
     task: Task
     seconds: float | None = None  # how long the attempt took
     exception: BaseException | None = None
@@ -49,15 +49,19 @@ class Events:
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
 
-    def listen(self, listener: Listener) -> None:
+    def subscribe(self, listener: Listener) -> None:
         """Call `listener` with each event from now on."""
         self._listeners.append(listener)
 
-    def emit(self, what: What, task: Task, **details: float | BaseException | None) -> None:
+    def emit(
+        self, event_type: EventType, task: Task, **details: float | BaseException | None
+    ) -> None:
         """Tell every listener."""
-        event = Event(what, task, **details)  # type: ignore[arg-type]
+        event = Event(event_type, task, **details)  # type: ignore[arg-type]
         for listener in self._listeners:
             try:
                 listener(event)
             except Exception:
-                log.exception("a listener of task events fails", task_id=task.id, what=what)
+                log.exception(
+                    "a listener of task events fails", task_id=task.id, event_type=event_type
+                )

@@ -4,39 +4,42 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from afterward.backlog_limit import Room
+from afterward.backlog_limit import BacklogLimit
 from afterward.engine import Engine
-from afterward.events import Events, What
+from afterward.events import Events, EventType
+from afterward.registry import Registry
 from afterward.retry import RetryPolicy
 from afterward.task import Task, Writes
-from afterward.unit_of_work import Catalogue, DurableTasks
+from afterward.unit_of_work import UnitOfWork
 
 ToolsT = TypeVar("ToolsT")
 
 
 class Queue(Generic[ToolsT]):
-    """An engine, the catalogue of what it may run, and the events that tell of it."""
+    """An engine, the registry of what it may run, and the events that tell of it."""
 
     def __init__(
         self,
         engine: Engine,
-        catalogue: Catalogue[ToolsT],
+        registry: Registry[ToolsT],
         policy: RetryPolicy,
         *,
         max_backlog: int = 1_000_000,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.engine = engine
-        self.catalogue = catalogue
+        self.registry = registry
         self.policy = policy
         self.events = Events()
         self.now = now
-        self._room = Room(engine.backlog, max_backlog)
+        self.keys_in_flight: set[str] = set()
+        """The idempotency keys of the requests that this process carries out just now."""
+        self._backlog_limit = BacklogLimit(engine.backlog, max_backlog)
 
-    def collect(self, request_id: str | None = None, client: str = "") -> DurableTasks[ToolsT]:
+    def collect(self, request_id: str | None = None, client: str = "") -> UnitOfWork[ToolsT]:
         """Begin to collect tasks for one commit."""
-        return DurableTasks(
-            self.catalogue,
+        return UnitOfWork(
+            self.registry,
             policy_of=self.policy_of,
             now=self.now,
             request_id=request_id,
@@ -45,7 +48,7 @@ class Queue(Generic[ToolsT]):
 
     def policy_of(self, kind: str) -> RetryPolicy:
         """The retry policy of this kind of task: its own, or the queue's."""
-        return self.catalogue.policy(kind) or self.policy
+        return self.registry.policy(kind) or self.policy
 
     async def commit(self, writes: Writes) -> None:
         """Make what was collected a promise: it is on disk when this returns.
@@ -55,18 +58,18 @@ class Queue(Generic[ToolsT]):
         CommitUnknown, or a cancellation, it may have been.
         """
         if writes.tasks or writes.records or writes.removed or writes.answer:
-            await self._room.take(len(writes.tasks))
+            await self._backlog_limit.take(len(writes.tasks))
             try:
                 await self.engine.put(writes)
             finally:
-                self._room.have_put(len(writes.tasks))
+                self._backlog_limit.have_put(len(writes.tasks))
             for task in writes.tasks:
-                self.events.emit(What.QUEUED, task)
+                self.events.emit(EventType.QUEUED, task)
 
     async def cancel(self, task_id: str) -> Task:
         """Withdraw a task that waits. Raises TaskNotFound, TaskHasStarted."""
         task = await self.engine.cancel(task_id, self.now())
-        self.events.emit(What.CANCELLED, task)
+        self.events.emit(EventType.CANCELLED, task)
         return task
 
     async def retry(self, task: Task, writes: Writes) -> Task:
@@ -76,7 +79,7 @@ class Queue(Generic[ToolsT]):
         """
         now = self.now()
         bounds = self.policy_of(task.kind).bounds(now)
-        await self._room.take(1)
+        await self._backlog_limit.take(1)
         try:
             task = await self.engine.retry(
                 task.id,
@@ -86,6 +89,6 @@ class Queue(Generic[ToolsT]):
                 gives_up_at=bounds.gives_up_at,
             )
         finally:
-            self._room.have_put(1)
-        self.events.emit(What.QUEUED, task)
+            self._backlog_limit.have_put(1)
+        self.events.emit(EventType.QUEUED, task)
         return task

@@ -1,20 +1,18 @@
 """`durable_tasks.add_task(fn, *args, **kwargs)`: the feel of BackgroundTasks, with a promise."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
+from afterward.registry import Registry
 from afterward.retry import RetryPolicy
 from afterward.task import Answer, Record, Task, Writes, new_id, to_json
 
 P = ParamSpec("P")
 ToolsT = TypeVar("ToolsT")
 
-Function = Callable[..., Coroutine[Any, Any, Any]]
 
-
-class DurableTasks(Generic[ToolsT]):
+class UnitOfWork(Generic[ToolsT]):
     """Collects what a request, or a task, promises; committed in one transaction.
 
     Nothing is promised before the commit: a request that fails leaves no trace of what it added.
@@ -22,14 +20,14 @@ class DurableTasks(Generic[ToolsT]):
 
     def __init__(
         self,
-        catalogue: "Catalogue[ToolsT]",
+        registry: Registry[ToolsT],
         *,
         policy_of: Callable[[str], RetryPolicy],
         now: Callable[[], float],
         request_id: str | None = None,
         client: str = "",
     ) -> None:
-        self._catalogue = catalogue
+        self._registry = registry
         self._policy_of = policy_of
         self._now = now
         self._request_id = request_id
@@ -48,10 +46,10 @@ class DurableTasks(Generic[ToolsT]):
         """Collect a call of `function`, which gets a Context first and then these arguments.
 
         Gives the task as it will be queued. Raises TypeError if the function is not in the
-        catalogue, cannot be called like this, or an argument has no form in JSON; ValueError for
+        registry, cannot be called like this, or an argument has no form in JSON; ValueError for
         NaN and infinities.
         """
-        kind = self._catalogue.kind_of(function)
+        kind = self._registry.kind_of(function)
         # Calls it, so that wrong arguments are found now; nothing of it runs until it is awaited.
         function(cast("Context[ToolsT]", None), *args, **kwargs).close()
         now = self._now()
@@ -98,54 +96,7 @@ class Context(Generic[ToolsT]):
 
     task: Task
     tools: ToolsT
-    durable_tasks: DurableTasks[ToolsT]
+    durable_tasks: UnitOfWork[ToolsT]
     """Tasks added here are committed together with this task's success, or not at all."""
     report_progress: Callable[[float], Awaitable[None]]
     """Tell how far the task is, from 0 to 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A durable task function, and how it is retried where that is not the queue's own policy."""
-
-    function: Function
-    retry: RetryPolicy | None = None
-
-
-class Catalogue(Generic[ToolsT]):
-    """The kinds of durable tasks, by the names of their functions.
-
-    The name is stored with each task, so keep it. A function alone is a kind without a policy.
-    """
-
-    def __init__(self, *kinds: Function | Kind) -> None:
-        self._kinds: dict[str, Kind] = {}
-        for given in kinds:
-            kind = given if isinstance(given, Kind) else Kind(given)
-            name = kind.function.__name__
-            if not asyncio.iscoroutinefunction(kind.function):
-                raise TypeError(
-                    f"{name} must be `async def`; what blocks goes into asyncio.to_thread inside it"
-                )
-            if self._kinds.setdefault(name, kind).function is not kind.function:
-                raise TypeError(f"two tasks are named {name}")
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self._kinds)
-
-    def kind_of(self, function: Function) -> str:
-        """The name under which a function is stored; TypeError if it is not in the catalogue."""
-        name = function.__name__
-        if name not in self._kinds or self._kinds[name].function is not function:
-            raise TypeError(f"{name} is not in the catalogue of tasks: name it there")
-        return name
-
-    def function(self, name: str) -> Function:
-        """The function of this name. Raises KeyError if there is none."""
-        return self._kinds[name].function
-
-    def policy(self, name: str) -> RetryPolicy | None:
-        """The retry policy of this kind; None if it has none of its own, or is not known here."""
-        kind = self._kinds.get(name)
-        return kind.retry if kind else None

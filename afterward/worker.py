@@ -14,7 +14,7 @@ import structlog
 from afterward.attempt import call, error_as_json, within
 from afterward.circuit_breaker import Admits, Pass
 from afterward.errors import QueueUnavailable, ServiceUnavailable
-from afterward.events import What
+from afterward.events import EventType
 from afterward.pauses import Pauses, Return
 from afterward.queue import Queue
 from afterward.retry import is_unexpected
@@ -67,7 +67,7 @@ class Worker(Generic[ToolsT]):
         self._lease = lease
         self._task_timeout = task_timeout
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{new_id(queue.now())[-12:]}"
-        self._pauses = Pauses(queue.catalogue, queue.now)
+        self._pauses = Pauses(queue.registry, queue.now)
         self._attempts: dict[_Claim, asyncio.Task[None]] = {}
         self._settling: set[_Claim] = set()  # of those, the ones that have run
         self._suspect: asyncio.Task[None] | None = None  # of those, the one in a crash before
@@ -180,7 +180,7 @@ class Worker(Generic[ToolsT]):
         for task in tasks:
             if task.status is not Status.RUNNING:  # re-queued, because its worker died
                 failed = task.status is Status.FAILED
-                self._queue.events.emit(What.FAILED if failed else What.RECOVERED, task)
+                self._queue.events.emit(EventType.FAILED if failed else EventType.RECOVERED, task)
             else:
                 attempt = await self._begin(task)
                 if task.crashes:
@@ -227,10 +227,10 @@ class Worker(Generic[ToolsT]):
                 self._slot_free.set()
                 self._last_step_at = time.monotonic()
             seconds = time.monotonic() - began
-            what = What.LOST if settled is None else _what_happened(outcome)
+            what = EventType.LOST if settled is None else _what_happened(outcome)
             self._queue.events.emit(what, settled or task, seconds=seconds, exception=ended.error)
             for follow_up in outcome.follow_ups.tasks if settled else ():
-                self._queue.events.emit(What.QUEUED, follow_up)
+                self._queue.events.emit(EventType.QUEUED, follow_up)
             if ended.service_is_back is not None:
                 await self._tell_of_return(ended.service_is_back)
 
@@ -240,10 +240,10 @@ class Worker(Generic[ToolsT]):
         assert this is not None
         follow_ups = self._queue.collect(task.request_id, task.client)
         context = Context(task, self._tools, follow_ups, self._reporter(task))
-        function = self._queue.catalogue.function(task.kind)
+        function = self._queue.registry.function(task.kind)
         try:
             await self._wait_for(earlier)
-            self._queue.events.emit(What.STARTED, task)
+            self._queue.events.emit(EventType.STARTED, task)
             result = await within(self._task_timeout, call(function, context, task.arguments))
         except BaseException as error:  # noqa: BLE001 -- a task may raise anything
             # Cancelled by this worker, which stops or has lost the task to another, whatever the
@@ -320,7 +320,7 @@ class Worker(Generic[ToolsT]):
             with contextlib.suppress(QueueUnavailable):  # a courtesy: no reason to fail the task
                 reported = await self._queue.engine.report(task, fraction, self._queue.now())
                 if reported is not None:
-                    self._queue.events.emit(What.PROGRESSED, reported)
+                    self._queue.events.emit(EventType.PROGRESSED, reported)
 
         return report
 
@@ -410,5 +410,5 @@ async def _pause(seconds: float, *, until: asyncio.Event | None) -> None:
             await (until or asyncio.Event()).wait()
 
 
-def _what_happened(outcome: Outcome) -> What:
-    return What.GIVEN_BACK if not outcome.counts else What(outcome.status)
+def _what_happened(outcome: Outcome) -> EventType:
+    return EventType.GIVEN_BACK if not outcome.counts else EventType(outcome.status)

@@ -15,16 +15,22 @@ from afterward.errors import CannotStart
 from afterward.queue import Queue
 from afterward.retry import RetryPolicy
 from afterward.worker import Worker
-from app.api import errors as problems
-from app.api import promises
+from app.api import errors
 from app.api.dependencies import State
-from app.api.event_stream import Feed
+from app.api.event_stream import EventStream
 from app.api.health_checks import Health
 from app.api.middleware import BodyLimit, Envelope, check_soundness
 from app.api.openapi import document_keys
-from app.api.routes import batches, documentation, inbox, notifications, tasks, uploads
-from app.api.routes import health as operations
-from app.api.routes import tutorial as patterns
+from app.api.routes import (
+    batches,
+    documentation,
+    health,
+    inbox,
+    notifications,
+    tasks,
+    tutorial,
+    uploads,
+)
 from app.api.turns import Turns
 from app.hardening.api_keys import BadKeys, Keys
 from app.hardening.gate import Gate, Rate
@@ -38,7 +44,7 @@ from app.observability.logs import TaskLog, configure_logging
 from app.observability.metrics import Metrics
 from app.settings import BadSettings, Settings, load_settings
 from app.shutdown import Stop
-from app.tasks import catalogue
+from app.tasks import registry
 from app.tasks.clean_up import clean_up_regularly
 from app.tasks.log_file import LogFile
 from app.tasks.pending_uploads import PendingUploads
@@ -63,12 +69,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics has our own
     )
-    parts = (notifications, batches, uploads, tasks, patterns, operations, inbox, documentation)
+    parts = (notifications, batches, uploads, tasks, tutorial, health, inbox, documentation)
     # Not include_router: it matches each request twice, and nothing is to be added to a route.
     app.router.routes[:] = [route for part in parts for route in part.router.routes]
     _check_root_path(settings.root_path, app)
-    problems.install(app)
-    app.add_exception_handler(promises.Replay, promises.replayed)
+    errors.install(app)
     upload_limit = largest_form(settings.max_upload_bytes)
     keys = _keys(settings)
     document_keys(app, needed=keys is not None)
@@ -112,7 +117,7 @@ async def _run_for_the_api(settings: Settings) -> AsyncIterator[State]:
     async with run(settings) as state:
         if settings.is_open and not settings.on_loopback:
             log.warning("open to whoever reaches it: there are no API_KEYS", host=settings.host)
-        state["queue"].engine.hear(state["metrics"].listen, state["feed"].listen)
+        state["queue"].engine.subscribe(state["metrics"].record, state["event_stream"].publish)
         yield state
 
 
@@ -136,11 +141,11 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         policy = RetryPolicy(
             settings.retry_attempts, settings.retry_base_seconds, settings.retry_max_seconds
         )
-        queue = Queue(engine, catalogue(settings), policy, max_backlog=settings.max_backlog)
+        queue = Queue(engine, registry(settings), policy, max_backlog=settings.max_backlog)
         metrics = Metrics(smtp_connections=lambda: mailer.open_connections)
-        feed = Feed()
-        for listener in (TaskLog().listen, metrics.listen, feed.listen, engine.tell):
-            queue.events.listen(listener)
+        event_stream = EventStream()
+        for listener in (TaskLog().write, metrics.record, event_stream.publish, engine.publish):
+            queue.events.subscribe(listener)
 
         recipients = Recipients(settings.allowed_recipients)
         tools = Tools(mailer, settings.mail_from, recipients, store, pictures, engine)
@@ -149,7 +154,7 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         )
 
         async def stop_working() -> None:
-            feed.close()
+            event_stream.close()
             if worker is not None:
                 log.info("stopping", grace_seconds=settings.shutdown_grace_seconds)
                 await worker.stop(settings.shutdown_grace_seconds)
@@ -172,10 +177,9 @@ async def run(settings: Settings) -> AsyncIterator[State]:
             mailer=mailer,
             recipients=recipients,
             metrics=metrics,
-            feed=feed,
+            event_stream=event_stream,
             catcher=catcher,
             health=Health(engine, store, mailer),
-            keys_in_flight=set(),
             turns=Turns(
                 lambda: worker is not None and worker.is_busy, tasks=settings.worker_concurrency
             ),

@@ -30,7 +30,7 @@ from afterward.task import new_id
 from app.mail.message import compose, message_id
 from app.mail.templates import render
 from app.settings import Settings
-from app.tasks import catalogue
+from app.tasks import registry
 from app.tasks.mail import send_email
 from benchmarks.harness import Result, Target, compared, in_turn
 from benchmarks.load import FOR_MAIL, ROOT, server
@@ -79,7 +79,7 @@ def waiting(directory: Path, mails: int) -> Path:
     async def fill() -> None:
         engine = open_engine(f"sqlite:///{path}")
         await engine.start()
-        queue = Queue(engine, catalogue(Settings(_env_file=None)), RetryPolicy())
+        queue = Queue(engine, registry(Settings(_env_file=None)), RetryPolicy())
         for first in range(0, mails, BATCH):
             tasks = queue.collect()
             for number in range(first, min(first + BATCH, mails)):

@@ -8,7 +8,7 @@ import pytest
 
 from app.main import create_app
 from app.settings import Settings
-from app.tasks import catalogue
+from app.tasks import registry
 from tests.support.service import ROOT
 
 # The floors, lowest first. Those on one floor do not know each other.
@@ -77,7 +77,7 @@ def test_the_catalogue_names_every_durable_task() -> None:
         and not node.name.startswith("_")
     }
 
-    assert set(catalogue(Settings(_env_file=None))) == found
+    assert set(registry(Settings(_env_file=None))) == found
 
 
 def test_every_route_keeps_its_promises() -> None:
@@ -88,5 +88,5 @@ def test_every_route_keeps_its_promises() -> None:
     assert {"/send-notification/{email}", "/upload", "/tasks/{task_id}"} <= set(document["paths"])
     for path in SOURCES:
         text = path.read_text()
-        if "DurableTasksDep" in text and "APIRouter(" in text:
-            assert "route_class=Route" in text, path
+        if "DurableTasks" in text and "APIRouter(" in text:
+            assert "route_class=ServiceRoute" in text, path

@@ -6,7 +6,7 @@ from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 from afterward.queue import Queue
-from app.api.event_stream import Feed
+from app.api.event_stream import EventStream
 from app.api.health_checks import Health
 from app.api.turns import Turns
 from app.mail.catcher import Catcher
@@ -31,10 +31,9 @@ class State(TypedDict):
     mailer: Mailer
     recipients: Recipients
     metrics: Metrics
-    feed: Feed
+    event_stream: EventStream
     catcher: Catcher | None
     health: Health
-    keys_in_flight: set[str]
     turns: Turns
 
 
@@ -71,8 +70,8 @@ async def _metrics(request: Request) -> Metrics:
     return request.state.metrics  # type: ignore[no-any-return]
 
 
-async def _feed(request: Request) -> Feed:
-    return request.state.feed  # type: ignore[no-any-return]
+async def _event_stream(request: Request) -> EventStream:
+    return request.state.event_stream  # type: ignore[no-any-return]
 
 
 async def _catcher(request: Request) -> Catcher | None:
@@ -100,6 +99,6 @@ UploadsDep = Annotated[Store, Depends(_uploads)]
 PendingUploadsDep = Annotated[PendingUploads, Depends(_pending_uploads)]
 LogFileDep = Annotated[LogFile, Depends(_log_file)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
-FeedDep = Annotated[Feed, Depends(_feed)]
+EventStreamDep = Annotated[EventStream, Depends(_event_stream)]
 HealthDep = Annotated[Health, Depends(_health)]
 CatcherDep = Annotated[Catcher | None, Depends(_catcher)]

@@ -24,6 +24,7 @@ from afterward.errors import (
     TaskNotFound,
     TaskNotGivenUp,
 )
+from afterward.fastapi import IdempotencyKeyReused
 from app.api.schemas import Problem as ProblemSchema
 from app.uploads.store import (
     NoSuchUpload,
@@ -81,6 +82,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(InvalidRequest, _invalid)
+    app.add_exception_handler(IdempotencyKeyReused, _invalid)
     for error in _STATUS:
         app.add_exception_handler(error, _known)
     _describe(app)
@@ -173,6 +175,8 @@ async def _known(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     if isinstance(error, InvalidRequest):
         errors = error.errors
+    elif isinstance(error, IdempotencyKeyReused):
+        errors = [{"pointer": "/Idempotency-Key", "detail": error.detail}]
     else:
         assert isinstance(error, RequestValidationError)
         errors = [_field(one) for one in error.errors()[:MOST_ERRORS]]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
-from afterward.events import Event, What
+from afterward.events import Event, EventType
 from afterward.task import FINISHED, Task
 from app.api.schemas import TaskView
 
@@ -115,7 +115,7 @@ class Reader:
         self.let_go()
 
 
-class Feed:
+class EventStream:
     """Hands the events of the queue to readers; `listen` is a listener of the queue.
 
     Each reader follows one client's tasks, or a single task. The feed compares the client when it
@@ -126,7 +126,7 @@ class Feed:
         self._readers: dict[tuple[str, str | None], set[Reader]] = {}
         self._closed = False
 
-    def listen(self, event: Event) -> None:
+    def publish(self, event: Event) -> None:
         """Give a change to its readers. A lost attempt has changed nothing, and is left out."""
         if not self._readers:
             return
@@ -136,7 +136,7 @@ class Feed:
             for follows in ((task.client, None), (task.client, task.id))
             if follows in self._readers
         ]
-        if not followed or event.what is What.LOST:
+        if not followed or event.type is EventType.LOST:
             return
         change = Change.of(task)
         for follows in followed:

@@ -1,4 +1,4 @@
-"""What every route does around its function: strict JSON in, promises on disk before the answer."""
+"""The route class of the service: strict JSON in, turns with the tasks, JSON with a newline out."""
 
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
@@ -6,11 +6,10 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 
+from afterward.fastapi import DurableRoute
 from app.api.dependencies import RequestState
 from app.api.json_body import StrictRequest, check_json, end_with_newline, within
-from app.api.promises import Promises
 
 # Read from the request itself, so that it costs nothing where it is not used; and so named here.
 _IDEMPOTENCY_KEY = {
@@ -50,13 +49,11 @@ def without_turn(endpoint: EndpointT) -> EndpointT:
     return endpoint
 
 
-class Route(APIRoute):
-    """The route class of every router here.
+class ServiceRoute(DurableRoute):
+    """The route class of every router of this service.
 
-    FastAPI calls the handler below, and sends what it returns. So when a commit fails, there is
-    no 202 yet that could be sent. A dependency of function scope commits at the same moment, but
-    costs a fifth of the request, and does not see the response, which a repeated
-    Idempotency-Key is to be answered with.
+    Around the unit of work of its base class it bounds the body, takes JSON only as RFC 8259 has
+    it, and lets a request wait for its turn.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -70,13 +67,13 @@ class Route(APIRoute):
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Wrap FastAPI's handler."""
-        handle = super().get_route_handler()
+        """Wrap the handler that commits."""
+        handle_and_commit = super().get_route_handler()
         takes_json = self.body_field is not None
         turnless = getattr(self.endpoint, _WITHOUT_TURN, False)
         takes_file = "requestBody" in (self.openapi_extra or {})
 
-        async def handle_and_keep_promises(request: Request) -> Response:
+        async def handle(request: Request) -> Response:
             state: RequestState = request.scope["state"]
             receive = within(state["body_limit"], request.receive)
             request = StrictRequest(request.scope, receive)
@@ -85,13 +82,6 @@ class Route(APIRoute):
             if not takes_file and await request.body() and takes_json:
                 check_json(request)
             async with _NO_TURN if takes_file or turnless else state["turns"].one():
-                request.state.promises = promises = Promises(request)
-                promises.hold_key()
-                try:
-                    response = end_with_newline(await handle(request))
-                    await promises.commit(request, response)
-                finally:
-                    promises.let_go_of_key()
-                return response
+                return end_with_newline(await handle_and_commit(request))
 
-        return handle_and_keep_promises
+        return handle

@@ -59,7 +59,7 @@ REMOVED = "The task was removed meanwhile. How it ended is not told."
 Tell = Callable[[Reader], AsyncGenerator[bytes, None]]
 
 
-class EventStream(Response):
+class EventStreamResponse(Response):
     """A response that tells what its reader of the feed gives, until the client disconnects.
 
     `tell` makes the bytes to be sent from a reader. The response itself opens the reader and closes

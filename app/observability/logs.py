@@ -13,20 +13,20 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from afterward.errors import ServiceUnavailable, TaskError
-from afterward.events import Event, What
+from afterward.events import Event, EventType
 from afterward.task import Task
 
 SUM_UP_SECONDS = 60.0  # deferrals for the same cause are one line in this time
 
 _LEVELS = {
-    What.QUEUED: logging.DEBUG,
-    What.STARTED: logging.DEBUG,
-    What.PROGRESSED: logging.DEBUG,
-    What.RETRYING: logging.WARNING,
-    What.FAILED: logging.ERROR,
-    What.RECOVERED: logging.WARNING,
-    What.GIVEN_BACK: logging.WARNING,
-    What.LOST: logging.WARNING,
+    EventType.QUEUED: logging.DEBUG,
+    EventType.STARTED: logging.DEBUG,
+    EventType.PROGRESSED: logging.DEBUG,
+    EventType.RETRYING: logging.WARNING,
+    EventType.FAILED: logging.ERROR,
+    EventType.RECOVERED: logging.WARNING,
+    EventType.GIVEN_BACK: logging.WARNING,
+    EventType.LOST: logging.WARNING,
 }
 
 log = structlog.get_logger("app.tasks")
@@ -99,15 +99,15 @@ class TaskLog:
         self._now = now
         self._deferrals: dict[tuple[str, ...], _Deferrals] = {}
 
-    def listen(self, event: Event) -> None:
+    def write(self, event: Event) -> None:
         """Write a line about the event, or count it."""
         if self._deferrals:
             self._sum_up()
-        level = _LEVELS.get(event.what, logging.INFO)
-        if event.what is What.RETRYING and isinstance(event.exception, TaskError):
+        level = _LEVELS.get(event.type, logging.INFO)
+        if event.type is EventType.RETRYING and isinstance(event.exception, TaskError):
             level = self._level_of_deferral(event.task, event.exception)
         if logging.root.isEnabledFor(level):
-            line = f"task {event.what}"
+            line = f"task {event.type}"
             log.log(level, line, **_facts(event))
 
     def _level_of_deferral(self, task: Task, error: TaskError) -> int:
@@ -170,7 +170,9 @@ def _facts(event: Event) -> dict[str, Any]:
     if task.next_attempt_at is not None:
         facts["next_attempt_in"] = round(task.next_attempt_at - task.updated_at, 3)
     # Only an error that nobody expected is traced: the others say all that there is to know.
-    if event.what in (What.RETRYING, What.FAILED) and not isinstance(event.exception, TaskError):
+    if event.type in (EventType.RETRYING, EventType.FAILED) and not isinstance(
+        event.exception, TaskError
+    ):
         facts["exc_info"] = event.exception
     return facts
 

@@ -5,7 +5,7 @@ from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from afterward.events import Event, What
+from afterward.events import Event, EventType
 from afterward.task import FINISHED, Backlog
 
 
@@ -37,13 +37,13 @@ class Metrics:
             "afterward_smtp_connections", "SMTP connections open now.", registry=registry
         ).set_function(smtp_connections)
 
-    def listen(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
         """Count what happened."""
-        if event.what is What.PROGRESSED:
+        if event.type is EventType.PROGRESSED:
             return
-        self._counter(event.task.kind, event.what).inc()
+        self._counter(event.task.kind, event.type).inc()
         if event.seconds is not None:
-            self._histogram(event.task.kind, event.what).observe(event.seconds)
+            self._histogram(event.task.kind, event.type).observe(event.seconds)
 
     def exposition(self, backlog: Backlog, now: float) -> bytes:
         """Prometheus' text format, with the backlog as it stands."""

@@ -2,7 +2,7 @@
 
 Courtesies run after the response and are lost when the process dies; promises are on disk before
 it and run until they are kept. To add a promise, write an `async def` whose first parameter is a
-Context, and name it in `catalogue`, with a retry policy if it needs one of its own.
+Context, and name it in `registry`, with a retry policy if it needs one of its own.
 
     mail       send_email
     uploads    save_upload, make_thumbnail, remove_upload
@@ -13,7 +13,7 @@ Context, and name it in `catalogue`, with a retry policy if it needs one of its 
     tools      the objects that durable tasks work with
 """
 
-from afterward.unit_of_work import Catalogue, Kind
+from afterward.registry import Registry, TaskKind
 from app.settings import Settings
 from app.tasks import mail, uploads
 from app.tasks.data import save_data
@@ -22,13 +22,13 @@ from app.tasks.tools import Tools
 from app.tasks.uploads import make_thumbnail, remove_upload, save_upload
 
 
-def catalogue(settings: Settings) -> Catalogue[Tools]:
+def registry(settings: Settings) -> Registry[Tools]:
     """Name every kind of durable task. Those without a policy of their own have the queue's."""
     of_uploads = uploads.retry_policy(settings)
-    return Catalogue(
-        Kind(send_email, retry=mail.retry_policy(settings)),
-        Kind(save_upload, retry=of_uploads),
-        Kind(make_thumbnail, retry=of_uploads),
-        Kind(remove_upload, retry=of_uploads),
+    return Registry(
+        TaskKind(send_email, retry=mail.retry_policy(settings)),
+        TaskKind(save_upload, retry=of_uploads),
+        TaskKind(make_thumbnail, retry=of_uploads),
+        TaskKind(remove_upload, retry=of_uploads),
         save_data,
     )

@@ -4,10 +4,11 @@ import time
 
 from afterward.engines import open_engine
 from afterward.engines.postgres.schema import migrate
-from afterward.events import Event, What
+from afterward.events import Event, EventType
 from afterward.queue import Queue
+from afterward.registry import Registry
 from afterward.retry import RetryPolicy
-from afterward.unit_of_work import Catalogue, Context
+from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from app.observability.logs import configure_logging
 from benchmarks.queues.contestant import Count, by_batches, by_callers, run
@@ -58,10 +59,10 @@ class Afterward:
         count = Count(tasks)
 
         def listen(event: Event) -> None:
-            if event.what is What.SUCCEEDED:
+            if event.type is EventType.SUCCEEDED:
                 count.add()
 
-        queue.events.listen(listen)
+        queue.events.subscribe(listen)
         await worker.start()
         await count.reached.wait()
         await worker.stop(grace=5)
@@ -72,8 +73,8 @@ class Afterward:
 async def _start(url: str) -> Queue[None]:
     engine = open_engine(url)
     await engine.start()
-    queue = Queue(engine, Catalogue[None](do_nothing), RetryPolicy(), now=time.time)
-    queue.events.listen(engine.tell)
+    queue = Queue(engine, Registry[None](do_nothing), RetryPolicy(), now=time.time)
+    queue.events.subscribe(engine.publish)
     return queue
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.promises import _KEY
+from afterward.fastapi.idempotency import _KEY
 from app.mail.message import body_text, header_text
 from app.main import create_app
 from app.settings import Settings

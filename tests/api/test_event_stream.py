@@ -14,12 +14,12 @@ from fastapi.testclient import TestClient
 from starlette.types import Message
 
 from afterward.errors import QueueUnavailable, TaskNotFound
-from afterward.events import Event, What
+from afterward.events import Event, EventType
 from afterward.task import Status, Task
 from app.api import event_stream as feed_module
-from app.api.event_stream import Change, Feed, Reader, event_id
+from app.api.event_stream import Change, EventStream, Reader, event_id
 from app.api.routes import tasks as routes
-from app.api.server_sent_events import HEARTBEAT, EventStream
+from app.api.server_sent_events import HEARTBEAT, EventStreamResponse
 from tests.api.requests import problem_of
 from tests.support.service import PATIENCE, Json, Service, wait_for
 
@@ -33,9 +33,9 @@ def a_task(**facts: Any) -> Task:
     return Task(**given | times | {"max_attempts": 8} | facts)
 
 
-def tell(feed: Feed, *tasks: Task) -> None:
+def tell(event_stream: EventStream, *tasks: Task) -> None:
     for task in tasks:
-        feed.listen(Event(What.STARTED, task))
+        event_stream.publish(Event(EventType.STARTED, task))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def events_in(text: str) -> list[Told]:
     ]
 
 
-# What a reader of the feed is given.
+# What a reader of the event_stream is given.
 
 
 async def unread(reader: Reader) -> list[Change]:
@@ -72,9 +72,13 @@ async def unread(reader: Reader) -> list[Change]:
 
 @pytest.mark.anyio
 async def test_a_reader_is_given_the_changes_of_its_own_client() -> None:
-    feed = Feed()
-    with feed.reader(ADA) as ada, feed.reader("eve's key") as eve, feed.reader("") as anybody:
-        tell(feed, a_task(id="1"), a_task(id="2"))
+    event_stream = EventStream()
+    with (
+        event_stream.reader(ADA) as ada,
+        event_stream.reader("eve's key") as eve,
+        event_stream.reader("") as anybody,
+    ):
+        tell(event_stream, a_task(id="1"), a_task(id="2"))
         assert [change.task_id for change in await unread(ada)] == ["1", "2"]
         assert await unread(eve) == []
         assert await unread(anybody) == []
@@ -82,17 +86,17 @@ async def test_a_reader_is_given_the_changes_of_its_own_client() -> None:
 
 @pytest.mark.anyio
 async def test_a_reader_of_one_task_is_given_no_other() -> None:
-    feed = Feed()
-    with feed.reader(ADA, "1") as reader:
-        tell(feed, a_task(id="1"), a_task(id="2"))
+    event_stream = EventStream()
+    with event_stream.reader(ADA, "1") as reader:
+        tell(event_stream, a_task(id="1"), a_task(id="2"))
         assert [change.task_id for change in await unread(reader)] == ["1"]
 
 
 @pytest.mark.anyio
 async def test_a_change_is_serialised_once_without_arguments_for_all_its_readers() -> None:
-    feed = Feed()
-    with feed.reader(ADA) as first, feed.reader(ADA) as second:
-        tell(feed, a_task(arguments='"secret"'))
+    event_stream = EventStream()
+    with event_stream.reader(ADA) as first, event_stream.reader(ADA) as second:
+        tell(event_stream, a_task(arguments='"secret"'))
         (change,), (same,) = await unread(first), await unread(second)
     assert change is same
     assert b"secret" not in change.data
@@ -100,9 +104,9 @@ async def test_a_change_is_serialised_once_without_arguments_for_all_its_readers
 
 @pytest.mark.anyio
 async def test_an_attempt_that_had_lost_its_task_is_not_told() -> None:
-    feed = Feed()
-    with feed.reader(ADA) as reader:
-        feed.listen(Event(What.LOST, a_task()))
+    event_stream = EventStream()
+    with event_stream.reader(ADA) as reader:
+        event_stream.publish(Event(EventType.LOST, a_task()))
         assert await unread(reader) == []
 
 
@@ -112,10 +116,10 @@ async def test_a_reader_that_falls_behind_is_let_go_and_holds_nothing(
     monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     monkeypatch.setattr(feed_module, limit, {"MOST_UNREAD": 10, "MOST_UNREAD_BYTES": 5000}[limit])
-    feed = Feed()
-    with feed.reader(ADA) as slow, feed.reader(ADA) as quick:
+    event_stream = EventStream()
+    with event_stream.reader(ADA) as slow, event_stream.reader(ADA) as quick:
         for number in range(100):
-            tell(feed, a_task(id=str(number)))
+            tell(event_stream, a_task(id=str(number)))
             assert [change.task_id for change in await anext(quick)] == [str(number)]
         assert slow.fell_behind
         assert not quick.fell_behind
@@ -125,9 +129,9 @@ async def test_a_reader_that_falls_behind_is_let_go_and_holds_nothing(
 @pytest.mark.anyio
 async def test_a_reader_is_given_much_in_several_steps() -> None:
     """So that a connection whose client does not read holds little."""
-    feed = Feed()
-    with feed.reader(ADA) as reader:
-        tell(feed, *(a_task(id=str(number)) for number in range(500)))
+    event_stream = EventStream()
+    with event_stream.reader(ADA) as reader:
+        tell(event_stream, *(a_task(id=str(number)) for number in range(500)))
         steps = list[Sequence[Change]]()
         while sum(len(step) for step in steps) < 500:
             steps.append(await anext(reader))
@@ -137,17 +141,17 @@ async def test_a_reader_is_given_much_in_several_steps() -> None:
 
 @pytest.mark.anyio
 async def test_nothing_stays_of_readers_that_have_left() -> None:
-    feed = Feed()
-    with feed.reader(ADA), feed.reader(ADA, "1"), feed.reader(ADA):
-        assert len(feed._readers) == 2
-    assert feed._readers == {}
+    event_stream = EventStream()
+    with event_stream.reader(ADA), event_stream.reader(ADA, "1"), event_stream.reader(ADA):
+        assert len(event_stream._readers) == 2
+    assert event_stream._readers == {}
 
 
 @pytest.mark.anyio
 async def test_a_reader_that_comes_after_the_end_is_let_go_at_once() -> None:
-    feed = Feed()
-    feed.close()
-    with feed.reader(ADA) as reader:
+    event_stream = EventStream()
+    event_stream.close()
+    with event_stream.reader(ADA) as reader:
         assert [changes async for changes in reader] == []
 
 
@@ -180,7 +184,7 @@ class Connection:
 
 
 @asynccontextmanager
-async def served(stream: EventStream, connection: Connection) -> AsyncIterator[None]:
+async def served(stream: EventStreamResponse, connection: Connection) -> AsyncIterator[None]:
     """Serve a stream until the block ends; it has begun when the block begins."""
     serving = asyncio.create_task(stream({"type": "http"}, connection.receive, connection.send))
     try:
@@ -197,9 +201,11 @@ async def eventually(true: Any) -> None:
             await asyncio.sleep(0.001)
 
 
-def all_of(feed: Feed, *, came_back: bool = False) -> EventStream:
+def all_of(event_stream: EventStream, *, came_back: bool = False) -> EventStreamResponse:
     """The stream of `GET /events`, as its route makes it."""
-    return EventStream(feed.reader(ADA), partial(routes._tell_of_all, event_id(5.0), came_back))
+    return EventStreamResponse(
+        event_stream.reader(ADA), partial(routes._tell_of_all, event_id(5.0), came_back)
+    )
 
 
 class Records:
@@ -216,37 +222,39 @@ class Records:
         return self.answer
 
 
-def one_of(feed: Feed, records: Records) -> EventStream:
+def one_of(event_stream: EventStream, records: Records) -> EventStreamResponse:
     """The stream of `GET /tasks/1/events`, as its route makes it."""
     engine: Any = records
-    return EventStream(feed.reader(ADA, "1"), partial(routes._tell_of_task, "1", engine))
+    return EventStreamResponse(
+        event_stream.reader(ADA, "1"), partial(routes._tell_of_task, "1", engine)
+    )
 
 
 @pytest.mark.anyio
 async def test_a_stream_leaves_the_feed_as_soon_as_its_client_disconnects() -> None:
     """Nothing else happens that would make it look, and no garbage is collected."""
-    feed, connection = Feed(), Connection()
-    async with served(all_of(feed), connection):
-        assert len(feed._readers) == 1
+    event_stream, connection = EventStream(), Connection()
+    async with served(all_of(event_stream), connection):
+        assert len(event_stream._readers) == 1
         connection.gone.set()
-    assert feed._readers == {}
+    assert event_stream._readers == {}
 
 
 @pytest.mark.anyio
 async def test_a_stream_leaves_the_feed_when_the_server_cancels_it() -> None:
-    feed, connection = Feed(), Connection()
+    event_stream, connection = EventStream(), Connection()
     with suppress(asyncio.CancelledError):
-        async with served(all_of(feed), connection):
+        async with served(all_of(event_stream), connection):
             raise asyncio.CancelledError
-    await eventually(lambda: not feed._readers)
+    await eventually(lambda: not event_stream._readers)
 
 
 @pytest.mark.anyio
 async def test_what_waits_for_a_client_that_disconnects_is_not_sent() -> None:
-    feed, connection = Feed(), Connection()
-    async with served(all_of(feed), connection):
+    event_stream, connection = EventStream(), Connection()
+    async with served(all_of(event_stream), connection):
         connection.gone.set()
-        tell(feed, *(a_task(id=str(number)) for number in range(1000)))
+        tell(event_stream, *(a_task(id=str(number)) for number in range(1000)))
     assert len(events_in(connection.text)) < 1000
 
 
@@ -255,11 +263,11 @@ async def test_a_client_that_reads_too_slowly_is_told_of_the_gap(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(feed_module, "MOST_UNREAD", 3)
-    feed, connection = Feed(), Connection()
-    async with served(all_of(feed), connection):
-        tell(feed, a_task(id="told"))
+    event_stream, connection = EventStream(), Connection()
+    async with served(all_of(event_stream), connection):
+        tell(event_stream, a_task(id="told"))
         await eventually(lambda: "told" in connection.text)
-        tell(feed, *(a_task(id=str(number)) for number in range(4)))
+        tell(event_stream, *(a_task(id=str(number)) for number in range(4)))
     told, gap = events_in(connection.text)
     assert (gap.event, gap.id) == ("gap", told.id)
     assert "too slowly" in gap.data["detail"]
@@ -268,23 +276,25 @@ async def test_a_client_that_reads_too_slowly_is_told_of_the_gap(
 
 @pytest.mark.anyio
 async def test_a_client_that_comes_back_is_told_of_the_gap() -> None:
-    feed, connection = Feed(), Connection()
-    async with served(all_of(feed, came_back=True), connection):
+    event_stream, connection = EventStream(), Connection()
+    async with served(all_of(event_stream, came_back=True), connection):
         connection.gone.set()
     (gap,) = events_in(connection.text)
     assert (gap.event, gap.id) == ("gap", "5.000000-")
     assert "are not told" in gap.data["detail"]
 
 
-@pytest.mark.parametrize("stream", [all_of, lambda feed: one_of(feed, Records(a_task()))])
+@pytest.mark.parametrize(
+    "stream", [all_of, lambda event_stream: one_of(event_stream, Records(a_task()))]
+)
 @pytest.mark.anyio
 async def test_a_quiet_stream_sends_heartbeats(
     monkeypatch: pytest.MonkeyPatch, stream: Any
 ) -> None:
     """They are comments, which an EventSource passes over."""
     monkeypatch.setattr(feed_module, "QUIET_SECONDS", 0.01)
-    feed, connection = Feed(), Connection()
-    async with served(stream(feed), connection):
+    event_stream, connection = EventStream(), Connection()
+    async with served(stream(event_stream), connection):
         await eventually(lambda: connection.text.count(HEARTBEAT.decode()) > 2)
         connection.gone.set()
 
@@ -299,8 +309,8 @@ async def test_a_task_that_is_removed_while_it_is_followed_ends_the_stream(
 ) -> None:
     """A gap says that the end is not told, because no record is left that would know it."""
     monkeypatch.setattr(feed_module, "QUIET_SECONDS", 0.01)
-    feed, connection, records = Feed(), Connection(), Records(a_task())
-    async with served(one_of(feed, records), connection):
+    event_stream, connection, records = EventStream(), Connection(), Records(a_task())
+    async with served(one_of(event_stream, records), connection):
         records.answer = TaskNotFound()
     begun, gap = events_in(connection.text)
     assert (begun.event, gap.event, gap.id) == ("task", "gap", begun.id)
@@ -312,8 +322,8 @@ async def test_a_task_is_followed_while_the_database_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(feed_module, "QUIET_SECONDS", 0.01)
-    feed, connection, records = Feed(), Connection(), Records(a_task())
-    async with served(one_of(feed, records), connection):
+    event_stream, connection, records = EventStream(), Connection(), Records(a_task())
+    async with served(one_of(event_stream, records), connection):
         records.answer = QueueUnavailable()
         await eventually(lambda: HEARTBEAT.decode() in connection.text)
         records.answer = a_task(status=Status.SUCCEEDED, updated_at=2.0)
@@ -323,32 +333,32 @@ async def test_a_task_is_followed_while_the_database_is_away(
 @pytest.mark.anyio
 async def test_an_error_before_the_stream_begins_is_answered_by_the_service() -> None:
     """Nothing has been sent, so the answer can still be a problem."""
-    feed, connection, records = Feed(), Connection(), Records(a_task())
+    event_stream, connection, records = EventStream(), Connection(), Records(a_task())
     records.answer = TaskNotFound()
     with pytest.raises(TaskNotFound):
-        async with served(one_of(feed, records), connection):
+        async with served(one_of(event_stream, records), connection):
             pass
     assert connection.sent == []
-    assert feed._readers == {}
+    assert event_stream._readers == {}
 
 
 @pytest.mark.anyio
 async def test_changes_before_the_record_was_read_are_not_told_after_it() -> None:
-    feed, connection = Feed(), Connection()
+    event_stream, connection = EventStream(), Connection()
     running = a_task(status=Status.RUNNING, updated_at=2.0)
-    async with served(one_of(feed, Records(running)), connection):
-        tell(feed, a_task(updated_at=1.0), running)
-        tell(feed, replace(running, status=Status.FAILED, updated_at=3.0))
+    async with served(one_of(event_stream, Records(running)), connection):
+        tell(event_stream, a_task(updated_at=1.0), running)
+        tell(event_stream, replace(running, status=Status.FAILED, updated_at=3.0))
     told = [(event.event, event.data["status"]) for event in events_in(connection.text)]
     assert told == [("task", "running"), ("end", "failed")]
 
 
 @pytest.mark.anyio
 async def test_a_stream_ends_with_its_task_though_that_is_tried_again_at_once() -> None:
-    feed, connection = Feed(), Connection()
-    async with served(one_of(feed, Records(a_task())), connection):
+    event_stream, connection = EventStream(), Connection()
+    async with served(one_of(event_stream, Records(a_task())), connection):
         tell(
-            feed,
+            event_stream,
             a_task(status=Status.FAILED, updated_at=2.0),
             a_task(status=Status.QUEUED, updated_at=3.0),
         )
@@ -360,9 +370,11 @@ async def test_a_reader_of_one_task_that_falls_behind_is_told_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(feed_module, "MOST_UNREAD", 3)
-    feed, connection = Feed(), Connection()
-    async with served(one_of(feed, Records(a_task())), connection):
-        tell(feed, *(a_task(updated_at=at, progress=at / 10) for at in (2.0, 3.0, 4.0, 5.0)))
+    event_stream, connection = EventStream(), Connection()
+    async with served(one_of(event_stream, Records(a_task())), connection):
+        tell(
+            event_stream, *(a_task(updated_at=at, progress=at / 10) for at in (2.0, 3.0, 4.0, 5.0))
+        )
     assert [event.event for event in events_in(connection.text)] == ["task", "gap"]
 
 

@@ -14,8 +14,8 @@ from fastapi.testclient import TestClient
 from starlette.exceptions import HTTPException
 
 from afterward.errors import QueueFull, QueueUnavailable
+from afterward.fastapi import DurableTasks
 from app.api.dependencies import LogFileDep
-from app.api.promises import DurableTasksDep
 from app.api.routes import notifications
 from app.main import create_app
 from app.tasks.courtesies import write_log
@@ -154,7 +154,7 @@ def broken_client(directory: Path, error: Exception) -> TestClient:
 
     @router.post("/broken")
     async def broken(
-        background_tasks: BackgroundTasks, durable_tasks: DurableTasksDep, log_file: LogFileDep
+        background_tasks: BackgroundTasks, durable_tasks: DurableTasks, log_file: LogFileDep
     ) -> None:
         background_tasks.add_task(write_log, log_file, "courtesy")
         durable_tasks.add_task(send_email, to="ada@example.com", subject="Hello", message="Hello")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from afterward.engine import Engine
-from afterward.events import What
+from afterward.events import EventType
 from afterward.task import Status
 from afterward.worker import Worker
 from tests.library.support import Clock, Diary, claim_one, promise, queue_of, wait_forever
@@ -43,7 +43,7 @@ async def test_a_stopping_worker_gives_back_what_does_not_finish(
     task = await promise(queue, wait_forever)
     worker = Worker(queue, None)
     await worker.start()
-    await diary.until(What.STARTED)
+    await diary.until(EventType.STARTED)
     await worker.stop(grace=0.1)
     given_back = await engine.get(task.id)
     assert (given_back.status, given_back.attempts, given_back.owner) == (Status.QUEUED, 0, None)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from afterward.engine import Engine
-from afterward.events import What
+from afterward.events import EventType
 from afterward.task import Outcome, Status
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
@@ -58,7 +58,7 @@ async def tries_around(engine: Engine, clock: Clock, jump: float, *, enough: int
     await Worker(queue, None).run_until_idle()
     clock.now += jump
     async with working(queue, lease=0.15):
-        await diary.until(What.RETRYING, times=enough, within=30)
+        await diary.until(EventType.RETRYING, times=enough, within=30)
         await asyncio.sleep(0.3)  # the time of many polls, and of some heartbeats
     return tries
 
@@ -113,11 +113,11 @@ async def test_what_runs_is_neither_lost_nor_repeated(
     for _ in range(3):
         await promise(queue, finish)
     async with working(queue, lease=0.15):
-        await diary.until(What.STARTED, times=3)
+        await diary.until(EventType.STARTED, times=3)
         clock.now += jump
         await asyncio.sleep(0.3)
         release.set()
-        await diary.until(What.SUCCEEDED, times=3)
+        await diary.until(EventType.SUCCEEDED, times=3)
     assert Counter(diary.whats) == {"queued": 3, "started": 3, "succeeded": 3}
 
 

@@ -23,7 +23,7 @@ from afterward.engines.postgres.engine import Postgres as PostgreSQL
 from afterward.engines.postgres.schema import migrate
 from afterward.engines.sqlite.database_file import open_database
 from afterward.engines.sqlite.engine import SQLite
-from afterward.events import What
+from afterward.events import EventType
 from afterward.task import Outcome, Status
 from afterward.unit_of_work import Context
 from tests.library.support import (
@@ -298,7 +298,7 @@ async def test_the_first_claim_comes_within_a_second_after_the_start(
         queue = queue_of(engine, greet, now=lambda: LATER)
         diary = Diary(queue)
         async with working(queue):
-            await diary.until(What.STARTED)
+            await diary.until(EventType.STARTED)
             claimed = time.monotonic()
     tried(
         f"a start with {WAITING:,} tasks due",

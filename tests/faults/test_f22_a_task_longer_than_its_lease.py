@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from afterward.engine import Engine
-from afterward.events import What
+from afterward.events import EventType
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from tests.library.support import Diary, promise, queue_of, working
@@ -36,7 +36,7 @@ async def run_between_two_workers(engine: Engine) -> list[str]:
     # With a slot free, a worker would find its own silent tasks before the other does.
     settings: dict[str, Any] = {"lease": LEASE, "concurrency": 1}
     async with working(queue, **settings), working(queue, **settings):
-        await diary.until(What.SUCCEEDED, within=LEASES * LEASE + 10)
+        await diary.until(EventType.SUCCEEDED, within=LEASES * LEASE + 10)
     return diary.whats
 
 

@@ -16,9 +16,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from afterward.queue import Queue
+from afterward.registry import Registry, TaskKind
 from afterward.retry import RetryPolicy
 from afterward.task import Status
-from afterward.unit_of_work import Catalogue, Kind
 from afterward.worker import Worker
 from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
@@ -128,8 +128,8 @@ async def an_hour_of(begin: Trouble, end: Trouble, directory: Path, policy: Retr
         await begin(server)
         mailer = Mailer(host="127.0.0.1", port=server.port, connections=CONNECTIONS)
         tools = _tools(mailer, directory, engine)
-        queue = Queue(engine, Catalogue[Tools](Kind(send_email, policy)), policy, now=clock)
-        queue.events.listen(TaskLog(now=clock).listen)
+        queue = Queue(engine, Registry[Tools](TaskKind(send_email, policy)), policy, now=clock)
+        queue.events.subscribe(TaskLog(now=clock).write)
         worker = Worker(queue, tools, concurrency=WORKER_CONCURRENCY)
         collected = queue.collect()
         tasks = [

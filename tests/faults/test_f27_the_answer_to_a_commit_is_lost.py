@@ -18,8 +18,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from afterward.fastapi import RequestUnitOfWork
 from afterward.task import Writes
-from app.api.promises import Promises
 from app.main import create_app, run
 from tests.support.cutting import CuttingProxy
 from tests.support.postgres import Postgres
@@ -323,7 +323,7 @@ async def test_control_deleting_the_file_after_any_error_loses_uploads(
 ) -> None:
     """As if every commit that raises had written nothing."""
     nothing_written = property(lambda _: False, lambda *_: None)
-    monkeypatch.setattr(Promises, "may_be_written", nothing_written, raising=False)
+    monkeypatch.setattr(RequestUnitOfWork, "may_be_written", nothing_written, raising=False)
     monkeypatch.setattr("app.api.routes.uploads._is_committed", no_record)
     async with serving(tmp_path, queue_url) as service:
         for number in range(3):
@@ -340,7 +340,7 @@ async def test_control_without_a_pending_record_the_clean_up_loses_uploads(
     tmp_path: Path, queue_url: str, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
     """The commit leaves the record, so the clean-up takes a committed upload for abandoned."""
-    monkeypatch.setattr(Promises, "remove", lambda *_: None)
+    monkeypatch.setattr(RequestUnitOfWork, "remove", lambda *_: None)
     monkeypatch.setattr("app.tasks.uploads._record", no_record)
     async with serving(tmp_path, queue_url) as service:
         await service.repeat("upload", await service.key_for("upload", 0))

@@ -19,7 +19,7 @@ from afterward.task import Record, Status, Task, Writes, new_id, to_json
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from app.settings import Settings
-from app.tasks import catalogue
+from app.tasks import registry
 from app.tasks.clean_up import clean_up
 from app.tasks.pending_uploads import COLLECTION as PENDING
 from app.tasks.pending_uploads import PendingUploads
@@ -179,7 +179,7 @@ async def files_after_a_clean_up(
         if known:
             records = tuple(Record(PENDING, "", one, {"heartbeat": 0}, NOW) for one in ids)
             await engine.put(Writes(records=records))
-        kinds = catalogue(Settings(_env_file=None))
+        kinds = registry(Settings(_env_file=None))
         queue = Queue(engine, kinds, RetryPolicy(), now=Clock())
         pending = PendingUploads(queue)
         tools: Any = type("Tools", (), {"engine": engine, "uploads": uploads})

@@ -9,11 +9,12 @@ from typing import Any, Concatenate, ParamSpec
 
 from afterward.engine import Engine
 from afterward.engines.sqlite.engine import SQLite
-from afterward.events import Event, What
+from afterward.events import Event, EventType
 from afterward.queue import Queue
+from afterward.registry import Registry
 from afterward.retry import RetryPolicy
 from afterward.task import Task, Writes, new_id
-from afterward.unit_of_work import Catalogue, Context
+from afterward.unit_of_work import Context
 from afterward.worker import Worker
 
 P = ParamSpec("P")
@@ -58,17 +59,17 @@ class Diary:
     def __init__(self, queue: Queue[Any]) -> None:
         self.events: list[Event] = []
         self._written = asyncio.Event()
-        queue.events.listen(self._write)
+        queue.events.subscribe(self._write)
 
     @property
     def whats(self) -> list[str]:
         """What happened, in words."""
-        return [event.what.value for event in self.events]
+        return [event.type.value for event in self.events]
 
-    async def until(self, what: What, *, times: int = 1, within: float = 5.0) -> Event:
+    async def until(self, what: EventType, *, times: int = 1, within: float = 5.0) -> Event:
         """Wait until this has happened so many times; give the last of them."""
         async with asyncio.timeout(within):
-            while len(found := [event for event in self.events if event.what is what]) < times:
+            while len(found := [event for event in self.events if event.type is what]) < times:
                 self._written.clear()
                 await self._written.wait()
         return found[times - 1]
@@ -131,7 +132,7 @@ def queue_of(
     policy: RetryPolicy = NO_WAITS,
 ) -> Queue[None]:
     """A queue that knows these functions."""
-    return Queue(engine, Catalogue(*functions), policy, now=now)
+    return Queue(engine, Registry(*functions), policy, now=now)
 
 
 async def promise(

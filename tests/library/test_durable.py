@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from afterward.registry import Registry, TaskKind
 from afterward.task import Answer, Record, Status, Writes, new_id
-from afterward.unit_of_work import Catalogue, Context, DurableTasks, Kind
+from afterward.unit_of_work import Context, UnitOfWork
 from tests.library.support import LONGEST_WAITS, NO_WAITS, NOW, Clock
 
 
@@ -18,20 +19,20 @@ async def greet(context: Context[None], name: str, *, times: int = 1) -> None:
 
 
 async def another(context: Context[None]) -> None:
-    """Stand in no catalogue."""
+    """Stand in no registry."""
 
 
 @pytest.fixture
-def durable_tasks(clock: Clock) -> DurableTasks[None]:
-    return DurableTasks(
-        Catalogue(greet), policy_of=lambda _: NO_WAITS, now=clock, request_id="request-1"
+def durable_tasks(clock: Clock) -> UnitOfWork[None]:
+    return UnitOfWork(
+        Registry(greet), policy_of=lambda _: NO_WAITS, now=clock, request_id="request-1"
     )
 
 
 # Adding
 
 
-def test_a_call_is_collected_as_a_task(durable_tasks: DurableTasks[None]) -> None:
+def test_a_call_is_collected_as_a_task(durable_tasks: UnitOfWork[None]) -> None:
     """Nothing is promised yet: what is collected is, once it is committed."""
     task = durable_tasks.add_task(greet, "Ada", times=2)
     assert durable_tasks.collected() == Writes((task,))
@@ -42,7 +43,7 @@ def test_a_call_is_collected_as_a_task(durable_tasks: DurableTasks[None]) -> Non
 
 
 def test_tasks_records_and_the_answer_are_collected_together(
-    durable_tasks: DurableTasks[None],
+    durable_tasks: UnitOfWork[None],
 ) -> None:
     tasks = durable_tasks.add_task(greet, "Ada"), durable_tasks.add_task(greet, "Grace")
     durable_tasks.keep("names", "1", {"name": "Ada"})
@@ -53,13 +54,13 @@ def test_tasks_records_and_the_answer_are_collected_together(
     assert durable_tasks.collected(answer) == Writes(tasks, records, answer, removed=(gone,))
 
 
-def test_what_is_collected_can_be_made_a_batch(durable_tasks: DurableTasks[None]) -> None:
+def test_what_is_collected_can_be_made_a_batch(durable_tasks: UnitOfWork[None]) -> None:
     task = durable_tasks.add_task(greet, "Ada")
     batch_id = durable_tasks.as_batch()
     assert durable_tasks.collected() == Writes((task,), batch_id=batch_id)
 
 
-def test_a_type_checker_sees_a_wrong_argument(durable_tasks: DurableTasks[None]) -> None:
+def test_a_type_checker_sees_a_wrong_argument(durable_tasks: UnitOfWork[None]) -> None:
     """The judge is mypy: it complains about an `ignore` that hides no error."""
     durable_tasks.add_task(greet, 5)  # type: ignore[arg-type]
     durable_tasks.add_task(greet, "Ada", times="twice")  # type: ignore[arg-type]
@@ -67,7 +68,7 @@ def test_a_type_checker_sees_a_wrong_argument(durable_tasks: DurableTasks[None])
         durable_tasks.add_task(greet)  # type: ignore[call-arg]
 
 
-def test_a_call_that_cannot_work_is_refused_at_once(durable_tasks: DurableTasks[None]) -> None:
+def test_a_call_that_cannot_work_is_refused_at_once(durable_tasks: UnitOfWork[None]) -> None:
     """In the request, where it is a bug to be seen; not later, in a task that nobody awaits."""
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'name'"):
         durable_tasks.add_task(greet)  # type: ignore[call-arg]
@@ -80,7 +81,7 @@ def test_a_call_that_cannot_work_is_refused_at_once(durable_tasks: DurableTasks[
     ("value", "error"), [(object(), TypeError), (b"bytes", TypeError), (float("nan"), ValueError)]
 )
 def test_what_json_has_no_form_for_is_refused(
-    durable_tasks: DurableTasks[None], value: Any, error: type[Exception]
+    durable_tasks: UnitOfWork[None], value: Any, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
         durable_tasks.add_task(greet, value)
@@ -89,18 +90,18 @@ def test_what_json_has_no_form_for_is_refused(
     assert durable_tasks.collected() == Writes()
 
 
-# The catalogue
+# The registry
 
 
-def test_a_function_outside_the_catalogue_is_refused(durable_tasks: DurableTasks[None]) -> None:
+def test_a_function_outside_the_catalogue_is_refused(durable_tasks: UnitOfWork[None]) -> None:
     """Also one that only has the name of another: the worker would run the wrong one."""
-    with pytest.raises(TypeError, match="another is not in the catalogue"):
+    with pytest.raises(TypeError, match="another is not in the registry"):
         durable_tasks.add_task(another)
 
     async def greet(context: Context[None]) -> None:
         """Have a name that is taken."""
 
-    with pytest.raises(TypeError, match="greet is not in the catalogue"):
+    with pytest.raises(TypeError, match="greet is not in the registry"):
         durable_tasks.add_task(greet)
 
 
@@ -109,7 +110,7 @@ def test_two_functions_of_one_name_are_refused() -> None:
         """Have a name that is taken."""
 
     with pytest.raises(TypeError, match="two tasks are named another"):
-        Catalogue(globals()["another"], another)
+        Registry(globals()["another"], another)
 
 
 def test_a_function_that_would_block_is_refused() -> None:
@@ -117,22 +118,22 @@ def test_a_function_that_would_block_is_refused() -> None:
         """Stop everybody else meanwhile."""
 
     with pytest.raises(TypeError, match="blocking must be `async def`"):
-        Catalogue(blocking)  # type: ignore[arg-type]
+        Registry(blocking)  # type: ignore[arg-type]
 
 
 def test_a_catalogue_names_its_functions() -> None:
-    catalogue = Catalogue[None](greet, another)
-    assert list(catalogue) == ["greet", "another"]
-    assert catalogue.function("greet") is greet
+    registry = Registry[None](greet, another)
+    assert list(registry) == ["greet", "another"]
+    assert registry.function("greet") is greet
     with pytest.raises(KeyError):
-        catalogue.function("unknown")
+        registry.function("unknown")
 
 
 def test_a_kind_may_have_a_policy_of_its_own() -> None:
-    catalogue = Catalogue[None](Kind(greet, retry=LONGEST_WAITS), another)
-    assert catalogue.policy("greet") is LONGEST_WAITS
-    assert catalogue.policy("another") is catalogue.policy("unknown") is None
-    assert catalogue.kind_of(greet) == "greet"
+    registry = Registry[None](TaskKind(greet, retry=LONGEST_WAITS), another)
+    assert registry.policy("greet") is LONGEST_WAITS
+    assert registry.policy("another") is registry.policy("unknown") is None
+    assert registry.kind_of(greet) == "greet"
 
 
 # Identifiers

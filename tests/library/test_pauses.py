@@ -15,7 +15,7 @@ from afterward import worker as worker_module
 from afterward.circuit_breaker import LONGEST_PAUSE_SECONDS
 from afterward.engine import Engine
 from afterward.errors import ServiceUnavailable, TemporaryError
-from afterward.events import What
+from afterward.events import EventType
 from afterward.queue import Queue
 from afterward.retry import RetryPolicy
 from afterward.task import Status
@@ -195,9 +195,9 @@ async def test_an_idle_worker_wakes_when_a_pause_ends(
         diary = Diary(queue)
         async with working(queue):
             await promise(queue, send)
-            await diary.until(What.RETRYING)
+            await diary.until(EventType.RETRYING)
             service.is_away = False
-            await diary.until(What.SUCCEEDED, within=30)
+            await diary.until(EventType.SUCCEEDED, within=30)
 
 
 async def test_an_outage_is_a_line_when_it_begins_one_a_minute_and_one_when_it_ends(

@@ -18,7 +18,7 @@ from afterward.engines.postgres import statements as postgres_statements
 from afterward.engines.postgres.engine import Postgres as Engine
 from afterward.engines.postgres.outages import Outages
 from afterward.errors import CommitUnknown, KeyTaken, QueueFull, QueueUnavailable, TaskNotFound
-from afterward.events import Event, What
+from afterward.events import Event, EventType
 from afterward.retry import WORKER_DIED
 from afterward.task import Answer, Outcome, Record, Status, Task, Writes
 from tests.library.support import DAY, KINDS, LEASE, NOW, a_task, put
@@ -375,8 +375,8 @@ async def test_the_end_does_not_wait_for_a_connection_for_ever(
 async def another(url: str, heard: list[Event]) -> AsyncIterator[Engine]:
     """Another process, which hears what others do."""
     async with opened(url) as engine:
-        engine.hear(heard.append)
-        await eventually(lambda: "afterward_events" in engine._ear._listening)
+        engine.subscribe(heard.append)
+        await eventually(lambda: "afterward_events" in engine._listener._listening)
         yield engine
 
 
@@ -384,15 +384,15 @@ async def test_what_one_process_tells_the_others_hear(engine: Engine, database_u
     """The whole task but for its arguments; and nobody hears himself."""
     heard: list[Event] = []
     own: list[Event] = []
-    engine.hear(own.append)
+    engine.subscribe(own.append)
     async with another(database_url, heard):
         task = a_task(arguments='{"args":[],"kwargs":{"password":"secret"}}', result='"done"')
-        engine.tell(Event(What.STARTED, task))
-        engine.tell(Event(What.LOST, task))
-        engine.tell(Event(What.SUCCEEDED, task, seconds=0.5, exception=ValueError()))
+        engine.publish(Event(EventType.STARTED, task))
+        engine.publish(Event(EventType.LOST, task))
+        engine.publish(Event(EventType.SUCCEEDED, task, seconds=0.5, exception=ValueError()))
         await eventually(lambda: len(heard) == 2)
     bare = replace(task, arguments="")
-    assert heard == [Event(What.STARTED, bare), Event(What.SUCCEEDED, bare, seconds=0.5)]
+    assert heard == [Event(EventType.STARTED, bare), Event(EventType.SUCCEEDED, bare, seconds=0.5)]
     assert own == []
 
 
@@ -403,11 +403,11 @@ async def test_what_is_too_long_to_be_told_is_read(engine: Engine, database_url:
     settled = await engine.settle(task, Outcome(Status.SUCCEEDED, result=f'"{"x" * 9000}"'), NOW)
     assert settled is not None
     async with another(database_url, heard):
-        engine.tell(Event(What.SUCCEEDED, settled, seconds=0.5))
-        engine.tell(Event(What.SUCCEEDED, replace(settled, id="removed meanwhile")))
-        engine.tell(Event(What.SUCCEEDED, a_task()))
+        engine.publish(Event(EventType.SUCCEEDED, settled, seconds=0.5))
+        engine.publish(Event(EventType.SUCCEEDED, replace(settled, id="removed meanwhile")))
+        engine.publish(Event(EventType.SUCCEEDED, a_task()))
         await eventually(lambda: len(heard) == 2)
-    assert Event(What.SUCCEEDED, settled, seconds=0.5) in heard
+    assert Event(EventType.SUCCEEDED, settled, seconds=0.5) in heard
 
 
 async def test_what_cannot_be_told_is_let_go(
@@ -418,22 +418,22 @@ async def test_what_cannot_be_told_is_let_go(
     async def refuse(*_: object) -> None:
         raise QueueUnavailable
 
-    monkeypatch.setattr(engine._grapevine, "_notify", refuse)
-    engine.tell(Event(What.STARTED, a_task()))
-    await engine._grapevine.finish()
-    assert engine._grapevine._untold == []
+    monkeypatch.setattr(engine._event_relay, "_notify", refuse)
+    engine.publish(Event(EventType.STARTED, a_task()))
+    await engine._event_relay.finish()
+    assert engine._event_relay._untold == []
 
 
 async def test_an_event_that_waits_to_be_told_holds_no_arguments(engine: Engine) -> None:
-    engine.tell(Event(What.QUEUED, a_task(arguments='"may be large"')))
-    assert [event.task.arguments for event in engine._grapevine._untold] == [""]
+    engine.publish(Event(EventType.QUEUED, a_task(arguments='"may be large"')))
+    assert [event.task.arguments for event in engine._event_relay._untold] == [""]
 
 
 async def test_a_notification_fits(engine: Engine) -> None:
     """PostgreSQL refuses what has 8,000 bytes or more."""
     for size in range(7000, 8200, 7):
-        event = Event(What.STARTED, a_task(error=f'"{"x" * size}"'))
-        (payload,) = engine._grapevine._payloads([event])
+        event = Event(EventType.STARTED, a_task(error=f'"{"x" * size}"'))
+        (payload,) = engine._event_relay._payloads([event])
         assert len(payload) <= postgres_events._LONGEST < 8000
         assert json.loads(payload)
 
@@ -441,8 +441,8 @@ async def test_a_notification_fits(engine: Engine) -> None:
 async def test_a_notification_holds_as_many_events_as_fit(engine: Engine) -> None:
     """In their order; whatever their lengths."""
     lengths = [7 * n % 900 for n in range(200)]
-    events = [Event(What.STARTED, a_task(error="x" * length)) for length in lengths]
-    payloads = engine._grapevine._payloads(events)
+    events = [Event(EventType.STARTED, a_task(error="x" * length)) for length in lengths]
+    payloads = engine._event_relay._payloads(events)
     assert max(map(len, payloads)) <= postgres_events._LONGEST
     assert len(payloads) < len(events) / 10
     told = [event for payload in payloads for event in json.loads(payload)[1:]]
@@ -454,19 +454,19 @@ async def test_nothing_is_told_while_nobody_listens(
 ) -> None:
     """Whether anybody does is asked again once in a while; one's own ears do not count."""
     monkeypatch.setattr(postgres_events, "_UNHEARD", 0.2)
-    engine.hear(lambda _: None)
-    await eventually(lambda: "afterward_events" in engine._ear._listening)
-    engine.tell(Event(What.STARTED, a_task()))
-    await engine._grapevine.finish()
-    engine.tell(Event(What.STARTED, a_task()))
-    assert engine._grapevine._untold == []
+    engine.subscribe(lambda _: None)
+    await eventually(lambda: "afterward_events" in engine._listener._listening)
+    engine.publish(Event(EventType.STARTED, a_task()))
+    await engine._event_relay.finish()
+    engine.publish(Event(EventType.STARTED, a_task()))
+    assert engine._event_relay._untold == []
 
     heard: list[Event] = []
     async with another(database_url, heard):
         await asyncio.sleep(0.2)
-        engine.tell(Event(What.STARTED, a_task()))
+        engine.publish(Event(EventType.STARTED, a_task()))
         await eventually(lambda: len(heard) == 1)
     await asyncio.sleep(0.05)
-    engine.tell(Event(What.STARTED, a_task()))
-    await engine._grapevine.finish()
+    engine.publish(Event(EventType.STARTED, a_task()))
+    await engine._event_relay.finish()
     assert len(heard) == 1

@@ -22,7 +22,7 @@ async def test_a_promise_is_written_before_it_is_told_of(engine: Engine, clock: 
     diary = Diary(queue)
     task = await promise(queue, greet, "Ada")
     assert await engine.get(task.id) == task
-    assert [(event.what, event.task) for event in diary.events] == [("queued", task)]
+    assert [(event.type, event.task) for event in diary.events] == [("queued", task)]
 
 
 async def test_what_was_not_written_is_not_told_of(engine: Engine, clock: Clock) -> None:
@@ -55,7 +55,7 @@ async def test_a_task_can_be_cancelled_and_queued_afresh(engine: Engine, clock: 
     clock.now = NOW + 2
     retried = await queue.retry(task, Writes())
     assert (retried.status, retried.due_at) == (Status.QUEUED, NOW + 2)
-    assert [(event.what, event.task) for event in diary.events] == [
+    assert [(event.type, event.task) for event in diary.events] == [
         ("queued", task),
         ("cancelled", cancelled),
         ("queued", retried),

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from afterward import backlog_limit as room_module
-from afterward.backlog_limit import Room
+from afterward.backlog_limit import BacklogLimit
 from afterward.errors import BacklogFull, QueueUnavailable
 from afterward.task import Backlog, Status
 
@@ -50,7 +50,7 @@ def counted_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(room_module, "COUNTED_FOR_SECONDS", request.param)
 
 
-async def put(room: Room, tasks: Tasks, number: int = 1) -> bool:
+async def put(room: BacklogLimit, tasks: Tasks, number: int = 1) -> bool:
     """Whether there was room for so many."""
     try:
         await room.take(number)
@@ -63,14 +63,14 @@ async def put(room: Room, tasks: Tasks, number: int = 1) -> bool:
 
 async def test_there_is_room_up_to_the_limit_and_no_further() -> None:
     tasks = Tasks(unfinished=7)
-    room = Room(tasks.count, 10)
+    room = BacklogLimit(tasks.count, 10)
     assert [await put(room, tasks) for _ in range(5)] == [True] * 3 + [False] * 2
     assert tasks.unfinished == 10
 
 
 async def test_what_is_put_together_needs_room_together() -> None:
     tasks = Tasks()
-    room = Room(tasks.count, 10)
+    room = BacklogLimit(tasks.count, 10)
     assert await put(room, tasks, 8)
     assert not await put(room, tasks, 3)
     assert await put(room, tasks, 2)
@@ -78,14 +78,14 @@ async def test_what_is_put_together_needs_room_together() -> None:
 
 async def test_what_is_no_task_needs_no_room() -> None:
     tasks = Tasks(unfinished=20)
-    room = Room(tasks.count, 10)
+    room = BacklogLimit(tasks.count, 10)
     assert await put(room, tasks, 0)
     assert not await put(room, tasks)
 
 
 async def test_room_is_there_again_as_soon_as_a_task_is_finished() -> None:
     tasks = Tasks(unfinished=10)
-    room = Room(tasks.count, 10)
+    room = BacklogLimit(tasks.count, 10)
     assert not await put(room, tasks)
     tasks.finish(1)
     assert await put(room, tasks)
@@ -94,7 +94,7 @@ async def test_room_is_there_again_as_soon_as_a_task_is_finished() -> None:
 
 async def test_room_that_was_taken_in_vain_is_given_back() -> None:
     tasks = Tasks(unfinished=9)
-    room = Room(tasks.count, 10)
+    room = BacklogLimit(tasks.count, 10)
     await room.take(1)
     room.have_put(1)  # it was not
     assert await put(room, tasks)
@@ -102,7 +102,7 @@ async def test_room_that_was_taken_in_vain_is_given_back() -> None:
 
 async def test_the_backlog_is_not_counted_for_each_request() -> None:
     tasks = Tasks()
-    room = Room(tasks.count, 1000)
+    room = BacklogLimit(tasks.count, 1000)
     for _ in range(500):
         assert await put(room, tasks)
     assert tasks.counted <= 2
@@ -110,7 +110,7 @@ async def test_the_backlog_is_not_counted_for_each_request() -> None:
 
 async def test_what_others_put_is_noticed_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = Tasks()
-    room = Room(tasks.count, 10)
+    room = BacklogLimit(tasks.count, 10)
     assert await put(room, tasks)
     tasks.unfinished = 10
     monkeypatch.setattr(room_module, "COUNTED_FOR_SECONDS", 0.0)
@@ -120,7 +120,7 @@ async def test_what_others_put_is_noticed_within_a_second(monkeypatch: pytest.Mo
 async def test_nobody_is_let_in_before_the_backlog_was_ever_counted() -> None:
     """Else those who come first after a start would find a full backlog empty."""
     tasks = Tasks(unfinished=10)
-    room = Room(tasks.count, 10)
+    room = BacklogLimit(tasks.count, 10)
     assert not any(await asyncio.gather(*(put(room, tasks) for _ in range(20))))
     assert tasks.counted <= 2  # together, and not one after the other
 
@@ -128,7 +128,7 @@ async def test_nobody_is_let_in_before_the_backlog_was_ever_counted() -> None:
 async def test_a_database_that_cannot_count_is_asked_once_and_not_by_each() -> None:
     """Who waited meanwhile goes on: the commit will tell."""
     tasks = Tasks()
-    room = Room(tasks.count, 10)
+    room = BacklogLimit(tasks.count, 10)
     tasks.failing = True
     answers = await asyncio.gather(*(put(room, tasks) for _ in range(9)), return_exceptions=True)
     assert sum(isinstance(answer, QueueUnavailable) for answer in answers) == 1
@@ -140,7 +140,7 @@ async def test_a_database_that_cannot_count_is_asked_once_and_not_by_each() -> N
 async def test_many_at_once_never_go_over_the_limit(seed: int) -> None:
     """While tasks finish at any moment; and once they have, there is room for as many."""
     random, tasks = Random(seed), Tasks()
-    room = Room(tasks.count, 10)
+    room = BacklogLimit(tasks.count, 10)
 
     async def requests() -> None:
         for _ in range(30):

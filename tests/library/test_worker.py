@@ -12,11 +12,12 @@ import pytest
 from afterward import worker as worker_module
 from afterward.engine import Engine
 from afterward.errors import PermanentError, QueueUnavailable, TaskNotFound, TemporaryError
-from afterward.events import Event, What
+from afterward.events import Event, EventType
 from afterward.queue import Queue
+from afterward.registry import Registry
 from afterward.retry import RetryPolicy
 from afterward.task import Status, Task, Writes
-from afterward.unit_of_work import Catalogue, Context
+from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from tests.library.support import (
     DAY,
@@ -85,7 +86,7 @@ async def test_a_task_is_told_about_itself_and_given_its_tools(
     async def look(context: Context[str]) -> None:
         seen.append((context.task.id, context.task.attempts, context.tools))
 
-    queue = Queue[str](engine, Catalogue(look), LONGEST_WAITS, now=clock)
+    queue = Queue[str](engine, Registry(look), LONGEST_WAITS, now=clock)
     durable_tasks = queue.collect()
     task = durable_tasks.add_task(look)
     await queue.commit(durable_tasks.collected())
@@ -301,10 +302,10 @@ async def test_a_listener_that_raises_harms_neither_the_task_nor_other_listeners
         pass
 
     def careless(event: Event) -> None:
-        raise LookupError(event.what)
+        raise LookupError(event.type)
 
     queue = queue_of(engine, greet, now=clock)
-    queue.events.listen(careless)
+    queue.events.subscribe(careless)
     diary = Diary(queue)
     task = await settled(queue, await promise(queue, greet))
     assert task.status is Status.SUCCEEDED
@@ -448,7 +449,7 @@ async def test_no_more_tasks_run_at_once_than_allowed(engine: Engine, clock: Clo
     for _ in range(20):
         await promise(queue, count)
     async with working(queue, concurrency=3):
-        await diary.until(What.SUCCEEDED, times=20)
+        await diary.until(EventType.SUCCEEDED, times=20)
     assert most == 3
 
 
@@ -481,12 +482,12 @@ async def test_a_task_begins_when_the_end_of_the_one_before_it_is_on_disk(
         await promise(queue, run, name) for name in ("slow", "quick", "long", "last")
     ]
     async with working(queue, concurrency=2):
-        await diary.until(What.STARTED, times=3)
+        await diary.until(EventType.STARTED, times=3)
         await asyncio.sleep(0.05)
         assert begun == ["slow", "quick", "long"]
         assert (await engine.get(last.id)).status is Status.RUNNING
         disk_is_slow.set()
-        await diary.until(What.STARTED, times=4)
+        await diary.until(EventType.STARTED, times=4)
     assert begun == ["slow", "quick", "long", "last"]
 
 
@@ -499,7 +500,7 @@ async def test_a_worker_is_busy_while_tasks_come_and_go(
     async with working(queue) as worker:
         was_busy = [worker.is_busy]
         await promise(queue, wait_forever)
-        await diary.until(What.STARTED)
+        await diary.until(EventType.STARTED)
         monkeypatch.setattr(worker_module, "QUIET_SECONDS", 60)
         was_busy.append(worker.is_busy)
         monkeypatch.setattr(worker_module, "QUIET_SECONDS", 0)
@@ -520,7 +521,7 @@ async def test_each_task_runs_once_however_many_workers_there_are(
     diary = Diary(queue)
     tasks = [await promise(queue, run) for _ in range(50)]
     async with working(queue, concurrency=3), working(queue, concurrency=3):
-        await diary.until(What.SUCCEEDED, times=50)
+        await diary.until(EventType.SUCCEEDED, times=50)
     assert sorted(ran) == sorted(task.id for task in tasks)
 
 
@@ -538,7 +539,7 @@ async def test_an_idle_worker_begins_at_once(
     async with working(queue):
         await asyncio.sleep(0.05)
         await promise(queue, greet)
-        await diary.until(What.SUCCEEDED)  # long before the next poll
+        await diary.until(EventType.SUCCEEDED)  # long before the next poll
 
 
 async def test_a_retry_needs_nobody_to_wake_the_worker(engine: Engine) -> None:
@@ -550,7 +551,7 @@ async def test_a_retry_needs_nobody_to_wake_the_worker(engine: Engine) -> None:
     diary = Diary(queue)
     async with working(queue):
         await promise(queue, fail_at_first)
-        await diary.until(What.SUCCEEDED)
+        await diary.until(EventType.SUCCEEDED)
 
 
 # Leases
@@ -569,9 +570,9 @@ async def test_an_attempt_whose_task_was_lost_is_cancelled(engine: Engine, clock
     diary = Diary(queue)
     await promise(queue, wait_forever)
     async with working(queue, concurrency=1, lease=0.15):
-        await diary.until(What.STARTED)
+        await diary.until(EventType.STARTED)
         taken = await take_over(engine)
-        lost = await diary.until(What.LOST)
+        lost = await diary.until(EventType.LOST)
     assert isinstance(lost.exception, asyncio.CancelledError)
     assert await engine.get(taken.id) == taken
 
@@ -610,10 +611,10 @@ async def test_a_task_lost_and_won_back_runs_once_at_a_time(engine: Engine, cloc
     diary = Diary(queue)
     await promise(queue, only_one)
     async with working(queue):
-        await diary.until(What.STARTED)
+        await diary.until(EventType.STARTED)
         await claim_one(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
-        await diary.until(What.SUCCEEDED)
+        await diary.until(EventType.SUCCEEDED)
     assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
 
 
@@ -637,14 +638,14 @@ async def test_an_earlier_attempt_that_does_not_end_at_once_is_waited_for(
     diary = Diary(queue)
     task = await promise(queue, slow_to_end)
     async with working(queue):
-        await diary.until(What.STARTED)
+        await diary.until(EventType.STARTED)
         await claim_one(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
         while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         await asyncio.sleep(worker_module.LAST_WRITES_SECONDS + 0.1)
         cleaned.set()
-        await diary.until(What.SUCCEEDED)
+        await diary.until(EventType.SUCCEEDED)
     assert steps == ["begins 1", "ends 1", "begins 2"]
     assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
 
@@ -663,11 +664,11 @@ async def test_an_attempt_behind_one_that_never_ends_fails_in_time(
     diary = Diary(queue)
     await promise(queue, never_ends)
     async with working(queue) as worker:
-        await diary.until(What.STARTED)
+        await diary.until(EventType.STARTED)
         await claim_one(engine, "another worker", now=NOW + LEASE)
         worker._task_timeout = 0.05
         clock.now = NOW + LEASE
-        retrying = await diary.until(What.RETRYING)
+        retrying = await diary.until(EventType.RETRYING)
         stuck.set()
     assert error_of(retrying.task)["detail"] == "an earlier attempt of this task does not end"
 
@@ -685,7 +686,7 @@ async def test_a_heartbeat_ends_an_attempt_whose_task_is_held_by_another_claim(
 
     monkeypatch.setattr(engine, "extend", extend)
     async with working(queue, lease=0.15):
-        given_back = await diary.until(What.GIVEN_BACK)
+        given_back = await diary.until(EventType.GIVEN_BACK)
     assert isinstance(given_back.exception, asyncio.CancelledError)
 
 
@@ -704,7 +705,7 @@ async def test_the_tasks_of_dead_workers_are_taken_back_at_the_start(
     await claim_all(engine, "a dead worker")
     clock.now = NOW + LEASE
     async with working(queue):
-        await diary.until(What.SUCCEEDED)
+        await diary.until(EventType.SUCCEEDED)
     assert sorted(diary.whats[1:3]) == ["failed", "recovered"]
     assert error_of(await engine.get(deadly.id))["type"] == "WorkerDied"
 
@@ -722,7 +723,7 @@ async def test_the_tasks_of_a_worker_that_dies_later_are_taken_back_too(
     async with working(queue, lease=0.15):
         await asyncio.sleep(0.1)
         clock.now = NOW + LEASE
-        await diary.until(What.SUCCEEDED)
+        await diary.until(EventType.SUCCEEDED)
     assert diary.whats == ["queued", "recovered", "started", "succeeded"]
     crashes = [event.task.crashes for event in diary.events]
     assert crashes == [0, 1, 1, 0], "crashes in a row"
@@ -755,7 +756,7 @@ async def test_tasks_of_one_crash_do_not_run_side_by_side_again(
     clock.now = NOW + LEASE
     tasks += [await promise(queue, run) for _ in range(5)]
     async with working(queue, concurrency=20):
-        await diary.until(What.SUCCEEDED, times=len(tasks))
+        await diary.until(EventType.SUCCEEDED, times=len(tasks))
     assert (most, fresh) == (1, 5)
     for task in tasks[:5]:
         done = await engine.get(task.id)
@@ -775,11 +776,11 @@ async def test_a_late_result_is_told_of_though_its_task_was_lost(
     diary = Diary(queue)
     await promise(queue, send)
     async with working(queue, concurrency=1, lease=0.15):
-        await diary.until(What.STARTED)
+        await diary.until(EventType.STARTED)
         await take_over(engine)
         await asyncio.sleep(0.2)
         database.refused.clear()
-        lost = await diary.until(What.LOST)
+        lost = await diary.until(EventType.LOST)
     assert lost.exception is None
 
 
@@ -800,7 +801,7 @@ async def test_a_stopping_worker_lets_tasks_finish_within_the_grace(
     first, second = await promise(queue, finish), await promise(queue, finish)
     worker = Worker(queue, None, concurrency=1)
     await worker.start()
-    await diary.until(What.STARTED)
+    await diary.until(EventType.STARTED)
     stopping = asyncio.create_task(worker.stop(grace=5))
     await asyncio.sleep(0.05)
     release.set()
@@ -876,7 +877,7 @@ async def test_an_attempt_that_hides_its_cancellation_at_the_stop_is_given_back(
     diary = Diary(queue)
     task = await promise(queue, hide)
     async with working(queue):
-        await diary.until(What.STARTED)
+        await diary.until(EventType.STARTED)
     task = await engine.get(task.id)
     assert (task.status, task.attempts, task.errors) == (Status.QUEUED, 0, 0)
 
@@ -889,7 +890,7 @@ async def test_a_worker_stops_even_while_the_database_refuses(engine: Engine, cl
     task = await promise(queue, wait_forever)
     worker = Worker(queue, None)
     await worker.start()
-    await diary.until(What.STARTED)
+    await diary.until(EventType.STARTED)
     database.refused |= {"claim", "settle"}
     async with asyncio.timeout(2):
         await worker.stop(grace=0)
@@ -915,7 +916,7 @@ async def test_a_worker_stops_though_the_driver_hides_its_cancellation(
     await promise(queue, wait_forever)
     worker = Worker(queue, None)
     await worker.start()
-    await diary.until(What.STARTED)
+    await diary.until(EventType.STARTED)
     monkeypatch.setattr(database, "_refuse", hang)
     database.refused |= {"claim", "settle"}
     async with asyncio.timeout(5):
@@ -958,11 +959,11 @@ async def test_no_result_is_lost_while_the_database_refuses(engine: Engine, cloc
     diary = Diary(queue)
     task = await promise(queue, send)
     async with working(queue):
-        await diary.until(What.STARTED)
+        await diary.until(EventType.STARTED)
         await asyncio.sleep(0.05)
         assert (await engine.get(task.id)).status is Status.RUNNING
         database.refused.clear()
-        await diary.until(What.SUCCEEDED)
+        await diary.until(EventType.SUCCEEDED)
     assert ran == [task.id]
     assert (await engine.get(task.id)).result == '"sent"'
 
@@ -984,7 +985,7 @@ async def test_a_worker_goes_on_when_the_database_does(
         await asyncio.sleep(0.1)
         assert diary.whats == ["queued"]
         database.refused.clear()
-        await diary.until(What.SUCCEEDED)
+        await diary.until(EventType.SUCCEEDED)
 
 
 async def test_a_worker_whose_claims_are_refused_stops_without_waiting_for_the_next_one(
@@ -1012,12 +1013,12 @@ async def test_an_earlier_attempt_that_has_run_is_not_cancelled_when_its_task_is
     diary = Diary(queue)
     task = await promise(queue, send)
     async with working(queue):
-        await diary.until(What.STARTED)
+        await diary.until(EventType.STARTED)
         await claim_one(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
         while (await engine.get(task.id)).claims < 2:  # noqa: ASYNC110 -- a test may poll
             await asyncio.sleep(0.005)
         database.refused.clear()
-        await diary.until(What.SUCCEEDED)
-    lost, *_ = [event for event in diary.events if event.what is What.LOST]
+        await diary.until(EventType.SUCCEEDED)
+    lost, *_ = [event for event in diary.events if event.type is EventType.LOST]
     assert lost.exception is None

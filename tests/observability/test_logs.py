@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from afterward import worker
 from afterward.attempt import error_as_json
 from afterward.errors import PermanentError, ServiceUnavailable, TemporaryError
-from afterward.events import Event, What
+from afterward.events import Event, EventType
 from afterward.task import Status
 from app.main import create_app
 from app.observability.logs import TaskLog, configure_logging
@@ -150,17 +150,21 @@ class Listening:
         self._task_log = TaskLog(lambda: self.now)
 
     def tell(
-        self, error: BaseException, what: What = What.RETRYING, *, kind: str = "send_email"
+        self,
+        error: BaseException,
+        what: EventType = EventType.RETRYING,
+        *,
+        kind: str = "send_email",
     ) -> list[Any]:
         """Tell of a failed attempt; gives the lines about it."""
         task = a_task(
             kind=kind,
-            status=Status.RETRYING if what is What.RETRYING else Status.FAILED,
+            status=Status.RETRYING if what is EventType.RETRYING else Status.FAILED,
             attempts=1,
             error=error_as_json(error),
         )
         with capture_logs() as lines:
-            self._task_log.listen(Event(what, task, 0.1, error))
+            self._task_log.write(Event(what, task, 0.1, error))
         return [line for line in lines if line["log_level"] != "debug"]
 
 
@@ -212,12 +216,14 @@ def test_sums_are_told_with_the_next_event_of_any_task(listening: Listening) -> 
     listening.tell(greylisted())
     listening.tell(greylisted())
     listening.now = 61
-    summary, failed = listening.tell(PermanentError("no"), What.FAILED, kind="another")
+    summary, failed = listening.tell(PermanentError("no"), EventType.FAILED, kind="another")
     assert (summary["event"], failed["event"]) == ("tasks deferred", "task failed")
 
 
-@pytest.mark.parametrize("what", [What.RETRYING, What.FAILED])
-def test_only_an_error_that_nobody_expected_is_traced(listening: Listening, what: What) -> None:
+@pytest.mark.parametrize("what", [EventType.RETRYING, EventType.FAILED])
+def test_only_an_error_that_nobody_expected_is_traced(
+    listening: Listening, what: EventType
+) -> None:
     """And each of them is a line."""
     for _ in range(2):
         (line,) = listening.tell(bug := OSError("a bug"), what)

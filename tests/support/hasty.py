@@ -9,15 +9,15 @@ from typing import Any
 from fastapi import Request, Response
 
 from app.__main__ import main
-from app.api.route import Route
+from app.api.route import ServiceRoute
 
 Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 def _take_turns_first() -> None:
-    handler_of = Route.get_route_handler
+    handler_of = ServiceRoute.get_route_handler
 
-    def get_route_handler(route: Route) -> Handle:
+    def get_route_handler(route: ServiceRoute) -> Handle:
         handle = handler_of(route)
 
         async def in_turn(request: Request) -> Response:
@@ -26,7 +26,7 @@ def _take_turns_first() -> None:
 
         return in_turn
 
-    Route.get_route_handler = get_route_handler  # type: ignore[assignment, method-assign]
+    ServiceRoute.get_route_handler = get_route_handler  # type: ignore[assignment, method-assign]
 
 
 if __name__ == "__main__":

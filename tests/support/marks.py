@@ -19,9 +19,10 @@ from afterward.engines.postgres import statements as postgres_statements
 from afterward.engines.sqlite import engine as sqlite
 from afterward.errors import TaskHasStarted
 from afterward.queue import Queue
+from afterward.registry import Registry
 from afterward.retry import MAX_CRASHES, RetryPolicy
 from afterward.task import Status, Task
-from afterward.unit_of_work import Catalogue, Context
+from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from app.observability.logs import TaskLog, configure_logging
 from tests.support.service import PATIENCE, until
@@ -38,7 +39,7 @@ async def die(_: Context[Path]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-CATALOGUE: Catalogue[Path] = Catalogue(leave_a_mark, die)
+REGISTRY: Registry[Path] = Registry(leave_a_mark, die)
 
 
 def _mark(marks: Path, task_id: str) -> None:
@@ -83,9 +84,9 @@ def _weaken(without: str) -> None:
 async def _work(engine: Engine, marks: Path) -> None:
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    queue = Queue(engine, CATALOGUE, RetryPolicy())
+    queue = Queue(engine, REGISTRY, RetryPolicy())
     if "QUIET" not in os.environ:
-        queue.events.listen(TaskLog().listen)
+        queue.events.subscribe(TaskLog().write)
     concurrency = int(os.environ.get("WORKER_CONCURRENCY", "10"))
     lease = float(os.environ.get("LEASE_SECONDS", "30"))
     worker = Worker(queue, marks, concurrency=concurrency, lease=lease)

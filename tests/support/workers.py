@@ -12,7 +12,7 @@ from afterward.engines import open_engine
 from afterward.queue import Queue
 from afterward.retry import RetryPolicy
 from afterward.task import Task
-from tests.support.marks import CATALOGUE
+from tests.support.marks import REGISTRY
 from tests.support.service import COMMAND, Process
 
 WORKER = (*COMMAND, "worker")
@@ -31,7 +31,7 @@ def put(
     async def put_all() -> set[str]:
         engine = open_engine(url)
         await engine.start()
-        queue = Queue(engine, CATALOGUE, RetryPolicy())
+        queue = Queue(engine, REGISTRY, RetryPolicy())
         ids: set[str] = set()
         while len(ids) < times:
             durable_tasks = queue.collect()

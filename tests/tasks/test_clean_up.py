@@ -14,8 +14,8 @@ from afterward.queue import Queue
 from afterward.retry import RetryPolicy
 from afterward.task import Answer, Outcome, Status, Task, Writes, new_id
 from app.settings import Settings
-from app.tasks import catalogue
 from app.tasks import clean_up as module
+from app.tasks import registry
 from app.tasks.clean_up import DAY, clean_up, clean_up_regularly
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
@@ -39,7 +39,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[SQLite]:
 
 @pytest.fixture
 def queue(engine: SQLite) -> Queue[Tools]:
-    return Queue(engine, catalogue(Settings(_env_file=None)), RetryPolicy(), now=lambda: NOW)
+    return Queue(engine, registry(Settings(_env_file=None)), RetryPolicy(), now=lambda: NOW)
 
 
 @pytest.fixture

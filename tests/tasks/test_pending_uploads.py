@@ -13,11 +13,11 @@ from afterward.errors import RecordNotFound
 from afterward.queue import Queue
 from afterward.retry import RetryPolicy
 from afterward.task import Record, Writes, new_id
-from afterward.unit_of_work import DurableTasks
+from afterward.unit_of_work import UnitOfWork
 from afterward.worker import Worker
 from app.settings import Settings
-from app.tasks import catalogue
 from app.tasks import pending_uploads as module
+from app.tasks import registry
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
 from app.tasks.uploads import COLLECTION
@@ -68,7 +68,7 @@ class Place:
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
     async with opened(tmp_path / "queue.db") as engine:
-        queue = Queue(engine, catalogue(Settings(_env_file=None)), RetryPolicy(), now=lambda: NOW)
+        queue = Queue(engine, registry(Settings(_env_file=None)), RetryPolicy(), now=lambda: NOW)
         yield Place(queue, LocalStore(tmp_path / "uploads"))
 
 
@@ -152,7 +152,7 @@ async def test_of_a_commit_and_a_removal_at_the_same_time_one_comes_first(
     collect = place.queue.collect
     committing = list[asyncio.Task[None]]()
 
-    def committed_meanwhile() -> DurableTasks[Tools]:
+    def committed_meanwhile() -> UnitOfWork[Tools]:
         committing.append(asyncio.create_task(place.commit(record)))
         return collect()
 
@@ -279,7 +279,7 @@ async def test_the_files_of_another_database_in_the_same_store_are_spared(
     await place.commit(promised)
     async with opened(tmp_path / "new.db") as engine:
         new = Place(
-            Queue(engine, catalogue(Settings(_env_file=None)), RetryPolicy(), now=lambda: NOW),
+            Queue(engine, registry(Settings(_env_file=None)), RetryPolicy(), now=lambda: NOW),
             place.uploads,
         )
         for _ in range(3):

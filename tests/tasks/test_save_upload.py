@@ -9,12 +9,13 @@ import pytest
 from afterward.engines.sqlite.engine import SQLite
 from afterward.errors import PermanentError, QueueUnavailable, ServiceUnavailable, TemporaryError
 from afterward.queue import Queue
+from afterward.registry import Registry, TaskKind
 from afterward.retry import RetryPolicy
 from afterward.task import Record, Status, Task, Writes, new_id
-from afterward.unit_of_work import Catalogue, DurableTasks, Kind
+from afterward.unit_of_work import UnitOfWork
 from afterward.worker import Worker
 from app.settings import Settings
-from app.tasks import catalogue
+from app.tasks import registry
 from app.tasks.tools import Context, Tools
 from app.tasks.uploads import (
     COLLECTION,
@@ -50,8 +51,8 @@ class Stage:
         self.pictures = self
         self.task = self  # and of the task, whose it is
         self.client = ""
-        self.durable_tasks = DurableTasks[Tools](
-            catalogue(Settings(_env_file=None)), policy_of=lambda _: RetryPolicy(), now=lambda: NOW
+        self.durable_tasks = UnitOfWork[Tools](
+            registry(Settings(_env_file=None)), policy_of=lambda _: RetryPolicy(), now=lambda: NOW
         )
 
     async def receive(self, **changes: object) -> None:
@@ -236,7 +237,7 @@ class Refusing:
 async def after_an_hour_of(refusing: Refusing, stage: Stage, policy: RetryPolicy) -> Task:
     """Queue the upload's task, let a worker try it for more than an hour, and give the task."""
     clock = refusing.clock
-    queue = Queue(stage.engine, Catalogue[Tools](Kind(save_upload, policy)), policy, now=clock)
+    queue = Queue(stage.engine, Registry[Tools](TaskKind(save_upload, policy)), policy, now=clock)
     collected = queue.collect()
     task = collected.add_task(save_upload, upload_id=stage.upload_id)
     await queue.commit(collected.collected())
@@ -296,7 +297,7 @@ async def test_a_file_that_cannot_be_read_delays_no_other_upload(
     monkeypatch.setattr(stage.uploads, "head", refuse_the_bad_one)
     await stage.engine.put(Writes(records=(Record(COLLECTION, "", bad, {}, 0),)))
     policy = retry_policy(Settings(_env_file=None))
-    queue = Queue(stage.engine, Catalogue[Tools](Kind(save_upload, policy)), policy, now=Clock())
+    queue = Queue(stage.engine, Registry[Tools](TaskKind(save_upload, policy)), policy, now=Clock())
     collected = queue.collect()
     tasks = [
         collected.add_task(save_upload, upload_id=upload_id) for upload_id in (bad, stage.upload_id)

@@ -11,8 +11,8 @@ import asyncpg
 
 from afterward.engines.postgres import statements
 from afterward.engines.postgres.batcher import Batcher
-from afterward.engines.postgres.event_relay import CHANNEL, Grapevine
-from afterward.engines.postgres.listener import Listener as Ear
+from afterward.engines.postgres.event_relay import CHANNEL, EventRelay
+from afterward.engines.postgres.listener import ListeningConnection
 from afterward.engines.postgres.outages import Outages
 from afterward.engines.postgres.schema import (
     Session,
@@ -61,8 +61,8 @@ class Postgres:
         # The attempts that this process has claimed and not settled yet, by id and claims.
         self._held: dict[tuple[str, int], Task] = {}
         self._outages = Outages(QueueUnavailable)
-        self._grapevine = Grapevine(self._notify, self.get)
-        self._ear = Ear(lambda: asyncpg.connect(**options(url)), self._arrived.set)
+        self._event_relay = EventRelay(self._notify, self.get)
+        self._listener = ListeningConnection(lambda: asyncpg.connect(**options(url)), self._arrived.set)
 
     async def start(self) -> None:
         connection = await connect(self._url)
@@ -71,8 +71,8 @@ class Postgres:
         except BaseException:
             await connection.close()
             raise
-        self._ear.listen(TASKS_CHANNEL, lambda _: self._arrived.set())
-        self._ear.start(connection)
+        self._listener.listen(TASKS_CHANNEL, lambda _: self._arrived.set())
+        self._listener.start(connection)
         self._pool = await asyncpg.create_pool(
             **options(self._url), min_size=0, max_size=CONNECTIONS, reset=_nothing_to_reset
         )
@@ -81,9 +81,9 @@ class Postgres:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await asyncio.gather(
-                    self._put.finish(), self._settle.finish(), self._grapevine.finish()
+                    self._put.finish(), self._settle.finish(), self._event_relay.finish()
                 )
-        await self._ear.stop()
+        await self._listener.stop()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._pool.close()
@@ -433,16 +433,16 @@ class Postgres:
 
     # What other processes do.
 
-    def tell(self, event: Event) -> None:
-        self._grapevine.tell(event)
+    def publish(self, event: Event) -> None:
+        self._event_relay.publish(event)
 
-    def hear(self, *listeners: Listener) -> None:
-        self._grapevine.hear(listeners)
-        self._ear.listen(CHANNEL, self._grapevine.heard)
+    def subscribe(self, *listeners: Listener) -> None:
+        self._event_relay.subscribe(listeners)
+        self._listener.listen(CHANNEL, self._event_relay.receive)
 
     async def _notify(self, payloads: Sequence[str]) -> bool:
         async with self._session() as session:
-            return await self._ear.notify(session, CHANNEL, payloads)
+            return await self._listener.notify(session, CHANNEL, payloads)
 
     # Connections
 

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 import structlog
 
 from afterward.errors import QueueError
-from afterward.events import Event, Listener, What
+from afterward.events import Event, EventType, Listener
 from afterward.task import Status, Task, to_json
 
 CHANNEL = "afterward_events"
@@ -23,7 +23,7 @@ _TOLD = tuple(field.name for field in fields(Task) if field.name != "arguments")
 log = structlog.get_logger(__name__)
 
 
-class Grapevine:
+class EventRelay:
     """Passes events on between processes, each but the sender's own.
 
     `notify` sends payloads to the channel, and says whether anybody listened; `read` gives the
@@ -43,9 +43,9 @@ class Grapevine:
         self._listeners: tuple[Listener, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def tell(self, event: Event) -> None:
+    def publish(self, event: Event) -> None:
         """Let the others know, soon; if there are any who listen."""
-        if event.what is What.LOST:  # it changed nothing
+        if event.type is EventType.LOST:  # it changed nothing
             return
         if time.monotonic() < self._unheard_until:
             return
@@ -54,11 +54,11 @@ class Grapevine:
         if len(self._untold) == 1:
             self._run(self._tell_all())
 
-    def hear(self, listeners: Sequence[Listener]) -> None:
+    def subscribe(self, listeners: Sequence[Listener]) -> None:
         """Pass to these what others tell."""
         self._listeners = tuple(listeners)
 
-    def heard(self, payload: str) -> None:
+    def receive(self, payload: str) -> None:
         """Take a payload from the channel."""
         sender, *events = json.loads(payload)
         if sender == self._me:
@@ -68,7 +68,7 @@ class Grapevine:
                 self._run(self._read_up(what, seconds, **facts))
             else:
                 task = Task(**facts | {"status": Status(facts["status"]), "arguments": ""})
-                self._pass_on(Event(What(what), task, seconds))
+                self._pass_on(Event(EventType(what), task, seconds))
 
     async def finish(self) -> None:
         """Tell what is still untold."""
@@ -101,7 +101,7 @@ class Grapevine:
 
     async def _read_up(self, what: str, seconds: float | None, id: str) -> None:  # noqa: A002
         try:
-            self._pass_on(Event(What(what), await self._read(id), seconds))
+            self._pass_on(Event(EventType(what), await self._read(id), seconds))
         except QueueError as error:
             log.debug("event unread", task_id=id, error=repr(error))
 
@@ -113,7 +113,7 @@ class Grapevine:
 def _told(event: Event, *, at_most: int) -> str:
     """An event in JSON; if that is too long, with the task's id alone."""
     facts = {name: fact for name in _TOLD if (fact := getattr(event.task, name)) is not None}
-    told = to_json([event.what, event.seconds, facts])
+    told = to_json([event.type, event.seconds, facts])
     if len(told) > at_most:
-        told = to_json([event.what, event.seconds, {"id": event.task.id}])
+        told = to_json([event.type, event.seconds, {"id": event.task.id}])
     return told

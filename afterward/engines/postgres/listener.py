@@ -29,7 +29,7 @@ WHERE EXISTS (
 log = structlog.get_logger(__name__)
 
 
-class Listener:
+class ListeningConnection:
     """Calls back with each payload of the channels that are listened to.
 
     While there is no connection nothing is heard; `missed` is called once there is one again.

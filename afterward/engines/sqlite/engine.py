@@ -366,10 +366,10 @@ class SQLite:
 
         return await self._commits.run(purge)
 
-    def tell(self, event: Event) -> None:
+    def publish(self, event: Event) -> None:
         """Tell nobody: there is no other process."""
 
-    def hear(self, *listeners: Listener) -> None:
+    def subscribe(self, *listeners: Listener) -> None:
         """Hear of nothing: there is no other process."""
 
     async def read_record(self, collection: str, record_id: str, *, client: str | None) -> Record:

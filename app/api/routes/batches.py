@@ -8,10 +8,10 @@ from typing import TypeVar
 from fastapi import APIRouter, BackgroundTasks, Request
 from fastapi.exceptions import RequestValidationError
 
+from afterward.fastapi import DurableTasks
 from app.api.dependencies import ClientDep, QueueDep, permit
 from app.api.errors import InvalidRequest, documented
-from app.api.promises import DurableTasksDep
-from app.api.route import Route
+from app.api.route import ServiceRoute
 from app.api.schemas import BatchTask, BatchView, Notifications, QueuedBatch, Sought
 from app.mail.message import address
 from app.tasks.courtesies import write_log
@@ -23,7 +23,7 @@ TURN_SECONDS = 0.005  # of work on a batch, before others have their turn
 
 ItemT = TypeVar("ItemT")
 
-router = APIRouter(tags=["notifications"], route_class=Route)
+router = APIRouter(tags=["notifications"], route_class=ServiceRoute)
 
 
 @router.post(
@@ -36,7 +36,7 @@ async def send_notifications(
     notifications: Notifications,
     request: Request,
     background_tasks: BackgroundTasks,
-    durable_tasks: DurableTasksDep,
+    durable_tasks: DurableTasks,
 ) -> QueuedBatch:
     """Queue a mail to each recipient: all of them are on disk before the 202, or none is.
 

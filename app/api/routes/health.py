@@ -8,10 +8,10 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from app.api.dependencies import HealthDep, MetricsDep, QueueDep, SettingsDep
 from app.api.errors import documented
 from app.api.pages import example, page
-from app.api.route import Route, without_turn
+from app.api.route import ServiceRoute, without_turn
 from app.api.schemas import Readiness
 
-router = APIRouter(tags=["operations"], route_class=Route)
+router = APIRouter(tags=["operations"], route_class=ServiceRoute)
 
 
 @router.get("/", response_class=HTMLResponse, responses=documented())

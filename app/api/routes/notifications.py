@@ -7,15 +7,15 @@ from fastapi import APIRouter, BackgroundTasks, Body, Depends, Request
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
+from afterward.fastapi import DurableTasks
 from app.api.dependencies import permit
 from app.api.errors import documented
-from app.api.promises import DurableTasksDep
-from app.api.route import Route
+from app.api.route import ServiceRoute
 from app.api.schemas import Address, LogText, Notification, Queued
 from app.tasks.courtesies import write_log
 from app.tasks.mail import send_email
 
-router = APIRouter(tags=["notifications"], route_class=Route)
+router = APIRouter(tags=["notifications"], route_class=ServiceRoute)
 
 
 class RecipientConvertor(StringConvertor):
@@ -55,7 +55,7 @@ async def send_notification(
     email: Address,
     request: Request,
     background_tasks: BackgroundTasks,
-    durable_tasks: DurableTasksDep,
+    durable_tasks: DurableTasks,
     notification: Annotated[Notification | None, Body()] = None,
 ) -> Queued:
     """Queue a mail to `email`. It is on disk before the 202, and sent after it."""

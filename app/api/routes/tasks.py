@@ -8,12 +8,12 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 
 from afterward.engine import Engine
 from afterward.errors import QueueUnavailable, TaskNotFound
+from afterward.fastapi import DurableTasks
 from afterward.task import FINISHED, Status, Task
-from app.api.dependencies import ClientDep, FeedDep, QueueDep
+from app.api.dependencies import ClientDep, EventStreamDep, QueueDep
 from app.api.errors import documented
 from app.api.event_stream import Change, Reader, event_id
-from app.api.promises import DurableTasksDep
-from app.api.route import Route
+from app.api.route import ServiceRoute
 from app.api.schemas import Queued, Sought, TaskPage, TaskView
 from app.api.server_sent_events import (
     DOCUMENTED,
@@ -22,12 +22,12 @@ from app.api.server_sent_events import (
     REMOVED,
     RETRY,
     WAS_AWAY,
-    EventStream,
+    EventStreamResponse,
     gap,
     told,
 )
 
-router = APIRouter(tags=["tasks"], route_class=Route)
+router = APIRouter(tags=["tasks"], route_class=ServiceRoute)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 After = Annotated[
@@ -80,7 +80,7 @@ async def cancel_task(task: ExistingTask, queue: QueueDep) -> TaskView:
 @router.post(
     "/tasks/{task_id}/retry", status_code=202, responses=documented(404, 409, 422, 503, 507)
 )
-async def retry_task(task: ExistingTask, durable_tasks: DurableTasksDep) -> Queued:
+async def retry_task(task: ExistingTask, durable_tasks: DurableTasks) -> Queued:
     """Queue a failed or cancelled task afresh, with all its attempts."""
     durable_tasks.retry_task(task)
     return Queued.of(task, "Task queued again")
@@ -103,7 +103,10 @@ _ENDED = {204: {"description": "The client has read the `end` of this task: it n
     responses=DOCUMENTED | _ENDED | documented(404, 422, 503),
 )
 async def task_events(
-    task: ExistingTask, queue: QueueDep, feed: FeedDep, last_event_id: LastEventId = None
+    task: ExistingTask,
+    queue: QueueDep,
+    event_stream: EventStreamDep,
+    last_event_id: LastEventId = None,
 ) -> Response:
     """Follow one task: first the task as it is, then each of its changes.
 
@@ -112,8 +115,8 @@ async def task_events(
     """
     if task.status in FINISHED and last_event_id == event_id(task.updated_at, task.id):
         return Response(status_code=204)
-    return EventStream(
-        feed.reader(task.client, task.id), partial(_tell_of_task, task.id, queue.engine)
+    return EventStreamResponse(
+        event_stream.reader(task.client, task.id), partial(_tell_of_task, task.id, queue.engine)
     )
 
 
@@ -162,14 +165,19 @@ async def _untold(engine: Engine, last: Change) -> list[Change]:
 
 @router.get("/events", response_class=Response, responses=DOCUMENTED | documented(422))
 async def all_events(
-    feed: FeedDep, client: ClientDep, queue: QueueDep, last_event_id: LastEventId = None
+    event_stream: EventStreamDep,
+    client: ClientDep,
+    queue: QueueDep,
+    last_event_id: LastEventId = None,
 ) -> Response:
     """Follow all tasks: each change from now on; with API keys, of the client's own tasks.
 
     A `gap` says that changes are not told, because the client was away or reads too slowly.
     """
     came_back = last_event_id is not None
-    return EventStream(feed.reader(client), partial(_tell_of_all, event_id(queue.now()), came_back))
+    return EventStreamResponse(
+        event_stream.reader(client), partial(_tell_of_all, event_id(queue.now()), came_back)
+    )
 
 
 async def _tell_of_all(

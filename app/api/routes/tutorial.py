@@ -5,16 +5,16 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, BackgroundTasks, Path, Query, Request
 
+from afterward.fastapi import DurableTasks
 from app.api.dependencies import ClientDep, LogFileDep, QueueDep, permit
 from app.api.errors import documented
-from app.api.promises import DurableTasksDep
-from app.api.route import Route
+from app.api.route import ServiceRoute
 from app.api.schemas import Accepted, Address, Document, Name, Queued, QueuedItem
 from app.tasks.courtesies import process_data, write_log
 from app.tasks.data import COLLECTION, save_data
 from app.tasks.mail import send_email
 
-router = APIRouter(tags=["patterns"], route_class=Route)
+router = APIRouter(tags=["patterns"], route_class=ServiceRoute)
 
 RouteT = TypeVar("RouteT", bound=Callable[..., Any])
 
@@ -33,7 +33,7 @@ def post(path: str, *errors: int) -> Callable[[RouteT], RouteT]:
 
 @post("/send-email/", 409, 413, 422, 503, 507)
 async def send_simple_email(
-    email: Address, request: Request, durable_tasks: DurableTasksDep
+    email: Address, request: Request, durable_tasks: DurableTasks
 ) -> Queued:
     """The simplest background task: a mail."""
     permit(request, email)
@@ -45,7 +45,7 @@ async def send_simple_email(
 
 @post("/save-data/", 409, 413, 415, 422, 503, 507)
 async def save_user_data(
-    user_id: Annotated[Name, Query()], data: Document, durable_tasks: DurableTasksDep
+    user_id: Annotated[Name, Query()], data: Document, durable_tasks: DurableTasks
 ) -> Queued:
     """Arguments go with the task: what is saved is the object that came in."""
     task = durable_tasks.add_task(save_data, user_id=user_id, data=data)
@@ -79,7 +79,7 @@ async def process(data: Document, background_tasks: BackgroundTasks) -> Accepted
 async def create_item(
     item_id: Annotated[int, Path(ge=0, le=2**63 - 1)],
     request: Request,
-    durable_tasks: DurableTasksDep,
+    durable_tasks: DurableTasks,
     email: Address = "customer@example.com",
 ) -> QueuedItem:
     """A confirmation by mail after something was created."""

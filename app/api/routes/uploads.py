@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from afterward.engine import Engine
 from afterward.errors import QueueError, RecordNotFound
+from afterward.fastapi import DurableTasks
 from afterward.task import Record, new_id
 from app.api.dependencies import (
     ClientDep,
@@ -21,8 +22,7 @@ from app.api.dependencies import (
 from app.api.downloads import RESPONSES, download, only_saved
 from app.api.errors import InvalidRequest, documented
 from app.api.json_body import check_coding
-from app.api.promises import DurableTasksDep
-from app.api.route import Route
+from app.api.route import ServiceRoute
 from app.api.schemas import QueuedUpload, Sought, UploadPage, UploadSummary, UploadView
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.uploads import COLLECTION, remove_upload, save_upload
@@ -44,7 +44,7 @@ GIVEN_UP = (
 # The errors of a form that cannot be taken; see _answer_to.
 _REFUSALS = (NotMultipart, UnknownEncoding, MalformedMultipart, MalformedEncoding, InvalidForm)
 
-router = APIRouter(tags=["uploads"], route_class=Route)
+router = APIRouter(tags=["uploads"], route_class=ServiceRoute)
 
 _FORM = {
     "requestBody": {
@@ -128,7 +128,7 @@ async def _arrival(
     pending_uploads: PendingUploadsDep,
     settings: SettingsDep,
     queue: QueueDep,
-    durable_tasks: DurableTasksDep,
+    durable_tasks: DurableTasks,
 ) -> AsyncIterator[Arrival]:
     arrival = Arrival(uploads, pending_uploads, settings.max_upload_bytes)
     try:
@@ -169,7 +169,7 @@ ArrivalDep = Annotated[Arrival, Depends(_arrival, scope="function")]
 )
 @router.post("/upload/", status_code=202, include_in_schema=False)
 async def upload(
-    request: Request, arrival: ArrivalDep, queue: QueueDep, durable_tasks: DurableTasksDep
+    request: Request, arrival: ArrivalDep, queue: QueueDep, durable_tasks: DurableTasks
 ) -> QueuedUpload:
     """Take a file of any size up to the limit. Its bytes are safe on disk before the 202."""
     summary = await arrival.receive(request, new_id(queue.now()))
@@ -252,7 +252,7 @@ async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Respons
 
 
 @router.delete("/uploads/{upload_id}", status_code=204, responses=documented(404, 422, 503, 507))
-async def delete_upload(upload: ExistingUpload, durable_tasks: DurableTasksDep) -> None:
+async def delete_upload(upload: ExistingUpload, durable_tasks: DurableTasks) -> None:
     """Remove an upload from the list, and queue the removal of its bytes, in one transaction."""
     durable_tasks.remove(upload)
     durable_tasks.add_task(remove_upload, upload_id=upload.id)

@@ -1,0 +1,75 @@
+"""Idempotency keys: a repeated request is carried out once, and answered as the first time.
+
+The header is described in draft-ietf-httpapi-idempotency-key-header. A client that got no answer
+sends its request again with the same key, and cannot queue its tasks twice.
+"""
+
+import hashlib
+import re
+
+from fastapi import Request, Response
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from afterward.task import Answer
+
+# 1 to 255 visible ASCII characters, bare or as a quoted string.
+_KEY = re.compile(r'"([!#-~]{1,255})"|([!#-~][!-~]{0,254})')
+
+
+class IdempotencyKeyReused(HTTPException):
+    """The key came with another request before. Answered with 422."""
+
+    def __init__(self) -> None:
+        super().__init__(422, "This Idempotency-Key was used before, for another request.")
+
+
+def key_of(request: Request, client: str) -> str | None:
+    """Return the request's idempotency key, None if it has none.
+
+    Two clients may use the same key, so the key begins with the client's name. Neither can hold a
+    space, which separates them. Raises HTTPException 400 for a malformed header.
+    """
+    header = request.headers.get("idempotency-key")
+    if header is None:
+        return None
+    match = _KEY.fullmatch(header)
+    if match is None:
+        raise HTTPException(
+            400, "An Idempotency-Key is 1 to 255 visible ASCII characters, quoted or bare."
+        )
+    return f"{client} {match[1] or match[2]}".lstrip()
+
+
+def answer_to_keep(
+    key: str, request: Request, body: bytes, response: Response, now: float
+) -> Answer:
+    """Return the response in the form in which it is stored beside the tasks.
+
+    `body` is the request's body, or a digest that stands for it. The fingerprint tells whether a
+    later request with this key is the same request.
+    """
+    asked = f"{request.method} {_route_path(request.scope)}?{request.url.query}\n".encode()
+    return Answer(
+        key=key,
+        fingerprint=hashlib.sha256(asked + body).hexdigest(),
+        body=bytes(response.body).decode(),
+        location=response.headers.get("Location", ""),
+        created_at=now,
+    )
+
+
+def replay(answer: Answer) -> Response:
+    """Return the stored response, marked with `Idempotency-Replay: true`."""
+    headers = {"Idempotency-Replay": "true"}
+    if answer.location:
+        headers["Location"] = answer.location
+    return Response(answer.body, 202, headers, media_type="application/json")
+
+
+def _route_path(scope: Scope) -> str:
+    """Return the path without the prefix of a proxy, which may change between two requests.
+
+    In ASGI the `path` begins with the `root_path`.
+    """
+    return scope["path"].removeprefix(scope.get("root_path", ""))  # type: ignore[no-any-return]

@@ -1,0 +1,138 @@
+"""The durable tasks of one request: they are on disk before its response, and once for each key."""
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Response
+from starlette.exceptions import HTTPException
+
+from afterward.errors import (
+    CommitUnknown,
+    KeyTaken,
+    QueueUnavailable,
+    RecordNotFound,
+    TaskNotFound,
+    TaskNotGivenUp,
+)
+from afterward.fastapi.idempotency import IdempotencyKeyReused, answer_to_keep, key_of, replay
+from afterward.queue import Queue
+from afterward.task import Answer, Task
+from afterward.unit_of_work import UnitOfWork
+
+# After each of these errors of a commit it is certain that nothing was written. The exception is
+# CommitUnknown, which is a QueueUnavailable too.
+_NOTHING_WRITTEN = (QueueUnavailable, RecordNotFound, TaskNotFound, TaskNotGivenUp)
+
+_NO_QUEUE = (
+    "DurableRoute finds no queue in the state of the request. Give the app the queue's lifespan, "
+    "FastAPI(lifespan=queue.lifespan), or yield {'queue': queue} from a lifespan of your own."
+)
+_NO_DURABLE_ROUTE = (
+    "DurableTasks needs a route that commits: APIRouter(route_class=DurableRoute). Routes that are "
+    "added to the app itself need app.router.route_class = DurableRoute before them."
+)
+
+
+class RequestUnitOfWork(UnitOfWork[Any]):
+    """Collects the durable tasks of a request. DurableRoute commits it once the route has returned.
+
+    The tasks belong to `request.state.client`, and their log lines name `request.state.request_id`,
+    where a middleware has set these. Raises RuntimeError without a queue, HTTPException 400 for a
+    malformed idempotency key.
+    """
+
+    # It must not hold the request, whose state holds it: a cycle would leave every request to the
+    # garbage collector.
+    def __init__(self, request: Request) -> None:
+        state = request.scope.get("state", {})
+        if not isinstance(queue := state.get("queue"), Queue):
+            raise RuntimeError(_NO_QUEUE)
+        self._queue: Queue[Any] = queue
+        super().__init__(
+            queue.registry,
+            policy_of=queue.policy_of,
+            now=queue.now,
+            request_id=state.get("request_id"),
+            client=state.get("client", ""),
+        )
+        self._key = key_of(request, self._client)
+        self._retried: Task | None = None
+        self.body_digest: bytes | None = None
+        """Stands for the request's body, for a route that reads the body as a stream."""
+        self.may_be_written = False
+        """True once the commit has begun, unless it has certainly written nothing.
+
+        It stays true if the answer to the commit was lost, or if the request was cancelled.
+        """
+
+    def retry_task(self, task: Task) -> None:
+        """Collect the retry of a failed or cancelled task, instead of new tasks."""
+        self._retried = task
+
+    def hold_key(self) -> None:
+        """Hold the request's idempotency key; HTTPException 409 if another request holds it."""
+        if self._key is None:
+            return
+        if self._key in self._queue.keys_in_flight:
+            raise HTTPException(
+                409,
+                "The first request with this Idempotency-Key is under way.",
+                {"Retry-After": "1"},
+            )
+        self._queue.keys_in_flight.add(self._key)
+
+    def release_key(self) -> None:
+        """Let other requests use the key: they find the response to this one, if there is any."""
+        if self._key is not None:
+            self._queue.keys_in_flight.discard(self._key)
+
+    async def commit(self, request: Request, response: Response) -> Response:
+        """Write the collected tasks, and the response too if the request has a key.
+
+        Returns the response to send: the first one if the request is a repetition, which then
+        writes nothing. Raises IdempotencyKeyReused if the key came with another request, and
+        QueueUnavailable if the database refuses. `may_be_written` tells whether something may have
+        been written.
+        """
+        if response.status_code == HTTPStatus.ACCEPTED:
+            self._set_location(response)
+        answer = None if self._key is None else await self._answer(self._key, request, response)
+        writes = self.collected(answer)
+        self.may_be_written = True
+        try:
+            if self._retried is not None:
+                await self._queue.retry(self._retried, writes)
+            else:
+                await self._queue.commit(writes)
+        except KeyTaken as taken:
+            self.may_be_written = False
+            if answer is not None and taken.answer.fingerprint == answer.fingerprint:
+                return replay(taken.answer)
+            raise IdempotencyKeyReused from None
+        except _NOTHING_WRITTEN as error:
+            self.may_be_written = isinstance(error, CommitUnknown)
+            raise
+        return response
+
+    def _set_location(self, response: Response) -> None:
+        if self._batch_id is not None:
+            response.headers["Location"] = f"/batches/{self._batch_id}"
+        elif queued := [self._retried] if self._retried else self._tasks:
+            response.headers["Location"] = f"/tasks/{queued[0].id}"
+
+    async def _answer(self, key: str, request: Request, response: Response) -> Answer | None:
+        if response.status_code != HTTPStatus.ACCEPTED:  # nothing was queued
+            return None
+        body = self.body_digest or await request.body()
+        return answer_to_keep(key, request, body, response, self._now())
+
+
+async def _of_request(request: Request) -> RequestUnitOfWork:
+    try:
+        return request.scope["state"]["durable_tasks"]  # type: ignore[no-any-return]
+    except KeyError:
+        raise RuntimeError(_NO_DURABLE_ROUTE) from None
+
+
+DurableTasks = Annotated[RequestUnitOfWork, Depends(_of_request)]
+"""The type of a route's parameter `durable_tasks`."""
