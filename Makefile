@@ -67,7 +67,7 @@ OTHERS := $(LOCK) --constraint requirements-check.txt
 lock: ## resolve the dependencies anew, with hashes (needs uv)
 	$(LOCK) --all-extras --group check pyproject.toml --output-file requirements-check.txt
 	$(OTHERS) --all-extras --group test pyproject.toml --output-file requirements-test.txt
-	$(OTHERS) --all-extras pyproject.toml --output-file requirements.txt
+	$(OTHERS) --all-extras --group service pyproject.toml --output-file requirements.txt
 	$(OTHERS) benchmarks/requirements.in --output-file benchmarks/requirements.txt
 
 .PHONY: help install run test check torture bench bench-quick up down demo lock

@@ -1,18 +1,60 @@
-"""Keeps the promises: what was added is on disk before the answer, and done after it.
+"""Durable background tasks for FastAPI, on SQLite or PostgreSQL.
 
-    queue       the queue as the rest of the app sees it: collect, commit, cancel, retry
-    durable     durable_tasks.add_task(fn, *args, **kwargs), and the registry of such functions
-    worker      claims, runs, retries, holds leases, stops gracefully
-    attempt     runs one attempt, and describes its error
-    pauses      lets tasks wait for a service that is away; breaker decides for one kind of task
-    task        the record and its states        retry   when to try again
-    events      what happened, for listeners     errors  what can be wrong
-    room        how much the backlog may still take
-    engine      what is asked of a database
-    sqlite      the embedded one; sqlite_file opens it, group_commit shares its transactions
-    postgres    the one for many processes; postgres_statements has its SQL, batcher shares its
-                transactions, postgres_events tells other processes, postgres_listener hears
-                them, postgres_schema makes the tables, outages tracks when the database is away
+A task is a row in a database, committed before the client gets its 202. A worker claims the row,
+runs the task's function, and tries it again if it fails. So a task survives a crash of the process
+that accepted it, and of the one that runs it.
 
-It imports nothing else from app, and knows neither HTTP nor mail.
+Read in this order:
+
+    fastapi          DurableRoute and DurableTasks: collect tasks in a route, commit, then answer
+    unit_of_work     add_task(function, *args, **kwargs): the tasks of one transaction
+    queue            commits, cancels and retries tasks; tells subscribers of each change
+    worker           claims due tasks, runs them, writes how each ended
+    attempt          calls the function of a task, and describes its error
+
+    runtime          Afterward: starts and stops all of it
+    registry         the functions that may run, and their retry policies
+    retry            when a failed task is tried again
+    task             a task as it is stored, and its states
+    errors           what can go wrong
+    events           changes of tasks, for subscribers; task_log writes them as log lines
+    retention        removes what is old
+    pauses           lets tasks wait while a service is away; circuit_breaker decides for one kind
+    backlog_limit    refuses tasks when too many are unfinished
+    engine           the operations that a database must have; engines has SQLite and PostgreSQL
 """
+
+from afterward.errors import (
+    CannotStart,
+    PermanentError,
+    QueueError,
+    QueueUnavailable,
+    ServiceUnavailable,
+    TemporaryError,
+)
+from afterward.events import Event, EventType
+from afterward.queue import Queue
+from afterward.registry import TaskKind
+from afterward.retry import RetryPolicy
+from afterward.runtime import Afterward
+from afterward.task import Status, Task
+from afterward.unit_of_work import Context, UnitOfWork
+
+__all__ = [
+    "Afterward",
+    "CannotStart",
+    "Context",
+    "Event",
+    "EventType",
+    "PermanentError",
+    "Queue",
+    "QueueError",
+    "QueueUnavailable",
+    "RetryPolicy",
+    "ServiceUnavailable",
+    "Status",
+    "Task",
+    "TaskKind",
+    "TemporaryError",
+    "UnitOfWork",
+]

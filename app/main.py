@@ -14,13 +14,14 @@ from afterward.engines import open_engine
 from afterward.errors import CannotStart
 from afterward.queue import Queue
 from afterward.retry import RetryPolicy
+from afterward.task_log import TaskLog
 from afterward.worker import Worker
 from app.api import errors
 from app.api.dependencies import State
 from app.api.event_stream import EventStream
 from app.api.health_checks import Health
 from app.api.middleware import BodyLimit, Envelope, check_soundness
-from app.api.openapi import document_keys
+from app.hardening.openapi import document_keys
 from app.api.routes import (
     batches,
     documentation,
@@ -40,7 +41,7 @@ from app.mail.catcher import Catcher
 from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
 from app.observability.access_log import AccessLog
-from app.observability.logs import TaskLog, configure_logging
+from app.observability.logs import configure_logging
 from app.observability.metrics import Metrics
 from app.settings import BadSettings, Settings, load_settings
 from app.shutdown import Stop

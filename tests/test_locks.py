@@ -1,5 +1,6 @@
 """What gets installed is above the security fixes, and what its hash says, from whatever index."""
 
+import itertools
 import re
 import tomllib
 
@@ -72,10 +73,15 @@ def test_a_lock_is_installed_without_a_resolver(installer: str) -> None:
 
 
 def test_the_project_states_the_floors() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = [
+        project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"].values(),
+        project["dependency-groups"]["service"],
+    ]
     stated = {
         requirement.name: [Version(clause.version) for clause in requirement.specifier]
-        for requirement in map(Requirement, project["dependencies"])
+        for requirement in map(Requirement, itertools.chain(*groups))
     }
     for name, floor in FLOORS.items():
         (at_least,) = stated[name]

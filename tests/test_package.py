@@ -1,4 +1,4 @@
-"""`pip install .` installs an app that works: the wheel holds every file of `app/`."""
+"""`pip install .` installs the library alone, with its types and its SQL files."""
 
 import os
 import shutil
@@ -13,16 +13,19 @@ from tests.support.service import ROOT
 
 STARTS = """
 import asyncio
-from app.main import create_app
-from afterward.engines import open_engine
-from app.settings import Settings
+import afterward
+from afterward.fastapi import DurableRoute
 
-create_app(Settings(_env_file=None)).openapi()
+async def greet(context, name):
+    print("hello", name)
 
 async def start():
-    engine = open_engine("sqlite:///queue.db")
-    await engine.start()
-    await engine.stop()
+    async with afterward.Afterward("sqlite:///queue.db", tasks=[greet]).running() as queue:
+        durable_tasks = queue.collect()
+        task = durable_tasks.add_task(greet, "Ada")
+        await queue.commit(durable_tasks.collected())
+        while (await queue.engine.get(task.id)).status != "succeeded":
+            await asyncio.sleep(0.01)
 
 asyncio.run(start())
 """
@@ -36,7 +39,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "app", source / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "afterward", source / "afterward", ignore=shutil.ignore_patterns("__pycache__")
+    )
     build = [
         sys.executable,
         "-m",
@@ -52,16 +57,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel
 
 
-def test_the_wheel_holds_every_file_of_the_app(wheel: Path) -> None:
+def test_the_wheel_holds_every_file_of_the_library(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         packed = {name for name in file.namelist() if ".dist-info/" not in name}
     tree = {
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "app").rglob("*")
+        for path in (ROOT / "afterward").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
 
-    assert {"afterward/engines/sqlite/schema.sql", "app/templates/pages/home.html"} <= tree
+    assert {"afterward/engines/sqlite/schema.sql", "afterward/py.typed"} <= tree
     assert packed == tree
 
 
@@ -81,6 +86,5 @@ def test_what_is_installed_starts_in_any_directory(wheel: Path, tmp_path: Path) 
             text=True,
         ).stdout
 
-    assert str(installed) in run("-c", "import app; print(app.__file__)")
-    assert "worker" in run("-m", "app", "--help")
-    run("-c", STARTS)
+    assert str(installed) in run("-c", "import afterward; print(afterward.__file__)")
+    assert run("-c", STARTS) == "hello Ada\n"

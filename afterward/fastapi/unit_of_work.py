@@ -46,7 +46,7 @@ class RequestUnitOfWork(UnitOfWork[Any]):
     def __init__(self, request: Request) -> None:
         state = request.scope.get("state", {})
         if not isinstance(queue := state.get("queue"), Queue):
-            raise RuntimeError(_NO_QUEUE)
+            raise RuntimeError(_NO_QUEUE)  # noqa: TRY004 -- the state is wrong, not an argument
         self._queue: Queue[Any] = queue
         super().__init__(
             queue.registry,

@@ -1,26 +1,18 @@
 """All that speaks HTTP.
 
-The routes, thin, by what they are about:
+The routes are in `routes`, one module for each group of them. They share:
 
-    notifications, batches, uploads, tasks, patterns, operations, inbox, documentation
-
-What they stand on:
-
-    routes          what every route does around its function
-    promises        durable_tasks of a request: committed before its answer, once for each key
-    dependencies    the names that routes ask for, as Annotated aliases
-    schemas, body   what goes in and out; strict JSON
-    downloads       the bytes of an upload, or a range of them
-    problems        every error as problem+json
-    openapi         what the document says of API keys
-    paths           prefixes of proxies
-    pages           HTML
-    feed            the changes of tasks, for those who follow them
-    event_stream    server-sent events
-    health          the checks of /readyz, made once a second at most
-    turns           requests and tasks take turns
-    gate, keys      who may come in, and how often
-    origins         which web pages of elsewhere may use the API
-    access_log      one log line for each request
-    middleware      request ids and the last resort, and which heads are refused
+    route               ServiceRoute, the route class: strict JSON, turns with the tasks
+    dependencies        the parameters that routes ask for, as Annotated aliases
+    schemas             the JSON of requests and responses
+    json_body           reads strict JSON, and checks the headers that describe it
+    errors              every error as problem+json (RFC 9457)
+    middleware          around every request: its id, the prefix of a proxy, HEAD, a last resort
+    paths               prefixes of proxies
+    downloads           the bytes of an upload, or a range of them
+    event_stream        gives each change of a task to the clients that follow it
+    server_sent_events  the response that such a client reads
+    health_checks       the checks of /readyz, made once a second at most
+    turns               limits how many requests are answered while the worker is busy
+    pages               HTML
 """

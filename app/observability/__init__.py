@@ -1,1 +1,6 @@
-"""What operators see: listeners of the queue's events, as log lines (logs) and counts (metrics)."""
+"""Log lines and metrics, for operators.
+
+logs        configures structlog: JSON or console, one line for each event
+access_log  a log line for each request
+metrics     counts and durations for Prometheus
+"""

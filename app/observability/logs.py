@@ -4,32 +4,10 @@ import contextlib
 import json
 import logging
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
-
-from afterward.errors import ServiceUnavailable, TaskError
-from afterward.events import Event, EventType
-from afterward.task import Task
-
-SUM_UP_SECONDS = 60.0  # deferrals for the same cause are one line in this time
-
-_LEVELS = {
-    EventType.QUEUED: logging.DEBUG,
-    EventType.STARTED: logging.DEBUG,
-    EventType.PROGRESSED: logging.DEBUG,
-    EventType.RETRYING: logging.WARNING,
-    EventType.FAILED: logging.ERROR,
-    EventType.RECOVERED: logging.WARNING,
-    EventType.GIVEN_BACK: logging.WARNING,
-    EventType.LOST: logging.WARNING,
-}
-
-log = structlog.get_logger("app.tasks")
 
 
 def configure_logging(level: str, form: str) -> None:
@@ -83,102 +61,6 @@ class _Lossy:
     def flush(self) -> None:
         with contextlib.suppress(OSError):
             self._stream.flush()
-
-
-class TaskLog:
-    """Writes what happens to tasks, as log lines. `listen` is a listener of the queue's events.
-
-    A mail that is deferred is no line for an operator to act on, and an hour of greylisting defers
-    thousands. So the first deferral for a cause is a line at once, with its task. Further ones are
-    counted, and are one line a minute: "tasks deferred". Each is a line of its own at DEBUG.
-
-    `now` gives seconds that only go forward.
-    """
-
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._deferrals: dict[tuple[str, ...], _Deferrals] = {}
-
-    def write(self, event: Event) -> None:
-        """Write a line about the event, or count it."""
-        if self._deferrals:
-            self._sum_up()
-        level = _LEVELS.get(event.type, logging.INFO)
-        if event.type is EventType.RETRYING and isinstance(event.exception, TaskError):
-            level = self._level_of_deferral(event.task, event.exception)
-        if logging.root.isEnabledFor(level):
-            line = f"task {event.type}"
-            log.log(level, line, **_facts(event))
-
-    def _level_of_deferral(self, task: Task, error: TaskError) -> int:
-        # The worker tells of an outage, when it begins, while it lasts, and when it ends.
-        if isinstance(error, ServiceUnavailable):
-            return logging.DEBUG
-        # What differs from mail to mail, such as a reply that names its recipient, is no cause.
-        cause = (task.kind, type(error).__name__, *map(str, error.facts.values()))
-        if counted := self._deferrals.get(cause):
-            counted.add(task)
-            return logging.DEBUG
-        self._deferrals[cause] = _Deferrals(task.kind, self._now())
-        return logging.WARNING
-
-    def _sum_up(self) -> None:
-        """Write a line for each cause whose minute is over, and forget the causes that ended."""
-        now = self._now()
-        for cause, counted in [*self._deferrals.items()]:
-            if now - counted.since < SUM_UP_SECONDS:
-                continue
-            if counted.tasks == 0:
-                del self._deferrals[cause]
-                continue
-            log.warning(
-                "tasks deferred",
-                kind=counted.kind,
-                count=counted.tasks,
-                seconds=round(now - counted.since),
-                error=counted.last_error,
-            )
-            self._deferrals[cause] = _Deferrals(counted.kind, now)
-
-
-@dataclass(slots=True)
-class _Deferrals:
-    """Deferrals for one cause since its last line."""
-
-    kind: str
-    since: float
-    tasks: int = 0
-    last_error: Any = None
-
-    def add(self, task: Task) -> None:
-        """Count one more."""
-        self.tasks += 1
-        self.last_error = _error_of(task)
-
-
-def _facts(event: Event) -> dict[str, Any]:
-    task = event.task
-    facts: dict[str, Any] = {"task_id": task.id, "kind": task.kind, "attempt": task.attempts}
-    if task.request_id is not None:
-        facts["request_id"] = task.request_id
-    if task.client:
-        facts["client"] = task.client
-    if event.seconds is not None:
-        facts["seconds"] = round(event.seconds, 4)
-    if task.error is not None:
-        facts["error"] = _error_of(task)
-    if task.next_attempt_at is not None:
-        facts["next_attempt_in"] = round(task.next_attempt_at - task.updated_at, 3)
-    # Only an error that nobody expected is traced: the others say all that there is to know.
-    if event.type in (EventType.RETRYING, EventType.FAILED) and not isinstance(
-        event.exception, TaskError
-    ):
-        facts["exc_info"] = event.exception
-    return facts
-
-
-def _error_of(task: Task) -> Any:
-    return None if task.error is None else json.loads(task.error)
 
 
 def _without_colour(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -10,6 +10,7 @@ Context, and name it in `registry`, with a retry policy if it needs one of its o
     data       save_data
     courtesies write_log and the others that BackgroundTasks runs
     clean_up   the regular removal of old tasks and left files
+    log_file   a text file that courtesies append lines to
     tools      the objects that durable tasks work with
 """
 

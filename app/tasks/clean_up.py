@@ -7,13 +7,13 @@ import structlog
 
 from afterward.errors import QueueError
 from afterward.queue import Queue
+from afterward.retention import remove_old
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
 from app.uploads.store import Store, StoreError
 
 DAY = 24 * 3600.0
 EVERY_SECONDS = 10.0
-AT_ONCE = 500  # rows removed in one transaction, so that requests are not kept waiting
 ABANDONED_SECONDS = 3600.0  # without a heartbeat; then an upload is given up
 
 log = structlog.get_logger(__name__)
@@ -36,7 +36,7 @@ async def clean_up(
     A step that fails is logged. It is done next time, and the other steps are done nevertheless.
     """
     await _try(pending.beat())
-    await _try(_remove_old_tasks(queue, finished_before))
+    await _try(remove_old(queue, finished_before=finished_before))
     await _try(uploads.sweep(older_than=ABANDONED_SECONDS))
     await _try(pending.remove_abandoned(silent_for=ABANDONED_SECONDS))
 
@@ -48,13 +48,3 @@ async def _try(step: Awaitable[object]) -> None:
         log.warning("clean-up put off", error=str(error))
     except Exception:
         log.exception("clean-up failed")
-
-
-async def _remove_old_tasks(queue: Queue[Tools], finished_before: float) -> None:
-    removed = 0
-    while some := await queue.engine.purge(
-        finished_before=finished_before, answered_before=queue.now() - DAY, limit=AT_ONCE
-    ):
-        removed += some
-    if removed:
-        log.info("old tasks removed", rows=removed)

@@ -4,7 +4,6 @@
     transfer_encoding
                 base64 and quoted-printable, decoded while they arrive
     names       what a file is called and what it is, as far as a stranger can be believed
-    log_file    a text file that lines are appended to
     store       the protocol of every store, its errors, and `open_store`, which picks one by URL
     incoming    a stream on its way into a store: counted, hashed, and whole or not at all
     local       a store in a directory of this machine

@@ -32,8 +32,7 @@ def open_store(url: str) -> "Store":
             from app.uploads.s3 import S3Store
         except ModuleNotFoundError as error:
             raise CannotOpenStore(
-                f"UPLOAD_URL: S3 needs {error.name}: "
-                "run pip install '.[s3]' in a checkout of this project"
+                f"UPLOAD_URL: S3 needs {error.name}: run pip install {error.name}"
             ) from error
         return S3Store(bucket, prefix.rstrip("/"))
     if scheme != "file":

@@ -19,10 +19,10 @@ from afterward.queue import Queue
 from afterward.registry import Registry, TaskKind
 from afterward.retry import RetryPolicy
 from afterward.task import Status
+from afterward.task_log import TaskLog
 from afterward.worker import Worker
 from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
-from app.observability.logs import TaskLog
 from app.tasks.mail import retry_policy, send_email
 from app.tasks.tools import Tools
 from app.uploads.pictures import Pictures

@@ -16,8 +16,9 @@ from afterward.attempt import error_as_json
 from afterward.errors import PermanentError, ServiceUnavailable, TemporaryError
 from afterward.events import Event, EventType
 from afterward.task import Status
+from afterward.task_log import TaskLog
 from app.main import create_app
-from app.observability.logs import TaskLog, configure_logging
+from app.observability.logs import configure_logging
 from tests.library.support import a_task
 from tests.support.service import (
     PATIENCE,

@@ -22,9 +22,10 @@ from afterward.queue import Queue
 from afterward.registry import Registry
 from afterward.retry import MAX_CRASHES, RetryPolicy
 from afterward.task import Status, Task
+from afterward.task_log import TaskLog
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
-from app.observability.logs import TaskLog, configure_logging
+from app.observability.logs import configure_logging
 from tests.support.service import PATIENCE, until
 
 

@@ -62,7 +62,9 @@ class Postgres:
         self._held: dict[tuple[str, int], Task] = {}
         self._outages = Outages(QueueUnavailable)
         self._event_relay = EventRelay(self._notify, self.get)
-        self._listener = ListeningConnection(lambda: asyncpg.connect(**options(url)), self._arrived.set)
+        self._listener = ListeningConnection(
+            lambda: asyncpg.connect(**options(url)), self._arrived.set
+        )
 
     async def start(self) -> None:
         connection = await connect(self._url)

@@ -169,7 +169,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA cache_size = -16000")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == 0:
-        script = files("afterward").joinpath("schema.sql").read_text()
+        script = files("afterward.engines.sqlite").joinpath("schema.sql").read_text()
         connection.executescript(
             f"BEGIN IMMEDIATE; {script}; PRAGMA application_id = {APPLICATION_ID}; "
             f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"

@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, HTMLResponse
 from app.api.pages import page
 from app.api.paths import route_path
 
-_OURS = Path(__file__).parents[1] / "templates" / "pages"
+_OURS = Path(__file__).parents[2] / "templates" / "pages"
 _THEIRS = Path(fastapi_standalone_docs.__file__).parent
 _SCRIPT, _DAY = "text/javascript", "public, max-age=86400"
 

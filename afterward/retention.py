@@ -1,0 +1,45 @@
+"""Removes finished tasks after the retention time, and stored responses after a day."""
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from afterward.errors import QueueError
+from afterward.queue import Queue
+from afterward.task import ANSWERS_LIVE_SECONDS
+
+EVERY_SECONDS = 10.0
+AT_ONCE = 500  # rows removed in one transaction, so that requests are not kept waiting
+
+log = structlog.get_logger(__name__)
+
+
+async def remove_regularly(queue: Queue[Any], keep_seconds: float) -> None:
+    """Remove what is old every ten seconds, until cancelled.
+
+    While the database refuses, the removal is put off and logged.
+    """
+    while True:
+        try:
+            await remove_old(queue, finished_before=queue.now() - keep_seconds)
+        except QueueError as error:
+            log.warning("retention put off", error=str(error))
+        except Exception:
+            log.exception("retention failed")
+        await asyncio.sleep(EVERY_SECONDS)
+
+
+async def remove_old(queue: Queue[Any], *, finished_before: float) -> None:
+    """Remove the tasks that finished before this time, and responses that are older than a day.
+
+    `finished_before` is in seconds since the epoch. Raises QueueUnavailable.
+    """
+    answered_before = queue.now() - ANSWERS_LIVE_SECONDS
+    removed = 0
+    while some := await queue.engine.purge(
+        finished_before=finished_before, answered_before=answered_before, limit=AT_ONCE
+    ):
+        removed += some
+    if removed:
+        log.info("old tasks removed", rows=removed)
