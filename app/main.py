@@ -21,7 +21,6 @@ from app.api.dependencies import State
 from app.api.event_stream import EventStream
 from app.api.health_checks import Health
 from app.api.middleware import BodyLimit, Envelope, check_soundness
-from app.hardening.openapi import document_keys
 from app.api.routes import (
     batches,
     documentation,
@@ -35,6 +34,7 @@ from app.api.routes import (
 from app.api.turns import Turns
 from app.hardening.api_keys import BadKeys, Keys
 from app.hardening.gate import Gate, Rate
+from app.hardening.openapi import document_keys
 from app.hardening.origins import Origins
 from app.listening import authority
 from app.mail.catcher import Catcher

@@ -16,7 +16,7 @@ from starlette.types import Message
 from afterward.errors import QueueUnavailable, TaskNotFound
 from afterward.events import Event, EventType
 from afterward.task import Status, Task
-from app.api import event_stream as feed_module
+from app.api import event_stream as stream_module
 from app.api.event_stream import Change, EventStream, Reader, event_id
 from app.api.routes import tasks as routes
 from app.api.server_sent_events import HEARTBEAT, EventStreamResponse
@@ -115,7 +115,7 @@ async def test_an_attempt_that_had_lost_its_task_is_not_told() -> None:
 async def test_a_reader_that_falls_behind_is_let_go_and_holds_nothing(
     monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    monkeypatch.setattr(feed_module, limit, {"MOST_UNREAD": 10, "MOST_UNREAD_BYTES": 5000}[limit])
+    monkeypatch.setattr(stream_module, limit, {"MOST_UNREAD": 10, "MOST_UNREAD_BYTES": 5000}[limit])
     event_stream = EventStream()
     with event_stream.reader(ADA) as slow, event_stream.reader(ADA) as quick:
         for number in range(100):
@@ -262,7 +262,7 @@ async def test_what_waits_for_a_client_that_disconnects_is_not_sent() -> None:
 async def test_a_client_that_reads_too_slowly_is_told_of_the_gap(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(feed_module, "MOST_UNREAD", 3)
+    monkeypatch.setattr(stream_module, "MOST_UNREAD", 3)
     event_stream, connection = EventStream(), Connection()
     async with served(all_of(event_stream), connection):
         tell(event_stream, a_task(id="told"))
@@ -292,7 +292,7 @@ async def test_a_quiet_stream_sends_heartbeats(
     monkeypatch: pytest.MonkeyPatch, stream: Any
 ) -> None:
     """They are comments, which an EventSource passes over."""
-    monkeypatch.setattr(feed_module, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(stream_module, "QUIET_SECONDS", 0.01)
     event_stream, connection = EventStream(), Connection()
     async with served(stream(event_stream), connection):
         await eventually(lambda: connection.text.count(HEARTBEAT.decode()) > 2)
@@ -300,7 +300,7 @@ async def test_a_quiet_stream_sends_heartbeats(
 
 
 def test_proxies_see_a_heartbeat_at_least_every_fifteen_seconds() -> None:
-    assert feed_module.QUIET_SECONDS <= 15
+    assert stream_module.QUIET_SECONDS <= 15
 
 
 @pytest.mark.anyio
@@ -308,7 +308,7 @@ async def test_a_task_that_is_removed_while_it_is_followed_ends_the_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A gap says that the end is not told, because no record is left that would know it."""
-    monkeypatch.setattr(feed_module, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(stream_module, "QUIET_SECONDS", 0.01)
     event_stream, connection, records = EventStream(), Connection(), Records(a_task())
     async with served(one_of(event_stream, records), connection):
         records.answer = TaskNotFound()
@@ -321,7 +321,7 @@ async def test_a_task_that_is_removed_while_it_is_followed_ends_the_stream(
 async def test_a_task_is_followed_while_the_database_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(feed_module, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(stream_module, "QUIET_SECONDS", 0.01)
     event_stream, connection, records = EventStream(), Connection(), Records(a_task())
     async with served(one_of(event_stream, records), connection):
         records.answer = QueueUnavailable()
@@ -369,7 +369,7 @@ async def test_a_stream_ends_with_its_task_though_that_is_tried_again_at_once() 
 async def test_a_reader_of_one_task_that_falls_behind_is_told_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(feed_module, "MOST_UNREAD", 3)
+    monkeypatch.setattr(stream_module, "MOST_UNREAD", 3)
     event_stream, connection = EventStream(), Connection()
     async with served(one_of(event_stream, Records(a_task())), connection):
         tell(

@@ -201,9 +201,7 @@ async def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.Monke
 def test_without_the_extra_the_start_names_it(
     ask: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [
-        name for name in sys.modules if name.startswith("afterward.engines.postgres.engine")
-    ]:
+    for name in [name for name in sys.modules if name.startswith("afterward.engines.postgres")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "asyncpg", None)
     with pytest.raises(CannotStart, match=r"needs asyncpg: run pip install '\.\[postgres\]' in"):

@@ -1,13 +1,15 @@
 """The rows of tests/faults and tests/attacks: long forms, and the table that `make torture` prints.
 
-A row is a module, named after it: test_f06_smtp_at_any_stage.py is row F6. A test whose name begins
-with `test_control_` is a negative control: it shows that the row's other tests could fail.
+docs/guarantees.md gives each module its row: test_smtp_at_any_stage.py is row F6. A test whose name
+begins with `test_control_` is a negative control: it shows that the row's other tests could fail.
 """
 
 import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -17,7 +19,9 @@ LONG = bool(os.environ.get("TORTURE"))
 NumberT = TypeVar("NumberT", int, float)
 Tried = Callable[[str, str], None]
 
-_MODULE = re.compile(r"(faults|attacks)/test_([fs])(\d\d)_(\w+)\.py$")
+_GUARANTEES = Path(__file__).parents[2] / "docs" / "guarantees.md"
+_ROW = re.compile(r"(?m)^\| ([FS])(\d+) \|(.+)$")
+_MODULE = re.compile(r"tests/((?:faults|attacks)/test_(\w+)\.py)")
 _PROPERTY = "tried"
 
 
@@ -43,10 +47,20 @@ class Row:
         return f"{self.name}{self.number}"
 
 
+@cache
+def rows() -> dict[str, Row]:
+    """The row of each test module, by its path in `tests`, as docs/guarantees.md links them."""
+    return {
+        path: Row(letter, int(number), stem.replace("_", " "))
+        for letter, number, cells in _ROW.findall(_GUARANTEES.read_text())
+        for path, stem in _MODULE.findall(cells)
+    }
+
+
 def row_of(path: str) -> Row | None:
     """The row that a test module is about."""
     match = _MODULE.search(path)
-    return match and Row(match[2].upper(), int(match[3]), match[4].replace("_", " "))
+    return rows().get(match[1]) if match else None
 
 
 @pytest.fixture
@@ -63,11 +77,11 @@ def tried(record_property: Callable[[str, object], None]) -> Tried:
 def table(reports: Iterable[pytest.TestReport]) -> list[str]:
     """The lines of the table: what was tried for each row, and whether it held."""
     lines = []
-    rows: dict[Row, list[pytest.TestReport]] = {}
+    reports_of: dict[Row, list[pytest.TestReport]] = {}
     for report in reports:
         if row := row_of(report.nodeid.partition("::")[0]):
-            rows.setdefault(row, []).append(report)
-    for row, tests in sorted(rows.items()):
+            reports_of.setdefault(row, []).append(report)
+    for row, tests in sorted(reports_of.items()):
         proofs = [test for test in tests if not _is_control(test)]
         controls = [test for test in tests if _is_control(test)]
         lines.append(f"{row!s:4} {row.title:45} {_verdict(proofs, 'held')}")

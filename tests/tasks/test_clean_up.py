@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from afterward import retention
 from afterward.engine import Engine
 from afterward.engines.sqlite.engine import SQLite
 from afterward.errors import QueueUnavailable, TaskNotFound
@@ -121,7 +122,7 @@ async def test_more_is_removed_than_goes_into_one_transaction(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = queue.engine
-    monkeypatch.setattr(module, "AT_ONCE", 2)
+    monkeypatch.setattr(retention, "AT_ONCE", 2)
     for _ in range(5):
         await a_task(engine, Status.CANCELLED, NOW - WEEK - 1)
     with capture_logs() as lines:

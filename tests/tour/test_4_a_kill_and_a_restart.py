@@ -1,6 +1,6 @@
 """Fourth stop: the process ends. Nothing that was answered 202 is lost.
 
-Here it is killed once; tests/faults/test_f01_killed_under_load.py kills it over and over, and shows
+Here it is killed once; tests/faults/test_killed_under_load.py kills it over and over, and shows
 what plain BackgroundTasks lose.
 """
 

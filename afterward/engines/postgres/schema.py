@@ -160,7 +160,7 @@ async def migrate(url: str) -> None:
         if version == 0:
             async with connection.transaction():
                 await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-                script = files("afterward").joinpath("postgres.sql").read_text()
+                script = files("afterward.engines.postgres").joinpath("schema.sql").read_text()
                 await connection.execute(script)
         log.info("migrated", schema=SCHEMA, version=SCHEMA_VERSION)
     except asyncpg.PostgresError as error:

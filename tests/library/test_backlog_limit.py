@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from afterward import backlog_limit as room_module
+from afterward import backlog_limit as limit_module
 from afterward.backlog_limit import BacklogLimit
 from afterward.errors import BacklogFull, QueueUnavailable
 from afterward.task import Backlog, Status
@@ -47,7 +47,7 @@ class Tasks:
 
 @pytest.fixture(params=[0.0, 3600.0], ids=["counted always", "counted when needed"])
 def counted_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room_module, "COUNTED_FOR_SECONDS", request.param)
+    monkeypatch.setattr(limit_module, "COUNTED_FOR_SECONDS", request.param)
 
 
 async def put(room: BacklogLimit, tasks: Tasks, number: int = 1) -> bool:
@@ -113,7 +113,7 @@ async def test_what_others_put_is_noticed_within_a_second(monkeypatch: pytest.Mo
     room = BacklogLimit(tasks.count, 10)
     assert await put(room, tasks)
     tasks.unfinished = 10
-    monkeypatch.setattr(room_module, "COUNTED_FOR_SECONDS", 0.0)
+    monkeypatch.setattr(limit_module, "COUNTED_FOR_SECONDS", 0.0)
     assert not await put(room, tasks)
 
 
