@@ -1,4 +1,4 @@
-"""The README tells the truth: its tour runs, command by command, and its tables are complete."""
+"""The documentation tells the truth: its commands run, its links lead somewhere."""
 
 import os
 import re
@@ -12,18 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
+from afterward import Status, Task
 from app.settings import Settings
-from tests.support.service import PATIENCE, ROOT, free_port
+from tests.support.service import PATIENCE, ROOT, free_port, until
 from tests.support.tools import tool
 
-README = (ROOT / "README.md").read_text()
-
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/**/*.md")]
+}
+README = PAGES["README.md"]
 
 AS_TEXT: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 2 * PATIENCE}
-PORT = 8000  # as the README has it; a reader who chose another one writes that instead
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-PROGRAMS = ["curl", "docker", "make", "python3"]  # with those in .venv/bin, all that it calls
+PORT = 8000  # as the documentation has it; a reader who chose another one writes that instead
+BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCKS = {
+    f"{page}-{number}": block
+    for page, text in PAGES.items()
+    for number, block in enumerate(BLOCK.findall(text), start=1)
+}
+# With those in .venv/bin, all the programs that the commands call.
+PROGRAMS = ["curl", "docker", "make", "openssl", "python3"]
 
 # As a person pastes: interactive, with the defaults of each shell. macOS's zsh takes `?` for a
 # pattern, and knows no comments.
@@ -31,10 +42,10 @@ SHELLS = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", 
 
 
 def commands(stop: str) -> str:
-    """The commands of one stop of the tour, as they stand in the README."""
-    match = re.search(rf"<!-- tour: {stop} -->\n```sh\n(.*?)```", README, re.DOTALL)
-    assert match is not None, f"the README has no stop named {stop}"
-    return match[1]
+    """Return the commands of one stop of the tour, as the README or the tutorial has them."""
+    marked = re.compile(rf"<!-- tour: {stop} -->\n```sh\n(.*?)```", re.DOTALL)
+    [found] = {block for text in PAGES.values() for block in marked.findall(text)}
+    return found
 
 
 @pytest.fixture(params=["bash", pytest.param("zsh", marks=pytest.mark.thorough)])
@@ -45,7 +56,7 @@ def shell(request: pytest.FixtureRequest) -> list[str]:
 
 
 class Terminal:
-    """Pastes the README's commands into a shell in a clone, with ports that are free here.
+    """Pastes the documented commands into a shell in a clone, with ports that are free here.
 
     Everything else is as it is by default.
     """
@@ -122,7 +133,7 @@ class Terminal:
 @pytest.fixture
 def terminal(tmp_path: Path, shell: list[str]) -> Iterator[Terminal]:
     """A terminal in a clone of its own, where the packages of this run count as installed."""
-    for name in ("Makefile", "app", "README.md", "requirements.txt", "scripts"):
+    for name in ("Makefile", "afterward", "app", "README.md", "requirements.txt", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").mkdir()
     for name in ("bin", "lib", "pyvenv.cfg"):
@@ -133,8 +144,14 @@ def terminal(tmp_path: Path, shell: list[str]) -> Iterator[Terminal]:
     terminal.press_ctrl_c()
 
 
-def test_the_two_minutes_of_the_readme(terminal: Terminal) -> None:
-    """A mail, a retry, a kill, a restart, an upload, a batch: each as the README says."""
+def test_the_readme_and_the_two_minutes_of_the_tutorial(terminal: Terminal) -> None:
+    """A mail, a retry, a kill, a restart, an upload, a batch: each as it is written there."""
+    terminal.start("start")
+    answer = terminal.run("try")
+    assert answer.startswith("HTTP/1.1 202 Accepted")
+    assert '"kind": "send_email"' in answer
+    terminal.press_ctrl_c()
+
     terminal.start("restart")
     answer = terminal.run("send")
     assert answer.startswith("HTTP/1.1 202 Accepted")
@@ -164,9 +181,9 @@ def test_the_demo_says_where_it_found_no_service(tmp_path: Path) -> None:
     assert f"Nothing answers at http://localhost:{environment['PORT']}." in demo.stderr
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
 @pytest.mark.parametrize("port", [PORT, 8001])
-def test_every_command_arrives_as_it_stands_in_the_readme(
+def test_every_command_arrives_as_it_is_written(
     tmp_path: Path, shell: list[str], block: str, port: int
 ) -> None:
     """No shell takes a part of it for a pattern, or a comment for arguments.
@@ -211,17 +228,80 @@ def calls(clone: Path, shell: list[str], text: str) -> list[str]:
     return notes.read_text().splitlines()
 
 
-def test_the_readme_names_every_setting() -> None:
-    """In the first column of its table."""
-    table = README.partition("## Settings")[2].partition("## Limits")[0]
+def test_the_tutorial_and_the_readme_have_commands() -> None:
+    pages = {block.rpartition("-")[0] for block in BLOCKS}
+    tutorial = {page for page in PAGES if page.startswith("docs/tutorial/")}
+    assert len(tutorial) == 2
+    assert pages >= {"README.md", "docs/deployment.md", *tutorial}
+
+
+def test_the_lines_for_an_app_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the README: the task is done, and its row says so."""
+    monkeypatch.chdir(tmp_path)
+    [program] = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(compile(program, "README.md", "exec", dont_inherit=True), names)
+
+    with TestClient(names["app"]) as client:
+        answer = client.post("/orders", params={"recipient": "ada@example.com"})
+        assert answer.status_code == 202
+        portal, engine = client.portal, names["afterward"].queue.engine
+        assert portal is not None
+
+        def has_succeeded() -> bool:
+            task: Task = portal.call(engine.get, answer.json()["task"])
+            return task.status is Status.SUCCEEDED
+
+        until(has_succeeded, within=PATIENCE)
+
+
+def test_the_table_of_settings_names_every_setting() -> None:
+    """In the first column."""
+    table = PAGES["docs/settings.md"].partition("\n## ")[0]
     first_column = "".join(re.findall(r"^\|([^|]*)\|", table, re.MULTILINE))
     named = set(re.findall(r"`([A-Z_]+)`", first_column))
 
     assert named == {name.upper() for name in Settings.model_fields}
 
 
-def test_the_files_that_the_readme_names_are_there() -> None:
-    """Paths in backquotes, below app/, tests/ and docs/."""
-    for path in re.findall(r"`((?:app|tests|docs)/[\w./]*)`", README):
-        if path != "app/tasks/greetings.py":  # the one that the reader is to write
-            assert (ROOT / path).exists(), path
+# Links and pictures, `[text](target "title")`, outside of code.
+CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)")
+
+
+def links(text: str) -> list[str]:
+    """Return the relative links of a page."""
+    return [target for target in LINK.findall(CODE.sub("", text)) if ":" not in target]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_leads_to_a_file_and_to_its_heading(page: str) -> None:
+    for link in links(PAGES[page]):
+        name, _, anchor = link.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), link
+        assert path.resolve().is_relative_to(ROOT.resolve()), link
+        if anchor:
+            assert anchor in anchors(path.read_text()), link
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub names them."""
+    without_code = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", without_code, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_control_a_link_without_a_file_is_found() -> None:
+    text = "[a](b.md), `[c](d.md)`, [e](https://example.com), ![f](g.svg)\n```\n[h](i.md)\n```\n"
+    assert links(text) == ["b.md", "g.svg"]
+    assert anchors("# A task of *your* own\n```\n# no\n```\n") == {"a-task-of-your-own"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_names_are_there(page: str) -> None:
+    """Paths in backquotes, from the root of the repository."""
+    new = set(re.findall(r"<!-- new: (\S+) -->", PAGES[page]))  # those that the reader is to write
+    folders = "app|afterward|benchmarks|docs|examples|scripts|tests"
+    for path in set(re.findall(rf"`((?:{folders})/[\w./]*)`", PAGES[page])) - new:
+        assert (ROOT / path).exists(), path
