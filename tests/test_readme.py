@@ -44,7 +44,8 @@ SHELLS = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", 
 def commands(stop: str) -> str:
     """Return the commands of one stop of the tour, as the README or the tutorial has them."""
     marked = re.compile(rf"<!-- tour: {stop} -->\n```sh\n(.*?)```", re.DOTALL)
-    [found] = {block for text in PAGES.values() for block in marked.findall(text)}
+    blocks: set[str] = {block for text in PAGES.values() for block in marked.findall(text)}
+    [found] = blocks
     return found
 
 
