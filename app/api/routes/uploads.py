@@ -172,6 +172,8 @@ async def upload(
     request: Request, arrival: ArrivalDep, queue: QueueDep, durable_tasks: DurableTasks
 ) -> QueuedUpload:
     """Take a file of any size up to the limit. Its bytes are safe on disk before the 202."""
+    # Not `file: UploadFile`: FastAPI would write the whole form, however large, to a temporary file
+    # before this function starts. docs/how-it-works.md has all the reasons.
     summary = await arrival.receive(request, new_id(queue.now()))
     assert arrival.pending is not None
     facts = summary.model_dump(exclude={"id"})
