@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -236,12 +237,25 @@ def test_the_tutorial_and_the_readme_have_commands() -> None:
     assert pages >= {"README.md", "docs/deployment.md", *tutorial}
 
 
-def test_the_lines_for_an_app_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the README: the task is done, and its row says so."""
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TO_RUN = re.compile(r"^<!-- run -->\n```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param("".join(PYTHON.findall(README)), id="README"),
+        pytest.param("".join(TO_RUN.findall(PAGES["docs/in-your-app.md"])), id="in-your-app"),
+    ],
+)
+def test_the_lines_for_an_app_work(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task is on disk with the 202, and a worker runs it."""
     monkeypatch.chdir(tmp_path)
-    [program] = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    names: dict[str, Any] = {}
-    exec(compile(program, "README.md", "exec", dont_inherit=True), names)
+    names: dict[str, Any] = {"__name__": "program"}
+    monkeypatch.setitem(sys.modules, "program", ModuleType("program"))  # for dataclasses
+    exec(compile(program, "program", "exec", dont_inherit=True), names)
 
     with TestClient(names["app"]) as client:
         answer = client.post("/orders", params={"recipient": "ada@example.com"})
@@ -254,6 +268,9 @@ def test_the_lines_for_an_app_work(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             return task.status is Status.SUCCEEDED
 
         until(has_succeeded, within=PATIENCE)
+        if "remind" in names:
+            again = portal.call(names["remind"], "grace@example.com")
+            assert client.get(f"/tasks/{again}").status_code == 200
 
 
 def test_the_table_of_settings_names_every_setting() -> None:
