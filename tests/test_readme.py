@@ -1,4 +1,4 @@
-"""The documentation tells the truth: its commands run, its links lead somewhere."""
+"""The documentation: its commands and programs work, its links and paths lead to files."""
 
 import os
 import re
@@ -27,18 +27,18 @@ PAGES = {
 README = PAGES["README.md"]
 
 AS_TEXT: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 2 * PATIENCE}
-PORT = 8000  # as the documentation has it; a reader who chose another one writes that instead
+PORT = 8000  # the port in the documentation; a reader with a different port replaces it
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCKS = {
     f"{page}-{number}": block
     for page, text in PAGES.items()
     for number, block in enumerate(BLOCK.findall(text), start=1)
 }
-# With those in .venv/bin, all the programs that the commands call.
+# The commands call these programs, and programs in .venv/bin.
 PROGRAMS = ["curl", "docker", "make", "openssl", "python3"]
 
-# As a person pastes: interactive, with the defaults of each shell. macOS's zsh takes `?` for a
-# pattern, and knows no comments.
+# Interactive shells with their defaults, because a reader pastes into one. The zsh of macOS takes
+# `?` for a pattern, and knows no comments.
 SHELLS = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"]}
 
 
@@ -52,15 +52,15 @@ def commands(stop: str) -> str:
 
 @pytest.fixture(params=["bash", pytest.param("zsh", marks=pytest.mark.thorough)])
 def shell(request: pytest.FixtureRequest) -> list[str]:
-    """The command of an interactive shell that reads what is pasted from its standard input."""
+    """The command of an interactive shell that reads the pasted text from its standard input."""
     program, *options = SHELLS[request.param]
     return [tool(program), *options]
 
 
 class Terminal:
-    """Pastes the documented commands into a shell in a clone, with ports that are free here.
+    """Pastes the documented commands into a shell in a clone, and replaces the ports by free ones.
 
-    Everything else is as it is by default.
+    All other settings have their defaults.
     """
 
     def __init__(self, clone: Path, shell: list[str]) -> None:
@@ -76,7 +76,7 @@ class Terminal:
         self.service: subprocess.Popen[str] | None = None
 
     def run(self, stop: str) -> str:
-        """Paste the commands of a stop; gives what they printed."""
+        """Paste the commands of a stop, and return their output."""
         done = subprocess.run(
             self._shell,
             input=commands(stop).replace(str(PORT), str(self.port)),
@@ -92,7 +92,7 @@ class Terminal:
         return done.stdout
 
     def run_until(self, stop: str, seen: Callable[[str], bool]) -> str:
-        """Run the commands of a stop again and again, until the right thing is seen."""
+        """Run the commands of a stop again and again, until `seen` accepts their output."""
         deadline = time.monotonic() + 2 * PATIENCE
         while not seen(output := self.run(stop)):
             assert time.monotonic() < deadline, output
@@ -100,7 +100,7 @@ class Terminal:
         return output
 
     def start(self, stop: str) -> None:
-        """Paste the commands of a stop that start the service, and wait until it answers."""
+        """Paste the commands of a stop that starts the service, and wait until it answers."""
         self.service = subprocess.Popen(
             self._shell,
             cwd=self.clone,
@@ -121,12 +121,12 @@ class Terminal:
             time.sleep(0.05)
 
     def wait_for_the_end(self) -> None:
-        """Wait until the service has ended, and with it what started it."""
+        """Wait until the service has ended, and the shell that started it."""
         assert self.service is not None
         self.service.wait(PATIENCE)
 
     def press_ctrl_c(self) -> None:
-        """Interrupt the service, as a terminal does: everything in its group."""
+        """Send SIGINT to the service's process group, as a terminal does."""
         if self.service is not None and self.service.poll() is None:
             os.killpg(self.service.pid, signal.SIGINT)
             self.wait_for_the_end()
@@ -134,7 +134,7 @@ class Terminal:
 
 @pytest.fixture
 def terminal(tmp_path: Path, shell: list[str]) -> Iterator[Terminal]:
-    """A terminal in a clone of its own, where the packages of this run count as installed."""
+    """A terminal in its own clone, with the packages of this test run in .venv."""
     for name in ("Makefile", "afterward", "app", "README.md", "requirements.txt", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").mkdir()
@@ -146,8 +146,8 @@ def terminal(tmp_path: Path, shell: list[str]) -> Iterator[Terminal]:
     terminal.press_ctrl_c()
 
 
-def test_the_readme_and_the_two_minutes_of_the_tutorial(terminal: Terminal) -> None:
-    """A mail, a retry, a kill, a restart, an upload, a batch: each as it is written there."""
+def test_the_tour_of_the_readme_and_of_the_tutorial_works(terminal: Terminal) -> None:
+    """Its stops are a mail, a retry, a kill, a restart, an upload and a batch."""
     terminal.start("start")
     answer = terminal.run("try")
     assert answer.startswith("HTTP/1.1 202 Accepted")
@@ -176,7 +176,7 @@ def test_the_readme_and_the_two_minutes_of_the_tutorial(terminal: Terminal) -> N
     assert '"total": 2' in terminal.run("batch")
 
 
-def test_the_demo_says_where_it_found_no_service(tmp_path: Path) -> None:
+def test_the_demo_names_the_address_at_which_no_service_answers(tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "PORT": str(free_port())}
     demo = subprocess.run(["make", "demo"], cwd=ROOT, env=environment, check=False, **AS_TEXT)
     assert demo.returncode
@@ -185,13 +185,13 @@ def test_the_demo_says_where_it_found_no_service(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
 @pytest.mark.parametrize("port", [PORT, 8001])
-def test_every_command_arrives_as_it_is_written(
+def test_a_shell_passes_every_command_on_unchanged(
     tmp_path: Path, shell: list[str], block: str, port: int
 ) -> None:
-    """No shell takes a part of it for a pattern, or a comment for arguments.
+    """No shell takes a part of a command for a pattern, or a comment for arguments.
 
-    Stand-ins for the programs note what they were called with. What a plain sh in a script makes
-    of the same lines is what is meant.
+    Stand-ins for the programs note their arguments. The expected arguments are those that a plain
+    sh passes when it runs the same lines as a script.
     """
     text = block.replace(str(PORT), str(port))
     noted = {
@@ -199,12 +199,13 @@ def test_every_command_arrives_as_it_is_written(
         for name, command in {"pasted": shell, "meant": ["sh", "-e"]}.items()
     }
     assert noted["pasted"]
-    assert sorted(noted["pasted"]) == sorted(noted["meant"])  # those of a pipe run side by side
+    # Sorted, because the programs of a pipe run at the same time.
+    assert sorted(noted["pasted"]) == sorted(noted["meant"])
     assert not any("#" in call for call in noted["pasted"])
 
 
 def calls(clone: Path, shell: list[str], text: str) -> list[str]:
-    """Paste a text into a shell, in a clone with stand-ins; gives the calls that they noted."""
+    """Paste a text into a shell, in a clone with stand-ins, and return the calls they noted."""
     (clone / "var").mkdir(parents=True)
     (clone / "var" / "queue.db.lock").write_text("0\n")  # kill -9 0 would end the shell as well
     stand_in = clone / "stand-in"
@@ -218,7 +219,8 @@ def calls(clone: Path, shell: list[str], text: str) -> list[str]:
     notes.touch()
     done = subprocess.run(
         shell,
-        input=text.replace("kill -9", "curl"),  # a command of the shell's own, but no pattern
+        # kill is a builtin, so no stand-in can replace it.
+        input=text.replace("kill -9", "curl"),
         cwd=clone,
         env={"PATH": f"{binaries}:/usr/bin:/bin", "HOME": str(clone), "NOTES": str(notes)},
         check=False,
@@ -274,7 +276,7 @@ def test_the_lines_for_an_app_work(
 
 
 def test_the_table_of_settings_names_every_setting() -> None:
-    """In the first column."""
+    """Each has a row in the table of settings."""
     table = PAGES["docs/settings.md"].partition("\n## ")[0]
     first_column = "".join(re.findall(r"^\|([^|]*)\|", table, re.MULTILINE))
     named = set(re.findall(r"`([A-Z_]+)`", first_column))
@@ -317,9 +319,9 @@ def test_control_a_link_without_a_file_is_found() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_files_that_a_page_names_are_there(page: str) -> None:
-    """Paths in backquotes, from the root of the repository."""
-    new = set(re.findall(r"<!-- new: (\S+) -->", PAGES[page]))  # those that the reader is to write
+def test_the_paths_in_a_page_exist(page: str) -> None:
+    """These are the paths in backquotes, from the root of the repository."""
+    new = set(re.findall(r"<!-- new: (\S+) -->", PAGES[page]))  # the reader writes these files
     folders = "app|afterward|benchmarks|docs|examples|scripts|tests"
     for path in set(re.findall(rf"`((?:{folders})/[\w./]*)`", PAGES[page])) - new:
         assert (ROOT / path).exists(), path

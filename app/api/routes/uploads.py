@@ -161,6 +161,8 @@ def _answer_to(error: Exception) -> Exception:
 ArrivalDep = Annotated[Arrival, Depends(_arrival, scope="function")]
 
 
+# Not `file: UploadFile`: FastAPI would write the whole form, however large, to a temporary file
+# before the route starts. docs/how-it-works.md has all the reasons.
 @router.post(
     "/upload",
     status_code=202,
@@ -172,8 +174,6 @@ async def upload(
     request: Request, arrival: ArrivalDep, queue: QueueDep, durable_tasks: DurableTasks
 ) -> QueuedUpload:
     """Take a file of any size up to the limit. Its bytes are safe on disk before the 202."""
-    # Not `file: UploadFile`: FastAPI would write the whole form, however large, to a temporary file
-    # before this function starts. docs/how-it-works.md has all the reasons.
     summary = await arrival.receive(request, new_id(queue.now()))
     assert arrival.pending is not None
     facts = summary.model_dump(exclude={"id"})
