@@ -213,7 +213,7 @@ def calls(clone: Path, shell: list[str], text: str) -> list[str]:
     stand_in.chmod(0o755)
     binaries = clone / ".venv" / "bin"
     binaries.mkdir(parents=True)
-    for program in [*PROGRAMS, "python", "uvicorn"]:
+    for program in [*PROGRAMS, "python", "ruff", "uvicorn"]:
         (binaries / program).symlink_to(stand_in)
     notes = clone / "notes"
     notes.touch()
