@@ -1,5 +1,6 @@
 """The documentation: its commands and programs work, its links and paths lead to files."""
 
+import inspect
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from afterward import Status, Task
+from afterward import Afterward, RetryPolicy, Status, Task
 from app.settings import Settings
 from tests.support.service import PATIENCE, ROOT, free_port, until
 from tests.support.tools import tool
@@ -282,6 +283,18 @@ def test_the_table_of_settings_names_every_setting() -> None:
     named = set(re.findall(r"`([A-Z_]+)`", first_column))
 
     assert named == {name.upper() for name in Settings.model_fields}
+
+
+def test_the_table_of_arguments_has_every_argument_and_its_default() -> None:
+    """It describes `Afterward`."""
+    table = PAGES["docs/in-your-app.md"].partition("\n## Arguments\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? *\|", table, re.MULTILINE)
+    parameters = list(inspect.signature(Afterward.__init__).parameters.values())[1:]
+
+    assert [name for name, _ in rows] == [parameter.name for parameter in parameters]
+    for (name, text), parameter in zip(rows, parameters, strict=True):
+        default = eval(text, {"RetryPolicy": RetryPolicy}) if text else parameter.empty
+        assert default == parameter.default, name
 
 
 # Links and pictures, `[text](target "title")`, outside of code.
