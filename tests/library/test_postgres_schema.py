@@ -178,6 +178,19 @@ async def test_a_missing_database_is_refused_at_once(postgres: Postgres) -> None
 
 
 @pytest.mark.thorough
+async def test_a_migration_waits_longer_than_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come with the first start of the server, which creates a cluster then."""
+    monkeypatch.setattr(postgres_schema, "PATIENCE_SECONDS", 0.0)
+    with Postgres() as postgres:
+        url = postgres.new_database()
+        postgres.stop()
+        assert "does not answer" in await refusal(url)
+        Timer(0.5, postgres.start).start()
+        await make_tables(url)
+        await starts(url)
+
+
+@pytest.mark.thorough
 async def test_a_server_that_does_not_answer_yet_is_waited_for() -> None:
     with Postgres() as postgres:
         url = postgres.new_database()

@@ -15,6 +15,7 @@ SCHEMA = "afterward"
 SCHEMA_VERSION = 1
 Session: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 PATIENCE_SECONDS = 20.0  # how long a start waits for a database that does not answer yet
+MIGRATION_PATIENCE_SECONDS = 120.0  # a migration may come with the first start of a PostgreSQL
 STATEMENT_SECONDS = 10.0  # longer than any statement here takes
 _MIGRATION = 0x41465457  # the number of the lock that lets one migrate at a time
 
@@ -90,13 +91,15 @@ def options(url: str) -> dict[str, Any]:
     }
 
 
-async def connect(url: str, **changes: Any) -> "asyncpg.Connection[Any]":
+async def connect(
+    url: str, *, patience: float | None = None, **changes: Any
+) -> "asyncpg.Connection[Any]":
     """Connect, once the database answers; `changes` are to the options above.
 
-    Raises CannotStart, without telling the password, when it has not for PATIENCE_SECONDS, and at
-    once where waiting cannot help.
+    Raises CannotStart, without the password, if the database has not answered for `patience`
+    seconds (PATIENCE_SECONDS by default), and at once where waiting cannot help.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
     while True:
         try:
             connection: asyncpg.Connection[Any] = await asyncpg.connect(**options(url) | changes)
@@ -150,7 +153,7 @@ async def check(connection: "asyncpg.Connection[Any]") -> None:
 async def migrate(url: str) -> None:
     """Make the tables where they are missing. Raises CannotStart."""
     # Waiting for another migration may take long, and so may a migration.
-    connection = await connect(url, command_timeout=None)
+    connection = await connect(url, patience=MIGRATION_PATIENCE_SECONDS, command_timeout=None)
     try:
         await connection.execute("SET statement_timeout = 0")
         await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATION)
