@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from app.api.notifications import RecipientConvertor
+from app.api.routes.notifications import RecipientConvertor
 from tests.api.requests import problem_of
 from tests.support.forms import FORM
 from tests.support.service import PATIENCE, Json, Service, files_below, until
