@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 
+from afterward.engine import Engine
 from afterward.engines.postgres import statements
 from afterward.engines.postgres.batcher import Batcher
 from afterward.engines.postgres.event_relay import CHANNEL, EventRelay
@@ -41,7 +42,7 @@ CONNECTIONS = 5  # of one process; and one more that listens
 CLOSE_SECONDS = 3.0  # for connections to end in an orderly way
 
 
-class Postgres:
+class Postgres(Engine):
     """An Engine on a PostgreSQL database. See Engine for what each method promises.
 
     A task is one row. A worker claims it by setting `owner` and `lease_until`, and every later

@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
+from afterward.engine import Engine
 from afterward.engines.sqlite.database_file import SCHEMA_VERSION, lock, open_database
 from afterward.engines.sqlite.group_commit import GroupCommit, Row, in_lots
 from afterward.errors import (
@@ -102,7 +103,7 @@ _PULL_FORWARD = f"""
 ResultT = TypeVar("ResultT")
 
 
-class SQLite:
+class SQLite(Engine):
     """An Engine on one SQLite file. See Engine for what each method promises."""
 
     def __init__(self, path: Path) -> None:
