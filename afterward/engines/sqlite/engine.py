@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from afterward.engine import Engine
 from afterward.engines.sqlite.database_file import SCHEMA_VERSION, lock, open_database
-from afterward.engines.sqlite.group_commit import GroupCommit, Row, in_lots
+from afterward.engines.sqlite.group_commit import GroupCommit, Row, in_chunks
 from afterward.errors import (
     BatchNotFound,
     KeyTaken,
@@ -130,7 +130,7 @@ class SQLite(Engine):
     async def put(self, writes: Writes) -> None:
         match writes:
             case Writes((task,), (), None, None, ()):  # the common case, which many requests share
-                await self._commits.share(_insert, task)
+                await self._commits.run_merged(_insert, task)
             case _:
                 await self._commits.run(lambda connection: _put(connection, writes))
         if writes.tasks:
@@ -303,7 +303,7 @@ class SQLite(Engine):
 
     async def settle(self, task: Task, outcome: Outcome, now: float) -> Task | None:
         if outcome.follow_ups == Writes():
-            return await self._commits.share(_settle, (task, outcome, now))
+            return await self._commits.run_merged(_settle, (task, outcome, now))
 
         def settle(connection: sqlite3.Connection) -> Task | None:
             (settled,) = _settle(connection, [(task, outcome, now)])
@@ -425,7 +425,7 @@ class SQLite(Engine):
 def _insert(
     connection: sqlite3.Connection, tasks: Sequence[Task], batch_id: str | None = None
 ) -> list[None]:
-    for some in in_lots(tasks):
+    for some in in_chunks(tasks):
         values = chain.from_iterable(map(_new, some))
         connection.execute(_insertion(len(some)), (batch_id, *values))
     return [None] * len(tasks)
@@ -444,7 +444,7 @@ def _settle(
     connection: sqlite3.Connection, ended: Sequence[tuple[Task, Outcome, float]]
 ) -> list[Task | None]:
     settled: dict[tuple[str, int], Task] = {}
-    for some in in_lots(ended):
+    for some in in_chunks(ended):
         values = chain.from_iterable(map(_end, some))
         rows = connection.execute(_settlement(len(some)), tuple(values)).fetchall()
         settled |= {(task.id, task.claims): task for task in map(_task, rows)}
