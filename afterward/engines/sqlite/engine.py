@@ -12,7 +12,7 @@ from afterward.engine import Engine
 from afterward.engines.sqlite import statements
 from afterward.engines.sqlite.database_file import SCHEMA_VERSION, lock, open_database
 from afterward.engines.sqlite.group_commit import GroupCommit
-from afterward.engines.sqlite.statements import RECORD, TASK, status_list
+from afterward.engines.sqlite.statements import RECORD_COLUMNS, TASK_COLUMNS, status_list
 from afterward.errors import BatchNotFound, RecordNotFound, TaskHasStarted, TaskNotGivenUp
 from afterward.events import Event, Listener
 from afterward.task import WAITING, Backlog, Outcome, Record, Status, Task, Writes, to_json
@@ -86,7 +86,7 @@ class SQLite(Engine):
         def read_page(connection: sqlite3.Connection) -> list[Task]:
             rows = connection.execute(
                 f"""
-                SELECT {TASK} FROM tasks {"INDEXED BY tasks_held" if is_running else ""}
+                SELECT {TASK_COLUMNS} FROM tasks {"INDEXED BY tasks_held" if is_running else ""}
                 WHERE {where} ORDER BY id DESC LIMIT :limit
                 """,
                 values,
@@ -309,7 +309,7 @@ class SQLite(Engine):
         def read(connection: sqlite3.Connection) -> Record:
             row = connection.execute(
                 f"""
-                SELECT {RECORD} FROM records
+                SELECT {RECORD_COLUMNS} FROM records
                 WHERE collection = :collection {of_client} AND id = :id
                 """,
                 {"collection": collection, "client": client, "id": record_id},
@@ -326,7 +326,7 @@ class SQLite(Engine):
         def read_page(connection: sqlite3.Connection) -> list[Record]:
             rows = connection.execute(
                 f"""
-                SELECT {RECORD} FROM records
+                SELECT {RECORD_COLUMNS} FROM records
                 WHERE collection = :collection AND client = :client
                 AND (:after IS NULL OR id < :after)
                 ORDER BY id DESC LIMIT :limit

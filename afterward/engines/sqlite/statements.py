@@ -25,11 +25,11 @@ from afterward.task import (
     to_json,
 )
 
-_COLUMNS = tuple(field.name for field in fields(Task))
-TASK = ", ".join(_COLUMNS)
-RECORD = "collection, client, id, body, created_at"
+_TASK_FIELDS = tuple(field.name for field in fields(Task))
+TASK_COLUMNS = ", ".join(_TASK_FIELDS)
+RECORD_COLUMNS = "collection, client, id, body, created_at"
 # The columns of a new task. The others have their default values.
-_NEW = (
+_NEW_COLUMNS = (
     "id",
     "kind",
     "arguments",
@@ -140,7 +140,7 @@ def claim(kinds: int) -> str:
                 SELECT seq FROM ({ranges} ORDER BY due_at, seq LIMIT :limit)
             ) LIMIT :limit  -- 3. With 3 slots: a suspect and two others, or three others.
         )
-        RETURNING {TASK}
+        RETURNING {TASK_COLUMNS}
         """
 
 
@@ -158,7 +158,7 @@ def requeue_expired(connection: sqlite3.Connection, owner: str, now: float) -> l
             status = iif(crashes + 1 >= :most OR attempts >= max_attempts, 'failed', 'retrying'),
             finished_at = iif(crashes + 1 >= :most OR attempts >= max_attempts, :now, NULL)
         WHERE status = 'running' AND lease_expires_at <= :now AND owner <> :owner
-        RETURNING {TASK}
+        RETURNING {TASK_COLUMNS}
         """,
         {"now": now, "most": MAX_CRASHES, "owner": owner, "crash": WORKER_DIED},
     ).fetchall()
@@ -180,11 +180,13 @@ def insert_tasks(
 
 @cache
 def _insertion(tasks: int) -> str:
-    row = f"(?1{', ?' * len(_NEW)})"  # parameter 1 is the batch, the same for every row
-    return f"INSERT INTO tasks (batch_id, {', '.join(_NEW)}) VALUES {', '.join([row] * tasks)}"
+    row = f"(?1{', ?' * len(_NEW_COLUMNS)})"  # parameter 1 is the batch, the same for every row
+    return (
+        f"INSERT INTO tasks (batch_id, {', '.join(_NEW_COLUMNS)}) VALUES {', '.join([row] * tasks)}"
+    )
 
 
-_new_values: Callable[[Task], Row] = attrgetter(*_NEW)
+_new_values: Callable[[Task], Row] = attrgetter(*_NEW_COLUMNS)
 
 
 def settle(
@@ -205,7 +207,7 @@ def settle(
 @cache
 def _settlement(settlements: int) -> str:
     row = f"({', '.join('?' * 10)})"
-    columns = ", ".join(f"tasks.{column}" for column in _COLUMNS)
+    columns = ", ".join(f"tasks.{column}" for column in _TASK_FIELDS)
     return f"""
         WITH ended (id, claims, status, now, due_at, finished_at, result, error, counts, unexpected)
         -- One row for each attempt. For example, the second claim succeeded at 1700000000 s:
@@ -320,12 +322,14 @@ def update_task(
     connection: sqlite3.Connection, update: str, values: Mapping[str, Any] | Row
 ) -> Task | None:
     """Run an UPDATE of at most one task. Returns the task after it, or None if no row matched."""
-    return _first_task(connection.execute(f"{update} RETURNING {TASK}", values))
+    return _first_task(connection.execute(f"{update} RETURNING {TASK_COLUMNS}", values))
 
 
 def read_task(connection: sqlite3.Connection, task_id: str) -> Task:
     """Return a task. Raises TaskNotFound."""
-    task = _first_task(connection.execute(f"SELECT {TASK} FROM tasks WHERE id = ?", (task_id,)))
+    task = _first_task(
+        connection.execute(f"SELECT {TASK_COLUMNS} FROM tasks WHERE id = ?", (task_id,))
+    )
     if task is None:
         raise TaskNotFound
     return task
@@ -338,13 +342,13 @@ def _first_task(rows: Iterable[Row]) -> Task | None:
 
 
 def to_task(row: Row) -> Task:
-    """Make a Task from the columns of TASK."""
-    values = dict(zip(_COLUMNS, row, strict=True))
+    """Make a Task from the columns of TASK_COLUMNS."""
+    values = dict(zip(_TASK_FIELDS, row, strict=True))
     values["status"] = _STATUSES[values["status"]]
     return Task(**values)
 
 
 def to_record(row: Row) -> Record:
-    """Make a Record from the columns of RECORD."""
+    """Make a Record from the columns of RECORD_COLUMNS."""
     collection, client, record_id, body, created_at = row
     return Record(collection, client, record_id, json.loads(body), created_at)
