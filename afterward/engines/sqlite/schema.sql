@@ -66,8 +66,8 @@ CREATE TRIGGER count_update AFTER UPDATE OF status ON tasks WHEN old.status <> n
     WHERE status IN (new.status, old.status);
 END;
 
--- The number of tasks in each status that retention has removed from a batch. It is kept until
--- retention removes the last task of the batch, so count_batch still counts them.
+-- The number of tasks in each status that retention has removed from a batch. The rows are kept
+-- until retention removes the last task of the batch, so count_batch still counts the removed tasks.
 CREATE TABLE removed (
     batch_id TEXT    NOT NULL,
     client   TEXT    NOT NULL,
