@@ -21,7 +21,7 @@ class Engine(Protocol):
     QueueFull and CommitUnknown are subclasses of QueueUnavailable. If a caller is cancelled while
     it waits for a method, the outcome is unknown as well: all changes were written, or none.
 
-    A class that names Engine as its base cannot be instantiated until it has every method.
+    A class with the base Engine can only be instantiated if it implements every method.
     """
 
     @abstractmethod

@@ -40,7 +40,7 @@ class Postgres(Engine):
     whether a lease has expired.
 
     Claims skip rows that other sessions have locked. Statements that wait for row locks take them
-    in the order of `seq`. So there are no deadlocks.
+    in a fixed order: tasks by `seq`, records and answers by their keys. So there are no deadlocks.
     """
 
     def __init__(self, url: str) -> None:
@@ -277,6 +277,8 @@ class Postgres(Engine):
         now: float,  # noqa: ARG002 - leases are by the clock of the database
         lease: float,
     ) -> set[tuple[str, int]]:
+        # Extend only the attempts that this process knows of. If the reply to a claim was lost, no
+        # attempt is running, and the lease must expire.
         held = self._held_by(owner)
         async with self._pool.session() as session:
             rows = await session.fetch(
@@ -390,16 +392,16 @@ class Postgres(Engine):
     # Records
 
     async def read_record(self, collection: str, record_id: str, *, client: str | None) -> Record:
-        of_client = [] if client is None else [client]
+        clients = [] if client is None else [client]
         async with self._pool.session() as session:
             row = await session.fetchrow(
                 f"""
                 SELECT {RECORD_COLUMNS} FROM afterward.records
-                WHERE collection = $1 AND id = $2 {"AND client = $3" if of_client else ""}
+                WHERE collection = $1 AND id = $2 {"AND client = $3" if clients else ""}
                 """,
                 collection,
                 record_id,
-                *of_client,
+                *clients,
             )
         if row is None:
             raise RecordNotFound

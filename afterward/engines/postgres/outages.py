@@ -37,9 +37,9 @@ class Outages:
         self._reached_at = now
 
     def recent_seconds(self, within: float) -> float:
-        """Return how long the outage has lasted that goes on, or has ended in the last seconds.
+        """Return the length of the current outage, or of the last one if it ended recently.
 
-        `within` is the number of these seconds. Without an outage in that time, returns 0.
+        Recently means in the last `within` seconds. Returns 0 if there was no outage in that time.
         """
         now = time.monotonic()
         if self._is_away:

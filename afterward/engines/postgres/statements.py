@@ -171,7 +171,7 @@ PULL_FORWARD = f"""
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """The outcome of an attempt at a task, as it was claimed, and the time of its end."""
+    """The end of an attempt: its outcome and time. `task` is the task as it was claimed."""
 
     task: Task
     outcome: Outcome
@@ -351,6 +351,7 @@ async def end_attempts(
         SET status = held.status, updated_at = held.now, result = held.result, error = held.error,
             finished_at = held.finished_at, owner = NULL, lease_until = NULL,
             due_at = coalesce(held.due_at, tasks.due_at),
+            -- By the clock of the database: a retry that is due 8 s after held.now is ready in 8 s.
             ready_at = now() + greatest(0, coalesce(held.due_at, held.now) - held.now)
                 * interval '1 second',
             -- An attempt that does not count was given back: it is as if it had not begun.

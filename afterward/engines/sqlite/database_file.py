@@ -36,8 +36,8 @@ def lock(path: Path) -> int:
         owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
         os.close(descriptor)
         raise CannotStart(_explain_lock_error(path, lock_path, owner, error)) from error
-    # The process number in the file is only read by people and for error messages. If it cannot be
-    # written, for example because the disk is full, the lock is held nevertheless.
+    # The process number in the file is only for people and for error messages. If it cannot be
+    # written, for example because the disk is full, this process has the lock nevertheless.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())

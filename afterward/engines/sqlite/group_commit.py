@@ -37,8 +37,8 @@ from afterward.engines.sqlite.database_file import forget_cached_log
 from afterward.errors import CommitUnknown, QueueError, QueueFull, QueueUnavailable
 
 # One statement handles up to this many items. Few statements are better, because each one releases
-# Python's global lock, and may wait for it again while the event loop is busy. The number has a
-# limit, because the SQL text for each number of items stays in a cache.
+# Python's global interpreter lock, and may wait for it again while the event loop is busy. But the
+# number has a limit, because the SQL text for each number of items stays in a cache.
 CHUNK_SIZE = 100
 
 # Wait this many loop iterations before the next commit. Callers woken by the last commit then have

@@ -52,8 +52,8 @@ def status_list(statuses: Iterable[Status]) -> str:
 
 _WAITS = f"status IN {status_list(WAITING)} AND crashes = 0"
 
-# INDEXED BY is in many statements below, because SQLite has no statistics about these tables and
-# could choose a worse index.
+# Many statements below name their index (INDEXED BY), because SQLite has no statistics about these
+# tables and could choose a worse index.
 
 # The kinds of the waiting tasks, found by a loose index scan: look up the first kind in the index,
 # then the first kind after it, and so on. If 100,000 `make_thumbnail` and 3 `send_email` tasks
