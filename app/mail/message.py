@@ -35,14 +35,15 @@ def compose(
     message_id: str,
     date: datetime,
 ) -> EmailMessage:
-    """Build one mail; the same inputs give the same bytes, so every attempt sends one mail.
+    """Build one mail. The same arguments always give the same bytes.
 
-    `date` is aware; `message_id` comes from the function of that name. Raises ValueError where
-    `address`, `header_text` or `body_text` does: a queued task may be older than these rules.
+    `sender` and `recipient` are addresses as `address` returns them; `Mailer.send` checks them.
+    `date` has a time zone; `message_id` comes from the function of that name. Raises ValueError
+    for any text that `header_text` or `body_text` refuses.
     """
     message = EmailMessage(policy=_POLICY)
-    message["From"] = address(sender)
-    message["To"] = address(recipient)
+    message["From"] = sender
+    message["To"] = recipient
     message["Subject"] = subject
     message["Message-ID"] = message_id
     message["Date"] = format_datetime(date)
