@@ -36,7 +36,7 @@ async def clean_up(
     `finished_before` is a time in seconds since the epoch. A step that fails is logged, and the
     other steps still run; the next round tries it again.
     """
-    await _run_step(pending.beat())
+    await _run_step(pending.write_heartbeats())
     await _run_step(remove_old(queue, finished_before=finished_before))
     await _run_step(uploads.sweep(older_than=ABANDONED_SECONDS))
     await _run_step(pending.remove_abandoned(silent_for=ABANDONED_SECONDS))

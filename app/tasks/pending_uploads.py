@@ -15,7 +15,7 @@ from app.tasks.uploads import remove_upload
 
 COLLECTION = "pending_uploads"
 PAGE = 500  # records in one query
-BEAT_SECONDS = 300.0  # between two heartbeats; most uploads are over before the first
+HEARTBEAT_SECONDS = 300.0  # between two heartbeats; most uploads are over before the first
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ class PendingUploads:
         finally:
             del self._in_flight[upload_id]
 
-    async def beat(self) -> None:
+    async def write_heartbeats(self) -> None:
         """Write a heartbeat into the record of each upload that is in flight here.
 
         Other processes read it, and do not take the upload for abandoned. A record that is gone is
@@ -62,7 +62,7 @@ class PendingUploads:
         """
         now = time.monotonic()
         for upload_id, (record, beat_at) in list(self._in_flight.items()):
-            if now - beat_at < BEAT_SECONDS:
+            if now - beat_at < HEARTBEAT_SECONDS:
                 continue
             later = replace(record, body={"heartbeat": record.body["heartbeat"] + 1})
             await self._queue.engine.update_record(later)
