@@ -94,8 +94,8 @@ class _Base64:
 class _QuotedPrintable:
     """Decodes quoted-printable (RFC 2045, section 6.7), but refuses an `=` without an escape.
 
-    Of the piece "na=C3=AFve =C", all but "=C" is decoded; "=C" waits for the next piece, "3". Of the
-    piece "naive ", only "naive" is decoded, because a space at the end of a line is dropped.
+    Of the piece "na=C3=AFve =C", all but "=C" is decoded; "=C" waits for the next piece, "3". Of
+    the piece "naive ", only "naive" is decoded, because a space at the end of a line is dropped.
     """
 
     def __init__(self) -> None:
