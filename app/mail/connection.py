@@ -30,7 +30,7 @@ MOST_UNREAD = 32 * 1024  # bytes of unread replies that are kept; a reply has a 
 _POSITIVE, _INTERMEDIATE = 2, 3
 _EXPECTED = {"MAIL": _POSITIVE, "RCPT": _POSITIVE, "DATA": _INTERMEDIATE}
 # aiosmtplib compares whole codes. So a reply with the right first digit gets the code that
-# aiosmtplib expects for the command: a server's `251` to EHLO becomes `250`.
+# aiosmtplib expects for the command: a server's `250` to QUIT becomes `221`.
 _CODES = {
     b"EHLO": {_POSITIVE: SMTPStatus.completed},
     b"HELO": {_POSITIVE: SMTPStatus.completed},
@@ -52,7 +52,7 @@ _QUALIFIED_NAME = re.compile(
 
 
 class UnexpectedReply(SMTPResponseException):
-    """The reply to MAIL, RCPT, DATA or the content has another first digit than success has."""
+    """The server refused MAIL, RCPT, DATA or the content: the first digit is not the expected."""
 
 
 def is_qualified(name: str) -> bool:

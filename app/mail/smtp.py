@@ -145,7 +145,7 @@ class Mailer:
             self._put_back(connection)
 
     def _take_idle(self) -> Connection | None:
-        """Take the connection that was used last. Under light load the others time out."""
+        """Take the connection that was used last, so that under light load the others close."""
         while self._idle:
             connection, _ = self._idle.popitem()
             if connection.is_connected:

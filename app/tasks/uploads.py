@@ -38,22 +38,22 @@ async def save_upload(context: Context, *, upload_id: str) -> dict[str, str] | N
     refuses.
     """
     with _refusals_are_temporary():
-        record = await _record(context, upload_id)
+        record = await _find_record(context, upload_id)
         if record is None:
-            await _deleted_meanwhile(context, upload_id)
+            await _remove_leftovers(context, upload_id)
             return None
         declared = record.body.get("content_type", "application/octet-stream")
         try:
             actual = media_type(await context.tools.uploads.head(upload_id), declared)
             await context.tools.uploads.publish(upload_id)
         except NoSuchUpload as missing:
-            await _file_is_missing(context, upload_id, missing)
+            await _fail_unless_deleted(context, upload_id, missing)
             return None
         if actual != declared:
             log.warning("upload is not what it says", upload_id=upload_id, actual=actual)
         body = record.body | {"content_type": actual, "status": "published"}
         if not await context.tools.engine.update_record(replace(record, body=body)):
-            await _deleted_meanwhile(context, upload_id)
+            await _remove_leftovers(context, upload_id)
             return None
         if actual in MEDIA_TYPES:
             context.durable_tasks.add_task(make_thumbnail, upload_id=upload_id)
@@ -68,25 +68,25 @@ async def make_thumbnail(context: Context, *, upload_id: str) -> None:
     or the database refuses.
     """
     with _refusals_are_temporary():
-        record = await _record(context, upload_id)
+        record = await _find_record(context, upload_id)
         if record is None:
-            await _deleted_meanwhile(context, upload_id)
+            await _remove_leftovers(context, upload_id)
             return
         try:
-            thumbnail = await _thumbnail(context, record)
+            thumbnail = await _make_small(context, record)
         except NoSuchUpload as missing:
-            await _file_is_missing(context, upload_id, missing)
+            await _fail_unless_deleted(context, upload_id, missing)
             return
         except PictureRefused as error:
             log.warning("no thumbnail can be made", upload_id=upload_id, reason=str(error))
             raise PermanentError(str(error)) from error
         await context.tools.uploads.save_thumbnail(upload_id, thumbnail)
         # The client may have deleted the upload while the thumbnail was made and stored.
-        if await _record(context, upload_id) is None:
-            await _deleted_meanwhile(context, upload_id)
+        if await _find_record(context, upload_id) is None:
+            await _remove_leftovers(context, upload_id)
 
 
-async def _thumbnail(context: Context, record: Record) -> bytes:
+async def _make_small(context: Context, record: Record) -> bytes:
     if record.body.get("size", 0) > LARGEST_PICTURE:
         raise PictureRefused(f"The picture is larger than {LARGEST_PICTURE >> 20} MiB.")
     async with context.tools.uploads.as_file(record.id) as picture:
@@ -99,7 +99,7 @@ async def remove_upload(context: Context, *, upload_id: str) -> None:
     Raises PermanentError if there is a record, because then a client was promised the upload.
     """
     with _refusals_are_temporary():
-        if await _record(context, upload_id, of_any_client=True) is not None:
+        if await _find_record(context, upload_id, of_any_client=True) is not None:
             raise PermanentError(f"upload {upload_id} has a record, so its file stays")
         await context.tools.uploads.delete(upload_id)
         log.info("upload removed", upload_id=upload_id)
@@ -128,7 +128,7 @@ def _refusals_are_temporary() -> Iterator[None]:
         raise TemporaryError(str(error)) from error
 
 
-async def _record(
+async def _find_record(
     context: Context, upload_id: str, *, of_any_client: bool = False
 ) -> Record | None:
     """Return the upload's record, or None if it is gone."""
@@ -139,14 +139,14 @@ async def _record(
         return None
 
 
-async def _file_is_missing(context: Context, upload_id: str, missing: NoSuchUpload) -> None:
+async def _fail_unless_deleted(context: Context, upload_id: str, missing: NoSuchUpload) -> None:
     """Raise PermanentError, unless the client deletes the upload at the same time."""
-    if await _record(context, upload_id) is not None:
+    if await _find_record(context, upload_id) is not None:
         raise PermanentError(f"the file of upload {upload_id} is gone") from missing
-    await _deleted_meanwhile(context, upload_id)
+    await _remove_leftovers(context, upload_id)
 
 
-async def _deleted_meanwhile(context: Context, upload_id: str) -> None:
+async def _remove_leftovers(context: Context, upload_id: str) -> None:
     """Remove the files of a deleted upload: this task may have stored some after the deletion."""
     await context.tools.uploads.delete(upload_id)
     log.info("upload was deleted meanwhile", upload_id=upload_id)

@@ -42,7 +42,7 @@ def in_eight_bits(picture: ImageFile.ImageFile) -> Image.Image:
         full = full.point(lambda value: value * (1 / 257) + 0.5).convert("L")
     # 3. Scale the transparent colour as Pillow scales the pixels.
     if packed in _FACTORS and (colour := full.info.get("transparency")) is not None:
-        full.info["transparency"] = _multiplied(colour, _FACTORS[packed])
+        full.info["transparency"] = _scaled(colour, _FACTORS[packed])
     # 4. Convert to a mode that can be scaled.
     if full.has_transparency_data:
         return _in_mode("LA" if full.mode in {"1", "L", "LA"} else "RGBA", full)
@@ -54,7 +54,7 @@ def _in_mode(mode: str, picture: Image.Image) -> Image.Image:
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _multiplied(colour: int | tuple[int, ...], factor: float) -> int | tuple[int, ...]:
+def _scaled(colour: int | tuple[int, ...], factor: float) -> int | tuple[int, ...]:
     if isinstance(colour, tuple):
         return tuple(round(value * factor) for value in colour)
     return round(colour * factor)
@@ -69,15 +69,15 @@ def in_srgb(picture: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
     alpha = picture.getchannel("A") if picture.mode in {"LA", "RGBA"} else None
     colours = _in_mode({"LA": "L", "RGBA": "RGB"}.get(picture.mode, picture.mode), picture)
     if "icc_profile" in info:
-        converted = _by_profile(colours, info["icc_profile"])
+        converted = _convert_by_profile(colours, info["icc_profile"])
     else:
-        converted = _by_gamma(colours.convert("RGB"), info)
+        converted = _convert_by_gamma(colours.convert("RGB"), info)
     if alpha is not None:
         converted.putalpha(alpha)
     return converted
 
 
-def _by_profile(colours: Image.Image, profile: bytes) -> Image.Image:
+def _convert_by_profile(colours: Image.Image, profile: bytes) -> Image.Image:
     with suppress(Exception):  # with a broken profile, the thumbnail has unconverted colours
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         channels = _CHANNELS[source.profile.xcolor_space]
@@ -91,7 +91,7 @@ def _by_profile(colours: Image.Image, profile: bytes) -> Image.Image:
     return colours.convert("RGB")
 
 
-def _by_gamma(colours: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
+def _convert_by_gamma(colours: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
     gamma = info.get("gamma", 1 / _GAMMA) * _GAMMA
     if "srgb" in info or not _GAMMAS[0] < gamma < _GAMMAS[1]:
         return colours

@@ -135,9 +135,8 @@ class _Form:
         self._pieces: list[bytes] = []  # of the file, until the caller takes them
         self._headers: dict[bytes, bytes] = {}  # of the part
         self._name = self._value = b""  # of the header that is being parsed
-        self._begun = self._ended = (
-            False  # whether the first part, and the form, has begun or ended
-        )
+        self._begun = False  # whether the first part has begun
+        self._ended = False  # whether the closing delimiter has arrived
         # Whether the parser is within the content of the file and has not kept back the last bytes
         # of a chunk, which could be the beginning of a delimiter.
         self._within_content = False

@@ -93,7 +93,7 @@ class S3Store:
                 retry_config={"max_retries": _RETRIES, "retry_timeout": _RETRY_TIMEOUT},
             )
         except BaseError as error:
-            raise CannotOpenStore(f"UPLOAD_URL: {_reason(error)}") from None
+            raise CannotOpenStore(f"UPLOAD_URL: {_one_line(error)}") from None
 
     def _key(self, folder: str, upload_id: str) -> str:
         return f"{self._root}{folder}/{checked_id(upload_id)}"
@@ -108,7 +108,7 @@ class S3Store:
     async def head(self, upload_id: str, size: int = 8192) -> bytes:
         """See `Store.head`."""
         key, there = await self._find(upload_id)
-        return await self._range(key, 0, min(size, there))
+        return await self._read_range(key, 0, min(size, there))
 
     @asynccontextmanager
     async def as_file(self, upload_id: str) -> AsyncIterator[Path]:
@@ -124,12 +124,12 @@ class S3Store:
             try:
                 with _store_errors_for_copy():
                     for start in range(0, size, BLOCK):
-                        block = await self._range(key, start, min(start + BLOCK, size))
+                        block = await self._read_range(key, start, min(start + BLOCK, size))
                         await asyncio.to_thread(file.write, block)
                     await asyncio.to_thread(file.flush)
                 yield Path(file.name)
             finally:
-                await asyncio.shield(asyncio.to_thread(_close, file))
+                await asyncio.shield(asyncio.to_thread(_close_temporary, file))
 
     async def _find(self, upload_id: str) -> tuple[str, int]:
         """Return the key and the size of a received or published upload."""
@@ -138,7 +138,7 @@ class S3Store:
         return await self._key_and_size(self._key("published", upload_id))
 
     async def _key_and_size(self, key: str) -> tuple[str, int]:
-        found = await _answer(self._bucket.head_async(key), missing=NoSuchUpload)
+        found = await _with_store_errors(self._bucket.head_async(key), missing=NoSuchUpload)
         return key, found["size"]
 
     async def publish(self, upload_id: str) -> None:
@@ -150,42 +150,46 @@ class S3Store:
         received, published = self._key("received", upload_id), self._key("published", upload_id)
         # 1. Copy the object. If there is none, an earlier attempt must have published it.
         try:
-            await _answer(self._bucket.copy_async(received, published), missing=NoSuchUpload)
+            await _with_store_errors(
+                self._bucket.copy_async(received, published), missing=NoSuchUpload
+            )
         except NoSuchUpload:
             await self._key_and_size(published)
         # 2. Delete the original.
-        await _answer(self._bucket.delete_async(received))
+        await _with_store_errors(self._bucket.delete_async(received))
 
     async def read(self, upload_id: str, start: int, end: int) -> bytes:
         """See `Store.read`."""
-        return await self._range(self._key("published", upload_id), start, end)
+        return await self._read_range(self._key("published", upload_id), start, end)
 
-    async def _range(self, key: str, start: int, end: int) -> bytes:
+    async def _read_range(self, key: str, start: int, end: int) -> bytes:
         if start == end:  # HTTP has no empty range (RFC 9110, section 14.1.2)
             await self._key_and_size(key)
             return b""
         part = self._bucket.get_range_async(key, start=start, end=end)
-        return bytes(await _answer(part, missing=NoSuchUpload))
+        return bytes(await _with_store_errors(part, missing=NoSuchUpload))
 
     async def signed_address(self, upload_id: str, seconds: float) -> str:
         """See `Store.signed_address`."""
         key, _ = await self._key_and_size(self._key("published", upload_id))
-        return await _answer(sign_async(self._bucket, "GET", key, timedelta(seconds=seconds)))
+        return await _with_store_errors(
+            sign_async(self._bucket, "GET", key, timedelta(seconds=seconds))
+        )
 
     async def save_thumbnail(self, upload_id: str, data: bytes) -> None:
         """See `Store.save_thumbnail`."""
         key = self._key("thumbnails", upload_id)
-        await _answer(self._bucket.put_async(key, data, attributes=_ATTRIBUTES))
+        await _with_store_errors(self._bucket.put_async(key, data, attributes=_ATTRIBUTES))
 
     async def thumbnail(self, upload_id: str) -> bytes:
         """See `Store.thumbnail`."""
         key, size = await self._key_and_size(self._key("thumbnails", upload_id))
-        return await self._range(key, 0, size)
+        return await self._read_range(key, 0, size)
 
     async def delete(self, upload_id: str) -> None:
         """See `Store.delete`."""
         folders = ("received", "published", "thumbnails")
-        await _answer(
+        await _with_store_errors(
             self._bucket.delete_async([self._key(folder, upload_id) for folder in folders])
         )
 
@@ -208,8 +212,8 @@ class S3Store:
 
     async def _try_to_write(self) -> None:
         key = f"{self._root}check"
-        await _answer(self._bucket.put_async(key, b"", attributes=_ATTRIBUTES))
-        await _answer(self._bucket.delete_async(key))
+        await _with_store_errors(self._bucket.put_async(key, b"", attributes=_ATTRIBUTES))
+        await _with_store_errors(self._bucket.delete_async(key))
 
 
 class _IncomingObject:
@@ -227,7 +231,7 @@ class _IncomingObject:
         self._writer = open_writer_async(
             bucket,
             key,
-            attributes=_attributes(filename),
+            attributes=_headers_of_object(filename),
             buffer_size=_PART,
             max_concurrency=_PARTS_AT_ONCE,
         )
@@ -238,22 +242,22 @@ class _IncomingObject:
 
     async def write(self, block: bytearray, digest: Callable[[bytearray], None]) -> None:
         await asyncio.to_thread(digest, block)
-        await _answer(self._writer.write(block))
+        await _with_store_errors(self._writer.write(block))
 
     async def keep(self) -> None:
         self._closing = True
-        await _answer(self._writer.close())
+        await _with_store_errors(self._writer.close())
 
     async def discard(self) -> None:
         if self._closing:
             # S3 may have completed the object, even if its response was lost.
-            await _answer(self._bucket.delete_async(self._key))
+            await _with_store_errors(self._bucket.delete_async(self._key))
         else:
             # obstore aborts an upload only if its context manager is left with an error.
-            await _answer(self._writer.__aexit__(StoreError, None, None))
+            await _with_store_errors(self._writer.__aexit__(StoreError, None, None))
 
 
-def _attributes(filename: str) -> dict[str, str]:
+def _headers_of_object(filename: str) -> dict[str, str]:
     """Return the headers of an object, with the file name if it is short enough."""
     disposition = as_attachment(filename)
     if len(disposition) > _LONGEST_DISPOSITION:  # a browser then saves it under its key
@@ -261,7 +265,7 @@ def _attributes(filename: str) -> dict[str, str]:
     return _ATTRIBUTES | {"Content-Disposition": disposition}
 
 
-async def _answer(
+async def _with_store_errors(
     request: Awaitable[_Result], *, missing: type[StoreError] = StoreUnavailable
 ) -> _Result:
     """Return the result of a request, and turn an error of S3 into a StoreError.
@@ -271,10 +275,12 @@ async def _answer(
     try:
         return await request
     except (BaseError, OSError) as error:
-        code = _code(error)
+        code = _error_code(error)
         if isinstance(error, FileNotFoundError) and code in {"NoSuchKey", None}:
-            raise missing from _Refusal(_reason(error))
-        raise (StoreFull if code in _FULL_CODES else StoreUnavailable) from _Refusal(_reason(error))
+            raise missing from _Refusal(_one_line(error))
+        raise (StoreFull if code in _FULL_CODES else StoreUnavailable) from _Refusal(
+            _one_line(error)
+        )
 
 
 class _Refusal(Exception):
@@ -290,21 +296,21 @@ def _store_errors_for_copy() -> Iterator[None]:
         raise (StoreFull if error.errno in DISK_FULL else StoreUnavailable) from error
 
 
-def _close(file: IO[bytes]) -> None:
+def _close_temporary(file: IO[bytes]) -> None:
     """Close and remove a temporary file. Ignore errors, because nothing needs its bytes now."""
     with suppress(OSError):
         file.close()
 
 
-def _code(error: Exception) -> str | None:
+def _error_code(error: Exception) -> str | None:
     """Return the error code in S3's response, such as "NoSuchKey", or None without one."""
     found = re.search(r"<Code>(\w+)</Code>", str(error))
     return found and found[1]
 
 
-def _reason(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """Return an error in one line, without the body of the response, which may have a token."""
     line = str(error).partition("\n")[0]
     line = re.sub(r"(Server returned [^:]*:(?: \d+ [\w ]+)?).*", r"\1", line)
-    code = _code(error)
+    code = _error_code(error)
     return f"{line} ({code})" if code else line
