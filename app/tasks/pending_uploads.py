@@ -104,12 +104,12 @@ class PendingUploads:
             after = page[-1].id
 
     async def _remove(self, record: Record) -> None:
-        """Remove the record and queue `remove_upload` for its bytes, in one transaction."""
+        """Remove the record, and queue the removal of the bytes, in one transaction."""
         durable_tasks = self._queue.collect()
         durable_tasks.remove(record)
         durable_tasks.add_task(remove_upload, upload_id=record.id)
         try:
             await self._queue.commit(durable_tasks.collected())
         except RecordNotFound:
-            return  # the upload was committed, or another process removed it first
+            return  # the upload was committed, or another process was faster
         log.warning("abandoned upload is removed", upload_id=record.id)

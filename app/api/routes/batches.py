@@ -44,8 +44,8 @@ async def send_notifications(
     Together they may have four million characters of message: 4,000 for each of 1,000.
     """
     recipients, message = await _addresses(notifications.recipients), notifications.message
-    for recipient in recipients:
-        permit(request, recipient)
+    for email in recipients:
+        permit(request, email)
     if len(message) * len(recipients) > MOST_TEXT:
         most = MOST_TEXT // len(recipients)
         raise InvalidRequest("/message", f"must have at most {most} characters for so many")
@@ -53,11 +53,11 @@ async def send_notifications(
         write_log, request.state.log_file, f"message to a batch of {len(recipients)}"
     )
     tasks = []
-    async for recipient in _in_turns(recipients):
+    async for email in _in_turns(recipients):
         task = durable_tasks.add_task(
-            send_email, recipient=recipient, subject=notifications.subject, message=message
+            send_email, recipient=email, subject=notifications.subject, message=message
         )
-        tasks.append(BatchTask(id=task.id, email=recipient))
+        tasks.append(BatchTask(id=task.id, email=email))
     return QueuedBatch(id=durable_tasks.as_batch(), total=len(tasks), tasks=tasks)
 
 
