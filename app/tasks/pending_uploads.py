@@ -36,8 +36,8 @@ class PendingUploads:
         self._queue = queue
         # Uploads of this process, and the time of each one's last heartbeat.
         self._in_flight: dict[str, tuple[Record, float]] = {}
-        # All other records, and the time since when each has not changed. Another process has the
-        # upload in flight, or a crash left the record.
+        # All other records, and the time since which each is unchanged. Either another process has
+        # the upload in flight, or a crash left the record behind.
         self._seen: dict[str, tuple[Record, float]] = {}
 
     @asynccontextmanager
