@@ -55,7 +55,7 @@ async def send_notifications(
     tasks = []
     async for email in _in_turns(recipients):
         task = durable_tasks.add_task(
-            send_email, to=email, subject=notifications.subject, message=message
+            send_email, recipient=email, subject=notifications.subject, message=message
         )
         tasks.append(BatchTask(id=task.id, email=email))
     return QueuedBatch(id=durable_tasks.as_batch(), total=len(tasks), tasks=tasks)

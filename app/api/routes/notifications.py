@@ -63,7 +63,9 @@ async def send_notification(
     permit(request, email)
     mail = notification or Notification()
     background_tasks.add_task(write_log, request.state.log_file, f"message to {email}")
-    task = durable_tasks.add_task(send_email, to=email, subject=mail.subject, message=mail.message)
+    task = durable_tasks.add_task(
+        send_email, recipient=email, subject=mail.subject, message=mail.message
+    )
     return Queued.of(task, "Notification queued")
 
 

@@ -38,7 +38,10 @@ async def send_simple_email(
     """The simplest background task: a mail."""
     permit(request, email)
     task = durable_tasks.add_task(
-        send_email, to=email, subject="Hello", message="This mail was sent in the background."
+        send_email,
+        recipient=email,
+        subject="Hello",
+        message="This mail was sent in the background.",
     )
     return Queued.of(task, "Email queued")
 
@@ -86,7 +89,7 @@ async def create_item(
     permit(request, email)
     task = durable_tasks.add_task(
         send_email,
-        to=email,
+        recipient=email,
         subject=f"Item {item_id} created",
         message=f"Your item {item_id} was created.",
     )
