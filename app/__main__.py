@@ -47,6 +47,7 @@ def main() -> None:
 def serve(settings: Settings) -> None:
     """Run the API until SIGTERM or SIGINT."""
     from app import server
+    from app.hardening.deadlines import protocol_with_deadlines
     from app.main import app
 
     # Once the server has stopped, uvicorn raises the signal again: by then it has been obeyed.
@@ -55,7 +56,7 @@ def serve(settings: Settings) -> None:
     _spare_the_garbage_collector()
     # The commit thread needs Python's lock for microseconds: let it not wait five milliseconds.
     sys.setswitchinterval(0.0005)
-    server.serve(app, settings)
+    server.serve(app, settings, protocol_with_deadlines(settings))
 
 
 def _spare_the_garbage_collector() -> None:

@@ -41,9 +41,8 @@ class RequestState(State):
     """What is added to it for each request."""
 
     request_id: str
-    answer_headers: list[tuple[bytes, bytes]]  # added to whatever the answer has
-    client: str
-    body_limit: int  # bytes
+    client: str  # the owner of the API key; "" where the service has no keys
+    response_headers: list[tuple[bytes, bytes]]  # added to every response
 
 
 async def _settings(request: Request) -> Settings:

@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import Request, Response
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
-from starlette.types import Message, Receive
 
 # An exponent, or more digits than a number of 64 bits has; or a text that looks like it.
 _MAY_OVERFLOW = re.compile(rb"\d[eE]|\d{309}")
@@ -19,7 +18,6 @@ _UTF_8 = {"utf-8", "utf8", "us-ascii", "ascii"}
 _MARKS = (BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE)  # the last one also begins UTF-32
 
 BYTE_ORDER_MARK = "send UTF-8 without a byte order mark (RFC 8259, section 8.1)"
-TOO_LARGE = "The body is larger than this service takes."
 
 
 class StrictRequest(Request):
@@ -41,21 +39,6 @@ class StrictRequest(Request):
             reason = BYTE_ORDER_MARK if body.startswith(_MARKS) else str(error)[:100]
             raise HTTPException(400, f"The body is not valid JSON: {reason}") from None
         return value
-
-
-def within(limit: int, receive: Receive) -> Receive:
-    """Receive a body of at most so many bytes; HTTPException 413 at the first one more."""
-    received = 0
-
-    async def receive_within_limit() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > limit:
-            raise HTTPException(413, TOO_LARGE)
-        return message
-
-    return receive_within_limit
 
 
 def end_with_newline(response: Response) -> Response:

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 
 from afterward.fastapi import DurableRoute
 from app.api.dependencies import RequestState
-from app.api.json_body import StrictRequest, check_json, end_with_newline, within
+from app.api.json_body import StrictRequest, check_json, end_with_newline
 
 # Read from the request itself, so that it costs nothing where it is not used; and so named here.
 _IDEMPOTENCY_KEY = {
@@ -75,13 +75,12 @@ class ServiceRoute(DurableRoute):
 
         async def handle(request: Request) -> Response:
             state: RequestState = request.scope["state"]
-            receive = within(state["body_limit"], request.receive)
-            request = StrictRequest(request.scope, receive)
+            request = StrictRequest(request.scope, request.receive)
             # A client sends its body as slowly as it likes. So the body is read before the turn,
             # also where only the Idempotency-Key needs it; a file, which is a stream, has no turn.
             if not takes_file and await request.body() and takes_json:
                 check_json(request)
-            async with _NO_TURN if takes_file or turnless else state["turns"].one():
+            async with _NO_TURN if takes_file or turnless else state["turns"].take_turn():
                 return end_with_newline(await handle_and_commit(request))
 
         return handle
