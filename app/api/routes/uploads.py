@@ -1,4 +1,4 @@
-"""POST /upload and what can be done with an upload afterwards."""
+"""POST /upload, and the routes under /uploads: list, read, download and delete."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
@@ -38,10 +38,10 @@ from app.uploads.transfer_encoding import MalformedEncoding, UnknownEncoding
 
 SIGNED_SECONDS = 300.0
 GIVEN_UP = (
-    "The service gave up this upload, because its process was silent for too long. Try again."
+    "The service gave up this upload, because its heartbeat had stopped for too long. Try again."
 )
 
-# The errors of a form that cannot be taken; see _answer_to.
+# Errors of an invalid form; _answer_to has their status.
 _REFUSALS = (NotMultipart, UnknownEncoding, MalformedMultipart, MalformedEncoding, InvalidForm)
 
 router = APIRouter(tags=["uploads"], route_class=ServiceRoute)
@@ -66,7 +66,11 @@ _ANY_TYPE = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"
 
 
 class Arrival:
-    """The file of this request, in the store and in the database."""
+    """The file of a request while it arrives.
+
+    Before the file is stored, a record in the database announces it. A crash then leaves a record,
+    by which the clean-up finds the file and removes it.
+    """
 
     def __init__(self, store: Store, pending_uploads: PendingUploads, limit: int) -> None:
         self._store = store
@@ -74,14 +78,14 @@ class Arrival:
         self._limit = limit
         self._flight = AsyncExitStack()
         self.pending: Record | None = None
-        """The upload's record until it is committed, once that record is on disk."""
+        """The record that announces the upload, once it is on disk. The commit removes it."""
 
     async def receive(self, request: Request, upload_id: str) -> UploadSummary:
-        """Stream the request's one file into the store; it is durable when this returns."""
+        """Stream the file of the request into the store. It is on disk when this returns."""
         check_coding(request)
         headers = request.headers
         part, chunks = await file_part(headers.get("content-type", ""), request.stream())
-        announced = int(headers.get("content-length", "0")[-20:])  # it may begin with many zeros
+        announced = int(headers.get("content-length", "0")[-20:])  # see request_checks
         if announced > self._limit + OVERHEAD_BYTES and not part.is_encoded:
             raise UploadTooLarge
         begun = self._pending_uploads.begin(upload_id)
@@ -98,10 +102,11 @@ class Arrival:
         )
 
     async def undo(self, engine: Engine) -> None:
-        """Remove the file, and then the record that says that there may be one.
+        """Remove the file, and then the record that announces it.
 
-        To be called if the commit has certainly failed; and the database is asked once more. If it
-        refuses, or the store does, the record is left, and the clean-up removes the file later.
+        Call this only if the commit has certainly failed. The database is asked once more whether
+        it has the upload. If the database or the store fails, the record stays, and the clean-up
+        removes the file later.
         """
         if self.pending is None:
             return
@@ -111,7 +116,7 @@ class Arrival:
                 await engine.delete_record(self.pending)
 
     async def end(self) -> None:
-        """Let the clean-up decide what becomes of an upload that was not committed."""
+        """Stop the heartbeat. From then on, the clean-up may remove an upload without a commit."""
         await self._flight.aclose()
 
 
@@ -140,7 +145,7 @@ async def _arrival(
         await arrival.undo(queue.engine)
         raise HTTPException(503, GIVEN_UP) from error
     except BaseException:
-        # The file of an upload that may be committed stays: only the database knows.
+        # If the commit may have succeeded, the file must stay. The clean-up asks the database.
         if not durable_tasks.may_be_written:
             await arrival.undo(queue.engine)
         raise
@@ -171,13 +176,13 @@ ArrivalDep = Annotated[Arrival, Depends(_arrival, scope="function")]
 async def upload(
     request: Request, arrival: ArrivalDep, queue: QueueDep, durable_tasks: DurableTasks
 ) -> QueuedUpload:
-    """Take a file of any size up to the limit. Its bytes are safe on disk before the 202."""
+    """Store a file, and queue the task that publishes it. The bytes are on disk before the 202."""
     summary = await arrival.receive(request, new_id(queue.now()))
     assert arrival.pending is not None
-    facts = summary.model_dump(exclude={"id"})
+    fields = summary.model_dump(exclude={"id"})
     durable_tasks.body_digest = f"{summary.filename}\n{summary.sha256}".encode()
     durable_tasks.remove(arrival.pending)
-    durable_tasks.keep(COLLECTION, summary.id, facts | {"status": "received"})
+    durable_tasks.keep(COLLECTION, summary.id, fields | {"status": "received"})
     task = durable_tasks.add_task(save_upload, upload_id=summary.id)
     return QueuedUpload.of(task, "Upload queued", upload=summary)
 
@@ -189,7 +194,7 @@ async def list_uploads(
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
     after: Annotated[Sought | None, Query(max_length=64)] = None,
 ) -> UploadPage:
-    """Uploads, newest first; `after` is the last id of the page before."""
+    """List uploads, newest first. `after` is the last id of the previous page."""
     records = await queue.engine.list_records(
         COLLECTION, client=client, after=after, limit=limit + 1
     )
@@ -209,7 +214,7 @@ ExistingUpload = Annotated[Record, Depends(_existing)]
 
 @router.get("/uploads/{upload_id}", responses=documented(404, 422, 503))
 async def read_upload(upload: ExistingUpload) -> UploadView:
-    """What is known of an upload."""
+    """Read the metadata of an upload."""
     return UploadView.of(upload)
 
 
@@ -222,16 +227,16 @@ async def read_upload(upload: ExistingUpload) -> UploadView:
 async def read_content(
     request: Request, upload: ExistingUpload, uploads: UploadsDep, *, signed: bool = False
 ) -> Response:
-    """The bytes, as an attachment: a browser saves them, and runs nothing that is in them.
+    """Download the bytes as an attachment: a browser saves them, and runs no script in them.
 
-    `signed` asks for a redirect to where they can be fetched without this service, for five
-    minutes. A store that has no such address answers with the bytes.
+    `signed` asks for a redirect to a signed URL of the store, which works for five minutes without
+    this service. A store without signed URLs sends the bytes.
     """
     view = UploadView.of(upload)
     if view.status != "published":
-        raise HTTPException(409, "The upload is not published yet: see its task.")
+        raise HTTPException(409, "The upload is not published yet. See the status of its task.")
     if None in view.model_dump().values():
-        raise HTTPException(409, "The record of this upload is damaged: see its null fields.")
+        raise HTTPException(409, "The metadata of this upload is damaged. See its null fields.")
     if signed and (address := await uploads.signed_address(upload.id, SIGNED_SECONDS)):
         return RedirectResponse(address)
     return await download(request, uploads, upload)
@@ -243,7 +248,7 @@ async def read_content(
     responses={200: {"content": {"image/png": {}}}, **documented(404, 422, 503)},
 )
 async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Response:
-    """A small picture of a picture."""
+    """Return a thumbnail, if the upload is a picture."""
     return Response(
         await uploads.thumbnail(upload.id),
         media_type="image/png",
@@ -253,6 +258,6 @@ async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Respons
 
 @router.delete("/uploads/{upload_id}", status_code=204, responses=documented(404, 422, 503, 507))
 async def delete_upload(upload: ExistingUpload, durable_tasks: DurableTasks) -> None:
-    """Remove an upload from the list, and queue the removal of its bytes, in one transaction."""
+    """Delete an upload from the list, and queue the removal of its bytes, in one transaction."""
     durable_tasks.remove(upload)
     durable_tasks.add_task(remove_upload, upload_id=upload.id)
