@@ -89,7 +89,7 @@ def create_api(settings: Settings) -> FastAPI:
     """Make the app without hardening, which is enough on a network without hostile clients."""
     app = FastAPI(
         title="Afterward",
-        summary="Answers at once and does the work afterwards, and keeps every promise.",
+        summary="Answers at once, does the work afterwards, and keeps every promise.",
         version="0.1.0",
         lifespan=lambda _: _run_with_api(settings),
         openapi_url=None,  # app.api.routes.documentation serves the document and its pages
