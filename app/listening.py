@@ -50,7 +50,7 @@ def bind(host: str, port: int, *, prefix: str = "") -> list[socket.socket]:
                 continue
             for other in opened:
                 other.close()
-            raise _explain(error, address[0], chosen, prefix) from error
+            raise _explained(error, address[0], chosen, prefix) from error
     if not opened:
         raise CannotListen(
             f"{prefix}HOST={host} is not an address of this machine: {', '.join(missing)}"
@@ -86,8 +86,8 @@ def _open(family: int, address: Address) -> socket.socket:
     return opened
 
 
-def _explain(error: OSError, ip: str, port: int, prefix: str) -> CannotListen:
-    """Explain why the system refuses this port, and name a command that would work."""
+def _explained(error: OSError, ip: str, port: int, prefix: str) -> CannotListen:
+    """Return the error with the reason why this port is refused, and a command that works."""
     if error.errno == errno.EADDRINUSE:
         processes = tuple(_processes_at(port))
         holder = _describe(processes[0]) if processes else "another program"

@@ -86,7 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def create_api(settings: Settings) -> FastAPI:
-    """Make the app without hardening, which is enough on a network without hostile clients."""
+    """Make the app without hardening and access log: the routes, the errors and the lifespan."""
     app = FastAPI(
         title="Afterward",
         summary="Answers at once, does the work afterwards, and keeps every promise.",
@@ -117,7 +117,7 @@ def _check_root_path(root_path: str | None, app: FastAPI) -> None:
 
 @contextlib.asynccontextmanager
 async def _run_with_api(settings: Settings) -> AsyncIterator[State]:
-    """Run the service for the API, which also publishes the events of other processes."""
+    """Run the service, and show the API the events of other processes, too."""
     async with run(settings) as state:
         if settings.is_open and not settings.on_loopback:
             log.warning(
@@ -152,15 +152,15 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         queue = _make_queue(settings, engine)
         metrics = Metrics(smtp_connections=lambda: mailer.open_connections)
         event_stream = EventStream()
-        for record in (TaskLog().write, metrics.record, event_stream.publish, engine.publish):
-            queue.events.subscribe(record)
+        for receive in (TaskLog().write, metrics.record, event_stream.publish, engine.publish):
+            queue.events.subscribe(receive)
 
         # 5. The worker, if this process has one
         tools = Tools(mailer, settings.mail_from, recipients, store, pictures, engine)
         worker = await _start_worker(settings, queue, tools)
 
-        # 6. The stop. A signal begins it at once, because the server first waits for its open
-        # requests, and event streams would stay open for ever.
+        # 6. The stop. A signal begins it at once. Otherwise the server would first wait for its
+        # open requests, and event streams do not end by themselves.
         async def stop_working() -> None:
             event_stream.close()
             if worker is not None:

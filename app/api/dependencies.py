@@ -67,7 +67,7 @@ HealthDep = Annotated[Health, Depends(_state("health"))]
 CatcherDep = Annotated[Catcher | None, Depends(_state("catcher"))]
 
 
-def permit(request: Request, recipient: str) -> None:
+def check_recipient(request: Request, recipient: str) -> None:
     """Raise HTTPException 403 unless ALLOWED_RECIPIENTS permits mail to this address."""
     if not request.state.recipients.permit(recipient):
         raise HTTPException(403, "Mail may not be sent to this address.")

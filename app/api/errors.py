@@ -43,7 +43,7 @@ LONGEST_DETAIL = 120  # characters about one field
 DEEPEST_POINTER = 3  # parts of a JSON pointer
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
-# The errors of the queue and of the store, with their status. Their messages are for clients, too.
+# The errors of the queue and of the store, with their status. Clients get their messages as detail.
 _STATUS: dict[type[Exception], HTTPStatus] = {
     TaskNotFound: HTTPStatus.NOT_FOUND,
     RecordNotFound: HTTPStatus.NOT_FOUND,
@@ -212,10 +212,9 @@ def _invalid_field(error: dict[str, Any]) -> dict[str, str]:
 def _pointer(location: Sequence[str | int]) -> str:
     """Return a JSON pointer (RFC 6901) to the field.
 
-    The pointer ends before a name of unusual form, because such a name comes from the client.
-
-    The first part of the location is left out. It tells where the field is: in the body, the path,
-    the query or a header.
+    The first part of the location is left out: it is "body", "path", "query" or "header". The
+    pointer ends before a name of unusual form, because such a name comes from the client. For
+    example, ("body", "recipients", 3) is "/recipients/3".
     """
     parts: list[str] = []
     for part in location[1:]:

@@ -46,13 +46,16 @@ class RequestEnvelope:
         if scope["type"] != "http":
             await _run_lifespan(self._app, scope, receive, send)
             return
+        # 1. The prefix
         prefix = self._root_path or scope.get("root_path", "").rstrip("/")
         if prefix:
             scope = with_prefix(scope, prefix)
             send = _with_prefixed_location(send, prefix)
+        # 2. HEAD
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
             receive, send = _head_only(send)
+        # 3. The id
         request_id = _request_id(scope)
         response_headers = [(b"x-request-id", request_id.encode())]
         scope.setdefault("state", {}).update(
@@ -68,6 +71,7 @@ class RequestEnvelope:
                 message["headers"] = [*message.get("headers", ()), *response_headers]
             await send(message)
 
+        # 4. The app, and its errors
         try:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:

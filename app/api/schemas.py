@@ -24,9 +24,9 @@ Subject = Annotated[
 Text = Annotated[str, AfterValidator(body_text), Field(json_schema_extra={"pattern": _LINES})]
 LogText = Annotated[Text, Field(max_length=1000)]
 # A name or an id to search for. PostgreSQL raises an error if a query contains a NUL character.
-Sought = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+SearchText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$", examples=["ada"])]
-Document = Annotated[dict[str, JsonValue], Field(examples=[{"colour": "green"}])]
+JsonObject = Annotated[dict[str, JsonValue], Field(examples=[{"colour": "green"}])]
 
 
 class Notification(BaseModel):

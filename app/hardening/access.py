@@ -24,7 +24,7 @@ CROSS_SITE = (
     "This service has no API keys, so it refuses requests from web pages of other sites and "
     "requests to a public host name."
 )
-TOO_MANY_REQUESTS = "You have sent too many requests. Wait as long as Retry-After says."
+TOO_MANY_REQUESTS = "Too many requests. Retry-After says how many seconds to wait."
 
 # A response to a request with a key must not reach another client from a shared cache. Caches
 # follow this rule for Authorization (RFC 9111, 3.5), but they do not know X-API-Key.
@@ -42,11 +42,11 @@ log = structlog.get_logger(__name__)
 class AccessCheck:
     """A check for RequestChecks: each request needs an API key, and must be within the rate limit.
 
-    It stores the client, the owner of the key, in the state of the request.
+    It stores the owner of the key, the client, in the state of the request.
 
-    Without keys the service is open to everyone who reaches its port, except web pages. A page of
-    any site could otherwise use the service through the browser of a visitor in this network. Pages
-    of the `origins` are allowed.
+    Without keys, everyone who reaches the port may use the service, except web pages of other
+    sites. Such a page could otherwise use it through the browser of a visitor in this network.
+    Pages of `origins` are allowed.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class AccessCheck:
         """Check one request. Returns the response if the request is refused, or else None."""
         state = scope["state"]
         if self._keys is not None:
-            # Requests of one connection share a logging context: drop the previous one's client.
+            # Requests of one connection share a logging context, so remove the previous client.
             structlog.contextvars.unbind_contextvars("client")
         if route_path(scope) in PUBLIC:
             return None

@@ -9,10 +9,10 @@ from fastapi import APIRouter, BackgroundTasks, Request
 from fastapi.exceptions import RequestValidationError
 
 from afterward.fastapi import DurableTasks
-from app.api.dependencies import ClientDep, QueueDep, permit
+from app.api.dependencies import ClientDep, QueueDep, check_recipient
 from app.api.errors import InvalidRequest, documented
 from app.api.route import ServiceRoute
-from app.api.schemas import BatchTask, BatchView, Notifications, QueuedBatch, Sought
+from app.api.schemas import BatchTask, BatchView, Notifications, QueuedBatch, SearchText
 from app.mail.message import address
 from app.tasks.courtesies import write_log
 from app.tasks.mail import send_email
@@ -48,7 +48,7 @@ async def send_notifications(
     recipients = await _valid_addresses(notifications.recipients)
     message = notifications.message
     for email in recipients:
-        permit(request, email)
+        check_recipient(request, email)
     if len(message) * len(recipients) > MOST_TEXT:
         most = MOST_TEXT // len(recipients)
         raise InvalidRequest(
@@ -90,6 +90,6 @@ async def _with_pauses(items: Iterable[ItemT]) -> AsyncIterator[ItemT]:
 
 
 @router.get("/batches/{batch_id}", responses=documented(404, 422, 503))
-async def read_batch(batch_id: Sought, queue: QueueDep, client: ClientDep) -> BatchView:
+async def read_batch(batch_id: SearchText, queue: QueueDep, client: ClientDep) -> BatchView:
     """Read how many tasks of a batch are done. A batch is kept as long as the last of its tasks."""
     return BatchView.of(batch_id, await queue.engine.count_batch(batch_id, client=client))

@@ -11,7 +11,7 @@ from app.api.pages import example, page
 from app.api.route import ServiceRoute, without_turn
 from app.api.schemas import Readiness
 
-router = APIRouter(tags=["operations"], route_class=ServiceRoute)
+router = APIRouter(tags=["health"], route_class=ServiceRoute)
 
 
 @router.get("/", response_class=HTMLResponse, responses=documented())

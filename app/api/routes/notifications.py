@@ -8,7 +8,7 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
 from afterward.fastapi import DurableTasks
-from app.api.dependencies import permit
+from app.api.dependencies import check_recipient
 from app.api.errors import documented
 from app.api.route import ServiceRoute
 from app.api.schemas import Address, LogText, Notification, Queued
@@ -60,7 +60,7 @@ async def send_notification(
 ) -> Queued:
     """Queue a mail to `email`. The task is on disk before the 202, and the mail is sent later."""
     _check_slashes(request)
-    permit(request, email)
+    check_recipient(request, email)
     mail = notification or Notification()
     background_tasks.add_task(write_log, request.state.log_file, f"message to {email}")
     task = durable_tasks.add_task(send_email, to=email, subject=mail.subject, message=mail.message)

@@ -14,7 +14,7 @@ from app.api.dependencies import ClientDep, EventStreamDep, QueueDep
 from app.api.errors import documented
 from app.api.event_stream import Change, Reader, event_id
 from app.api.route import ServiceRoute
-from app.api.schemas import Queued, Sought, TaskPage, TaskView
+from app.api.schemas import Queued, SearchText, TaskPage, TaskView
 from app.api.server_sent_events import (
     DOCUMENTED,
     FELL_BEHIND,
@@ -44,7 +44,7 @@ async def list_tasks(
     queue: QueueDep,
     client: ClientDep,
     status: Status | None = None,
-    kind: Annotated[Sought | None, Query(max_length=100)] = None,
+    kind: Annotated[SearchText | None, Query(max_length=100)] = None,
     limit: Limit = 50,
     after: After = None,
 ) -> TaskPage:
@@ -55,14 +55,14 @@ async def list_tasks(
     return TaskPage(data=[TaskView.of(task) for task in tasks[:limit]], has_more=len(tasks) > limit)
 
 
-async def _existing(task_id: Sought, queue: QueueDep, client: ClientDep) -> Task:
+async def _existing_task(task_id: SearchText, queue: QueueDep, client: ClientDep) -> Task:
     task = await queue.engine.get(task_id)
     if task.client != client:
         raise TaskNotFound
     return task
 
 
-ExistingTask = Annotated[Task, Depends(_existing)]
+ExistingTask = Annotated[Task, Depends(_existing_task)]
 
 
 @router.get("/tasks/{task_id}", responses=documented(404, 422, 503))

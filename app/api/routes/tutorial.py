@@ -6,15 +6,15 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, BackgroundTasks, Path, Query, Request
 
 from afterward.fastapi import DurableTasks
-from app.api.dependencies import ClientDep, LogFileDep, QueueDep, permit
+from app.api.dependencies import ClientDep, LogFileDep, QueueDep, check_recipient
 from app.api.errors import documented
 from app.api.route import ServiceRoute
-from app.api.schemas import Accepted, Address, Document, Name, Queued, QueuedItem
+from app.api.schemas import Accepted, Address, JsonObject, Name, Queued, QueuedItem
 from app.tasks.courtesies import process_data, write_log
 from app.tasks.data import COLLECTION, save_data
 from app.tasks.mail import send_email
 
-router = APIRouter(tags=["patterns"], route_class=ServiceRoute)
+router = APIRouter(tags=["tutorial"], route_class=ServiceRoute)
 
 RouteT = TypeVar("RouteT", bound=Callable[..., Any])
 
@@ -36,7 +36,7 @@ async def send_simple_email(
     email: Address, request: Request, durable_tasks: DurableTasks
 ) -> Queued:
     """Queue a mail, the simplest background task."""
-    permit(request, email)
+    check_recipient(request, email)
     task = durable_tasks.add_task(
         send_email, to=email, subject="Hello", message="This mail was sent in the background."
     )
@@ -45,7 +45,7 @@ async def send_simple_email(
 
 @post("/save-data/", 409, 413, 415, 422, 503, 507)
 async def save_user_data(
-    user_id: Annotated[Name, Query()], data: Document, durable_tasks: DurableTasks
+    user_id: Annotated[Name, Query()], data: JsonObject, durable_tasks: DurableTasks
 ) -> Queued:
     """Queue a task with arguments: it saves the object that the client has sent."""
     task = durable_tasks.add_task(save_data, user_id=user_id, data=data)
@@ -53,7 +53,7 @@ async def save_user_data(
 
 
 @router.get("/save-data/{user_id}", responses=documented(404, 422, 503))
-async def read_user_data(user_id: Name, queue: QueueDep, client: ClientDep) -> Document:
+async def read_user_data(user_id: Name, queue: QueueDep, client: ClientDep) -> JsonObject:
     """Return the object that was last saved for this user."""
     record = await queue.engine.read_record(COLLECTION, user_id, client=client)
     return record.body
@@ -69,7 +69,7 @@ async def run_multiple_tasks(background_tasks: BackgroundTasks, log_file: LogFil
 
 
 @post("/process/", 409, 413, 415, 422, 503, 507)
-async def process(data: Document, background_tasks: BackgroundTasks) -> Accepted:
+async def process(data: JsonObject, background_tasks: BackgroundTasks) -> Accepted:
     """Add a background task that may raise. The error is logged, and the client gets its 202."""
     background_tasks.add_task(process_data, data)
     return Accepted(message="Processing queued")
@@ -83,7 +83,7 @@ async def create_item(
     email: Address = "customer@example.com",
 ) -> QueuedItem:
     """Create an item, and queue a mail that confirms it."""
-    permit(request, email)
+    check_recipient(request, email)
     task = durable_tasks.add_task(
         send_email,
         to=email,

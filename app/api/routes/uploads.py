@@ -23,7 +23,7 @@ from app.api.downloads import RESPONSES, download, only_saved
 from app.api.errors import InvalidRequest, documented
 from app.api.json_body import check_coding
 from app.api.route import ServiceRoute
-from app.api.schemas import QueuedUpload, Sought, UploadPage, UploadSummary, UploadView
+from app.api.schemas import QueuedUpload, SearchText, UploadPage, UploadSummary, UploadView
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.uploads import COLLECTION, remove_upload, save_upload
 from app.uploads.multipart import (
@@ -42,7 +42,7 @@ GIVEN_UP = (
 )
 
 # Errors of an invalid form; _answer_to has their status.
-_REFUSALS = (NotMultipart, UnknownEncoding, MalformedMultipart, MalformedEncoding, InvalidForm)
+_FORM_ERRORS = (NotMultipart, UnknownEncoding, MalformedMultipart, MalformedEncoding, InvalidForm)
 
 router = APIRouter(tags=["uploads"], route_class=ServiceRoute)
 
@@ -85,7 +85,8 @@ class Arrival:
         check_coding(request)
         headers = request.headers
         part, chunks = await file_part(headers.get("content-type", ""), request.stream())
-        announced = int(headers.get("content-length", "0")[-20:])  # see request_checks
+        # The length may begin with many zeros, and Python refuses to parse very long numbers.
+        announced = int(headers.get("content-length", "0")[-20:])
         if announced > self._limit + OVERHEAD_BYTES and not part.is_encoded:
             raise UploadTooLarge
         begun = self._pending_uploads.begin(upload_id)
@@ -138,14 +139,14 @@ async def _arrival(
     arrival = Arrival(uploads, pending_uploads, settings.max_upload_bytes)
     try:
         yield arrival
-    except _REFUSALS as error:
+    except _FORM_ERRORS as error:
         await arrival.undo(queue.engine)
         raise _answer_to(error) from error
     except RecordNotFound as error:
         await arrival.undo(queue.engine)
         raise HTTPException(503, GIVEN_UP) from error
     except BaseException:
-        # If the commit may have succeeded, the file must stay. The clean-up asks the database.
+        # If the commit may have succeeded, the file stays: only the database knows whether it has.
         if not durable_tasks.may_be_written:
             await arrival.undo(queue.engine)
         raise
@@ -192,7 +193,7 @@ async def list_uploads(
     queue: QueueDep,
     client: ClientDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
-    after: Annotated[Sought | None, Query(max_length=64)] = None,
+    after: Annotated[SearchText | None, Query(max_length=64)] = None,
 ) -> UploadPage:
     """List uploads, newest first. `after` is the last id of the previous page."""
     records = await queue.engine.list_records(
@@ -202,14 +203,14 @@ async def list_uploads(
     return UploadPage(data=data, has_more=len(records) > limit)
 
 
-async def _existing(upload_id: Sought, queue: QueueDep, client: ClientDep) -> Record:
+async def _existing_upload(upload_id: SearchText, queue: QueueDep, client: ClientDep) -> Record:
     try:
         return await queue.engine.read_record(COLLECTION, upload_id, client=client)
     except RecordNotFound:
         raise HTTPException(404, "There is no such upload.") from None
 
 
-ExistingUpload = Annotated[Record, Depends(_existing)]
+ExistingUpload = Annotated[Record, Depends(_existing_upload)]
 
 
 @router.get("/uploads/{upload_id}", responses=documented(404, 422, 503))
