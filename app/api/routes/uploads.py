@@ -1,7 +1,7 @@
 """POST /upload, and the routes under /uploads: list, read, download and delete."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -116,7 +116,7 @@ class Arrival:
                 await self._store.delete(self.pending.id)
                 await engine.delete_record(self.pending)
 
-    async def end(self) -> None:
+    async def aclose(self) -> None:
         """Stop the heartbeat. From then on, the clean-up may remove an upload without a commit."""
         await self._flight.aclose()
 
@@ -136,22 +136,22 @@ async def _arrival(
     queue: QueueDep,
     durable_tasks: DurableTasks,
 ) -> AsyncIterator[Arrival]:
-    arrival = Arrival(uploads, pending_uploads, settings.max_upload_bytes)
-    try:
-        yield arrival
-    except _FORM_ERRORS as error:
-        await arrival.undo(queue.engine)
-        raise _answer_to(error) from error
-    except RecordNotFound as error:
-        await arrival.undo(queue.engine)
-        raise HTTPException(503, GIVEN_UP) from error
-    except BaseException:
-        # If the commit may have succeeded, the file stays: only the database knows whether it has.
-        if not durable_tasks.may_be_written:
-            await arrival.undo(queue.engine)
-        raise
-    finally:
-        await arrival.end()
+    """Make the arrival of an upload. Its file is removed again unless the upload is committed.
+
+    Nothing is committed after an error, nor for a repeated request, which gets the first response
+    again. If the outcome of the commit is unknown, the file stays, and the clean-up decides later
+    by the record in the database.
+    """
+    async with aclosing(Arrival(uploads, pending_uploads, settings.max_upload_bytes)) as arrival:
+        try:
+            yield arrival
+        except _FORM_ERRORS as error:
+            raise _answer_to(error) from error
+        except RecordNotFound as error:
+            raise HTTPException(503, GIVEN_UP) from error
+        finally:
+            if not durable_tasks.may_be_written:
+                await arrival.undo(queue.engine)
 
 
 def _answer_to(error: Exception) -> Exception:
