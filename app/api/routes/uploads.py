@@ -180,10 +180,10 @@ async def upload(
     """Store a file, and queue the task that publishes it. The bytes are on disk before the 202."""
     summary = await arrival.receive(request, new_id(queue.now()))
     assert arrival.pending is not None
-    fields = summary.model_dump(exclude={"id"})
+    facts = summary.model_dump(exclude={"id"})
     durable_tasks.body_digest = f"{summary.filename}\n{summary.sha256}".encode()
     durable_tasks.remove(arrival.pending)
-    durable_tasks.keep(COLLECTION, summary.id, fields | {"status": "received"})
+    durable_tasks.keep(COLLECTION, summary.id, facts | {"status": "received"})
     task = durable_tasks.add_task(save_upload, upload_id=summary.id)
     return QueuedUpload.of(task, "Upload queued", upload=summary)
 
@@ -259,6 +259,6 @@ async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Respons
 
 @router.delete("/uploads/{upload_id}", status_code=204, responses=documented(404, 422, 503, 507))
 async def delete_upload(upload: ExistingUpload, durable_tasks: DurableTasks) -> None:
-    """Delete an upload from the list, and queue the removal of its bytes, in one transaction."""
+    """Remove an upload from the list, and queue the removal of its bytes, in one transaction."""
     durable_tasks.remove(upload)
     durable_tasks.add_task(remove_upload, upload_id=upload.id)
