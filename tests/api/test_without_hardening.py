@@ -1,5 +1,6 @@
 """The API without app.hardening keeps every promise. It only lacks the protection."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from app.main import create_api, create_app
 from tests.api.requests import problem_of, upload_of
-from tests.support.service import mails_in, settings_in, wait_for
+from tests.support.service import ROOT, mails_in, settings_in, wait_for
 
 LARGE = {"message": "x" * 100}
 
@@ -61,3 +62,13 @@ def test_only_the_hardened_app_has_limits(unprotected: TestClient, tmp_path: Pat
     ]:
         assert unprotected.post(send, **request).status_code == 202  # type: ignore[arg-type]
         problem_of(hardened.post(send, **request), status)  # type: ignore[arg-type]
+
+
+def test_it_is_attached_in_main_alone() -> None:
+    """To the app in main.py, and to the server in __main__.py, where the server starts."""
+    importing = re.compile(r"^\s*(from|import) app\.hardening", re.MULTILINE)
+    files = [path for path in (ROOT / "app").rglob("*.py") if path.parent.name != "hardening"]
+    assert {path.name for path in files if importing.search(path.read_text())} == {
+        "main.py",
+        "__main__.py",
+    }
