@@ -115,6 +115,10 @@ class Reader:
         self.close()
 
 
+Topic = tuple[str, str | None]
+"""The tasks that a reader follows: (client, None) for all of a client, (client, id) for one."""
+
+
 class EventStream:
     """Hands the events of the queue to readers. `publish` is a subscriber of the queue's events.
 
@@ -124,7 +128,7 @@ class EventStream:
     """
 
     def __init__(self) -> None:
-        self._readers: dict[tuple[str, str | None], set[Reader]] = {}
+        self._readers: dict[Topic, set[Reader]] = {}
         self._closed = False
 
     def publish(self, event: Event) -> None:
@@ -136,15 +140,17 @@ class EventStream:
             return
         task = event.task
         followed = [
-            key for key in ((task.client, None), (task.client, task.id)) if key in self._readers
+            topic
+            for topic in ((task.client, None), (task.client, task.id))
+            if topic in self._readers
         ]
         if not followed or event.type is EventType.LOST:
             return
         change = Change.of(task)
-        for key in followed:
-            for reader in tuple(self._readers[key]):
+        for topic in followed:
+            for reader in tuple(self._readers[topic]):
                 if not reader.add(change):
-                    self._remove(key, reader)
+                    self._remove(topic, reader)
 
     def close(self) -> None:
         """Close every reader, because a server that stops waits for its responses to end."""
@@ -156,17 +162,17 @@ class EventStream:
     @contextmanager
     def reader(self, client: str, task_id: str | None = None) -> Iterator[Reader]:
         """Follow the changes of a client's tasks, or of one task, inside a `with` block."""
-        key, reader = (client, task_id), Reader()
-        self._readers.setdefault(key, set()).add(reader)
+        topic, reader = (client, task_id), Reader()
+        self._readers.setdefault(topic, set()).add(reader)
         if self._closed:
             reader.close()
         try:
             yield reader
         finally:
-            self._remove(key, reader)
+            self._remove(topic, reader)
 
-    def _remove(self, key: tuple[str, str | None], reader: Reader) -> None:
-        readers = self._readers.get(key, set())
+    def _remove(self, topic: Topic, reader: Reader) -> None:
+        readers = self._readers.get(topic, set())
         readers.discard(reader)
         if not readers:
-            self._readers.pop(key, None)
+            self._readers.pop(topic, None)

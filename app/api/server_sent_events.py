@@ -60,7 +60,7 @@ FELL_BEHIND = (
 WAS_AWAY = "Events between the last one you read and now are missing. Read the tasks again."
 REMOVED = "The task was removed after its retention time, so its last event is missing."
 
-Write = Callable[[Reader], AsyncGenerator[bytes, None]]
+WriteEvents = Callable[[Reader], AsyncGenerator[bytes, None]]
 
 
 class EventStreamResponse(Response):
@@ -73,7 +73,7 @@ class EventStreamResponse(Response):
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, reader: AbstractContextManager[Reader], write: Write) -> None:
+    def __init__(self, reader: AbstractContextManager[Reader], write: WriteEvents) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["Content-Length"]
         self._reader = reader

@@ -222,10 +222,10 @@ class ProtocolWithDeadlines(HttpToolsProtocol):
         """
         is_next = self._all_answered() if self._expected == "head" else not self.pipeline
         if is_next and not (self._expected == "body" and self.cycle.response_started):
-            answer = problem("", status, detail, headers={"Connection": "close"})
-            lines = [b"%s: %s\r\n" % header for header in answer.raw_headers]
+            response = problem("", status, detail, headers={"Connection": "close"})
+            lines = [b"%s: %s\r\n" % header for header in response.raw_headers]
             head = [STATUS_LINE[status], *lines, b"\r\n"]
-            self.transport.write(b"".join(head) + bytes(answer.body))
+            self.transport.write(b"".join(head) + bytes(response.body))
         self.transport.close()
 
     def _refuse_connection(self) -> None:

@@ -60,14 +60,14 @@ class Origins(CORSMiddleware):
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Answer a preflight request: 204, or 400 with a problem that names the refused part."""
-        answer = super().preflight_response(request_headers)
+        response = super().preflight_response(request_headers)
         headers = {
             name: value
-            for name, value in answer.headers.items()
+            for name, value in response.headers.items()
             if name not in {"content-length", "content-type"}
         }
-        if answer.status_code >= 400:  # noqa: PLR2004
-            reason = bytes(answer.body).decode().removeprefix("Disallowed CORS ")
+        if response.status_code >= 400:  # noqa: PLR2004
+            reason = bytes(response.body).decode().removeprefix("Disallowed CORS ")
             return problem(
                 "", 400, f"The CORS preflight is refused because of its {reason}.", headers=headers
             )

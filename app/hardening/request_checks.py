@@ -37,10 +37,10 @@ class RequestChecks:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        answer = self._app
+        app = self._app
         if scope["type"] == "http":
-            answer = self._refusal(scope) or self._app
-        await answer(scope, receive, send)
+            app = self._refusal(scope) or app  # a response is an ASGI app, too
+        await app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Response | None:
         for check in self._checks:

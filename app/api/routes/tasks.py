@@ -126,8 +126,11 @@ async def task_events(
 async def _write_task_events(
     task_id: str, engine: Engine, reader: Reader
 ) -> AsyncGenerator[bytes, None]:
+    # 1. The task as it is now.
     last = Change.of(await engine.get(task_id))
     yield RETRY + change_event(last, last=last.finished)
+    # 2. Its changes, until it is finished or the reader ends. After QUIET_SECONDS without a change,
+    # `changes` is empty.
     while not last.finished and (changes := await anext(reader, None)) is not None:
         try:
             news = _newer(changes, last) or await _read_missed_change(engine, last)
