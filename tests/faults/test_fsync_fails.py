@@ -20,7 +20,7 @@ import pytest
 
 from afterward.engines.sqlite.engine import SQLite
 from afterward.errors import QueueUnavailable
-from tests.support.power import Disk, look_into, settings_on
+from tests.support.power import Disk, inspect_database, settings_on
 from tests.support.service import COMMAND, PATIENCE, Service, until
 from tests.support.tools import tool
 from tests.support.torture import Tried, form
@@ -154,7 +154,7 @@ def fail_mend_and_cut(
         disk.cut()
         service.kill()
         disk.power_on()
-        verdict, tasks, _ = look_into(disk)
+        verdict, tasks, _ = inspect_database(disk)
         return verdict, accepted, accepted - tasks
 
 

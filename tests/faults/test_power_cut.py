@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.power import Disk, cut_under_load, look_into, settings_on
+from tests.support.power import Disk, cut_under_load, inspect_database, settings_on
 from tests.support.service import Service
 from tests.support.torture import Tried, form
 
@@ -35,7 +35,7 @@ def test_every_row_that_was_answered_202_is_in_the_database(
     with Service(tmp_path, **settings_on(disk), worker_concurrency=0) as service:
         for _ in range(CUTS):
             accepted |= cut_under_load(disk, service, send)
-            verdict, tasks, keys = look_into(disk)
+            verdict, tasks, keys = inspect_database(disk)
 
             assert verdict == "ok"
             assert set(accepted) - tasks == set()
@@ -58,7 +58,7 @@ def test_control_without_fsync_rows_are_lost(disk: Disk, tmp_path: Path, tried: 
     ) as service:
         for _ in range(cuts):
             accepted = cut_under_load(disk, service, send)
-            _, tasks, _ = look_into(disk)
+            _, tasks, _ = inspect_database(disk)
             losses.append(len(set(accepted) - tasks))
             service.start()
 

@@ -287,7 +287,7 @@ async def test_wherever_a_connection_is_cut_nothing_is_lost(
             requests += 1
             proxy.lose_answer(random.randrange(1, MESSAGES))
             await service.send(kind, key)
-            proxy.let_be()
+            proxy.stop_cutting()
             await service.repeat(kind, key)
         await service.clean_up()
     async with serving(tmp_path, proxied, service) as service:

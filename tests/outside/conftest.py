@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.postfix import Postfix
-from tests.support.tools import not_here, tool
+from tests.support.tools import skip_or_fail, tool
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def postfix() -> Iterator[Postfix]:
     """A Postfix of our own, as strict as it can be."""
     path = tool("postfix")
     if os.geteuid() != 0:
-        not_here("Postfix needs root, which we are not")
+        skip_or_fail("Postfix needs root, which we are not")
     with Postfix(path) as postfix:
         yield postfix
 
