@@ -49,7 +49,7 @@ class Machine:
         _ip("link", "set", self._plug, "master", self._switch)
 
     def unplug(self) -> None:
-        """Disconnect the machine at the switch's end: its own interface stays up, packets are lost."""
+        """Disconnect the machine at the switch. Its own interface stays up; packets are lost."""
         _ip("link", "set", self._plug, "nomaster")
 
 
