@@ -1,8 +1,8 @@
 """Long forms of the tests in tests/faults and tests/attacks, and the table of `make torture`.
 
-docs/guarantees.md links each module to a row: test_smtp_errors_at_every_stage.py, for example, is row F6. A
-test with a name that begins with `test_control_` is a negative control: it runs something weaker,
-and shows that the row's other tests could fail.
+docs/guarantees.md links each module to a row: test_smtp_errors_at_every_stage.py, for example, is
+row F6. A test with a name that begins with `test_control_` is a negative control: it runs something
+weaker, and shows that the row's other tests could fail.
 """
 
 import os
