@@ -42,21 +42,21 @@ async def run_between_two_workers(engine: Engine) -> list[str]:
 
 async def test_a_task_that_outlasts_its_lease_is_not_requeued(engine: Engine, tried: Tried) -> None:
     whats = await run_between_two_workers(engine)
-    tried(f"a task of {LEASES} leases", f"re-queued {whats.count('recovered')} times")
+    tried(f"a task of {LEASES} leases", f"stolen {whats.count('recovered')} times")
     assert whats == ["queued", "started", "succeeded"]
 
 
 async def test_control_without_a_heartbeat_the_task_is_requeued(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    async def send_no_heartbeat(_: Worker[None]) -> None:
+    async def say_nothing(_: Worker[None]) -> None:
         pass
 
-    monkeypatch.setattr(Worker, "_hold_on", send_no_heartbeat)
+    monkeypatch.setattr(Worker, "_hold_on", say_nothing)
     whats = await run_between_two_workers(engine)
     tried(
         f"without a heartbeat, a task of {LEASES} leases",
-        f"re-queued {whats.count('recovered')} times",
+        f"stolen {whats.count('recovered')} times",
     )
     assert whats.count("recovered") > 0
     assert whats.count("started") > 1

@@ -1,7 +1,7 @@
 """A task raises an error, or it cannot write to its log file.
 
-The service writes one error line with the ids of the request and of the durable task, if it has
-one. The other tasks of the request run, and the client's connection stays open.
+The service writes one error line with the request's id, and for a durable task also with the task's
+id. The other tasks of the request run, and the client's connection stays open.
 
 File permissions do not bind root. So a test that runs as root starts the service without root's
 capabilities.
@@ -135,7 +135,7 @@ def mail_to(service: Service, name: str) -> str:
 
 
 @pytest.mark.parametrize("trouble", ["read-only", "gone"])
-def test_a_log_file_that_cannot_be_written_is_one_error_line_for_each_line_and_the_mail_is_sent(
+def test_a_line_that_cannot_be_logged_writes_an_error_line_and_the_mail_is_sent(
     service: Service, trouble: str, tried: Tried
 ) -> None:
     """Each request writes two lines: the dependency's and the route's."""

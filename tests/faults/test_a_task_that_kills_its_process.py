@@ -85,7 +85,7 @@ def given_up(workers: list[Process]) -> bool:
 def test_control_without_the_crash_limit_a_deadly_task_is_never_given_up(
     tmp_path: Path, sqlite_url: str, tried: Tried
 ) -> None:
-    """Two more processes die than the limit allows, and the task is still queued."""
+    """Two more processes die than the limit allows, and the task would run again."""
     (deadly,) = put(sqlite_url, die, 1)
     with workers(tmp_path, 1, queue_url=sqlite_url, without="crash-cap") as (worker,):
         for _ in range(MAX_CRASHES + 1):

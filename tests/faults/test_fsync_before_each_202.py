@@ -23,7 +23,7 @@ from tests.support.traced import Call, calls, strace
 MAILS = form(40, 2_000)
 UPLOADS = form(12, 400)
 CLIENTS = 8
-CARELESS = (sys.executable, "-m", "tests.support.careless")
+WEAKENED = (sys.executable, "-m", "tests.support.weakened_durability")
 
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -40,7 +40,7 @@ def test_rows_and_files_are_synced_before_each_202(tmp_path: Path, tried: Tried)
     assert all(files_kept)
 
 
-def test_sqlite_is_told_to_wait_for_the_disk_at_each_commit(tmp_path: Path) -> None:
+def test_sqlite_waits_for_the_disk_at_each_commit(tmp_path: Path) -> None:
     """This runs without strace. 2 is FULL: SQLite syncs the WAL before COMMIT returns."""
     with closing(open_database(tmp_path / "queue.db")) as database:
         assert database.execute("PRAGMA synchronous").fetchone() == (2,)
@@ -49,7 +49,7 @@ def test_sqlite_is_told_to_wait_for_the_disk_at_each_commit(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("without", ["fsync of commits", "fsync of files", "fsync of folders"])
 def test_control_a_missing_sync_is_detected(tmp_path: Path, tried: Tried, without: str) -> None:
-    mails, uploads, order = traced(tmp_path, CARELESS, without=without)
+    mails, uploads, order = traced(tmp_path, WEAKENED, without=without)
 
     if without == "fsync of commits":
         kept = [order.row_is_kept(task) for task in mails]

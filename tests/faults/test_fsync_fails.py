@@ -28,7 +28,7 @@ from tests.support.torture import Tried, form
 
 POSTS = form(10, 200)
 TIMES = form(1, 20)
-CARELESS = (sys.executable, "-m", "tests.support.careless")
+WEAKENED = (sys.executable, "-m", "tests.support.weakened_durability")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_control_with_synchronous_normal_requests_are_answered_202_while_fsync_f
     tmp_path: Path, tried: Tried
 ) -> None:
     """With synchronous = NORMAL, SQLite does not call fdatasync at a commit, so it cannot fail."""
-    command = under_libfiu(tmp_path, CARELESS)
+    command = under_libfiu(tmp_path, WEAKENED)
     with (
         Service(tmp_path, command=command, without="fsync of commits") as service,
         failing_with_eio(tmp_path, service, "fdatasync"),
@@ -122,7 +122,7 @@ def test_control_with_the_page_cache_kept_accepted_tasks_are_lost(
 ) -> None:
     """SQLite alone reads the failed pages from the cache, and appends behind them."""
     verdict, accepted, lost = fail_mend_and_cut(
-        tmp_path / "disk", CARELESS, restarted=True, without="doubt"
+        tmp_path / "disk", WEAKENED, restarted=True, without="doubt"
     )
 
     tried(

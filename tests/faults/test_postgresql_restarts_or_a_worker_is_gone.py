@@ -98,7 +98,7 @@ def test_control_with_asynchronous_commits_a_crash_loses_mail(
 def test_other_workers_finish_the_tasks_of_a_worker_that_dies(
     tmp_path: Path, database_url: str, sql: Sql, tried: Tried
 ) -> None:
-    """Each task that the worker was running is started once more, and counts a crash."""
+    """Each task that the worker was running is started a second time."""
     count = form(40, 200)  # enough for a worker that starts late
     held = "SELECT count(*) FROM afterward.tasks WHERE status = 'running' AND owner LIKE '%:{}:%'"
     ids = put(database_url, leave_a_mark, count, seconds=0.5)
@@ -131,7 +131,7 @@ CUT_OFF_LEASE = 2.0
 SECONDS = 3.0  # that a mail takes on the isolated machine: longer than its lease
 LOCKED_AT_MOST = 12.0  # PostgreSQL ends an idle transaction after 10 s
 SLOW_SMTP = (sys.executable, "-m", "tests.support.slow_smtp", str(SMTP_PORT))
-STUCK = (sys.executable, "-m", "tests.support.stuck")
+STUCK_WORKER = (sys.executable, "-m", "tests.support.stuck_worker")
 FACTS = "SELECT * FROM afterward.tasks WHERE id <> '{}' ORDER BY seq"
 
 
@@ -182,7 +182,7 @@ def test_another_worker_finishes_the_tasks_of_an_isolated_worker(
             stack.enter_context(on(machine, f"smtp-{name}", *SLOW_SMTP, str(seconds)))
 
         half_claimed = api.post(SEND).json()["id"]
-        stuck = stack.enter_context(on(lonely, "stuck", *STUCK))
+        stuck = stack.enter_context(on(lonely, "stuck", *STUCK_WORKER))
         until(lambda: "locked" in stuck.log, within=PATIENCE, what=stuck.log)
         held = [api.post(SEND).json()["id"] for _ in range(3)]
         cut_off = stack.enter_context(on(lonely, "cut-off", *WORKER))

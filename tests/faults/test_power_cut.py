@@ -18,7 +18,7 @@ from tests.support.service import Service
 from tests.support.torture import Tried, form
 
 CUTS = form(2, 100)
-CARELESS = (sys.executable, "-m", "tests.support.careless")
+WEAKENED = (sys.executable, "-m", "tests.support.weakened_durability")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_control_without_fsync_rows_are_lost(disk: Disk, tmp_path: Path, tried: 
     losses = []
     with Service(
         tmp_path,
-        command=CARELESS,
+        command=WEAKENED,
         without="fsync of commits",
         **settings_on(disk),
         worker_concurrency=0,

@@ -22,7 +22,7 @@ from tests.support.service import Service
 from tests.support.torture import LONG, Tried, form
 
 CUTS = form(2, 100)
-CARELESS = (sys.executable, "-m", "tests.support.careless")
+WEAKENED = (sys.executable, "-m", "tests.support.weakened_durability")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_control_without_fsync_files_are_lost(
     cuts = 0
     accepted: dict[str, str] = {}
     lost = set[str]()
-    with Service(tmp_path, command=CARELESS, without=without, **settings_on(disk)) as service:
+    with Service(tmp_path, command=WEAKENED, without=without, **settings_on(disk)) as service:
         while cuts < form(1, 15) or (not lost and cuts < form(5, 200)):
             cuts += 1
             now = cut_under_load(disk, service, upload)

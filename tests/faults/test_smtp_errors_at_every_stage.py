@@ -22,9 +22,9 @@ import pytest
 from app.mail.replies import MailDeferred, MailRefused, ServerUnavailable
 from app.mail.smtp import Mailer, Security
 from tests.support.mails import (
-    HASTY,
     RECIPIENT,
     SENDER,
+    SHORT_TIMEOUTS,
     STAGES,
     TIMEOUT,
     MakeMailer,
@@ -161,7 +161,7 @@ async def test_silence_at_any_stage_is_temporary_and_ends_in_time(
     async def meet_silence_at(stage: str) -> None:
         async with SmtpServer() as server:
             server.always[stage] = silence
-            await assert_deferred_in_time(mailer_to(server, **HASTY))
+            await assert_deferred_in_time(mailer_to(server, **SHORT_TIMEOUTS))
 
     await asyncio.gather(*map(meet_silence_at, STAGES))
 
@@ -191,7 +191,7 @@ async def test_a_server_that_is_down_is_temporary(
 async def test_a_server_that_does_not_accept_connections_is_temporary(
     full: SmtpServer, mailer_to: MakeMailer
 ) -> None:
-    await assert_deferred_in_time(mailer_to(full, **HASTY))
+    await assert_deferred_in_time(mailer_to(full, **SHORT_TIMEOUTS))
 
 
 @pytest.mark.anyio
@@ -203,7 +203,7 @@ async def test_a_server_that_never_begins_tls_is_temporary(
         server.always["ehlo"] = "250-test\r\n250 STARTTLS"
     else:
         server.always["connect"] = HANG
-    await assert_deferred_in_time(mailer_to(server, security=security, **HASTY))
+    await assert_deferred_in_time(mailer_to(server, security=security, **SHORT_TIMEOUTS))
 
 
 @pytest.mark.anyio
@@ -211,7 +211,7 @@ async def test_a_hang_at_data_ends_after_the_timeout_of_a_step_and_not_of_the_do
     server: SmtpServer, mailer_to: MakeMailer
 ) -> None:
     server.always["data"] = HANG
-    await assert_deferred_in_time(mailer_to(server, **HASTY | {"data_timeout": 60}))
+    await assert_deferred_in_time(mailer_to(server, **SHORT_TIMEOUTS | {"data_timeout": 60}))
 
 
 @pytest.mark.anyio

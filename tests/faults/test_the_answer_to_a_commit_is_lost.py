@@ -1,4 +1,4 @@
-"""PostgreSQL commits, but its answer is lost, so the client repeats the request.
+"""The database commits, but its answer is lost, so the client repeats the request.
 
 Either the connection to PostgreSQL is cut after COMMIT, or the request is cancelled while it waits,
 for example by a server that stops. The client sends the same request with the same Idempotency-Key
@@ -200,7 +200,7 @@ async def assert_expected_end(request: "asyncio.Future[httpx2.Response]") -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_commit_whose_connection_is_cut_is_carried_out_once(
+async def test_a_request_is_carried_out_once_if_the_connection_is_cut_after_its_commit(
     tmp_path: Path, proxied: str, proxy: CuttingProxy, kind: str
 ) -> None:
     async with serving(tmp_path, proxied) as service:
@@ -218,7 +218,7 @@ async def test_a_commit_whose_connection_is_cut_is_carried_out_once(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_commit_whose_request_is_cancelled_is_carried_out_once(
+async def test_a_request_is_carried_out_once_if_it_is_cancelled_after_its_commit(
     tmp_path: Path, queue_url: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     async with serving(tmp_path, queue_url) as service:

@@ -15,7 +15,7 @@ from aiosmtplib import SMTPResponse
 
 from app.mail import connection, smtp
 from app.mail.replies import MailDeferred, MailRefused
-from tests.support.mails import HASTY, RECIPIENT, SENDER, MakeMailer, a_mail, failure, send
+from tests.support.mails import RECIPIENT, SENDER, SHORT_TIMEOUTS, MakeMailer, a_mail, failure, send
 from tests.support.smtp_server import DROP, SmtpServer
 
 pytestmark = pytest.mark.anyio
@@ -210,7 +210,7 @@ async def test_a_server_that_stops_replying_is_disconnected_and_its_last_reply_i
     """The server closes the connection, or keeps it open in silence until the timeout."""
     monkeypatch.setattr(connection, "GOODBYE_SECONDS", 0.1)
     async with Scripted([*WELCOME, replies, *[b""] * stays], [*WELCOME, *SENT]) as server:
-        mailer = mailer_to(server, **HASTY if stays else {})
+        mailer = mailer_to(server, **SHORT_TIMEOUTS if stays else {})
         error = await failure(send(mailer))
         assert error.detail == (SILENT if stays and told == LOST else told)
         assert mailer.open_connections == 0
@@ -256,7 +256,7 @@ async def test_a_reused_connection_that_is_silent_is_not_replaced_within_the_att
     mailer_to: MakeMailer,
 ) -> None:
     async with Scripted([*WELCOME, *SENT, b"", b""]) as server:
-        mailer = mailer_to(server, **HASTY)
+        mailer = mailer_to(server, **SHORT_TIMEOUTS)
         await send(mailer)
         error = await failure(send(mailer))
     assert error.detail == SILENT

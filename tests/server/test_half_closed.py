@@ -11,7 +11,7 @@ import pytest
 from tests.support.service import PATIENCE, Service, until
 from tests.support.wire import Said
 
-DAWDLER = (sys.executable, "-m", "tests.support.dawdler")
+SLOW_APP = (sys.executable, "-m", "tests.support.slow_app")
 HOST = b"Host: localhost\r\n"
 GET = b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n"
 POST = b"POST /send-notification/ada@example.com HTTP/1.1\r\n" + HOST
@@ -27,13 +27,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def dawdler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def slow_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """An app that answers after the number of seconds in the request."""
-    directory = tmp_path_factory.mktemp("dawdler")
+    directory = tmp_path_factory.mktemp("slow_app")
     with Service(
-        directory, command=DAWDLER, client_timeout_seconds=2 * PATIENCE, keep_alive_seconds=75
-    ) as dawdler:
-        yield dawdler
+        directory, command=SLOW_APP, client_timeout_seconds=2 * PATIENCE, keep_alive_seconds=75
+    ) as slow_app:
+        yield slow_app
 
 
 def say_all(port: int, request: bytes) -> Said:
@@ -60,8 +60,8 @@ def test_each_of_several_pipelined_requests_is_answered(service: Service) -> Non
     ]
 
 
-def test_a_slow_answer_has_connection_close(dawdler: Service) -> None:
-    said = say_all(dawdler.port, WORK + b"Content-Length: 3\r\n\r\nabc")
+def test_a_slow_answer_has_connection_close(slow_app: Service) -> None:
+    said = say_all(slow_app.port, WORK + b"Content-Length: 3\r\n\r\nabc")
     assert said.raw.startswith(b"HTTP/1.1 200 ")
     assert b"connection: close\r\n" in said.raw
     assert said.raw.endswith(b"1\r\n3\r\n0\r\n\r\n")
@@ -82,9 +82,9 @@ def test_an_incomplete_request_is_dropped_at_once(service: Service, incomplete: 
     ids=["half a line", "half a head", "half a body"],
 )
 def test_an_incomplete_request_does_not_affect_the_answers_before_it(
-    dawdler: Service, incomplete: bytes
+    slow_app: Service, incomplete: bytes
 ) -> None:
-    said = say_all(dawdler.port, WORK + b"Content-Length: 0\r\n\r\n" + incomplete)
+    said = say_all(slow_app.port, WORK + b"Content-Length: 0\r\n\r\n" + incomplete)
     assert said.raw.count(b"HTTP/1.1 ") == 1
     assert said.raw.endswith(b"1\r\n0\r\n0\r\n\r\n")
 

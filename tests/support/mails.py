@@ -16,7 +16,7 @@ from tests.support.smtp_server import SmtpServer
 SENDER = "notifications@example.com"
 RECIPIENT = "ada@example.org"
 TIMEOUT = 0.3  # seconds for each step, in tests with a slow server
-HASTY = {"timeout": TIMEOUT, "data_timeout": TIMEOUT}
+SHORT_TIMEOUTS = {"timeout": TIMEOUT, "data_timeout": TIMEOUT}
 STAGES = ["connect", "ehlo", "mail", "rcpt", "data", "dot"]
 
 MakeMailer = Callable[..., Mailer]

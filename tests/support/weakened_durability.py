@@ -1,7 +1,7 @@
 """The service without one of its protections against data loss, for negative controls.
 
-`python -m tests.support.careless` serves like `python -m app`. The environment variable WITHOUT
-names the protection to leave out.
+`python -m tests.support.weakened_durability` serves like `python -m app`. The environment variable
+WITHOUT names the protection to leave out.
 """
 
 import os
