@@ -1,8 +1,8 @@
 """The queue as the rest of the app sees it: collect, commit, look, cancel, retry."""
 
 import time
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from afterward.backlog_limit import BacklogLimit
 from afterward.engine import Engine
@@ -10,8 +10,9 @@ from afterward.events import Events, EventType
 from afterward.registry import Registry
 from afterward.retry import RetryPolicy
 from afterward.task import Task, Writes
-from afterward.unit_of_work import UnitOfWork
+from afterward.unit_of_work import Context, UnitOfWork
 
+P = ParamSpec("P")
 ToolsT = TypeVar("ToolsT")
 
 
@@ -65,6 +66,46 @@ class Queue(Generic[ToolsT]):
                 self._backlog_limit.have_put(len(writes.tasks))
             for task in writes.tasks:
                 self.events.emit(EventType.QUEUED, task)
+
+    async def add_task_in(
+        self,
+        connection: object,
+        function: Callable[Concatenate[Context[ToolsT], P], Coroutine[Any, Any, Any]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Task:
+        """Add a task in the caller's own transaction, so that it exists exactly if its rows do.
+
+            async with session.begin():
+                session.add(order)
+                await queue.add_task_in(session, send_email, recipient=order.email)
+
+        `connection` is a connection to the queue's PostgreSQL database: asyncpg's, or SQLAlchemy's
+        AsyncConnection or AsyncSession on asyncpg. It is in a transaction, of any isolation level,
+        and possibly within a savepoint. The task's row is written at once, with that connection.
+        PostgreSQL wakes the workers when the caller commits; a rollback takes the task away.
+        Nothing here commits, rolls back, or changes a setting of the connection. Its role needs
+        USAGE on the schema `afterward`, and INSERT on the tables `tasks` and `counts` in it. A
+        transaction that notifies cannot be prepared for a two-phase commit.
+
+        Returns the task as it will be queued. It has no request id and belongs to no client. Only
+        the caller sees the commit, so no event QUEUED is emitted: no log line and no metric tells
+        that the task was queued. The later events come as usual.
+
+        Raises TypeError and ValueError as UnitOfWork.add_task does, BacklogFull, and
+        QueueUnavailable if the backlog cannot be counted. In these cases nothing was sent through
+        the connection, so the transaction can go on. A transaction that is rolled back takes room
+        in the backlog until the next count, for a second at most. Raises TypeError for a connection
+        of another kind, and RuntimeError for a connection in no transaction or a queue on SQLite.
+        Errors of the database are raised as the caller's own statements raise them.
+        """
+        task = self.collect().add_task(function, *args, **kwargs)
+        await self._backlog_limit.take(1)
+        try:
+            await self.engine.put_through(connection, task)
+        finally:
+            self._backlog_limit.have_put(1)
+        return task
 
     async def cancel(self, task_id: str) -> Task:
         """Withdraw a task that waits. Raises TaskNotFound, TaskHasStarted."""

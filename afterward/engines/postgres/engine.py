@@ -11,6 +11,7 @@ import asyncpg
 
 from afterward.engines.postgres import statements
 from afterward.engines.postgres.batcher import Batcher
+from afterward.engines.postgres.callers_transaction import insert_through
 from afterward.engines.postgres.event_relay import CHANNEL, EventRelay
 from afterward.engines.postgres.listener import ListeningConnection
 from afterward.engines.postgres.outages import Outages
@@ -117,6 +118,9 @@ class Postgres:
             accepted = [w for w, refusal in zip(several, refusals, strict=True) if refusal is None]
             await statements.insert(session, accepted)
         return refusals
+
+    async def put_through(self, connection: object, task: Task) -> None:
+        await insert_through(connection, task)
 
     async def get(self, task_id: str) -> Task:
         async with self._session() as session:

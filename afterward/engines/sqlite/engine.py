@@ -58,6 +58,12 @@ _NEW = (
     "due_at",
 )
 
+_NO_CALLERS_TRANSACTION = (
+    "The queue is in a SQLite file of its own, so a task cannot be part of your transaction. Keep "
+    "an outbox table beside your rows, as examples/4_your_own_database.py does, or keep the queue "
+    "on PostgreSQL, in the database of your rows."
+)
+
 
 def _names(statuses: tuple[Status, ...]) -> str:
     return "(" + ", ".join(f"'{status}'" for status in statuses) + ")"
@@ -134,6 +140,9 @@ class SQLite:
                 await self._commits.run(lambda connection: _put(connection, writes))
         if writes.tasks:
             self._arrived.set()
+
+    async def put_through(self, connection: object, task: Task) -> None:  # noqa: ARG002
+        raise RuntimeError(_NO_CALLERS_TRANSACTION)
 
     async def get(self, task_id: str) -> Task:
         return await self._commits.run(lambda connection: _get(connection, task_id))
