@@ -14,7 +14,7 @@ from fastapi import FastAPI, HTTPException
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from afterward import Afterward, Context, PermanentError, Queue
+from afterward import Afterward, Context, PermanentError
 
 QUEUE_URL = os.environ["QUEUE_URL"]
 BETWEEN_SECONDS = 0.02  # between the two transactions; a shop may do something there
@@ -44,7 +44,7 @@ async def confirm(_: Context[None], *, order_id: int) -> None:
         order.confirmed = True
 
 
-afterward = Afterward(QUEUE_URL, tasks=[confirm], lease_seconds=1)
+afterward = Afterward[None](QUEUE_URL, tasks=[confirm], lease_seconds=1)
 
 
 @asynccontextmanager
@@ -81,7 +81,7 @@ async def place_order(email: str, *, in_stock: bool) -> None:
 
 
 async def _place_in_two_transactions(email: str) -> None:
-    queue: Queue[None] = afterward.queue
+    queue = afterward.queue
     async with AsyncSession(database, expire_on_commit=False) as session, session.begin():
         order = Order(email=email)
         session.add(order)
