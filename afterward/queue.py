@@ -71,33 +71,37 @@ class Queue(Generic[ToolsT]):
         self,
         connection: object,
         function: Callable[Concatenate[Context[ToolsT], P], Coroutine[Any, Any, Any]],
+        /,
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Task:
-        """Add a task in the caller's own transaction, so that it exists exactly if its rows do.
+        """Add a task in the caller's own transaction, so that it exists exactly if the rows do.
 
             async with session.begin():
                 session.add(order)
                 await queue.add_task_in(session, send_email, recipient=order.email)
 
-        `connection` is a connection to the queue's PostgreSQL database: asyncpg's, or SQLAlchemy's
-        AsyncConnection or AsyncSession on asyncpg. It is in a transaction, of any isolation level,
-        and possibly within a savepoint. The task's row is written at once, with that connection.
-        PostgreSQL wakes the workers when the caller commits; a rollback takes the task away.
-        Nothing here commits, rolls back, or changes a setting of the connection. Its role needs
-        USAGE on the schema `afterward`, and INSERT on the tables `tasks` and `counts` in it. A
-        transaction that notifies cannot be prepared for a two-phase commit.
+        `connection` leads to the queue's own PostgreSQL database: a connection of asyncpg, or an
+        AsyncConnection or AsyncSession of SQLAlchemy on asyncpg. It is in a transaction, of any
+        isolation level, or within a savepoint of one. The statement that inserts the task runs on
+        that connection at once. PostgreSQL wakes the workers when the caller commits; after a
+        rollback there is no task. Nothing here commits, rolls back, or changes a setting of the
+        connection. Its role needs USAGE on the schema `afterward`, and INSERT on `afterward.tasks`
+        and `afterward.counts`. The statement notifies the workers, and PostgreSQL does not let a
+        transaction with a NOTIFY be prepared for a two-phase commit.
 
-        Returns the task as it will be queued. It has no request id and belongs to no client. Only
-        the caller sees the commit, so no event QUEUED is emitted: no log line and no metric tells
-        that the task was queued. The later events come as usual.
+        Returns the task as it will be queued. The task has no request id and belongs to no client.
+        The event QUEUED is never emitted for it, because only the caller knows when it commits. So
+        no log line and no metric tells that it was queued; the count of the backlog includes it,
+        and the events of its attempts are emitted as usual.
 
-        Raises TypeError and ValueError as UnitOfWork.add_task does, BacklogFull, and
-        QueueUnavailable if the backlog cannot be counted. In these cases nothing was sent through
-        the connection, so the transaction can go on. A transaction that is rolled back takes room
-        in the backlog until the next count, for a second at most. Raises TypeError for a connection
-        of another kind, and RuntimeError for a connection in no transaction or a queue on SQLite.
-        Errors of the database are raised as the caller's own statements raise them.
+        Raises TypeError and ValueError as UnitOfWork.add_task does, and BacklogFull or
+        QueueUnavailable because the limit on the backlog applies. In these cases nothing was sent
+        through the connection, so the transaction can go on. A task that is rolled back counts as
+        unfinished until the backlog is counted again, which a full backlog does at once. Raises
+        TypeError for another kind of connection, and RuntimeError for a connection in no
+        transaction or a queue on SQLite. The caller's connection raises its own errors, as for any
+        other statement.
         """
         task = self.collect().add_task(function, *args, **kwargs)
         await self._backlog_limit.take(1)

@@ -1,4 +1,4 @@
-"""FastAPI's own BackgroundTasks, and what a kill takes.
+"""FastAPI's own BackgroundTasks: a kill loses the tasks that are not done.
 
 Run it, and ask for a mail:
 
@@ -7,13 +7,13 @@ Run it, and ask for a mail:
 
 The client gets its 202 at once. Two seconds later the server prints "sent to ada@example.com".
 
-Ask for another mail, and end the server within these two seconds, as a crash would:
+Ask for another mail, and kill the server within these two seconds, as a crash would end it:
 
     pkill -9 -f 1_background_task
 
-Start it again, and wait: the mail is never sent. Nothing on disk tells that it was promised, and
-nobody gets an error. The same happens at each deployment that does not wait for the task, and when
-the system runs out of memory. The next example keeps its promises.
+Start it again, and wait: the mail is never sent. The task was in the memory of the process, and
+the client already has its 202. The same happens when the system runs out of memory, or when a
+deployment does not wait for the task. The next example keeps its promises.
 """
 
 import asyncio
@@ -32,6 +32,6 @@ async def send_email(recipient: str) -> None:
 @app.post("/send-notification/{recipient}", status_code=202)
 async def send_notification(recipient: str, background_tasks: BackgroundTasks) -> dict[str, str]:
     """Promise a mail."""
-    # The task is an object in the memory of this process. FastAPI runs it after the response.
+    # This writes nothing to disk. FastAPI runs the task after the response.
     background_tasks.add_task(send_email, recipient)
     return {"message": "The mail will be sent."}

@@ -44,7 +44,7 @@ CLAIM = """
 
 
 async def send_email(recipient: str) -> None:
-    """Stand in for SMTP. A crash after the mail, but before its row says so, sends it again."""
+    """Stand in for SMTP. After a crash it runs again, even if the mail was sent just before."""
     if Path("smtp-is-down").exists():
         raise ConnectionError("the SMTP server does not answer")
     await asyncio.sleep(2)
@@ -78,7 +78,7 @@ async def run(task: sqlite3.Row) -> None:
     try:
         await asyncio.wait_for(FUNCTIONS[task["name"]](**json.loads(task["arguments"])), timeout=60)
     except Exception as error:
-        # Wait for a random time (full jitter): up to 1 s at first, then up to 2 s, 4 s, and so on.
+        # Exponential back-off with full jitter: wait for up to 1 s, then up to 2 s, 4 s ...
         status, message = "queued" if task["attempts"] < MAX_ATTEMPTS else "failed", repr(error)
         due_at = time.time() + random.uniform(0, 2 ** (task["attempts"] - 1))
     outcome = (status, due_at, message, task["id"])

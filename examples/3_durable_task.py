@@ -4,13 +4,13 @@
     curl -X POST localhost:8000/send-notification/ada@example.com
     curl localhost:8000/tasks/ID    # with the id from the answer
 
-The crash and the failure of 2_smallest.py end in the same way here: kill the server with
-`pkill -9 -f 3_durable_task` within two seconds of a request, or run `touch smtp-is-down` before a
-request and `rm smtp-is-down` after it. New are:
+Try the crash and the failure of 2_smallest.py here too: run `pkill -9 -f 3_durable_task` within two
+seconds of a request, or `touch smtp-is-down` before a request and `rm smtp-is-down` after it. The
+library adds:
 
 - Many requests share one commit, and the event loop does not wait for the disk.
-- A mail is tried for four days while SMTP is down. A task that fails because of a bug is tried
-  eight times, and one that crashes its process three times.
+- While SMTP is down, a mail is tried for four days. A task that fails because of a bug is tried
+  eight times. A task that crashes its process is tried three times.
 - A request that is repeated with the same key is carried out once:
       curl -X POST -H 'Idempotency-Key: 1' localhost:8000/send-notification/ada@example.com
 - Finished tasks are removed after a week. Ctrl-C lets running tasks finish for ten seconds.
@@ -31,7 +31,7 @@ FOUR_DAYS = 4 * 24 * 3600.0
 
 
 async def send_email(_: Context[None], recipient: str) -> None:
-    """Stand in for SMTP. A crash after the mail, but before its row says so, sends it again."""
+    """Stand in for SMTP. After a crash it runs again, even if the mail was sent just before."""
     if Path("smtp-is-down").exists():
         raise TemporaryError("the SMTP server does not answer")
     await asyncio.sleep(2)

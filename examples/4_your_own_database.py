@@ -15,10 +15,11 @@ seconds every order has its mail. An order that is refused at the last moment le
     curl -X POST 'localhost:8000/orders/ada@example.com?in_stock=false'
 
 /invoices: the invoice is in a SQLite file, and the queue in another database, so no commit can
-write both. Therefore the invoice's transaction writes a row of an outbox too, and a relay moves
-these rows to the queue. The gap: the relay commits to the queue first, and then removes the row. If
-the process dies in between, the next relay queues the task again, and the mail is sent twice. The
-other order would lose mails. A queue on SQLite needs the outbox for every database of yours.
+write both. Therefore the transaction of the invoice also writes a row to an outbox table, and a
+relay moves these rows to the queue. There is a gap: the relay commits to the queue first, and then
+removes the row. If the process dies in between, the next relay queues the task again, and the mail
+is sent twice. (In the opposite order, the mail would be lost.) A queue on SQLite is a file of its
+own, so every database of yours needs an outbox then.
 """
 
 import asyncio
@@ -51,7 +52,7 @@ class Order(Base):
 
 
 async def send_email(_: Context[None], *, recipient: str, subject: str) -> None:
-    """Stand in for SMTP. A crash after the mail, but before its row says so, sends it again."""
+    """Stand in for SMTP. After a crash it runs again, even if the mail was sent just before."""
     await asyncio.sleep(2)
     print(f"sent to {recipient}: {subject}")
 

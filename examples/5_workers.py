@@ -1,4 +1,4 @@
-"""Workers as processes of their own: on this machine, or on as many machines as you like.
+"""Run workers as processes of their own, on any number of machines.
 
 They share one PostgreSQL with the API:
 
@@ -8,10 +8,10 @@ They share one PostgreSQL with the API:
     .venv/bin/python -m examples.5_workers       # a worker: start two, in other terminals
     for n in $(seq 40); do curl -X POST localhost:8000/send-notification/user$n@example.com; done
 
-Each worker runs four tasks at a time, and prints the mails that it sends. Kill one of them within
-its two seconds for a mail, with `kill -9` and its process id, which it prints at its start. Its
-lease on the tasks that it ran expires after five seconds, and then the other worker runs them.
-Ctrl-C lets a worker finish its tasks first. While no worker runs, the API still accepts mails.
+Each worker runs four tasks at a time, and prints the mails that it sends. Kill one of them while it
+sends: `kill -9`, with the process id that it prints at its start. The lease on its tasks expires
+after five seconds, and then the other worker runs them. Ctrl-C lets a worker finish its tasks
+first. While no worker runs, the API still accepts mails, and they wait.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ URL = os.environ["DATABASE_URL"]
 
 
 async def send_email(_: Context[None], recipient: str) -> None:
-    """Stand in for SMTP. A crash after the mail, but before its row says so, sends it again."""
+    """Stand in for SMTP. After a crash it runs again, even if the mail was sent just before."""
     await asyncio.sleep(2)
     print(f"sent to {recipient} by worker {os.getpid()}", flush=True)
 

@@ -1,4 +1,4 @@
-"""The five examples do what their docstrings say, and start with the commands that these name."""
+"""Start each example with the command in its docstring, and check what the docstring says."""
 
 import ast
 import contextlib
@@ -24,7 +24,7 @@ _COMMAND = re.compile(r"^ +\.venv/bin/((?:uvicorn|python) .+)$", re.MULTILINE)
 
 
 def commands(example: str) -> list[list[str]]:
-    """Read the commands in an example's docstring that start one of its processes."""
+    """Read from an example's docstring the commands that start its processes."""
     docstring = ast.get_docstring(ast.parse((ROOT / f"examples/{example}.py").read_text()))
     found = [shlex.split(line, comments=True) for line in _COMMAND.findall(docstring or "")]
     return [
@@ -47,7 +47,7 @@ class Example(Service):
 
     @property
     def sent(self) -> Counter[str]:
-        """How many mails each recipient got, by what the example has printed so far."""
+        """Count the mails to each recipient that the example has printed so far."""
         return Counter(_SENT.findall(self.log))
 
     def until_sent(self, recipient: str) -> None:
@@ -57,7 +57,7 @@ class Example(Service):
 
 @contextmanager
 def smtp_is_down(directory: Path) -> Iterator[None]:
-    """Do what the docstrings say: `touch smtp-is-down`, and `rm smtp-is-down`."""
+    """Run `touch smtp-is-down` before the block, and `rm smtp-is-down` after it."""
     (directory / "smtp-is-down").touch()
     yield
     (directory / "smtp-is-down").unlink()

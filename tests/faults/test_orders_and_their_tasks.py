@@ -1,7 +1,7 @@
-"""A shop is killed (SIGKILL) at random instants while clients order, and started again.
+"""Kill a shop (SIGKILL) at random instants while clients order, and start it again.
 
-It writes each order, and the task of its confirmation mail, in one transaction of its own. So
-there is no order without a task and no task without an order, whenever the kill comes.
+The shop writes an order, and the task of its confirmation mail, in one transaction of its own. So
+no order is without its task, and no task without its order, at whatever instant the kill comes.
 """
 
 import random
@@ -23,7 +23,7 @@ from tests.support.workers import UNFINISHED
 SHOP = (sys.executable, "-m", "tests.support.orders")
 KILLS = form(4, 100)
 CLIENTS = 8
-PATIENCE = 60.0  # seconds: a start, and the leases of what ran
+PATIENCE = 60.0  # seconds: for a start, and for the leases of crashed tasks
 
 _ORDER_OF = "(SELECT (arguments::json->'kwargs'->>'order_id')::int FROM afterward.tasks)"
 WITHOUT_A_TASK = f"SELECT count(*) FROM orders WHERE id NOT IN {_ORDER_OF}"

@@ -39,6 +39,10 @@ async def greet(_: Context[None], *, name: str) -> None:
     """Greet somebody."""
 
 
+async def connect(_: Context[None], *, connection: str, function: str) -> None:
+    """Has arguments that are named like those of add_task_in."""
+
+
 async def fail(_: Context[None]) -> None:
     """Not in the registry."""
 
@@ -56,7 +60,7 @@ async def queue(database_url: str, sql: Sql) -> AsyncIterator[Queue[None]]:
 async def queue_on(url: str, **settings: Any) -> AsyncIterator[Queue[None]]:
     engine = open_engine(url)
     await engine.start()
-    yield Queue(engine, Registry(greet), RetryPolicy(), **settings)
+    yield Queue(engine, Registry(greet, connect), RetryPolicy(), **settings)
     await engine.stop()
 
 
@@ -124,7 +128,7 @@ Connection = Asyncpg | SQLAlchemy
 
 @asynccontextmanager
 async def connected(kind: str, url: str, **options: Any) -> AsyncIterator[Connection]:
-    """Connect in one of the ways of a caller."""
+    """Connect as a caller does, with this kind of connection."""
     match kind:
         case "asyncpg":
             connection = await asyncpg.connect(url)
@@ -190,7 +194,7 @@ async def test_a_row_and_its_task_are_committed_together(
     async with connection.transaction():
         await order(connection, "ada")
         await queue.add_task_in(connection.given, greet, name="ada")
-        assert orders_and_tasks(sql) == ([], [])  # others see neither before the commit
+        assert orders_and_tasks(sql) == ([], [])  # other connections see neither yet
     assert orders_and_tasks(sql) == (["ada"], ["ada"])
 
 
@@ -270,6 +274,12 @@ async def test_the_row_is_the_one_that_the_queue_writes(
     )
     assert len(rows.splitlines()) == 1
     assert sql("SELECT status, sum(tasks) FROM afterward.counts GROUP BY status") == "queued|2"
+
+
+async def test_arguments_may_have_any_names(queue: Queue[None], connection: Connection) -> None:
+    async with connection.transaction():
+        task = await queue.add_task_in(connection.given, connect, connection="a", function="b")
+    assert json.loads(task.arguments)["kwargs"] == {"connection": "a", "function": "b"}
 
 
 async def test_a_worker_is_woken_by_the_commit(
@@ -356,7 +366,7 @@ async def test_another_client_encoding_does_not_matter(
 async def test_a_role_needs_few_rights(
     queue: Queue[None], postgres: Postgres, database_url: str, sql: Sql
 ) -> None:
-    """Those that the documentation names."""
+    """The docstring of add_task_in names them."""
     role = f"shop_{os.getpid()}"
     sql(
         f"""
@@ -373,7 +383,7 @@ async def test_a_role_needs_few_rights(
     assert orders_and_tasks(sql) == ([], ["ada"])
 
 
-# What is refused
+# Refusals
 
 
 async def test_arguments_and_functions_are_checked_before_the_connection_is_used(
@@ -473,7 +483,7 @@ async def test_what_is_no_connection_is_refused_with_what_is_accepted(
 async def test_sessions_of_another_kind_are_refused_with_what_is_accepted(
     queue: Queue[None],
 ) -> None:
-    """A session that is not asynchronous, and one on another driver."""
+    """A synchronous session, and a connection on another driver."""
     from sqlalchemy import create_mock_engine
     from sqlalchemy.orm import Session
 

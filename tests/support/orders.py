@@ -1,4 +1,4 @@
-"""A shop whose orders and their confirmation mails' tasks are in one PostgreSQL database.
+"""A shop on PostgreSQL, with a durable task that confirms each order by mail.
 
 `python -m tests.support.orders` serves it at PORT. It writes the order and the task in one
 transaction; with TRANSACTIONS=2, for a negative control, in one after the other.
@@ -36,7 +36,7 @@ class Order(Base):
 
 
 async def confirm(_: Context[None], *, order_id: int) -> None:
-    """Send the confirmation, so to speak. Fails for good if there is no such order."""
+    """Stand in for a mail: mark the order. Fails for good if there is no such order."""
     async with AsyncSession(database) as session, session.begin():
         order = await session.get(Order, order_id)
         if order is None:

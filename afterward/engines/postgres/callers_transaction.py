@@ -1,22 +1,23 @@
 """Write a task through the caller's own connection, as a part of the caller's own transaction."""
 
 import inspect
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from afterward.engines.postgres.statements import NEW_COLUMNS, TASKS_CHANNEL
+from afterward.engines.postgres.statements import TASKS_CHANNEL
 from afterward.task import Task, to_json
 
+_COLUMNS = ", ".join(field.name for field in fields(Task))
 # The task is one JSON text, which PostgreSQL converts to the types of the table. So the caller's
 # codecs for numbers, arrays and JSON never see it, and it is ASCII in every client encoding. Tables
 # and functions are named with their schema, because the caller's search_path may lead elsewhere.
 _INSERT = f"""
     WITH woken AS (SELECT pg_catalog.pg_notify('{TASKS_CHANNEL}', ''))
-    INSERT INTO afterward.tasks ({NEW_COLUMNS}, ready_at)
-    SELECT {NEW_COLUMNS}, pg_catalog.now() + (due_at - updated_at) * interval '1 second'
+    INSERT INTO afterward.tasks ({_COLUMNS}, ready_at)
+    SELECT {_COLUMNS}, pg_catalog.now() + (due_at - updated_at) * interval '1 second'
     FROM woken, pg_catalog.json_populate_record(
         NULL::afterward.tasks, $1::text::json
     )

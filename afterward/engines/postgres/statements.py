@@ -32,7 +32,6 @@ _NEW = (
     *("id", "kind", "arguments", "request_id", "client", "status", "max_attempts", "gives_up_at"),
     *("created_at", "updated_at", "due_at"),
 )
-NEW_COLUMNS = ", ".join(_NEW)
 RECORD = "collection, client, id, body, created_at"
 ANSWER = "key, fingerprint, body, location, created_at"
 
@@ -167,18 +166,19 @@ def fits_in_one(several: Sequence[Writes]) -> bool:
 async def insert(session: Session, several: Sequence[Writes]) -> None:
     """Insert the tasks and the records of several writes, remove others, and wake the workers."""
     tasks = [(task, writes.batch_id) for writes in several for task in writes.tasks]
+    columns = ", ".join(_NEW)
     for start in range(0, len(tasks), INSERT_AT_ONCE):
         some, batch_ids = zip(*tasks[start : start + INSERT_AT_ONCE], strict=True)
         await session.execute(
             f"""
             WITH woken AS (SELECT pg_notify('{TASKS_CHANNEL}', ''))
-            INSERT INTO afterward.tasks (batch_id, {NEW_COLUMNS}, ready_at)
+            INSERT INTO afterward.tasks (batch_id, {columns}, ready_at)
             -- Relative to now, so that it does not matter whose clock is right.
             SELECT new.*, now() + (due_at - updated_at) * interval '1 second'
             FROM woken, unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[],
                 $6::text[], $7::text[], $8::int[], $9::float8[], $10::float8[], $11::float8[],
                 $12::float8[])
-            AS new (batch_id, {NEW_COLUMNS})
+            AS new (batch_id, {columns})
             """,
             batch_ids,
             *zip(*map(attrgetter(*_NEW), some), strict=True),

@@ -58,12 +58,6 @@ _NEW = (
     "due_at",
 )
 
-_NO_CALLERS_TRANSACTION = (
-    "The queue is in a SQLite file of its own, so a task cannot be part of your transaction. Keep "
-    "an outbox table beside your rows, as examples/4_your_own_database.py does, or keep the queue "
-    "on PostgreSQL, in the database of your rows."
-)
-
 
 def _names(statuses: tuple[Status, ...]) -> str:
     return "(" + ", ".join(f"'{status}'" for status in statuses) + ")"
@@ -142,7 +136,12 @@ class SQLite:
             self._arrived.set()
 
     async def put_through(self, connection: object, task: Task) -> None:  # noqa: ARG002
-        raise RuntimeError(_NO_CALLERS_TRANSACTION)
+        raise RuntimeError(
+            "The queue is in a SQLite file of its own, so a task cannot be part of your "
+            "transaction. Keep an outbox table beside your rows, as "
+            "examples/4_your_own_database.py does, or keep the queue on PostgreSQL, in the "
+            "database of your rows."
+        )
 
     async def get(self, task_id: str) -> Task:
         return await self._commits.run(lambda connection: _get(connection, task_id))
