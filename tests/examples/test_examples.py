@@ -224,6 +224,8 @@ def test_orders_invoices_and_their_mails_survive_a_kill(tmp_path: Path, postgres
             until(
                 lambda: invoices.execute("SELECT * FROM outbox").fetchall() == [], within=PATIENCE
             )
+        server.stop()
+        assert "Traceback" not in server.log
 
 
 # 5_workers.py
