@@ -126,6 +126,7 @@ def test_the_smallest_tries_again_until_smtp_is_back(tmp_path: Path) -> None:
         assert until_newest(server, status="succeeded")["error"] is None
 
 
+@pytest.mark.thorough
 def test_the_smallest_gives_up_after_eight_attempts(tmp_path: Path) -> None:
     """Also if each of them has ended with a crash of the process."""
     with Example(tmp_path, "2_smallest") as server:
@@ -183,6 +184,7 @@ def test_the_librarys_task_is_tried_again_until_smtp_is_back(tmp_path: Path) -> 
         server.until_sent("ada@example.com")
 
 
+@pytest.mark.thorough
 def test_a_repeated_request_is_carried_out_once_and_a_stop_lets_tasks_finish(
     tmp_path: Path,
 ) -> None:

@@ -54,6 +54,11 @@ class Answers:
             self.accepted += status == httpx2.codes.ACCEPTED
             self.refused += status == httpx2.codes.CONFLICT
 
+    def wait_for(self, more: int) -> None:
+        """Wait until so many more orders are accepted."""
+        enough = self.accepted + more
+        until(lambda: self.accepted >= enough, within=PATIENCE, what=f"{more} more orders")
+
 
 def test_no_order_is_without_its_task_and_no_task_without_its_order(
     tmp_path: Path, database_url: str, sql: Sql, tried: Tried
@@ -97,8 +102,7 @@ def kill_while_clients_order(
     ) as shop:
         with _orders(shop.url, answers):
             for _ in range(kills):
-                enough = answers.accepted + random.randint(1, 40)
-                until(lambda enough=enough: answers.accepted >= enough, within=PATIENCE)  # type: ignore[misc]
+                answers.wait_for(random.randint(1, 40))
                 time.sleep(random.uniform(0, 0.02))
                 shop.kill()
                 shop.start()

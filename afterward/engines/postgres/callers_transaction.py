@@ -60,7 +60,9 @@ async def _sqlalchemy_connection(given: Any) -> Any:
     if not hasattr(given, "get_raw_connection"):
         # A session that is not asynchronous has this method too, but as a plain function.
         if not inspect.iscoroutinefunction(getattr(given, "connection", None)):
-            raise _not_accepted(type(given).__qualname__)
+            # With its module, because psycopg has an AsyncConnection too.
+            kind = type(given)
+            raise _not_accepted(f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."))
         given = await given.connection()
     if given.dialect.driver != "asyncpg":
         raise _not_accepted(f"SQLAlchemy's connection on {given.dialect.driver}")
