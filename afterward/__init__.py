@@ -30,6 +30,7 @@ from afterward.errors import (
     QueueError,
     QueueUnavailable,
     ServiceUnavailable,
+    TaskNotFound,
     TemporaryError,
 )
 from afterward.events import Event, EventType
@@ -55,6 +56,7 @@ __all__ = [
     "Status",
     "Task",
     "TaskKind",
+    "TaskNotFound",
     "TemporaryError",
     "UnitOfWork",
 ]

@@ -1,5 +1,6 @@
-"""The operations that the queue needs from a database; `afterward.engines` has the databases."""
+"""The operations that the queue needs from a database. `afterward.engines` implements them."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -8,33 +9,53 @@ from afterward.task import Backlog, Outcome, Record, Status, Task, Writes
 
 
 class Engine(Protocol):
-    """Keeps the record of tasks. Whatever it has returned from is on disk.
+    """Stores tasks, records and the answers to idempotent requests in a database.
 
-    Any method raises QueueUnavailable while the database refuses, and QueueFull when its disk is
-    full: then nothing has changed. It raises CommitUnknown, which is a QueueUnavailable, if the
-    answer to a commit was lost: then everything was written, or nothing. The same holds after a
-    cancellation.
+    When a method returns, its changes are durable: they survive a crash of the machine. Every
+    method may raise one of three errors:
+
+        QueueUnavailable  the database cannot be reached, or it refuses; nothing has changed
+        QueueFull         the disk of the database is full; nothing has changed
+        CommitUnknown     the reply to a commit was lost; all changes were written, or none
+
+    QueueFull and CommitUnknown are subclasses of QueueUnavailable. If a caller is cancelled while
+    it waits for a method, the outcome is unknown as well: all changes were written, or none.
+
+    A class with the base Engine can only be instantiated if it implements every method.
     """
 
+    @abstractmethod
     async def start(self) -> None:
-        """Open the database, or raise CannotStart with the reason in one line."""
+        """Open the database. Raises CannotStart with the reason in one line."""
 
+    @abstractmethod
     async def stop(self) -> None:
-        """Finish what was asked for, and close."""
+        """Finish the operations that have begun, and close the database."""
 
-    # What the API asks.
+    # For the API
 
+    @abstractmethod
     async def put(self, writes: Writes) -> None:
-        """Write all of it, or nothing.
+        """Write everything in `writes` in one transaction.
 
-        Raises KeyTaken if its answer's key was used before, and RecordNotFound if a record that is
-        to be removed is gone: then nothing was written, nor after any QueueUnavailable but
-        CommitUnknown. After CommitUnknown or a cancellation it may have been.
+        Raises KeyTaken if the idempotency key of `writes.answer` was used before, and
+        RecordNotFound if a record in `writes.removed` does not exist. Then nothing was written.
         """
 
-    async def get(self, task_id: str) -> Task:
-        """The task, or TaskNotFound."""
+    @abstractmethod
+    async def put_through(self, connection: object, task: Task) -> None:
+        """Write a task through the caller's own connection, as a part of its transaction.
 
+        The task exists once the caller commits, and only then. Raises TypeError for a connection of
+        another kind, RuntimeError for a connection in no transaction or a database that does not
+        have this, and the errors of the database as the caller's connection raises them.
+        """
+
+    @abstractmethod
+    async def get(self, task_id: str) -> Task:
+        """Return a task. Raises TaskNotFound."""
+
+    @abstractmethod
     async def list_tasks(
         self,
         *,
@@ -44,21 +65,26 @@ class Engine(Protocol):
         after: str | None,
         limit: int,
     ) -> list[Task]:
-        """List a client's tasks in descending order of their ids, which is newest first.
+        """Return up to `limit` tasks of a client, newest first: in descending order of their ids.
 
-        `after` is the last id of the page before. It need not be there any more: the list goes on
-        with the next older id, also after one that retention has removed.
+        `status` and `kind` select tasks, unless they are None. `after` is the last id of the
+        previous page. The list continues with the next older id, even if retention has removed the
+        task `after` in the meantime.
         """
 
+    @abstractmethod
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
-        """How many tasks of a client's batch stand where, or BatchNotFound.
+        """Count the tasks of a client's batch in each status. Raises BatchNotFound.
 
-        Those that were purged are counted as they ended, until the last one is.
+        Tasks that retention has removed still count, with their last status, until retention has
+        removed the last task of the batch.
         """
 
+    @abstractmethod
     async def cancel(self, task_id: str, now: float) -> Task:
-        """Withdraw a waiting task. Raises TaskNotFound, TaskHasStarted."""
+        """Cancel a queued or retrying task. Raises TaskNotFound, and TaskHasStarted otherwise."""
 
+    @abstractmethod
     async def retry(
         self,
         task_id: str,
@@ -68,20 +94,24 @@ class Engine(Protocol):
         max_attempts: int | None,
         gives_up_at: float | None,
     ) -> Task:
-        """Queue a failed or cancelled task afresh, with these bounds.
+        """Queue a failed or cancelled task again, with new bounds.
 
-        Its attempts, errors and crashes are counted from 0 again. `writes`, which holds at most an
-        answer, is written in the same transaction. Raises TaskNotFound, TaskNotGivenUp, KeyTaken.
+        Its attempts, errors and crashes are counted from 0 again. `writes` contains an answer or is
+        empty, and is written in the same transaction. Raises TaskNotFound, KeyTaken, and
+        TaskNotGivenUp if the task is neither failed nor cancelled.
         """
 
+    @abstractmethod
     async def backlog(self) -> Backlog:
-        """How much is waiting."""
+        """Return the number of tasks in each status, and the earliest due time of a waiting one."""
 
+    @abstractmethod
     async def check(self) -> None:
-        """Write something, so that a database which refuses is noticed."""
+        """Check that the database accepts writes. Changes no data."""
 
-    # What a worker asks.
+    # For a worker
 
+    @abstractmethod
     async def claim(
         self,
         owner: str,
@@ -94,69 +124,96 @@ class Engine(Protocol):
     ) -> list[Task]:
         """Claim up to `limit` due tasks of these kinds for `lease` seconds, oldest first.
 
-        They are given as running, and the attempt is counted. Tasks of other kinds wait. A suspect
-        is a task whose worker crashed while it ran: at most one comes with the others, and none
-        unless `suspect`.
+        The tasks are returned as running, and this attempt is already counted. A suspect is a
+        waiting task whose worker crashed during its last attempt. A claim takes at most one
+        suspect, and none if `suspect` is False, because a worker runs suspects one at a time: a
+        task that crashes its process must not take the other suspects down with it again.
 
-        The list ends with the tasks, of any kind, that other owners held under a lease that has
-        expired. They are re-queued, and given as retrying; a task whose workers crashed
-        MAX_CRASHES times in a row, or in its last attempt, is given as failed.
+        The list ends with the crashed tasks, of any kind: running tasks of other owners, whose
+        leases have expired. They are re-queued, and returned as retrying. A task fails instead, and
+        is returned as failed, if it has crashed MAX_CRASHES times in a row, or if this was its last
+        attempt.
 
-        A waiting task is due from its `due_at` on if that was still to come when the task was
-        written. Otherwise it is due at any time, also by a clock that has been set back.
+        A waiting task is due from `due_at` on if this time was in the future when the task was
+        written. Any other waiting task is due at once, even if the clock has been set back.
         """
 
+    @abstractmethod
     async def extend(self, owner: str, *, now: float, lease: float) -> set[tuple[str, int]]:
-        """Extend the lease of every attempt of this owner to `lease` seconds from now.
+        """Extend the leases of this owner to `lease` seconds from now: its heartbeat.
 
-        Gives the task's id and the number of the claim for each attempt that is still held.
+        Returns the id of the task and the number of the claim for each attempt that it still holds.
         """
 
+    @abstractmethod
     async def settle(self, task: Task, outcome: Outcome, now: float) -> Task | None:
-        """Write how the attempt ended. None, and nothing written, if the claim was lost.
+        """Write how an attempt ended, and return the task after that.
 
-        An outcome that counts sets `crashes` to 0; an unexpected one adds to `errors`. A caller
-        that did not get the answer may ask again, with the same `now`.
+        `task` is the task as it was claimed. Its number of claims is the fencing token: if the task
+        has been re-queued in the meantime, nothing is written, and the method returns None.
+
+        An outcome that counts sets `crashes` to 0, and an unexpected one increments `errors`. If
+        the reply was lost (CommitUnknown), the caller may repeat the call with the same `now`.
         """
 
+    @abstractmethod
     async def report(self, task: Task, progress: float, now: float) -> Task | None:
-        """Note the progress, 0 to 1. None, and nothing written, if the claim was lost."""
+        """Write the progress of an attempt, from 0 to 1, and return the task after that.
 
-    async def pull_forward(self, *, now: float, longest_wait: float) -> None:
-        """Make due each retry that waits for longer than `longest_wait` seconds.
-
-        No retry is given such a wait, so the clock was set back.
+        If the worker has lost its claim, nothing is written, and the method returns None.
         """
 
+    @abstractmethod
+    async def pull_forward(self, *, now: float, longest_wait: float) -> None:
+        """Make each retry due that would have to wait for more than `longest_wait` seconds.
+
+        No retry policy asks for so long a wait. It means that the clock was set back after the
+        retry was planned.
+        """
+
+    @abstractmethod
     async def wait_for_tasks(self, at_most: float) -> None:
-        """Return when tasks may have been put, after `at_most` seconds in any case."""
+        """Return when tasks may have been added, but after `at_most` seconds in any case."""
 
+    @abstractmethod
     async def purge(self, *, finished_before: float, answered_before: float, limit: int) -> int:
-        """Remove up to `limit` old tasks and up to `limit` old answers; gives how many."""
+        """Remove old tasks and old answers, at most `limit` of each, and return their number."""
 
-    # Documents beside the tasks.
+    # Records: documents that are stored beside the tasks
 
+    @abstractmethod
     async def read_record(self, collection: str, record_id: str, *, client: str | None) -> Record:
-        """A client's record, or anybody's if `client` is None; RecordNotFound if there is none."""
+        """Return a record of this client, or of any client if `client` is None.
 
+        Raises RecordNotFound.
+        """
+
+    @abstractmethod
     async def list_records(
         self, collection: str, *, client: str, after: str | None, limit: int
     ) -> list[Record]:
-        """A client's records in descending order of their ids; `after` is the last one before."""
+        """Return up to `limit` records of a client, in descending order of their ids.
 
-    async def update_record(self, record: Record) -> bool:
-        """Replace a record's body, unless it is gone: then False."""
-
-    async def delete_record(self, record: Record) -> bool:
-        """Remove a record; False if it is gone."""
-
-    # What other processes do.
-
-    def publish(self, event: Event) -> None:
-        """Let other processes on this database know; a listener of the queue's events.
-
-        As a courtesy: it does not wait, and what cannot be told is not.
+        `after` is the last id of the previous page.
         """
 
+    @abstractmethod
+    async def update_record(self, record: Record) -> bool:
+        """Replace the body of a record. Returns False if the record does not exist."""
+
+    @abstractmethod
+    async def delete_record(self, record: Record) -> bool:
+        """Remove a record. Returns False if the record does not exist."""
+
+    # Events of other processes
+
+    @abstractmethod
+    def publish(self, event: Event) -> None:
+        """Send an event to the other processes that use this database.
+
+        This is a courtesy: the method does not wait, and an event that cannot be sent is dropped.
+        """
+
+    @abstractmethod
     def subscribe(self, *listeners: Listener) -> None:
-        """Pass to `listeners` what other processes tell, from now on."""
+        """Call `listeners` with each event that another process publishes from now on."""
