@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from afterward.events import Event, Listener
-from afterward.task import Backlog, Outcome, Record, Status, Task, Writes
+from afterward.task import Backlog, Claim, Outcome, Record, Status, Task, Writes
 
 
 class Engine(Protocol):
@@ -91,16 +91,16 @@ class Engine(Protocol):
         suspect: bool = True,
         now: float,
         lease: float,
-    ) -> list[Task]:
+    ) -> Claim:
         """Claim up to `limit` due tasks of these kinds for `lease` seconds, oldest first.
 
-        They are given as running, and the attempt is counted. Tasks of other kinds wait. A suspect
-        is a task whose worker crashed while it ran: at most one comes with the others, and none
-        unless `suspect`.
+        They come back as `Claim.running`, and the attempt is counted. Tasks of other kinds wait. A
+        suspect is a task whose worker crashed while it ran: at most one comes with the others, and
+        none unless `suspect`.
 
-        The list ends with the tasks, of any kind, that other owners held under a lease that has
-        expired. They are re-queued, and given as retrying; a task whose workers crashed
-        MAX_CRASHES times in a row, or in its last attempt, is given as failed.
+        The same transaction re-queues the running tasks, of any kind, of other owners whose lease
+        has expired. They come back as `Claim.recovered`: RETRYING, or FAILED if workers crashed
+        MAX_CRASHES times in a row, or in the last attempt.
 
         A waiting task is due from its `due_at` on if that was still to come when the task was
         written. Otherwise it is due at any time, also by a clock that has been set back.

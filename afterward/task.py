@@ -96,6 +96,16 @@ class Writes:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """The tasks that one claim of a worker has changed."""
+
+    running: tuple[Task, ...] = ()
+    """Claimed by this worker, which has to run them; the oldest first."""
+    recovered: tuple[Task, ...] = ()
+    """Crashed tasks of other workers: RETRYING, or FAILED after their last crash."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How an attempt ended. Follow-ups are written in the transaction that settles the task."""
 

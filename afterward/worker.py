@@ -169,7 +169,7 @@ class Worker(Generic[ToolsT]):
             return 0
         if self._suspect and self._suspect.done():
             self._suspect = None
-        tasks = await self._queue.engine.claim(
+        claim = await self._queue.engine.claim(
             self.owner,
             kinds=kinds,
             limit=min(free, at_most),
@@ -177,15 +177,14 @@ class Worker(Generic[ToolsT]):
             now=self._queue.now(),
             lease=self._lease,
         )
-        for task in tasks:
-            if task.status is not Status.RUNNING:  # re-queued, because its worker died
-                failed = task.status is Status.FAILED
-                self._queue.events.emit(EventType.FAILED if failed else EventType.RECOVERED, task)
-            else:
-                attempt = await self._begin(task)
-                if task.crashes:
-                    self._suspect = attempt
-        return len(tasks)
+        for task in claim.running:
+            attempt = await self._begin(task)
+            if task.crashes:
+                self._suspect = attempt
+        for task in claim.recovered:
+            failed = task.status is Status.FAILED
+            self._queue.events.emit(EventType.FAILED if failed else EventType.RECOVERED, task)
+        return len(claim.running) + len(claim.recovered)
 
     async def _begin(self, task: Task) -> asyncio.Task[None]:
         while len(self._attempts) >= self._concurrency and not self._stopping.is_set():

@@ -15,7 +15,7 @@ from afterward.engine import Engine
 from afterward.engines.sqlite.engine import SQLite
 from afterward.queue import Queue
 from afterward.retry import RetryPolicy
-from afterward.task import Record, Status, Task, Writes, new_id, to_json
+from afterward.task import Claim, Record, Status, Writes, new_id, to_json
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from app.settings import Settings
@@ -27,7 +27,6 @@ from app.tasks.tools import Tools
 from app.uploads.local import LocalStore
 from tests.library.support import (
     DAY,
-    KINDS,
     LEASE,
     NO_WAITS,
     NOW,
@@ -38,6 +37,7 @@ from tests.library.support import (
     promise,
     put,
     queue_of,
+    recover,
 )
 from tests.support.service import files_below
 from tests.support.torture import Tried, form
@@ -111,12 +111,12 @@ class SlowClaims(SQLite):
 
     answers: asyncio.Event
 
-    async def claim(self, *args: Any, **kwargs: Any) -> list[Task]:
+    async def claim(self, *args: Any, **kwargs: Any) -> Claim:
         """Claim, and hold the answer back."""
-        tasks = await super().claim(*args, **kwargs)
-        if tasks:
+        claimed = await super().claim(*args, **kwargs)
+        if claimed.running:
             await self.answers.wait()
-        return tasks
+        return claimed
 
 
 async def test_a_stop_during_a_slow_claim_gives_its_tasks_back_uncounted(
@@ -153,7 +153,7 @@ async def test_control_tasks_of_a_claim_that_is_forgotten_count_as_crashed(tmp_p
         await put(engine, *(a_task() for _ in range(5)))
         await claim_all(engine, "a worker that forgets")
         now = NOW + LEASE + 1
-        again = await engine.claim("another worker", kinds=KINDS, limit=9, now=now, lease=LEASE)
+        again = await recover(engine, "another worker", now=now)
     assert {task.crashes for task in again} == {1}
 
 

@@ -28,6 +28,7 @@ from tests.library.support import (
     promise,
     put,
     queue_of,
+    recover,
     working,
 )
 from tests.support.fake_clock import FakeClock
@@ -128,7 +129,7 @@ async def test_control_by_the_clock_alone_its_lease_would_have_ended(
     """So it is for anybody but its own worker, whom the queue never takes for dead."""
     await put(engine, a_task())
     await claim_one(engine)
-    taken = await claim_all(engine, "another", now=NOW + DAY)
+    taken = await recover(engine, "another", now=NOW + DAY)
     tried("a jump of +1 day, for another worker", f"{len(taken)} of 1 running tasks taken back")
     assert [task.status for task in taken] == [Status.RETRYING]
 

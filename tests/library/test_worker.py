@@ -16,12 +16,11 @@ from afterward.events import Event, EventType
 from afterward.queue import Queue
 from afterward.registry import Registry
 from afterward.retry import RetryPolicy
-from afterward.task import Status, Task, Writes
+from afterward.task import Claim, Status, Task, Writes
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from tests.library.support import (
     DAY,
-    KINDS,
     LEASE,
     LONGEST_WAITS,
     NOW,
@@ -33,6 +32,7 @@ from tests.library.support import (
     promise,
     put,
     queue_of,
+    recover,
     wait_forever,
     working,
 )
@@ -560,7 +560,7 @@ async def test_a_retry_needs_nobody_to_wake_the_worker(engine: Engine) -> None:
 async def take_over(engine: Engine) -> Task:
     """Let another worker re-queue the task, whose lease has expired by its clock, and claim it."""
     now = NOW + LEASE + 1
-    await engine.claim("another worker", kinds=KINDS, limit=1, now=now, lease=LEASE)
+    await recover(engine, "another worker", now=now)
     return await claim_one(engine, "another worker", now=now)
 
 
@@ -612,7 +612,7 @@ async def test_a_task_lost_and_won_back_runs_once_at_a_time(engine: Engine, cloc
     await promise(queue, only_one)
     async with working(queue):
         await diary.until(EventType.STARTED)
-        await claim_one(engine, "another worker", now=NOW + LEASE)
+        await recover(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
         await diary.until(EventType.SUCCEEDED)
     assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
@@ -639,7 +639,7 @@ async def test_an_earlier_attempt_that_does_not_end_at_once_is_waited_for(
     task = await promise(queue, slow_to_end)
     async with working(queue):
         await diary.until(EventType.STARTED)
-        await claim_one(engine, "another worker", now=NOW + LEASE)
+        await recover(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
         while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
@@ -665,7 +665,7 @@ async def test_an_attempt_behind_one_that_never_ends_fails_in_time(
     await promise(queue, never_ends)
     async with working(queue) as worker:
         await diary.until(EventType.STARTED)
-        await claim_one(engine, "another worker", now=NOW + LEASE)
+        await recover(engine, "another worker", now=NOW + LEASE)
         worker._task_timeout = 0.05
         clock.now = NOW + LEASE
         retrying = await diary.until(EventType.RETRYING)
@@ -841,7 +841,7 @@ async def test_a_claim_under_way_at_the_stop_is_waited_for(
     committed = asyncio.Event()
     claim = engine.claim
 
-    async def claim_slowly(*arguments: Any, **settings: Any) -> list[Task]:
+    async def claim_slowly(*arguments: Any, **settings: Any) -> Claim:
         claimed = await claim(*arguments, **settings)
         await committed.wait()
         return claimed
@@ -895,7 +895,7 @@ async def test_a_worker_stops_even_while_the_database_refuses(engine: Engine, cl
     async with asyncio.timeout(2):
         await worker.stop(grace=0)
     assert (await engine.get(task.id)).status is Status.RUNNING
-    recovered = await claim_one(engine, "worker-2", now=NOW + LEASE)
+    (recovered,) = await recover(engine, "worker-2", now=NOW + LEASE)
     assert recovered.id == task.id
 
 
@@ -1014,7 +1014,7 @@ async def test_an_earlier_attempt_that_has_run_is_not_cancelled_when_its_task_is
     task = await promise(queue, send)
     async with working(queue):
         await diary.until(EventType.STARTED)
-        await claim_one(engine, "another worker", now=NOW + LEASE)
+        await recover(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
         while (await engine.get(task.id)).claims < 2:  # noqa: ASYNC110 -- a test may poll
             await asyncio.sleep(0.005)

@@ -21,7 +21,7 @@ from afterward.errors import TaskHasStarted
 from afterward.queue import Queue
 from afterward.registry import Registry
 from afterward.retry import MAX_CRASHES, RetryPolicy
-from afterward.task import Status, Task
+from afterward.task import Claim, Status
 from afterward.task_log import TaskLog
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
@@ -73,10 +73,12 @@ def _weaken(without: str) -> None:
         case "suspicion":  # what was in one crash together runs together again
             claim = sqlite.SQLite.claim
 
-            async def claim_all(*args: Any, **kwargs: Any) -> list[Task]:
-                claimed = []
-                while some := await claim(*args, **kwargs | {"suspect": True}):
-                    claimed += some
+            async def claim_all(*args: Any, **kwargs: Any) -> Claim:
+                claimed = Claim()
+                while (some := await claim(*args, **kwargs | {"suspect": True})) != Claim():
+                    claimed = Claim(
+                        claimed.running + some.running, claimed.recovered + some.recovered
+                    )
                 return claimed
 
             sqlite.SQLite.claim = claim_all  # type: ignore[method-assign]

@@ -35,7 +35,7 @@ from afterward.errors import (
 )
 from afterward.events import Event, Listener
 from afterward.retry import WORKER_DIED
-from afterward.task import Backlog, Outcome, Record, Status, Task, Writes, to_json
+from afterward.task import Backlog, Claim, Outcome, Record, Status, Task, Writes, to_json
 
 CONNECTIONS = 5  # of one process; and one more that listens
 CLOSE_SECONDS = 3.0  # for connections to end in an orderly way
@@ -239,7 +239,7 @@ class Postgres:
         suspect: bool = True,
         now: float,
         lease: float,
-    ) -> list[Task]:
+    ) -> Claim:
         """See Engine.claim.
 
         No lease could be extended while the database was away, so the length of an outage is added
@@ -264,9 +264,10 @@ class Postgres:
             )
         rows.sort(key=lambda row: (row["due_at"], row["seq"]))
         tasks = [statements.to_task(row) for row in rows]
-        running = [task for task in tasks if task.status is Status.RUNNING]
+        running = tuple(task for task in tasks if task.status is Status.RUNNING)
+        recovered = tuple(task for task in tasks if task.status is not Status.RUNNING)
         self._held |= {(task.id, task.claims): task for task in running}
-        return tasks
+        return Claim(running, recovered)
 
     async def extend(
         self,

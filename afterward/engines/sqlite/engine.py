@@ -31,6 +31,7 @@ from afterward.task import (
     WAITING,
     Answer,
     Backlog,
+    Claim,
     Outcome,
     Record,
     Status,
@@ -273,16 +274,16 @@ class SQLite:
         suspect: bool = True,
         now: float,
         lease: float,
-    ) -> list[Task]:
+    ) -> Claim:
         names = {f"kind_{n}": kind for n, kind in enumerate(kinds)}
         values = {"owner": owner, "limit": limit, "suspect": suspect, "now": now, "lease": lease}
 
-        def claim(connection: sqlite3.Connection) -> list[Task]:
+        def claim(connection: sqlite3.Connection) -> Claim:
             rows = (
                 connection.execute(_claim(len(names)), values | names).fetchall() if names else ()
             )
             claimed = sorted(map(_task, rows), key=lambda task: task.due_at)
-            return claimed + _requeue_expired(connection, owner, now)
+            return Claim(tuple(claimed), tuple(_requeue_expired(connection, owner, now)))
 
         return await self._commits.run(claim)
 
