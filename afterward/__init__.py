@@ -9,8 +9,8 @@ Read in this order:
     fastapi          DurableRoute and DurableTasks: collect tasks in a route, commit, then answer
     unit_of_work     add_task(function, *args, **kwargs): the tasks of one transaction
     queue            commits, cancels and retries tasks; tells subscribers of each change
-    worker           claims due tasks, runs them, writes how each ended
-    attempt          calls the function of a task, and describes its error
+    worker           claims due tasks for its free slots; heartbeat extends their leases
+    attempt          runs one task and writes how it ended; call calls its function
 
     runtime          Afterward: starts and stops all of it
     registry         the functions that may run, and their retry policies
@@ -21,6 +21,7 @@ Read in this order:
     retention        removes what is old
     pauses           lets tasks wait while a service is away; circuit_breaker decides for one kind
     backlog_limit    refuses tasks when too many are unfinished
+    keep_trying      repeats a database operation until it succeeds
     engine           the operations that a database must have; engines has SQLite and PostgreSQL
 """
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from afterward.attempt import described
+from afterward.call import describe
 from afterward.circuit_breaker import Admits, Breaker, Ended, Pass
 from afterward.errors import ServiceUnavailable
 from afterward.task import Task
@@ -76,7 +76,7 @@ class Pauses:
                 "a service is away, its tasks wait" if began else "a service is still away",
                 kind=task.kind,
                 task_id=task.id,
-                error=described(error),
+                error=describe(error),
             )
 
 

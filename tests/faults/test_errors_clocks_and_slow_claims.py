@@ -78,7 +78,7 @@ async def test_an_error_that_cannot_be_described_settles_its_task(
 async def test_control_without_the_care_for_descriptions_tasks_stay_running(
     tmp_path: Path, tried: Tried, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("afterward.worker.error_as_json", lambda error: to_json(str(error)))
+    monkeypatch.setattr("afterward.attempt.error_as_json", lambda error: to_json(str(error)))
     async with opened(tmp_path / "queue.db") as engine:
         with pytest.raises(RuntimeError, match="no words"):
             await statuses_after(engine, raise_mute)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from afterward import keep_trying as keep_trying_module
 from afterward import worker as worker_module
 from afterward.engine import Engine
 from afterward.errors import PermanentError, QueueUnavailable, TaskNotFound, TemporaryError
@@ -316,7 +317,7 @@ async def test_an_outcome_that_the_database_does_not_take_fails_the_task(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be written in vain, and its task run, for as long as the process lives."""
-    monkeypatch.setattr(worker_module, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(keep_trying_module, "FIRST_PAUSE_SECONDS", 0.001)
 
     async def careless(context: Context[None]) -> None:
         context.durable_tasks.keep("uploads", "1", body := {"size": 3})
@@ -991,7 +992,7 @@ async def test_a_worker_goes_on_when_the_database_does(
 async def test_a_worker_whose_claims_are_refused_stops_without_waiting_for_the_next_one(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "FIRST_PAUSE_SECONDS", 60)
+    monkeypatch.setattr(keep_trying_module, "FIRST_PAUSE_SECONDS", 60)
     worker = Worker(queue_of(refusing(engine, "claim"), wait_forever, now=clock), None)
     await worker.start()
     await asyncio.sleep(0.05)
