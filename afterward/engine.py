@@ -1,39 +1,38 @@
-"""The operations that the queue needs from a database; `afterward.engines` has the databases."""
+"""The operations that a database must have. `afterward.engines` has SQLite and PostgreSQL."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from afterward.events import Event, Listener
+from afterward.events import Event, Subscriber
 from afterward.task import Backlog, Claim, Outcome, Record, Status, Task, Writes
 
 
 class Engine(Protocol):
-    """Keeps the record of tasks. Whatever it has returned from is on disk.
+    """Stores the tasks. When a method has returned, its changes are on disk.
 
-    Any method raises QueueUnavailable while the database refuses, and QueueFull when its disk is
-    full: then nothing has changed. It raises CommitUnknown, which is a QueueUnavailable, if the
-    answer to a commit was lost: then everything was written, or nothing. The same holds after a
-    cancellation.
+    Every method raises QueueUnavailable while the database refuses, and QueueFull when its disk is
+    full. Then nothing has changed. It raises CommitUnknown, a kind of QueueUnavailable, if the
+    connection broke during the commit. Then, and after a cancellation, either all or nothing was
+    written.
     """
 
     async def start(self) -> None:
-        """Open the database, or raise CannotStart with the reason in one line."""
+        """Open the database. Raises CannotStart with the reason in one line."""
 
     async def stop(self) -> None:
-        """Finish what was asked for, and close."""
+        """Finish the operations that have begun, and close the database."""
 
-    # What the API asks.
+    # For routes.
 
     async def put(self, writes: Writes) -> None:
-        """Write all of it, or nothing.
+        """Write everything in one transaction.
 
-        Raises KeyTaken if its answer's key was used before, and RecordNotFound if a record that is
-        to be removed is gone: then nothing was written, nor after any QueueUnavailable but
-        CommitUnknown. After CommitUnknown or a cancellation it may have been.
+        Raises KeyTaken if the idempotency key of `writes.answer` was used before, and
+        RecordNotFound if a record of `writes.removed` is gone. Then nothing was written.
         """
 
     async def get(self, task_id: str) -> Task:
-        """The task, or TaskNotFound."""
+        """Return the task. Raises TaskNotFound."""
 
     async def list_tasks(
         self,
@@ -44,20 +43,21 @@ class Engine(Protocol):
         after: str | None,
         limit: int,
     ) -> list[Task]:
-        """List a client's tasks in descending order of their ids, which is newest first.
+        """Return up to `limit` tasks of a client, by descending ids: the newest first.
 
-        `after` is the last id of the page before. It need not be there any more: the list goes on
-        with the next older id, also after one that retention has removed.
+        `after` is the last id of the previous page. The list continues with the next older task,
+        even if retention has removed the task of that id. `status` and `kind` filter, unless None.
         """
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
-        """How many tasks of a client's batch stand where, or BatchNotFound.
+        """Return the number of tasks in each state of a client's batch. Raises BatchNotFound.
 
-        Those that were purged are counted as they ended, until the last one is.
+        Tasks that retention has removed still count, in their last state, until retention has
+        removed the whole batch.
         """
 
     async def cancel(self, task_id: str, now: float) -> Task:
-        """Withdraw a waiting task. Raises TaskNotFound, TaskHasStarted."""
+        """Cancel a waiting task. Raises TaskNotFound, TaskHasStarted."""
 
     async def retry(
         self,
@@ -68,19 +68,19 @@ class Engine(Protocol):
         max_attempts: int | None,
         gives_up_at: float | None,
     ) -> Task:
-        """Queue a failed or cancelled task afresh, with these bounds.
+        """Queue a failed or cancelled task again, with new bounds.
 
-        Its attempts, errors and crashes are counted from 0 again. `writes`, which holds at most an
-        answer, is written in the same transaction. Raises TaskNotFound, TaskNotGivenUp, KeyTaken.
+        Its attempts, errors and crashes start from 0. `writes`, which has at most an answer, is
+        written in the same transaction. Raises TaskNotFound, TaskNotGivenUp, KeyTaken.
         """
 
     async def backlog(self) -> Backlog:
-        """How much is waiting."""
+        """Count the tasks in each state."""
 
     async def check(self) -> None:
-        """Write something, so that a database which refuses is noticed."""
+        """Write without a change, for the readiness check. Raises QueueUnavailable."""
 
-    # What a worker asks.
+    # For workers.
 
     async def claim(
         self,
@@ -92,71 +92,75 @@ class Engine(Protocol):
         now: float,
         lease: float,
     ) -> Claim:
-        """Claim up to `limit` due tasks of these kinds for `lease` seconds, oldest first.
+        """Claim due tasks, and re-queue the tasks of crashed workers, in one transaction.
 
-        They come back as `Claim.running`, and the attempt is counted. Tasks of other kinds wait. A
-        suspect is a task whose worker crashed while it ran: at most one comes with the others, and
-        none unless `suspect`.
+        Up to `limit` due tasks of these kinds become RUNNING for `lease` seconds, the oldest first.
+        Their attempts are counted. They are returned as `running`. At most one of them is a
+        suspect, and none unless `suspect`. A suspect is a task that ran when a worker crashed.
 
-        The same transaction re-queues the running tasks, of any kind, of other owners whose lease
-        has expired. They come back as `Claim.recovered`: RETRYING, or FAILED if workers crashed
-        MAX_CRASHES times in a row, or in the last attempt.
+        Running tasks of other owners, of any kind, become RETRYING if their lease has expired. They
+        become FAILED instead after MAX_CRASHES crashes in a row, or after their last attempt. They
+        are returned as `recovered`.
 
-        A waiting task is due from its `due_at` on if that was still to come when the task was
-        written. Otherwise it is due at any time, also by a clock that has been set back.
+        A task that was written with a `due_at` in the future is due from that time on. Any other
+        waiting task is due at once, even if the clock has been set back since.
         """
 
     async def extend(self, owner: str, *, now: float, lease: float) -> set[tuple[str, int]]:
         """Extend the lease of every attempt of this owner to `lease` seconds from now.
 
-        Gives the task's id and the number of the claim for each attempt that is still held.
+        Returns the attempts that the owner still holds, each by the task's id and `claims`.
         """
 
     async def settle(self, task: Task, outcome: Outcome, now: float) -> Task | None:
-        """Write how the attempt ended. None, and nothing written, if the claim was lost.
+        """Write the outcome of an attempt, and return the task.
 
-        An outcome that counts sets `crashes` to 0; an unexpected one adds to `errors`. A caller
-        that did not get the answer may ask again, with the same `now`.
+        Returns None, and writes nothing, if the claim was lost: another worker has re-queued the
+        task since. An outcome that counts sets `crashes` to 0. An unexpected one adds 1 to
+        `errors`. After QueueUnavailable the caller may repeat the call, with the same `now`.
         """
 
     async def report(self, task: Task, progress: float, now: float) -> Task | None:
-        """Note the progress, 0 to 1. None, and nothing written, if the claim was lost."""
+        """Write the progress, from 0 to 1, and return the task.
+
+        Returns None, and writes nothing, if the claim was lost.
+        """
 
     async def pull_forward(self, *, now: float, longest_wait: float) -> None:
-        """Make due each retry that waits for longer than `longest_wait` seconds.
+        """Make every retry due that would wait for more than `longest_wait` seconds.
 
-        No retry is given such a wait, so the clock was set back.
+        No policy gives such a wait. It is seen after the clock was set back.
         """
 
     async def wait_for_tasks(self, at_most: float) -> None:
-        """Return when tasks may have been put, after `at_most` seconds in any case."""
+        """Return when tasks may have been added, at the latest after `at_most` seconds."""
 
     async def purge(self, *, finished_before: float, answered_before: float, limit: int) -> int:
-        """Remove up to `limit` old tasks and up to `limit` old answers; gives how many."""
+        """Remove up to `limit` old tasks and as many old answers. Returns the number removed."""
 
-    # Documents beside the tasks.
+    # Records: JSON documents beside the tasks.
 
     async def read_record(self, collection: str, record_id: str, *, client: str | None) -> Record:
-        """A client's record, or anybody's if `client` is None; RecordNotFound if there is none."""
+        """Return a client's record, or any client's if `client` is None. Raises RecordNotFound."""
 
     async def list_records(
         self, collection: str, *, client: str, after: str | None, limit: int
     ) -> list[Record]:
-        """A client's records in descending order of their ids; `after` is the last one before."""
+        """Return up to `limit` records by descending ids. `after` ended the previous page."""
 
     async def update_record(self, record: Record) -> bool:
-        """Replace a record's body, unless it is gone: then False."""
+        """Replace the body of a record. Returns False if the record is gone."""
 
     async def delete_record(self, record: Record) -> bool:
-        """Remove a record; False if it is gone."""
+        """Remove a record. Returns False if it was gone already."""
 
-    # What other processes do.
+    # Events of other processes.
 
     def publish(self, event: Event) -> None:
-        """Let other processes on this database know; a listener of the queue's events.
+        """Send an event to the other processes on this database. Subscribe it to the queue.
 
-        As a courtesy: it does not wait, and what cannot be told is not.
+        It returns at once. An event that cannot be sent is dropped.
         """
 
-    def subscribe(self, *listeners: Listener) -> None:
-        """Pass to `listeners` what other processes tell, from now on."""
+    def subscribe(self, *subscribers: Subscriber) -> None:
+        """Call `subscribers` with each event of the other processes from now on."""

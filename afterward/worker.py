@@ -231,7 +231,7 @@ class Worker(Generic[ToolsT]):
 
 
 async def _wait_or_cancel(tasks: Iterable[asyncio.Task[None]], *, within: float) -> None:
-    """Wait until the tasks have ended, and cancel those that do not end `within` seconds.
+    """Wait until the tasks have ended. Cancel the tasks that are still running after `within`.
 
     A cancelled task has half a second more. Then it is left behind.
     """

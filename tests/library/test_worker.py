@@ -120,7 +120,7 @@ async def test_follow_ups_are_committed_with_the_success(engine: Engine, clock: 
 
     async def upload(context: Context[None]) -> None:
         context.durable_tasks.add_task(follow_up)
-        context.durable_tasks.keep("uploads", "1", {"size": 3})
+        context.durable_tasks.add_record("uploads", "1", {"size": 3})
 
     queue = queue_of(engine, upload, follow_up, now=clock)
     diary = Diary(queue)
@@ -241,7 +241,7 @@ async def test_what_json_has_no_form_for_is_a_failure(
 
     async def careless(context: Context[None], value: Any = None) -> None:
         if where == "record":
-            context.durable_tasks.keep("uploads", "1", {"value": object()})
+            context.durable_tasks.add_record("uploads", "1", {"value": object()})
         if where == "follow-up":
             context.durable_tasks.add_task(careless, object())
 
@@ -320,7 +320,7 @@ async def test_an_outcome_that_the_database_does_not_take_fails_the_task(
     monkeypatch.setattr(keep_trying_module, "FIRST_PAUSE_SECONDS", 0.001)
 
     async def careless(context: Context[None]) -> None:
-        context.durable_tasks.keep("uploads", "1", body := {"size": 3})
+        context.durable_tasks.add_record("uploads", "1", body := {"size": 3})
         body["size"] = object()  # type: ignore[assignment]
 
     queue = queue_of(engine, careless, now=clock)

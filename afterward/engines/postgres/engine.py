@@ -33,7 +33,7 @@ from afterward.errors import (
     TaskHasStarted,
     TaskNotGivenUp,
 )
-from afterward.events import Event, Listener
+from afterward.events import Event, Subscriber
 from afterward.retry import WORKER_DIED
 from afterward.task import Backlog, Claim, Outcome, Record, Status, Task, Writes, to_json
 
@@ -439,8 +439,8 @@ class Postgres:
     def publish(self, event: Event) -> None:
         self._event_relay.publish(event)
 
-    def subscribe(self, *listeners: Listener) -> None:
-        self._event_relay.subscribe(listeners)
+    def subscribe(self, *subscribers: Subscriber) -> None:
+        self._event_relay.subscribe(subscribers)
         self._listener.listen(CHANNEL, self._event_relay.receive)
 
     async def _notify(self, payloads: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 import structlog
 
 from afterward.errors import QueueError
-from afterward.events import Event, EventType, Listener
+from afterward.events import Event, EventType, Subscriber
 from afterward.task import Status, Task, to_json
 
 CHANNEL = "afterward_events"
@@ -40,7 +40,7 @@ class EventRelay:
         self._me = uuid.uuid4().hex
         self._untold: list[Event] = []
         self._unheard_until = -math.inf
-        self._listeners: tuple[Listener, ...] = ()
+        self._subscribers: tuple[Subscriber, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def publish(self, event: Event) -> None:
@@ -54,9 +54,9 @@ class EventRelay:
         if len(self._untold) == 1:
             self._run(self._tell_all())
 
-    def subscribe(self, listeners: Sequence[Listener]) -> None:
+    def subscribe(self, subscribers: Sequence[Subscriber]) -> None:
         """Pass to these what others tell."""
-        self._listeners = tuple(listeners)
+        self._subscribers = tuple(subscribers)
 
     def receive(self, payload: str) -> None:
         """Take a payload from the channel."""
@@ -106,8 +106,8 @@ class EventRelay:
             log.debug("event unread", task_id=id, error=repr(error))
 
     def _pass_on(self, event: Event) -> None:
-        for listener in self._listeners:
-            listener(event)
+        for subscriber in self._subscribers:
+            subscriber(event)
 
 
 def _told(event: Event, *, at_most: int) -> str:

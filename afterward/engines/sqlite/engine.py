@@ -23,7 +23,7 @@ from afterward.errors import (
     TaskNotFound,
     TaskNotGivenUp,
 )
-from afterward.events import Event, Listener
+from afterward.events import Event, Subscriber
 from afterward.retry import MAX_CRASHES, WORKER_DIED
 from afterward.task import (
     ANSWERS_LIVE_SECONDS,
@@ -370,7 +370,7 @@ class SQLite:
     def publish(self, event: Event) -> None:
         """Tell nobody: there is no other process."""
 
-    def subscribe(self, *listeners: Listener) -> None:
+    def subscribe(self, *subscribers: Subscriber) -> None:
         """Hear of nothing: there is no other process."""
 
     async def read_record(self, collection: str, record_id: str, *, client: str | None) -> Record:
