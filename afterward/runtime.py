@@ -93,7 +93,9 @@ class Afterward(Generic[ToolsT]):
             await self.queue.engine.start()
             stack.push_async_callback(self.queue.engine.stop)
             keep_seconds = self._retention_days * DAY_SECONDS
-            retention = asyncio.create_task(remove_regularly(self.queue, keep_seconds))
+            retention = asyncio.create_task(
+                remove_regularly(self.queue, keep_seconds), name="retention"
+            )
             stack.push_async_callback(_cancel, retention)
             if self._concurrency:
                 worker = Worker(

@@ -340,7 +340,7 @@ async def test_control_without_a_pending_record_the_clean_up_loses_uploads(
     tmp_path: Path, queue_url: str, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
     """The commit leaves the record, so the clean-up takes a committed upload for abandoned."""
-    monkeypatch.setattr(RequestUnitOfWork, "remove", lambda *_: None)
+    monkeypatch.setattr(RequestUnitOfWork, "remove_record", lambda *_: None)
     monkeypatch.setattr("app.tasks.uploads._record", no_record)
     async with serving(tmp_path, queue_url) as service:
         await service.repeat("upload", await service.key_for("upload", 0))
