@@ -15,7 +15,7 @@ from afterward.queue import Queue
 
 
 class Heartbeat:
-    """Extends the leases of one worker's attempts for as long as it runs.
+    """Extends the leases of one worker, and finds out which of them are lost.
 
     `owner` is the worker's name in the database, `attempts` its current attempts, and `lease` the
     length of a lease in seconds.
@@ -42,7 +42,7 @@ class Heartbeat:
         An attempt that is settling is left alone: it has run, and the settlement itself finds out
         that its claim was lost.
         """
-        before = [*self._attempts]  # the statement need not cover attempts that begin meanwhile
+        before = [*self._attempts]  # `held` may lack attempts that begin during the statement
         held = await self._queue.engine.extend(
             self._owner, now=self._queue.now(), lease=self._lease
         )
@@ -51,7 +51,7 @@ class Heartbeat:
                 attempt.cancel()
 
     async def _pull_retries_forward(self) -> None:
-        """Make retries due whose wait is longer than any policy gives: the clock was set back."""
+        """Make every retry due that waits longer than any policy gives: the clock was set back."""
         await self._queue.engine.pull_forward(
-            now=self._queue.now(), longest_wait=self._queue.policy.maximum
+            now=self._queue.now(), longest_wait=self._queue.longest_wait
         )

@@ -73,6 +73,12 @@ class Queue(Generic[ToolsT]):
         """Return the retry policy of this kind of task: its own, or the queue's."""
         return self.registry.policy(kind) or self.policy
 
+    @property
+    def longest_wait(self) -> float:
+        """The longest wait before a retry, in seconds, that any policy gives."""
+        policies = [self.policy, *map(self.policy_of, self.registry)]
+        return max(policy.maximum for policy in policies)
+
     async def commit(self, writes: Writes) -> None:
         """Write a unit of work. When this returns, its tasks are on disk: they are promises.
 

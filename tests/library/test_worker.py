@@ -15,7 +15,7 @@ from afterward.engine import Engine
 from afterward.errors import PermanentError, QueueUnavailable, TaskNotFound, TemporaryError
 from afterward.events import Event, EventType
 from afterward.queue import Queue
-from afterward.registry import Registry
+from afterward.registry import Registry, TaskKind
 from afterward.retry import RetryPolicy
 from afterward.task import Claim, Status, Task, Writes
 from afterward.unit_of_work import Context
@@ -359,6 +359,27 @@ async def test_the_outside_world_is_waited_for_until_the_time_is_over(
         0,
         NOW + DAY + 3600,
     )
+
+
+async def test_a_kind_may_wait_longer_than_the_policy_of_the_queue(
+    engine: Engine, clock: Clock
+) -> None:
+    """The heartbeat pulls no retry forward that a policy has given such a wait."""
+
+    async def fail(context: Context[None]) -> None:
+        raise TemporaryError("busy")
+
+    an_hour = RetryPolicy(base=3600.0, maximum=3600.0, uniform=lambda _, longest: longest)
+    queue: Queue[None] = Queue(
+        engine, Registry(TaskKind(fail, retry=an_hour)), RetryPolicy(maximum=60.0), now=clock
+    )
+    diary = Diary(queue)
+    await promise(queue, fail)
+    async with working(queue, lease=0.03):
+        retrying = await diary.until(EventType.RETRYING)
+        await asyncio.sleep(0.1)
+        assert await engine.get(retrying.task.id) == retrying.task
+    assert retrying.task.due_at == NOW + 3600
 
 
 async def test_errors_that_nobody_expected_are_borne_a_few_times_only(
