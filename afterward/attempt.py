@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """How the function of a task ended. Nothing of it is written yet."""
+    """The end of a task's function. The outcome is not written yet."""
 
     outcome: Outcome
     error: BaseException | None = None
@@ -50,7 +50,7 @@ class Attempt(Generic[ToolsT]):
     """One claimed task while this worker runs and settles it, in an asyncio task of its own.
 
     `earlier` are attempts of the same task that this worker lost to another worker and has won
-    back. They must end first. `on_settled` is called once the slot of the attempt is free.
+    back. They must end first. `on_settled` is called when the outcome is written, to free the slot.
     """
 
     def __init__(

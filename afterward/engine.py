@@ -11,9 +11,9 @@ class Engine(Protocol):
     """Stores the tasks. When a method has returned, its changes are on disk.
 
     Every method raises QueueUnavailable while the database refuses, and QueueFull when its disk is
-    full. Then nothing has changed. It raises CommitUnknown, a kind of QueueUnavailable, if the
-    connection broke during the commit. Then, and after a cancellation, either all or nothing was
-    written.
+    full. Then nothing has changed. It raises CommitUnknown, a kind of QueueUnavailable, if it
+    cannot tell whether the commit succeeded, for example because the connection broke. Then, and
+    after a cancellation, either all or nothing was written.
     """
 
     async def start(self) -> None:

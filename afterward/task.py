@@ -97,12 +97,12 @@ class Writes:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The tasks that one claim has changed."""
+    """The tasks that a worker's claim has changed."""
 
     running: tuple[Task, ...] = ()
     """Claimed for this worker, which must run them; the oldest first."""
     recovered: tuple[Task, ...] = ()
-    """Crashed tasks of other workers: RETRYING, or FAILED after their last crash."""
+    """Crashed tasks of other workers: RETRYING, or FAILED after too many crashes."""
 
 
 @dataclass(frozen=True, slots=True)

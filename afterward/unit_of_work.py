@@ -107,7 +107,7 @@ class Context(Generic[ToolsT]):
     durable_tasks: UnitOfWork[ToolsT]
     """The unit of work of this attempt, committed with the task's success, else dropped."""
     report_progress: Callable[[float], Awaitable[None]]
-    """Store and show the progress of the task, from 0 to 1."""
+    """Store the progress of the task, from 0 to 1, and tell the subscribers."""
 
 
 def _encode_arguments(

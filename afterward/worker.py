@@ -1,24 +1,27 @@
 """The worker: claim due tasks, run them, settle them.
 
-        +-------------------+
-        | wait              |  until a task is due and a slot is free
-        +---------+---------+
-                  | claim      one statement for all free slots: the rows become RUNNING,
-                  |            under a lease, and their attempts are counted
-        +---------v---------+
-        | run               |  one asyncio task for each; the heartbeat extends the leases
-        +---------+---------+
-                  | settle     the row becomes SUCCEEDED, RETRYING or FAILED; or QUEUED again,
-                  |            if this worker stops first
-        +---------v---------+
-        | free the slot     |  and tell the subscribers
-        +-------------------+
+     +---> wait until a task is due and a slot is free
+     |       |
+     |       v
+     |     claim     one statement for all free slots: the rows become RUNNING, under a lease,
+     |       |       and their attempts are counted
+     |       v
+     |      run      an asyncio task for each of them; the heartbeat extends the leases
+     |       |
+     |       v
+     |     settle    the row becomes SUCCEEDED, RETRYING or FAILED; or QUEUED again, if this
+     |       |       worker stops first
+     |       v
+     +---- free the slot, and tell the subscribers
 
-If the worker crashes between claim and settle, its leases expire. The next claim of any worker
-then re-queues its tasks, and they run again: each task runs at least once.
+The loop that claims does not wait for the tasks that it starts. With 10 slots and 4 long tasks, it
+goes on with the other 6 slots.
 
-This module has the loop on the left and the slots; `attempt` runs and settles one task, `heartbeat`
-extends the leases, `pauses` tells which kinds of tasks may be claimed.
+If the worker crashes between claim and settle, its leases expire. The next claim of any worker then
+re-queues its tasks, and they run again. So each accepted task runs at least once.
+
+This module has the loop and the slots. `attempt` runs and settles one task, `heartbeat` extends the
+leases, `pauses` tells which kinds of tasks may be claimed.
 """
 
 import asyncio
@@ -39,7 +42,7 @@ from afterward.task import Status, Task, new_id
 
 POLL_SECONDS = 0.5  # a retry is noticed at most so long after it is due
 QUIET_SECONDS = 0.05  # a worker is busy if a task began or ended within this time
-LAST_WRITES_SECONDS = 0.5  # a stopping worker waits so long for a database that refuses
+LAST_WRITES_SECONDS = 0.5  # for the last outcomes of a worker that stops
 
 ToolsT = TypeVar("ToolsT")
 
@@ -71,7 +74,7 @@ class Worker(Generic[ToolsT]):
         self._heartbeat = Heartbeat(queue, self.owner, self._attempts, lease=lease)
         self._stopping = asyncio.Event()
         self._slot_free = asyncio.Event()
-        self._wake = asyncio.Event()  # set when a claim may bring tasks that the last one could not
+        self._wake = asyncio.Event()  # set when the claim loop must not wait for the next poll
         self._last_step_at = float("-inf")  # when a task began or ended
         self._loops: list[asyncio.Task[None]] = []
 
@@ -120,7 +123,7 @@ class Worker(Generic[ToolsT]):
 
     async def _claim_until_stopped(self) -> None:
         while not self._stopping.is_set():
-            # Cleared before the claim, so that the loop misses no change during it.
+            # Cleared before the claim, so that an event during the claim is not missed.
             self._slot_free.clear()
             self._wake.clear()
             if await keep_trying(self._claim_due, skip_pause=self._stopping):

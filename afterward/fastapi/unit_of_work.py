@@ -63,7 +63,7 @@ class RequestUnitOfWork(UnitOfWork[Any]):
         self.may_be_written = False
         """True once the commit has begun, unless it is certain that it wrote nothing.
 
-        It stays true if the connection broke during the commit, or if the request was cancelled.
+        It stays true if the outcome of the commit is unknown, or if the request was cancelled.
         """
 
     def retry_task(self, task: Task) -> None:
