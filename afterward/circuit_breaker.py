@@ -11,7 +11,7 @@ JITTER = 0.8  # the shortest part of a pause, so that several workers do not pro
 
 
 class Admits(Enum):
-    """How many tasks of a kind a worker may claim."""
+    """The number of tasks of a kind that a worker may claim."""
 
     ALL = auto()
     ONE = auto()  # a probe
@@ -19,7 +19,7 @@ class Admits(Enum):
 
 
 class Ended(Enum):
-    """What the end of an attempt says about the service."""
+    """The end of an attempt, as far as the service is concerned."""
 
     WORKED = auto()  # the attempt succeeded, or its error is not about the service
     AWAY = auto()

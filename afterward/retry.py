@@ -75,5 +75,5 @@ class RetryPolicy:
 
 
 def is_unexpected(error: BaseException) -> bool:
-    """Whether an error is none that tasks raise on purpose, and so is most likely a bug."""
+    """Whether an error is most likely a bug, because no task raised it on purpose."""
     return not isinstance(error, TaskError)

@@ -86,7 +86,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """Everything that one transaction writes."""
+    """The rows that one transaction writes."""
 
     tasks: tuple[Task, ...] = ()
     records: tuple[Record, ...] = ()
