@@ -104,9 +104,11 @@ class Queue(Generic[ToolsT]):
     async def retry(self, task: Task, writes: Writes) -> Task:
         """Queue a failed or cancelled task again, with all of its attempts or its time.
 
-        `writes`, which has at most an answer, is written in the same transaction. Raises
-        BacklogFull, TaskNotFound, TaskNotGivenUp, KeyTaken, QueueUnavailable.
+        The answer in `writes` is written in the same transaction. Raises ValueError if `writes` has
+        anything else; BacklogFull, TaskNotFound, TaskNotGivenUp, KeyTaken, QueueUnavailable.
         """
+        if writes != Writes(answer=writes.answer):
+            raise ValueError("a retry is a transaction of its own: add the new tasks in another")
         now = self.now()
         bounds = self.policy_of(task.kind).bounds(now)
         await self._backlog_limit.reserve(1)

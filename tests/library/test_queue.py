@@ -88,6 +88,18 @@ async def test_a_task_can_be_cancelled_and_queued_afresh(engine: Engine, clock: 
     ]
 
 
+async def test_a_retry_is_a_transaction_of_its_own(engine: Engine, clock: Clock) -> None:
+    """PostgreSQL's engine would write no task beside it."""
+    queue = queue_of(engine, greet, now=clock)
+    task = await promise(queue, greet, "Ada")
+    await queue.cancel(task.id)
+    unit_of_work = queue.collect()
+    unit_of_work.add_task(greet, "Grace")
+    with pytest.raises(ValueError, match="a transaction of its own"):
+        await queue.retry(task, unit_of_work.collected())
+    assert (await engine.get(task.id)).status is Status.CANCELLED
+
+
 async def test_what_cannot_be_changed_is_not_told_of(engine: Engine, clock: Clock) -> None:
     queue = queue_of(engine, greet, now=clock)
     await promise(queue, greet, "Ada")
