@@ -52,6 +52,12 @@ async def nothing(durable_tasks: DurableTasks) -> None:
     """Add no task."""
 
 
+@router.post("/in-passing")
+async def in_passing(durable_tasks: DurableTasks) -> str:
+    """Add a task, and answer 200: the client did not ask for it."""
+    return durable_tasks.add_task(send_email, "ada@example.com").id
+
+
 @router.post("/changes-its-mind", status_code=202)
 async def changes_its_mind(durable_tasks: DurableTasks) -> None:
     task = durable_tasks.add_task(send_email, "ada@example.com")
@@ -218,6 +224,15 @@ def test_a_failed_request_leaves_its_key_free(idle: Service, client: TestClient)
         response = client.post("/changes-its-mind", headers={"Idempotency-Key": "order-1"})
         assert response.status_code == 404
     assert idle.afterward.queue.keys_in_flight == set()
+
+
+def test_only_a_202_has_a_location_and_is_repeated(idle: Service, client: TestClient) -> None:
+    key = {"Idempotency-Key": "order-1"}
+    first, second = (client.post("/in-passing", headers=key) for _ in "12")
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert "Location" not in first.headers
+    assert first.json() != second.json()
+    assert count(idle, client) == 2
 
 
 # Wrong wiring
