@@ -49,8 +49,9 @@ class _Ended:
 class Attempt(Generic[ToolsT]):
     """One claimed task while this worker runs and settles it, in an asyncio task of its own.
 
-    `earlier` are attempts of the same task that this worker lost to another worker and has won
-    back. They must end first. `on_settled` is called when the outcome is written, to free the slot.
+    `earlier` are attempts of the same task that still run, although the worker lost the task and
+    has claimed it again. They must end first. `on_settled` is called when the outcome is written,
+    to free the slot.
     """
 
     def __init__(
@@ -66,13 +67,13 @@ class Attempt(Generic[ToolsT]):
     ) -> None:
         self.task = task
         self.key = task.id, task.claims
-        """Names the attempt: the task's id, and the number of the claim (the fencing token)."""
+        """The task's id and the number of its claim (the fencing token)."""
         self.is_suspect = task.crashes > 0
-        """Whether the process died in the last attempt, which this task may have caused."""
+        """Whether the worker crashed in the last attempt. This task may be the cause."""
         self.is_settling = False
-        """Whether the function has ended, so that only the outcome is left to be written."""
+        """Whether the function has ended and the outcome is being written."""
         self.found_outage = False
-        """Whether the function has found the service of its kind of task away."""
+        """Whether the function raised ServiceUnavailable."""
         self._queue = queue
         self._tools = tools
         self._pauses = pauses

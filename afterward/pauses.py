@@ -36,7 +36,7 @@ class Pauses:
         self._logged_at: dict[str, float] = {}
 
     def kinds(self, admits: Admits) -> list[str]:
-        """Return the kinds of which all tasks, one, or none may be claimed now."""
+        """Return the kinds whose breaker now admits this number of tasks."""
         now = self._now()
         return [kind for kind, breaker in self._breakers.items() if breaker.admits(now) is admits]
 

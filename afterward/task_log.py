@@ -59,7 +59,7 @@ class TaskLog:
         # The worker logs the outage itself: when it begins, once a minute, and when it ends.
         if isinstance(error, ServiceUnavailable):
             return logging.DEBUG
-        # Not by the detail: it differs from mail to mail, as a reply that names its recipient.
+        # The detail is no part of the cause, because it may name the recipient of the mail.
         cause = (task.kind, type(error).__name__, *map(str, error.facts.values()))
         if counted := self._deferrals.get(cause):
             counted.add(task)

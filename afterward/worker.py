@@ -212,7 +212,10 @@ class Worker(Generic[ToolsT]):
         self._last_step_at = time.monotonic()
 
     def _cancel_earlier(self, task: Task) -> list[Attempt[ToolsT]]:
-        """Cancel attempts of this task that the worker lost to another one and has won back."""
+        """Cancel earlier attempts of this task, which still run although another worker took it.
+
+        This happens to a worker that was slow, lost the task, and has now claimed it again.
+        """
         if task.claims == 1:
             return []
         earlier = [attempt for attempt in self._attempts if attempt.task.id == task.id]
