@@ -1,5 +1,6 @@
-"""The operations that a database must have. `afterward.engines` has SQLite and PostgreSQL."""
+"""The operations that the queue needs from a database. `afterward.engines` implements them."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -8,32 +9,44 @@ from afterward.task import Backlog, Claim, Outcome, Record, Status, Task, Writes
 
 
 class Engine(Protocol):
-    """Stores the tasks. When a method has returned, its changes are on disk.
+    """Stores tasks, records and the answers to idempotent requests in a database.
 
-    Every method raises QueueUnavailable while the database refuses, and QueueFull when its disk is
-    full. Then nothing has changed. It raises CommitUnknown, a kind of QueueUnavailable, if it
-    cannot tell whether the commit succeeded, for example because the connection broke. Then, and
-    after a cancellation, either all or nothing was written.
+    When a method returns, its changes are durable: they survive a crash of the machine. Every
+    method may raise one of three errors:
+
+        QueueUnavailable  the database cannot be reached, or it refuses; nothing has changed
+        QueueFull         the disk of the database is full; nothing has changed
+        CommitUnknown     the reply to a commit was lost; all changes were written, or none
+
+    QueueFull and CommitUnknown are subclasses of QueueUnavailable. If a caller is cancelled while
+    it waits for a method, the outcome is unknown as well: all changes were written, or none.
+
+    A class with the base Engine can only be instantiated if it implements every method.
     """
 
+    @abstractmethod
     async def start(self) -> None:
         """Open the database. Raises CannotStart with the reason in one line."""
 
+    @abstractmethod
     async def stop(self) -> None:
         """Finish the operations that have begun, and close the database."""
 
-    # For routes.
+    # For the API
 
+    @abstractmethod
     async def put(self, writes: Writes) -> None:
-        """Write everything in one transaction.
+        """Write everything in `writes` in one transaction.
 
         Raises KeyTaken if the idempotency key of `writes.answer` was used before, and
-        RecordNotFound if a record of `writes.removed` is gone. Then nothing was written.
+        RecordNotFound if a record in `writes.removed` does not exist. Then nothing was written.
         """
 
+    @abstractmethod
     async def get(self, task_id: str) -> Task:
-        """Return the task. Raises TaskNotFound."""
+        """Return a task. Raises TaskNotFound."""
 
+    @abstractmethod
     async def list_tasks(
         self,
         *,
@@ -43,22 +56,26 @@ class Engine(Protocol):
         after: str | None,
         limit: int,
     ) -> list[Task]:
-        """Return up to `limit` tasks of a client, by descending ids: the newest first.
+        """Return up to `limit` tasks of a client, newest first: in descending order of their ids.
 
-        `after` is the last id of the previous page. The list continues with the next older task,
-        even if retention has removed the task of that id. `status` and `kind` filter, unless None.
+        `status` and `kind` select tasks, unless they are None. `after` is the last id of the
+        previous page. The list continues with the next older id, even if retention has removed the
+        task `after` in the meantime.
         """
 
+    @abstractmethod
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
-        """Return the number of tasks in each state of a client's batch. Raises BatchNotFound.
+        """Count the tasks of a client's batch in each status. Raises BatchNotFound.
 
-        Tasks that retention has removed still count, in their last state, until retention has
-        removed the whole batch.
+        Tasks that retention has removed still count, with their last status, until retention has
+        removed the last task of the batch.
         """
 
+    @abstractmethod
     async def cancel(self, task_id: str, now: float) -> Task:
-        """Cancel a waiting task. Raises TaskNotFound, TaskHasStarted."""
+        """Cancel a queued or retrying task. Raises TaskNotFound, and TaskHasStarted otherwise."""
 
+    @abstractmethod
     async def retry(
         self,
         task_id: str,
@@ -70,18 +87,22 @@ class Engine(Protocol):
     ) -> Task:
         """Queue a failed or cancelled task again, with new bounds.
 
-        Its attempts, errors and crashes start from 0. `writes`, which has at most an answer, is
-        written in the same transaction. Raises TaskNotFound, TaskNotGivenUp, KeyTaken.
+        Its attempts, errors and crashes are counted from 0 again. `writes` contains an answer or is
+        empty, and is written in the same transaction. Raises TaskNotFound, KeyTaken, and
+        TaskNotGivenUp if the task is neither failed nor cancelled.
         """
 
+    @abstractmethod
     async def backlog(self) -> Backlog:
-        """Count the tasks in each state."""
+        """Return the number of tasks in each status, and the earliest due time of a waiting one."""
 
+    @abstractmethod
     async def check(self) -> None:
-        """Write without a change, for the readiness check. Raises QueueUnavailable."""
+        """Check that the database accepts writes. Changes no data."""
 
-    # For workers.
+    # For a worker
 
+    @abstractmethod
     async def claim(
         self,
         owner: str,
@@ -92,75 +113,97 @@ class Engine(Protocol):
         now: float,
         lease: float,
     ) -> Claim:
-        """Claim due tasks, and re-queue the tasks of crashed workers, in one transaction.
+        """Claim up to `limit` due tasks of these kinds for `lease` seconds, oldest first.
 
-        Up to `limit` due tasks of these kinds become RUNNING for `lease` seconds, the oldest first.
-        Their attempts are counted. They are returned as `running`. At most one of them is a
-        suspect, and none unless `suspect`. A suspect is a task that ran when a worker crashed.
+        These tasks are returned as running, and this attempt is already counted. A suspect is a
+        waiting task whose worker crashed during its last attempt. A claim takes at most one
+        suspect, and none if `suspect` is False, because a worker runs suspects one at a time: a
+        task that crashes its process must not take the other suspects down with it again.
 
-        Running tasks of other owners, of any kind, become RETRYING if their lease has expired. They
-        become FAILED instead after MAX_CRASHES crashes in a row, or after their last attempt. They
-        are returned as `recovered`.
+        The same transaction re-queues the crashed tasks, of any kind: running tasks of other
+        owners, whose leases have expired. They are returned as recovered, and are retrying. A task
+        fails instead if it has crashed MAX_CRASHES times in a row, or if this was its last attempt.
 
-        A task that was written with a `due_at` in the future is due from that time on. Any other
-        waiting task is due at once, even if the clock has been set back since.
+        A waiting task is due from `due_at` on if this time was in the future when the task was
+        written. Any other waiting task is due at once, even if the clock has been set back.
         """
 
+    @abstractmethod
     async def extend(self, owner: str, *, now: float, lease: float) -> set[tuple[str, int]]:
-        """Extend the lease of every attempt of this owner to `lease` seconds from now.
+        """Extend the leases of this owner to `lease` seconds from now: its heartbeat.
 
-        Returns the attempts that the owner still holds, each by the task's id and `claims`.
+        Returns the id of the task and the number of the claim for each attempt that it still holds.
         """
 
+    @abstractmethod
     async def settle(self, task: Task, outcome: Outcome, now: float) -> Task | None:
-        """Write the outcome of an attempt, and return the task.
+        """Write how an attempt ended, and return the task after that.
 
-        Returns None, and writes nothing, if the claim was lost: another worker has re-queued the
-        task since. An outcome that counts sets `crashes` to 0. An unexpected one adds 1 to
-        `errors`. After QueueUnavailable the caller may repeat the call, with the same `now`.
+        `task` is the task as it was claimed. Its number of claims is the fencing token: if the task
+        has been re-queued in the meantime, nothing is written, and the method returns None.
+
+        An outcome that counts sets `crashes` to 0, and an unexpected one increments `errors`. If
+        the reply was lost (CommitUnknown), the caller may repeat the call with the same `now`.
         """
 
+    @abstractmethod
     async def report(self, task: Task, progress: float, now: float) -> Task | None:
-        """Write the progress, from 0 to 1, and return the task.
+        """Write the progress of an attempt, from 0 to 1, and return the task after that.
 
-        Returns None, and writes nothing, if the claim was lost.
+        If the worker has lost its claim, nothing is written, and the method returns None.
         """
 
+    @abstractmethod
     async def pull_forward(self, *, now: float, longest_wait: float) -> None:
-        """Make every retry due that would wait for more than `longest_wait` seconds.
+        """Make each retry due that would have to wait for more than `longest_wait` seconds.
 
-        No policy gives such a wait. It is seen after the clock was set back.
+        No retry policy asks for so long a wait. It means that the clock was set back after the
+        retry was planned.
         """
 
+    @abstractmethod
     async def wait_for_tasks(self, at_most: float) -> None:
-        """Return when tasks may have been added, at the latest after `at_most` seconds."""
+        """Return when tasks may have been added, but after `at_most` seconds in any case."""
 
+    @abstractmethod
     async def purge(self, *, finished_before: float, answered_before: float, limit: int) -> int:
-        """Remove up to `limit` old tasks and as many old answers. Returns the number removed."""
+        """Remove old tasks and old answers, at most `limit` of each, and return their number."""
 
-    # Records: JSON documents beside the tasks.
+    # Records: documents that are stored beside the tasks
 
+    @abstractmethod
     async def read_record(self, collection: str, record_id: str, *, client: str | None) -> Record:
-        """Return a client's record, or any client's if `client` is None. Raises RecordNotFound."""
+        """Return a record of this client, or of any client if `client` is None.
 
+        Raises RecordNotFound.
+        """
+
+    @abstractmethod
     async def list_records(
         self, collection: str, *, client: str, after: str | None, limit: int
     ) -> list[Record]:
-        """Return up to `limit` records by descending ids. `after` ended the previous page."""
+        """Return up to `limit` records of a client, in descending order of their ids.
 
-    async def update_record(self, record: Record) -> bool:
-        """Replace the body of a record. Returns False if the record is gone."""
-
-    async def delete_record(self, record: Record) -> bool:
-        """Remove a record. Returns False if it was gone already."""
-
-    # Events of other processes.
-
-    def publish(self, event: Event) -> None:
-        """Send an event to the other processes on this database. Subscribe it to the queue.
-
-        It returns at once. An event that cannot be sent is dropped.
+        `after` is the last id of the previous page.
         """
 
+    @abstractmethod
+    async def update_record(self, record: Record) -> bool:
+        """Replace the body of a record. Returns False if the record does not exist."""
+
+    @abstractmethod
+    async def delete_record(self, record: Record) -> bool:
+        """Remove a record. Returns False if the record does not exist."""
+
+    # Events of other processes
+
+    @abstractmethod
+    def publish(self, event: Event) -> None:
+        """Send an event to the other processes that use this database.
+
+        This is a courtesy: the method does not wait, and an event that cannot be sent is dropped.
+        """
+
+    @abstractmethod
     def subscribe(self, *subscribers: Subscriber) -> None:
-        """Call `subscribers` with each event of the other processes from now on."""
+        """Call `subscribers` with each event that another process publishes from now on."""

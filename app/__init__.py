@@ -1,11 +1,14 @@
-"""Afterward: the feel of `background_tasks.add_task(...)`, with a promise that holds.
+"""Afterward as a service: notifications by mail, uploads, and the tutorials' background tasks.
 
-Floors; imports only point down:
+It is built on the library `afterward`. The packages and modules of one line import only from the
+lines below it:
 
-    __main__    serve | worker | catcher | migrate
-    main        create_app(settings) and the lifespan: the one place where objects meet
-    server      uvicorn, with deadlines
-    api/        all that speaks HTTP
-    tasks/      every kind of background work: one short function each; observe/ logs and counts
-    queue/  mail/  files/  settings  signals    what they stand on; none knows another
+    __main__                 the commands: serve, worker, catcher, migrate
+    main, server             main makes the app and starts what it needs; server runs uvicorn
+    hardening                protection against hostile clients, attached by main and __main__
+    api                      the HTTP API: routes, schemas, errors, the event stream
+    tasks, observability     the background work, one function for each kind; log lines, metrics
+    settings                 every setting
+    mail, uploads, shutdown  SMTP and the mail catcher; the stores of files; the stop at a signal
+    listening                opens sockets
 """

@@ -1,4 +1,4 @@
-"""Where the objects meet: create_app(settings) and its lifespan. Tests use the same."""
+"""The place where the objects meet: `create_app` makes the app, `run` starts all that it needs."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,7 @@ import structlog
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from afterward.engine import Engine
 from afterward.engines import open_engine
 from afterward.errors import CannotStart
 from afterward.queue import Queue
@@ -20,7 +21,7 @@ from app.api import errors
 from app.api.dependencies import State
 from app.api.event_stream import EventStream
 from app.api.health_checks import Health
-from app.api.middleware import BodyLimit, Envelope, check_soundness
+from app.api.middleware import RequestEnvelope
 from app.api.routes import (
     batches,
     documentation,
@@ -32,10 +33,7 @@ from app.api.routes import (
     uploads,
 )
 from app.api.turns import Turns
-from app.hardening.api_keys import BadKeys, Keys
-from app.hardening.gate import Gate, Rate
-from app.hardening.openapi import document_keys
-from app.hardening.origins import Origins
+from app.hardening import harden
 from app.listening import authority
 from app.mail.catcher import Catcher
 from app.mail.recipients import Recipients
@@ -50,110 +48,119 @@ from app.tasks.clean_up import clean_up_regularly
 from app.tasks.log_file import LogFile
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
-from app.uploads.multipart import largest_form
 from app.uploads.pictures import Pictures
 from app.uploads.store import CannotOpenStore, Store, open_store
+
+ROUTERS = [
+    module.router
+    for module in (
+        notifications,
+        batches,
+        uploads,
+        tasks,
+        tutorial,
+        health,
+        inbox,
+        documentation,
+    )
+]
 
 log = structlog.get_logger(__name__)
 
 
+# The app
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Make the app. Without settings they are read from the environment."""
+    """Make the app: the API, its hardening, and the access log.
+
+    Without settings, they are read from the environment.
+    """
     settings = settings or load_settings()
     configure_logging(settings.log_level, settings.log_format)
+    app = create_api(settings)
+    harden(app, settings)
+    if settings.access_log:
+        app.add_middleware(AccessLog)  # outermost, so that it logs refused requests, too
+    return app
+
+
+def create_api(settings: Settings) -> FastAPI:
+    """Make the app without hardening and access log: the routes, the errors and the lifespan."""
     app = FastAPI(
         title="Afterward",
-        summary="Answers at once and does the work afterwards, and keeps every promise.",
+        summary="Answers at once, does the work afterwards, and keeps every promise.",
         version="0.1.0",
-        lifespan=lambda _: _run_for_the_api(settings),
-        openapi_url=None,  # app.api.routes.documentation has it, and the pages
+        lifespan=lambda _: _run_with_api(settings),
+        openapi_url=None,  # app.api.routes.documentation serves the document and its pages
         redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics has our own
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics is our own
     )
-    parts = (notifications, batches, uploads, tasks, tutorial, health, inbox, documentation)
-    # Not include_router: it matches each request twice, and nothing is to be added to a route.
-    app.router.routes[:] = [route for part in parts for route in part.router.routes]
+    # Instead of include_router, which would match each request twice.
+    app.router.routes[:] = [route for router in ROUTERS for route in router.routes]
     _check_root_path(settings.root_path, app)
     errors.install(app)
-    upload_limit = largest_form(settings.max_upload_bytes)
-    keys = _keys(settings)
-    document_keys(app, needed=keys is not None)
-    limit = BodyLimit(settings.max_body_bytes, {"/upload": upload_limit, "/upload/": upload_limit})
-    gate = Gate(keys, _rate(settings), settings.cors_origins)
-    app.add_middleware(
-        Envelope, checks=(check_soundness, gate, limit), root_path=settings.root_path or ""
-    )
-    if settings.cors_origins:
-        app.add_middleware(Origins, origins=settings.cors_origins)
-    if settings.access_log:
-        app.add_middleware(AccessLog)
+    app.add_middleware(RequestEnvelope, root_path=settings.root_path or "")
     return app
 
 
 def _check_root_path(root_path: str | None, app: FastAPI) -> None:
-    """Refuse a prefix that looks like a path of the service: the two could not be told apart."""
+    """Refuse a prefix that begins like a path of the service, because a request could mean both."""
     first = (root_path or "/").split("/")[1]
     paths = [route.path for route in app.routes if isinstance(route, APIRoute)]
     if first and any(path.split("/")[1] == first for path in paths):
         raise BadSettings(f"ROOT_PATH: must not begin with /{first}, a path of the service itself")
 
 
-def _keys(settings: Settings) -> Keys | None:
-    if settings.is_open:
-        return None
-    text, file = settings.api_keys, settings.api_keys_file
-    try:
-        return Keys(text.get_secret_value() if text else None, file)
-    except BadKeys as error:
-        raise BadSettings(str(error)) from None
-
-
-def _rate(settings: Settings) -> Rate | None:
-    return Rate(settings.rate_limit) if settings.rate_limit else None
+# Its lifespan
 
 
 @contextlib.asynccontextmanager
-async def _run_for_the_api(settings: Settings) -> AsyncIterator[State]:
-    """Run, and tell of what other processes do as if it was done here."""
+async def _run_with_api(settings: Settings) -> AsyncIterator[State]:
+    """Run the service, and show the API the events of other processes, too."""
     async with run(settings) as state:
         if settings.is_open and not settings.on_loopback:
-            log.warning("open to whoever reaches it: there are no API_KEYS", host=settings.host)
+            log.warning(
+                "anyone who reaches the service can use it: set API_KEYS", host=settings.host
+            )
         state["queue"].engine.subscribe(state["metrics"].record, state["event_stream"].publish)
         yield state
 
 
 @contextlib.asynccontextmanager
 async def run(settings: Settings) -> AsyncIterator[State]:
-    """Start everything, from the floor up; at the end, stop it in the opposite order."""
+    """Start everything that the API and the worker need; at the end, stop it in reverse order."""
     async with contextlib.AsyncExitStack() as stack:
-        pictures = Pictures()
-        stack.callback(pictures.close)
-        log_file = LogFile(settings.log_file)
-        stack.callback(log_file.close)
+        # 1. Files
+        pictures = stack.enter_context(contextlib.closing(Pictures()))
+        log_file = stack.enter_context(contextlib.closing(LogFile(settings.log_file)))
         store = _open_store(settings)
-        # Before the catcher: a second process on one queue is told of the first, not of its ports.
+
+        # 2. The database. It starts before the catcher, so that a second process on the same queue
+        # fails with the reason, and not because the catcher's port is taken.
         engine = open_engine(settings.queue_url)
         await engine.start()
         stack.push_async_callback(engine.stop)
-        catcher = await _start_catcher(settings, stack)
-        mailer = _mailer(settings)
-        stack.push_async_callback(mailer.close)
 
-        policy = RetryPolicy(
-            settings.retry_attempts, settings.retry_base_seconds, settings.retry_max_seconds
-        )
-        queue = Queue(engine, registry(settings), policy, max_backlog=settings.max_backlog)
+        # 3. Mail
+        catcher = await _start_catcher(settings, stack)
+        mailer = _make_mailer(settings)
+        stack.push_async_callback(mailer.close)
+        recipients = Recipients(settings.allowed_recipients)
+
+        # 4. The queue, and the subscribers to its events
+        queue = _make_queue(settings, engine)
         metrics = Metrics(smtp_connections=lambda: mailer.open_connections)
         event_stream = EventStream()
-        for listener in (TaskLog().write, metrics.record, event_stream.publish, engine.publish):
-            queue.events.subscribe(listener)
+        for receive in (TaskLog().write, metrics.record, event_stream.publish, engine.publish):
+            queue.events.subscribe(receive)
 
-        recipients = Recipients(settings.allowed_recipients)
+        # 5. The worker, if this process has one
         tools = Tools(mailer, settings.mail_from, recipients, store, pictures, engine)
-        worker = (
-            await _start_worker(settings, queue, tools) if settings.worker_concurrency else None
-        )
+        worker = await _start_worker(settings, queue, tools)
 
+        # 6. The stop. A signal begins it at once. Otherwise the server would first wait for its
+        # open requests, and event streams do not end by themselves.
         async def stop_working() -> None:
             event_stream.close()
             if worker is not None:
@@ -163,12 +170,15 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         stop = Stop(stop_working)
         stack.push_async_callback(stop.finish)
         stack.enter_context(stop.begun_by_signals())
+
+        # 7. The clean-up
         pending_uploads = PendingUploads(queue)
         cleaning = asyncio.create_task(
             clean_up_regularly(queue, store, pending_uploads, settings.retention_days)
         )
         stack.callback(cleaning.cancel)
-        log.info("started", **_where(settings))
+
+        log.info("started", **_locations(settings))
         yield State(
             settings=settings,
             queue=queue,
@@ -182,35 +192,20 @@ async def run(settings: Settings) -> AsyncIterator[State]:
             catcher=catcher,
             health=Health(engine, store, mailer),
             turns=Turns(
-                lambda: worker is not None and worker.is_busy, tasks=settings.worker_concurrency
+                is_busy=lambda: worker is not None and worker.is_busy,
+                tasks=settings.worker_concurrency,
             ),
         )
 
 
-def _where(settings: Settings) -> dict[str, str]:
-    """Say where the mail goes and where the data lives, without any password."""
-    smtp = authority(settings.smtp_host, settings.smtp_port)
-    return {
-        "mail_goes_to": (
-            f"the embedded catcher at {smtp}"
-            if settings.catcher
-            else f"{smtp} ({_SECURITY[settings.smtp_security]})"
-        ),
-        "queue": _place(settings.queue_url),
-        "uploads": _place(settings.upload_url),
-    }
+# Its parts
 
 
-_SECURITY = {"none": "not encrypted", "starttls": "starttls", "tls": "tls"}
-
-
-def _place(address: str) -> str:
-    """Shorten an address of data to the path of a file, or to a server without the login."""
-    for scheme in ("sqlite:///", "file:"):
-        if address.startswith(scheme):
-            return str(Path(address.removeprefix(scheme)).absolute())
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+def _open_store(settings: Settings) -> Store:
+    try:
+        return open_store(settings.upload_url)
+    except CannotOpenStore as error:
+        raise CannotStart(str(error)) from error
 
 
 async def _start_catcher(settings: Settings, stack: contextlib.AsyncExitStack) -> Catcher | None:
@@ -225,14 +220,7 @@ async def _start_catcher(settings: Settings, stack: contextlib.AsyncExitStack) -
     return catcher
 
 
-def _open_store(settings: Settings) -> Store:
-    try:
-        return open_store(settings.upload_url)
-    except CannotOpenStore as error:
-        raise CannotStart(str(error)) from error
-
-
-def _mailer(settings: Settings) -> Mailer:
+def _make_mailer(settings: Settings) -> Mailer:
     password = settings.smtp_password
     return Mailer(
         host=settings.smtp_host,
@@ -247,7 +235,18 @@ def _mailer(settings: Settings) -> Mailer:
     )
 
 
-async def _start_worker(settings: Settings, queue: Queue[Tools], tools: Tools) -> Worker[Tools]:
+def _make_queue(settings: Settings, engine: Engine) -> Queue[Tools]:
+    policy = RetryPolicy(
+        settings.retry_attempts, settings.retry_base_seconds, settings.retry_max_seconds
+    )
+    return Queue(engine, registry(settings), policy, max_backlog=settings.max_backlog)
+
+
+async def _start_worker(
+    settings: Settings, queue: Queue[Tools], tools: Tools
+) -> Worker[Tools] | None:
+    if not settings.worker_concurrency:
+        return None
     worker = Worker(
         queue,
         tools,
@@ -257,6 +256,35 @@ async def _start_worker(settings: Settings, queue: Queue[Tools], tools: Tools) -
     )
     await worker.start()
     return worker
+
+
+# Its log line
+
+
+def _locations(settings: Settings) -> dict[str, str]:
+    """Return where mail goes and where data is stored, without any password."""
+    smtp = authority(settings.smtp_host, settings.smtp_port)
+    return {
+        "mail_goes_to": (
+            f"the embedded catcher at {smtp}"
+            if settings.catcher
+            else f"{smtp} ({_SECURITY[settings.smtp_security]})"
+        ),
+        "queue": _location(settings.queue_url),
+        "uploads": _location(settings.upload_url),
+    }
+
+
+_SECURITY = {"none": "not encrypted", "starttls": "starttls", "tls": "tls"}
+
+
+def _location(url: str) -> str:
+    """Return the path of a file, or a server's URL without the login."""
+    for scheme in ("sqlite:///", "file:"):
+        if url.startswith(scheme):
+            return str(Path(url.removeprefix(scheme)).absolute())
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 app = create_app()

@@ -1,4 +1,7 @@
-"""Hears SIGTERM and SIGINT before the server does, which first waits for its open requests."""
+"""Begin the stop at SIGTERM and SIGINT, before the server waits for its open requests.
+
+Event streams stay open until they are told to end, so the server alone would wait for them in vain.
+"""
 
 import asyncio
 import contextlib
@@ -10,7 +13,7 @@ Handler = Callable[[int, FrameType | None], object]
 
 
 class Stop:
-    """Runs `function` once: begun by whoever asks first, finished for whoever waits."""
+    """Runs `function` once, at the first call of `begin` or `finish`."""
 
     def __init__(self, function: Callable[[], Awaitable[None]]) -> None:
         self._function = function
@@ -18,33 +21,33 @@ class Stop:
         self._running: asyncio.Future[None] | None = None
 
     def begin(self) -> None:
-        """Begin, unless it has begun; from the event loop."""
+        """Begin, unless it has begun. Call this from the event loop."""
         if self._running is None:
             self._running = asyncio.ensure_future(self._function())
 
     async def finish(self) -> None:
-        """Begin, unless it has begun, and wait for its end."""
+        """Begin, unless it has begun, and wait for the end."""
         self.begin()
         assert self._running is not None
         await self._running
 
     @contextlib.contextmanager
     def begun_by_signals(self) -> Iterator[None]:
-        """Begin on SIGTERM and SIGINT; afterwards their handler of before is called, too."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        ours = {number: self._then(old) for number, old in before.items() if callable(old)}
+        """Inside a `with` block, begin at SIGTERM and SIGINT, then call the previous handler."""
+        previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        ours = {number: self._begin_then(old) for number, old in previous.items() if callable(old)}
         try:
             for number, handler in ours.items():
                 signal.signal(number, handler)
-        except ValueError:  # not the main thread: a test's client, which sends no signals
+        except ValueError:  # not in the main thread, as under a TestClient, which sends no signals
             ours = {}
         try:
             yield
         finally:
             for number in ours:
-                signal.signal(number, before[number])
+                signal.signal(number, previous[number])
 
-    def _then(self, handler: Handler) -> Handler:
+    def _begin_then(self, handler: Handler) -> Handler:
         def handle(number: int, frame: FrameType | None) -> None:
             self._loop.call_soon_threadsafe(self.begin)
             handler(number, frame)

@@ -83,7 +83,7 @@ def waiting(directory: Path, mails: int) -> Path:
         for first in range(0, mails, BATCH):
             tasks = queue.collect()
             for number in range(first, min(first + BATCH, mails)):
-                tasks.add_task(send_email, to=_recipient(number), **MAIL)
+                tasks.add_task(send_email, recipient=_recipient(number), **MAIL)
             await queue.commit(tasks.collected())
         await engine.stop()
 

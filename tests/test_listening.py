@@ -61,7 +61,7 @@ def test_an_address_that_the_machine_lacks_is_passed_over(hosts: list[Found]) ->
 
 def test_where_no_address_can_be_had_each_is_named(hosts: list[Found]) -> None:
     hosts += [MISSING]
-    with pytest.raises(CannotListen, match=r"^HOST=elsewhere is no address .*: 2001:db8::1 \("):
+    with pytest.raises(CannotListen, match=r"^HOST=elsewhere is not an address .*: 2001:db8::1 \("):
         bind("elsewhere", 0)
 
 

@@ -1,9 +1,9 @@
-"""The databases that keep tasks: `open_engine` chooses one by its URL.
+"""The databases that store tasks. `open_engine` chooses a database by its URL.
 
 sqlite    one file, for one process
 postgres  one server, for any number of processes on any number of machines
 
-Each implements `afterward.engine.Engine`, and is imported only when a URL asks for it.
+Each package implements `afterward.engine.Engine`. It is imported only if a URL names its database.
 """
 
 from collections.abc import Iterator
@@ -17,36 +17,37 @@ _POSTGRESQL = ("postgresql://", "postgres://")
 
 
 def open_engine(url: str) -> Engine:
-    """Return the engine for this URL, not started yet.
+    """Return the engine for this URL, which is not started yet.
 
     `sqlite:///queue.db` is a path relative to the working directory, `sqlite:////srv/queue.db` an
-    absolute one. Raises CannotStart if the URL names no known database, or if the packages for the
-    database are not installed.
+    absolute path, and `postgresql://ada:secret@db.example.com/queue` a database on a server. Raises
+    CannotStart if the URL names no known database, or if the packages for it are not installed.
     """
     if url.startswith("sqlite:///"):
         from afterward.engines.sqlite.engine import SQLite
 
         return SQLite(Path(url.removeprefix("sqlite:///")))
     if url.startswith(_POSTGRESQL):
-        with _extra_installed():
+        with _explain_missing_package():
             from afterward.engines.postgres.engine import Postgres
         return Postgres(url)
     raise CannotStart(f"QUEUE_URL names no known database: {url.partition(':')[0]!r}")
 
 
 async def make_tables(url: str) -> None:
-    """Create or upgrade the tables on PostgreSQL. Raises CannotStart.
+    """Create the tables on PostgreSQL if they do not exist. Raises CannotStart.
 
-    SQLite's tables are created when the engine starts.
+    For SQLite there is nothing to do, because the engine creates its tables when it starts.
     """
     if url.startswith(_POSTGRESQL):
-        with _extra_installed():
+        with _explain_missing_package():
             from afterward.engines.postgres.schema import migrate
         await migrate(url)
 
 
 @contextmanager
-def _extra_installed() -> Iterator[None]:
+def _explain_missing_package() -> Iterator[None]:
+    """Raise CannotStart if an import in the `with` block fails."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,6 +1,7 @@
-"""The names that routes ask for: what the lifespan made, by type."""
+"""The parameters that routes ask for by type, such as `queue: QueueDep`."""
 
-from typing import Annotated, TypedDict
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypedDict
 
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
@@ -21,7 +22,7 @@ from app.uploads.store import Store
 
 
 class State(TypedDict):
-    """What the lifespan yields, and each request carries as its state."""
+    """The objects that the lifespan of the app yields. Starlette puts them into each request."""
 
     settings: Settings
     queue: Queue[Tools]
@@ -38,67 +39,35 @@ class State(TypedDict):
 
 
 class RequestState(State):
-    """What is added to it for each request."""
+    """The state of a request: the objects of the lifespan, and the values that middleware adds."""
 
     request_id: str
-    answer_headers: list[tuple[bytes, bytes]]  # added to whatever the answer has
-    client: str
-    body_limit: int  # bytes
+    client: str  # the owner of the API key; "" where the service has no keys
+    response_headers: list[tuple[bytes, bytes]]  # added to the response, also to an error
 
 
-async def _settings(request: Request) -> Settings:
-    return request.state.settings  # type: ignore[no-any-return]
+def _state(name: str) -> Callable[[Request], Coroutine[Any, Any, Any]]:
+    """Make a dependency that returns one value of the request's state."""
+
+    async def value_of(request: Request) -> Any:
+        return getattr(request.state, name)
+
+    return value_of
 
 
-async def _queue(request: Request) -> Queue[Tools]:
-    return request.state.queue  # type: ignore[no-any-return]
+ClientDep = Annotated[str, Depends(_state("client"))]
+SettingsDep = Annotated[Settings, Depends(_state("settings"))]
+QueueDep = Annotated[Queue[Tools], Depends(_state("queue"))]
+UploadsDep = Annotated[Store, Depends(_state("uploads"))]
+PendingUploadsDep = Annotated[PendingUploads, Depends(_state("pending_uploads"))]
+LogFileDep = Annotated[LogFile, Depends(_state("log_file"))]
+MetricsDep = Annotated[Metrics, Depends(_state("metrics"))]
+EventStreamDep = Annotated[EventStream, Depends(_state("event_stream"))]
+HealthDep = Annotated[Health, Depends(_state("health"))]
+CatcherDep = Annotated[Catcher | None, Depends(_state("catcher"))]
 
 
-async def _uploads(request: Request) -> Store:
-    return request.state.uploads  # type: ignore[no-any-return]
-
-
-async def _pending_uploads(request: Request) -> PendingUploads:
-    return request.state.pending_uploads  # type: ignore[no-any-return]
-
-
-async def _log_file(request: Request) -> LogFile:
-    return request.state.log_file  # type: ignore[no-any-return]
-
-
-async def _metrics(request: Request) -> Metrics:
-    return request.state.metrics  # type: ignore[no-any-return]
-
-
-async def _event_stream(request: Request) -> EventStream:
-    return request.state.event_stream  # type: ignore[no-any-return]
-
-
-async def _catcher(request: Request) -> Catcher | None:
-    return request.state.catcher  # type: ignore[no-any-return]
-
-
-async def _health(request: Request) -> Health:
-    return request.state.health  # type: ignore[no-any-return]
-
-
-async def _client(request: Request) -> str:
-    return request.state.client  # type: ignore[no-any-return]
-
-
-def permit(request: Request, recipient: str) -> None:
-    """Make sure that mail may be sent to this address; raises HTTPException 403."""
+def check_recipient(request: Request, recipient: str) -> None:
+    """Raise HTTPException 403 unless ALLOWED_RECIPIENTS permits mail to this address."""
     if not request.state.recipients.permit(recipient):
         raise HTTPException(403, "Mail may not be sent to this address.")
-
-
-ClientDep = Annotated[str, Depends(_client)]
-SettingsDep = Annotated[Settings, Depends(_settings)]
-QueueDep = Annotated[Queue[Tools], Depends(_queue)]
-UploadsDep = Annotated[Store, Depends(_uploads)]
-PendingUploadsDep = Annotated[PendingUploads, Depends(_pending_uploads)]
-LogFileDep = Annotated[LogFile, Depends(_log_file)]
-MetricsDep = Annotated[Metrics, Depends(_metrics)]
-EventStreamDep = Annotated[EventStream, Depends(_event_stream)]
-HealthDep = Annotated[Health, Depends(_health)]
-CatcherDep = Annotated[Catcher | None, Depends(_catcher)]

@@ -1,4 +1,4 @@
-"""The bytes of an upload: all of them, or the range a client asks for (RFC 9110, 13 and 14)."""
+"""Downloads: the bytes of an upload, or a range of them (RFC 9110, sections 13 and 14)."""
 
 import re
 from collections.abc import AsyncIterator
@@ -12,37 +12,37 @@ from afterward.task import Record
 from app.uploads.names import as_attachment
 from app.uploads.store import Store
 
-BLOCK = 1024 * 1024  # what one download holds in memory
+BLOCK = 1024 * 1024  # bytes that one download holds in memory
 
 BYTES = {
     "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "All of it", **BYTES},
-    206: {"description": "The range that was asked for", **BYTES},
-    304: {"description": "The client has it already"},
-    307: {"description": "Where it can be fetched without this service"},
+    200: {"description": "The whole file", **BYTES},
+    206: {"description": "The requested range", **BYTES},
+    304: {"description": "The client has the current version already"},
+    307: {"description": "A signed URL of the store, for `signed=true`"},
 }
 
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,20})-([0-9]{0,20})|-([0-9]{1,20}))", re.IGNORECASE)
-_TAG = re.compile(r'"[^"]*"')  # weak ones too: for this they are alike
+_TAG = re.compile(r'"[^"]*"')  # of a weak tag, W/"…", too: If-None-Match treats them alike
 
 
 async def download(request: Request, uploads: Store, upload: Record) -> Response:
-    """Answers a GET for a published upload's bytes.
+    """Return the response to a GET of a published upload.
 
-    Its first bytes are there before the answer begins, so that a store can still say NoSuchUpload
-    or StoreUnavailable. Raises HTTPException 416 for a range that begins after the end.
+    The first block is read before the response begins, so that NoSuchUpload and StoreUnavailable
+    still become errors. Raises HTTPException 416 if the range begins after the end.
     """
     size, etag = upload.body["size"], f'"{upload.body["sha256"]}"'
-    if _is_known(request, etag):
+    if _has_current(request, etag):
         return Response(status_code=304, headers={"ETag": etag})
     headers = only_saved(upload.body["filename"]) | {"ETag": etag, "Accept-Ranges": "bytes"}
-    # Starlette adds charset=utf-8 to a media_type of text; the sender of the file knows better.
+    # Not as media_type: Starlette would add charset=utf-8 to text, which may be wrong.
     headers["Content-Type"] = upload.body["content_type"]
     start, end, status = 0, size, 200
-    if wanted := _range(request, etag, size):
-        (start, end), status = wanted, 206
+    if requested := _range(request, etag, size):
+        (start, end), status = requested, 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     headers["Content-Length"] = str(end - start)
     first = await uploads.read(upload.id, start, min(start + BLOCK, end))
@@ -56,7 +56,7 @@ async def download(request: Request, uploads: Store, upload: Record) -> Response
 
 
 def only_saved(filename: str) -> dict[str, str]:
-    """Returns the headers that make a browser save a file, and run nothing that is in it."""
+    """Return headers that make a browser save the file, and run no script in it."""
     return {
         "Content-Disposition": as_attachment(filename),
         "Content-Security-Policy": "sandbox",
@@ -64,27 +64,30 @@ def only_saved(filename: str) -> dict[str, str]:
     }
 
 
-def _is_known(request: Request, etag: str) -> bool:
-    """Whether the client has these bytes already (RFC 9110, section 13.1.2)."""
+def _has_current(request: Request, etag: str) -> bool:
+    """Whether the client has the current version already (RFC 9110, section 13.1.2)."""
     tags = ",".join(request.headers.getlist("if-none-match"))
     return tags.strip() == "*" or etag in _TAG.findall(tags)
 
 
 def _range(request: Request, etag: str, size: int) -> tuple[int, int] | None:
-    """The first byte that is wanted and the first one after; None if that is all of them.
+    """Return the requested range as (start, end), where `end` is excluded. None means all bytes.
 
-    More than one range, or one that is malformed, counts as none (RFC 9110, section 14.2); so does
-    one of other bytes than ours (section 13.1.5).
+    Several ranges and a malformed one are ignored (RFC 9110, section 14.2). So is a range of
+    another version, which If-Range names (section 13.1.5). For example, of 1,000 bytes
+    "bytes=200-299" is (200, 300), and "bytes=-100" is (900, 1000).
     """
-    wanted = _RANGE.fullmatch(request.headers.get("range", ""))
-    if not wanted or request.headers.get("if-range", etag) != etag:
+    match = _RANGE.fullmatch(request.headers.get("range", ""))
+    if not match or request.headers.get("if-range", etag) != etag:
         return None
-    first, last, suffix = wanted.groups()
+    first, last, suffix = match.groups()
     start = int(first) if first else max(0, size - int(suffix))
     if last and int(last) < start:
         return None
     if start >= size:
         raise HTTPException(
-            416, "The range begins after the end.", headers={"Content-Range": f"bytes */{size}"}
+            416,
+            "The range begins after the end of the file.",
+            headers={"Content-Range": f"bytes */{size}"},
         )
     return start, min(int(last) + 1, size) if last else size

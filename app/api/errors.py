@@ -1,4 +1,7 @@
-"""Every error as problem+json (RFC 9457): clear, small, and never an echo of the input."""
+"""Errors as problem+json (RFC 9457).
+
+A problem is small, and never repeats what the client sent.
+"""
 
 import json
 import re
@@ -34,12 +37,13 @@ from app.uploads.store import (
     reason_of,
 )
 
-MOST_ERRORS = 10  # of one request; with the bounds below, a problem stays under 4 KB
-LONGEST_DETAIL = 120
-DEEPEST_POINTER = 3
+# With these limits a problem stays under 4 KB.
+MOST_ERRORS = 10  # invalid fields of one request
+LONGEST_DETAIL = 120  # characters about one field
+DEEPEST_POINTER = 3  # parts of a JSON pointer
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
-# What the floors below raise, as a status; their docstrings are the details.
+# The errors of the queue and of the store, with their status. Clients get their messages as detail.
 _STATUS: dict[type[Exception], HTTPStatus] = {
     TaskNotFound: HTTPStatus.NOT_FOUND,
     RecordNotFound: HTTPStatus.NOT_FOUND,
@@ -55,8 +59,10 @@ _STATUS: dict[type[Exception], HTTPStatus] = {
     QueueFull: HTTPStatus.INSUFFICIENT_STORAGE,
     StoreFull: HTTPStatus.INSUFFICIENT_STORAGE,
 }
-_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110; Python 3.13 on
-# A malformed request, no API key, none that is right, too many requests, our own mistakes.
+# The names of RFC 9110, which HTTPStatus has since Python 3.13.
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+# Every route may answer with these: a malformed request, a missing or wrong API key, a forbidden
+# web page or recipient, too many requests, an unexpected error.
 _ANYWHERE = (400, 401, 403, 429, 500)
 _RETRY_LATER = {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE}
 _SCHEMAS = "#/components/schemas/"
@@ -70,7 +76,10 @@ log = structlog.get_logger(__name__)
 
 
 class InvalidRequest(Exception):
-    """A 422 that names the fields, as validation's own does."""
+    """An invalid field that a route finds. It is answered with 422, like errors of validation.
+
+    `pointer` is the JSON pointer of the field (RFC 6901).
+    """
 
     def __init__(self, pointer: str, detail: str) -> None:
         super().__init__(detail)
@@ -78,18 +87,18 @@ class InvalidRequest(Exception):
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of `app` with a problem."""
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(InvalidRequest, _invalid)
-    app.add_exception_handler(IdempotencyKeyReused, _invalid)
+    """Answer the errors of `app` with problems, and describe a problem in its OpenAPI document."""
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(RequestValidationError, _answer_invalid_request)
+    app.add_exception_handler(InvalidRequest, _answer_invalid_request)
+    app.add_exception_handler(IdempotencyKeyReused, _answer_invalid_request)
     for error in _STATUS:
-        app.add_exception_handler(error, _known)
-    _describe(app)
+        app.add_exception_handler(error, _answer_known_error)
+    _add_schema(app)
 
 
-def _describe(app: FastAPI) -> None:
-    """Put what a problem is into the document of `app`, once for all the errors that name it."""
+def _add_schema(app: FastAPI) -> None:
+    """Add the schema of a problem to the OpenAPI document, once for all the errors that use it."""
     describe = app.openapi
     schema = ProblemSchema.model_json_schema(ref_template=_SCHEMAS + "{model}")
     schemas = schema.pop("$defs") | {"Problem": schema}
@@ -103,7 +112,7 @@ def _describe(app: FastAPI) -> None:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """These errors, and those that any request may meet, for a route's `responses`."""
+    """Return the `responses` of a route that has these errors, and those that every route has."""
     content = {"application/problem+json": {"schema": {"$ref": _SCHEMAS + "Problem"}}}
     return {
         status: {
@@ -123,7 +132,10 @@ def problem(
     errors: Sequence[Mapping[str, str]] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """One error as a response. `path` is the request's, for `instance`."""
+    """Return an error as a response. `path` is the path of the request, for `instance`.
+
+    `errors` are the invalid fields. Errors that a retry may solve get a Retry-After.
+    """
     body = {
         "type": "about:blank",
         "title": _TITLES.get(status) or HTTPStatus(status).phrase,
@@ -140,22 +152,23 @@ def problem(
     )
 
 
-async def _http(request: Request, error: Exception) -> Response:
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    """Answer an error that a route, FastAPI or Starlette has raised."""
     assert isinstance(error, HTTPException)
     detail, headers = error.detail, error.headers
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        # Starlette names the methods of the first route that matches, and there may be more.
-        headers = {"Allow": _allowed(request)}
-        if request.method == "OPTIONS":  # No route takes it, so each request for it ends here.
+        # Starlette allows only the methods of the first route that matches the path.
+        headers = {"Allow": _allowed_methods(request)}
+        if request.method == "OPTIONS":  # no route has this method, so all of its requests get here
             return Response(status_code=204, headers=headers)
-        detail = "This address does not take this method."
+        detail = "This path does not allow this method. See the Allow header."
     elif detail == HTTPStatus.NOT_FOUND.phrase:
-        detail = "There is nothing at this address."
+        detail = "There is nothing at this path."
     return problem(request.url.path, error.status_code, detail, headers=headers)
 
 
-def _allowed(request: Request) -> str:
-    """The methods that this address takes; HEAD wherever GET, and OPTIONS everywhere."""
+def _allowed_methods(request: Request) -> str:
+    """Return the methods of every route at this path. GET implies HEAD; OPTIONS always works."""
     methods = {"OPTIONS"}
     for route in request.app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:
@@ -165,21 +178,23 @@ def _allowed(request: Request) -> str:
     return ", ".join(sorted(methods))
 
 
-async def _known(request: Request, error: Exception) -> Response:
+async def _answer_known_error(request: Request, error: Exception) -> Response:
+    """Answer an error of the queue or of the store. Log the cause if the service cannot work."""
     status = _STATUS[type(error)]
     if status in _RETRY_LATER:
         log.error("request refused", reason=reason_of(error))
     return problem(request.url.path, status, str(error))
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
+async def _answer_invalid_request(request: Request, error: Exception) -> Response:
+    """Answer 422 with the invalid fields."""
     if isinstance(error, InvalidRequest):
         errors = error.errors
     elif isinstance(error, IdempotencyKeyReused):
         errors = [{"pointer": "/Idempotency-Key", "detail": error.detail}]
     else:
         assert isinstance(error, RequestValidationError)
-        errors = [_field(one) for one in error.errors()[:MOST_ERRORS]]
+        errors = [_invalid_field(details) for details in error.errors()[:MOST_ERRORS]]
     return problem(
         request.url.path,
         HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -188,16 +203,18 @@ async def _invalid(request: Request, error: Exception) -> Response:
     )
 
 
-def _field(error: dict[str, Any]) -> dict[str, str]:
-    """What pydantic found, without the value. Its own messages name limits, never the input."""
+def _invalid_field(error: dict[str, Any]) -> dict[str, str]:
+    """Return pydantic's error without the value. Its messages name limits, never the input."""
     detail = error["msg"].removeprefix("Value error, ")[:LONGEST_DETAIL]
     return {"pointer": _pointer(error["loc"]), "detail": detail}
 
 
 def _pointer(location: Sequence[str | int]) -> str:
-    """A JSON pointer (RFC 6901) to the field; a name that only the client knows may be cut short.
+    """Return a JSON pointer (RFC 6901) to the field.
 
-    The first part of the location says where the field was: body, path, query or header.
+    The first part of the location is left out: it is "body", "path", "query" or "header". The
+    pointer ends before a name of unusual form, because such a name comes from the client. For
+    example, ("body", "recipients", 3) is "/recipients/3".
     """
     parts: list[str] = []
     for part in location[1:]:

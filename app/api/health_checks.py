@@ -1,4 +1,4 @@
-"""The checks of /readyz, each of which is made once a second at most."""
+"""The checks behind /readyz. Each runs at most once a second."""
 
 import asyncio
 import time
@@ -12,8 +12,8 @@ from afterward.errors import QueueError
 from app.mail.smtp import Mailer
 from app.uploads.store import Store
 
-CHECK_SECONDS = 3.0  # after which a check without a result has failed
-KNOWN_SECONDS = 1.0  # for which a result is remembered
+CHECK_TIMEOUT = 3.0  # seconds; a check without a result by then has failed
+CACHE_SECONDS = 1.0  # for which a result is reused
 
 _now = time.monotonic
 
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """Which checks have passed."""
+    """The results of the checks: True if the check has passed."""
 
     database: bool
     uploads: bool
@@ -32,22 +32,22 @@ class Passed:
 class Health:
     """Checks whether the database, the store of uploads and the SMTP server work.
 
-    A check writes to the disk, and anybody may ask for it, without a key and at any rate. So it is
-    made once a second at most, however many clients ask at once.
+    A check writes to the disk, and /readyz needs no API key. So each check runs at most once a
+    second, however many clients ask.
     """
 
     def __init__(self, engine: Engine, uploads: Store, mailer: Mailer) -> None:
-        self._database = Remembered(lambda: _answers(engine.check()))
-        self._uploads = Remembered(lambda: uploads.check())  # noqa: PLW0108
-        self._smtp = Remembered(lambda: mailer.check())  # noqa: PLW0108
+        self._database = CachedCheck(lambda: _succeeds(engine.check()))
+        self._uploads = CachedCheck(lambda: uploads.check())  # noqa: PLW0108
+        self._smtp = CachedCheck(lambda: mailer.check())  # noqa: PLW0108
 
     async def check(self) -> Passed:
-        """Make the checks, or remember their results."""
+        """Run the checks, or return their results of the last second."""
         checks = (self._database.passes(), self._uploads.passes(), self._smtp.passes())
         return Passed(*await asyncio.gather(*checks))
 
 
-async def _answers(check: Awaitable[None]) -> bool:
+async def _succeeds(check: Awaitable[None]) -> bool:
     try:
         await check
     except QueueError:
@@ -55,29 +55,29 @@ async def _answers(check: Awaitable[None]) -> bool:
     return True
 
 
-class Remembered:
-    """A check whose result is remembered for a second; callers that come meanwhile share it."""
+class CachedCheck:
+    """A check with a cache. Callers share a running check, and its result for CACHE_SECONDS."""
 
     def __init__(self, check: Callable[[], Awaitable[bool]]) -> None:
         self._check = check
         self._running: asyncio.Task[bool] | None = None
-        self._known_until = 0.0
+        self._cached_until = 0.0
 
     async def passes(self) -> bool:
-        """Whether the check passes within CHECK_SECONDS. Never raises: an error has not passed."""
-        if self._running is None or (self._running.done() and _now() >= self._known_until):
+        """Whether the check passes within CHECK_TIMEOUT. An error is a failed check."""
+        if self._running is None or (self._running.done() and _now() >= self._cached_until):
             self._running = asyncio.create_task(self._run())
-        return await asyncio.shield(self._running)  # a caller may go away, and others wait on
+        return await asyncio.shield(self._running)  # if one caller is cancelled, others still wait
 
     async def _run(self) -> bool:
-        asking = asyncio.ensure_future(self._check())
-        done, _ = await asyncio.wait([asking], timeout=CHECK_SECONDS)
-        asking.cancel()  # and not waited for: a database that hangs does not let go at once
-        self._known_until = _now() + KNOWN_SECONDS
+        checking = asyncio.ensure_future(self._check())
+        done, _ = await asyncio.wait([checking], timeout=CHECK_TIMEOUT)
+        checking.cancel()  # without waiting, because a database that hangs may not react at once
+        self._cached_until = _now() + CACHE_SECONDS
         if not done:
             return False
         try:
-            return asking.result()
+            return checking.result()
         except Exception:
             log.exception("check failed")
             return False

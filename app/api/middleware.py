@@ -1,9 +1,8 @@
-"""Around every request: its id, its prefix, the checks of its head, and always an answer."""
+"""Middleware around every request: its id, the prefix of a proxy, HEAD, and unexpected errors."""
 
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 from starlette.requests import ClientDisconnect
@@ -12,106 +11,110 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afterward.errors import CannotStart
 from app.api.errors import problem
-from app.api.json_body import TOO_LARGE
-from app.api.paths import route_path, with_prefix
+from app.api.paths import with_prefix
 
-# RFC 9112, section 3.2: a name, an IPv4 address or an IPv6 address, and a port perhaps.
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_VALID_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
-NO_HOST = "An HTTP/1.1 request has one Host header, which names a host."
 STOPPING = (
-    "The service is stopping. Whether this request was carried out is not known: send it again, "
-    "with the same Idempotency-Key."
+    "The service stopped before this request was finished, and it is not known whether it was "
+    "carried out. Send it again with the same Idempotency-Key."
 )
-BAD_FRAMING = "A body has a Content-Length or is chunked; not both, and nothing else."
+INTERNAL_ERROR = "An unexpected error occurred. The service has logged it."
 
 log = structlog.get_logger(__name__)
 
-Check = Callable[[Scope], Awaitable[Response | None]]
-"""Looks at the head of a request, and gives the answer to one that is refused for it."""
 
+class RequestEnvelope:
+    """Middleware that prepares each request, and makes sure that each gets a response.
 
-class Envelope:
-    """Gives each request its id and, whatever happens, an answer.
-
-    The id is the client's X-Request-ID or a new one; it is echoed, and stands on every log line.
-    The first of `checks` that refuses the request answers it; if none does, the app. An unexpected
-    error is logged once, with its traceback, and answered with 500.
-
-    `root_path` is the prefix under which a proxy shows the service; without one, the server's
-    counts (`uvicorn --root-path`). The envelope puts it before the Location of each answer, so
-    routes need not. An address in the body of an answer needs the prefix as well.
-
-    HEAD is answered as GET is, without the body (RFC 9110, 9.3.2).
+    1. The prefix of a proxy becomes the `root_path` of the request, and comes before the Location
+       of the response, so that routes do not need to know it. It is ROOT_PATH, or else the root
+       path of the server (`uvicorn --root-path`). A route that writes a URL into the body of its
+       response has to add the prefix itself.
+    2. HEAD is answered like GET, without the body (RFC 9110, 9.3.2).
+    3. The request gets an id: the client's X-Request-ID if it is valid, or else a new one. The
+       response returns it, and every log line of the request has it.
+    4. An unexpected error is logged with its traceback, and answered with 500.
     """
 
-    def __init__(self, app: ASGIApp, checks: Sequence[Check], root_path: str = "") -> None:
+    def __init__(self, app: ASGIApp, root_path: str = "") -> None:
         self._app = app
-        self._checks = checks
         self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
         if scope["type"] != "http":
-            await _start_plainly(self._app, scope, receive, send)
+            await _run_lifespan(self._app, scope, receive, send)
             return
+        # 1. The prefix
         prefix = self._root_path or scope.get("root_path", "").rstrip("/")
         if prefix:
             scope = with_prefix(scope, prefix)
             send = _with_prefixed_location(send, prefix)
+        # 2. HEAD
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
             receive, send = _head_only(send)
-        given = _header(scope, b"x-request-id")
-        request_id = given if _SANE_ID.fullmatch(given) else b"%032x" % random.getrandbits(128)
-        headers = [(b"x-request-id", request_id)]
-        scope.setdefault("state", {}).update(request_id=request_id.decode(), answer_headers=headers)
-        structlog.contextvars.bind_contextvars(request_id=request_id.decode())
+        # 3. The id
+        request_id = _request_id(scope)
+        response_headers = [(b"x-request-id", request_id.encode())]
+        scope.setdefault("state", {}).update(
+            request_id=request_id, client="", response_headers=response_headers
+        )
+        structlog.contextvars.bind_contextvars(request_id=request_id)
         started = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), *headers]
+                message["headers"] = [*message.get("headers", ()), *response_headers]
             await send(message)
 
+        # 4. The app, and its errors
         try:
-            answer = await self._refusal(scope) or self._app
-            await answer(scope, receive, send_with_headers)
+            await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
             log.info("client went away", method=scope["method"], path=scope["path"])
         except (Exception, asyncio.CancelledError) as error:
-            failure = _failure(scope, error)
+            response = _error_response(scope, error)
             if started:
-                raise  # too late for an answer: the connection must break off
-            await failure(scope, receive, send_with_headers)
-
-    async def _refusal(self, scope: Scope) -> Response | None:
-        for check in self._checks:
-            if refusal := await check(scope):
-                return refusal
-        return None
+                raise  # too late for another response: the server breaks the connection off
+            await response(scope, receive, send_with_headers)
 
 
-def _failure(scope: Scope, error: BaseException) -> Response:
-    """Log an error that ended a request, and give the answer to that request."""
-    if isinstance(error, asyncio.CancelledError):  # by the server, which stops and waits no longer
+def _request_id(scope: Scope) -> str:
+    """Return the client's X-Request-ID if it is valid, or else a new id."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            if _VALID_ID.fullmatch(value):
+                return value.decode()  # type: ignore[no-any-return]
+            break
+    return f"{random.getrandbits(128):032x}"
+
+
+def _error_response(scope: Scope, error: BaseException) -> Response:
+    """Log an error that ended a request, and return the response to that request.
+
+    The server cancels a request if it stops and the request does not end in time.
+    """
+    if isinstance(error, asyncio.CancelledError):
         log.warning("request cut off", method=scope["method"], path=scope["path"])
         return problem(scope["path"], 503, STOPPING)
     log.error("request failed", method=scope["method"], path=scope["path"], exc_info=error)
-    return problem(scope["path"], 500, "Something went wrong here; it was logged.")
+    return problem(scope["path"], 500, INTERNAL_ERROR)
 
 
 def _with_prefixed_location(send: Send, prefix: str) -> Send:
-    """Send answers whose Location, if it is a path of the service, begins with the prefix."""
-    before = prefix.encode()
+    """Wrap `send`: a Location that is a path of the service gets the prefix."""
+    prefix_bytes = prefix.encode()
 
     async def send_with_prefix(message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [
-                (name, before + value if name == b"location" and value[:1] == b"/" else value)
+                (name, prefix_bytes + value)
+                if name == b"location" and value.startswith(b"/")
+                else (name, value)
                 for name, value in message.get("headers", ())
             ]
         await send(message)
@@ -120,10 +123,10 @@ def _with_prefixed_location(send: Send, prefix: str) -> Send:
 
 
 def _head_only(send: Send) -> tuple[Receive, Send]:
-    """Receive no body, and send the head of an answer without its body.
+    """Return a `receive` without a body, and a `send` that sends only the head of the response.
 
-    Once the head is sent, `receive` tells that the client has gone. So an answer that streams stops
-    there: a download reads no further, and an event stream ends.
+    Once the head is sent, `receive` reports that the client has disconnected. So a streaming
+    response stops: a download reads no further, and an event stream ends.
     """
     head_is_sent = asyncio.Event()
     to_receive: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
@@ -143,67 +146,11 @@ def _head_only(send: Send) -> tuple[Receive, Send]:
     return receive_nothing, send_head
 
 
-async def check_soundness(scope: Scope) -> Response | None:
-    """Refuse what a proxy in front may have understood otherwise (RFC 9112, 3.2 and 6.3).
+async def _run_lifespan(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run the app's lifespan; if the start fails, report CannotStart in one line.
 
-    The server's parser has refused what is no HTTP at all.
+    Starlette would report the traceback.
     """
-    if complaint := _complaint(scope):
-        # What follows the head may be anything: nothing more is read from this client.
-        return problem(scope["path"], 400, complaint, headers={"Connection": "close"})
-    return None
-
-
-def _complaint(scope: Scope) -> str | None:
-    hosts, lengths, encodings = [], 0, []
-    for name, value in scope["headers"]:
-        if name == b"host":
-            hosts.append(value)
-        elif name == b"content-length":
-            lengths += 1
-        elif name == b"transfer-encoding":
-            encodings.append(value.lower())
-    if len(hosts) > 1 or not all(map(_HOST.fullmatch, hosts)):
-        return NO_HOST
-    modern = scope["http_version"] != "1.0"
-    if modern and not hosts:
-        return NO_HOST
-    if encodings and (encodings != [b"chunked"] or lengths or not modern):
-        return BAD_FRAMING
-    return None
-
-
-class BodyLimit:
-    """A check that refuses bodies over a limit with 413; `limits` are those of single paths.
-
-    Whoever reads the body goes by the same limit, whether or not Content-Length tells the truth.
-    FastAPI's own max_body_size answers in plain text.
-    """
-
-    def __init__(self, limit: int, limits: Mapping[str, int]) -> None:
-        self._limit = limit
-        self._limits = limits
-
-    async def __call__(self, scope: Scope) -> Response | None:
-        """Note the limit for this request, and compare what it announces."""
-        limit = self._limits.get(route_path(scope), self._limit)
-        scope["state"]["body_limit"] = limit
-        # The server has checked that it is a number; a longer one than this is too large anyway.
-        if int(_header(scope, b"content-length")[:20] or 0) > limit:
-            return problem(scope["path"], 413, TOO_LARGE)
-        return None
-
-
-def _header(scope: Scope, name: bytes) -> bytes:
-    """The value of a request header; empty if it is not there."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return value  # type: ignore[no-any-return]
-    return b""
-
-
-async def _start_plainly(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Tell the server in one line why a start failed, where Starlette would send a traceback."""
     failure: Message | None = None
 
     async def hold_failure(message: Message) -> None:
@@ -217,6 +164,7 @@ async def _start_plainly(app: ASGIApp, scope: Scope, receive: Receive, send: Sen
         await app(scope, receive, hold_failure)
     except BaseException as error:
         if failure is not None:
-            known = isinstance(error, CannotStart)
-            await send({**failure, "message": str(error)} if known else failure)
+            if isinstance(error, CannotStart):
+                failure = {**failure, "message": str(error)}
+            await send(failure)
         raise

@@ -1,4 +1,4 @@
-"""The few HTML pages: rendered from app/templates/pages, with nothing loaded from elsewhere."""
+"""HTML pages from app/templates/pages. A page loads nothing from other servers."""
 
 import shlex
 from functools import cache
@@ -12,10 +12,10 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-src 'self'; base
 
 
 def page(request: Request, template: str, *, policy: str = _POLICY, **values: Any) -> HTMLResponse:
-    """Render a page as the answer to a request; every value is escaped.
+    """Render a template as the response to a request; every value is escaped.
 
-    `policy` is its Content-Security-Policy. In the template, `prefix` stands before each path of
-    this service, since a proxy may show it under one.
+    `policy` is the Content-Security-Policy of the page. The template also gets `prefix`, the prefix
+    of a proxy, which it writes before each path of this service.
     """
     prefix = request.scope.get("root_path", "")
     return HTMLResponse(
@@ -25,9 +25,9 @@ def page(request: Request, template: str, *, policy: str = _POLICY, **values: An
 
 
 def example(request: Request) -> str:
-    """Write the command that sends a mail through the service as the browser reached it."""
-    at = f"{request.base_url}send-notification/ada@example.com"
-    return f"curl -i -X POST {shlex.quote(at)}"
+    """Return a curl command that sends a mail through the service at the URL of this request."""
+    url = f"{request.base_url}send-notification/ada@example.com"
+    return f"curl -i -X POST {shlex.quote(url)}"
 
 
 @cache

@@ -1,22 +1,23 @@
-"""Paths behind a proxy that shows the service under a prefix, its root path.
+"""Paths behind a proxy that serves the API under a prefix, the root path.
 
-As ASGI has it, the `path` of a scope begins with its `root_path`. A comparison with the path of a
-route asks `route_path`.
+In ASGI, the `path` of a request begins with its `root_path`. Use `route_path` to compare it with
+the path of a route.
 """
 
 from starlette.types import Scope
 
 
 def route_path(scope: Scope) -> str:
-    """The path of a request as the routes name it, without the prefix."""
+    """Return the path of a request without the prefix, as the routes have it."""
     return scope["path"][len(scope.get("root_path", "")) :]  # type: ignore[no-any-return]
 
 
 def with_prefix(scope: Scope, prefix: str) -> Scope:
-    """Return the scope with this prefix as its `root_path`, and a path that begins with it.
+    """Return the scope with this prefix as its `root_path` and at the beginning of its `path`.
 
-    A proxy strips the prefix, or leaves it in the path: both are understood. A server with a root
-    path of its own (`uvicorn --root-path`) has put that before whatever path it received.
+    It does not matter whether the proxy strips the prefix from the path. For example, with the
+    prefix /afterward both /tasks and /afterward/tasks become /afterward/tasks. A server that has a
+    root path itself (`uvicorn --root-path`) adds it to every path, so it is stripped first.
     """
     path = _strip(_strip(scope["path"], scope.get("root_path", "")), prefix)
     return {**scope, "path": prefix + path, "root_path": prefix}

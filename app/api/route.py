@@ -1,4 +1,4 @@
-"""The route class of the service: strict JSON in, turns with the tasks, JSON with a newline out."""
+"""The route class of the service: it adds strict JSON and turns to DurableRoute."""
 
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
@@ -9,25 +9,26 @@ from fastapi import Request, Response
 
 from afterward.fastapi import DurableRoute
 from app.api.dependencies import RequestState
-from app.api.json_body import StrictRequest, check_json, end_with_newline, within
+from app.api.json_body import StrictRequest, check_json, end_with_newline
 
-# Read from the request itself, so that it costs nothing where it is not used; and so named here.
+# The header is no parameter of the routes, because DurableRoute reads it from the request. So it is
+# described here.
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "The same key with the same request is carried out once, and answered as the "
-    "first time. 1 to 255 visible ASCII characters, quoted or bare; kept for 24 hours.",
+    "description": "A repeated request with the same key is not carried out again, but gets the "
+    "first response. 1 to 255 visible ASCII characters, quoted or bare; kept for 24 hours.",
     "schema": {"type": "string", "pattern": r'^("[!#-~]{1,255}"|[!#-~][!-~]{0,254})$'},
 }
 _ACCEPTED = {
     "headers": {
         "Location": {
-            "description": "The task or the batch, where one was queued.",
+            "description": "The queued task or batch.",
             "schema": {"type": "string", "pattern": "^(/[^/]+)*/(tasks|batches)/[^/]+$"},
         },
         "Idempotency-Replay": {
-            "description": "Whether this is the answer to an earlier request with the same key.",
+            "description": "Present if this is the response to an earlier request with this key.",
             "schema": {"type": "string", "enum": ["true"]},
         },
     }
@@ -40,9 +41,9 @@ EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 
 def without_turn(endpoint: EndpointT) -> EndpointT:
-    """Let a route be answered at once, however busy the tasks are; a decorator of its function.
+    """Decorate a route: its requests are answered at once, without a turn.
 
-    It is for routes that queue nothing, and for those that may wait long for something else than
+    Use it for routes that queue nothing, and for routes that may wait long for something else than
     the database.
     """
     setattr(endpoint, _WITHOUT_TURN, True)
@@ -52,8 +53,8 @@ def without_turn(endpoint: EndpointT) -> EndpointT:
 class ServiceRoute(DurableRoute):
     """The route class of every router of this service.
 
-    Around the unit of work of its base class it bounds the body, takes JSON only as RFC 8259 has
-    it, and lets a request wait for its turn.
+    Before the route runs, it reads the body, accepts JSON only as RFC 8259 defines it, and waits
+    for a turn. Its base class commits the durable tasks.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -67,21 +68,21 @@ class ServiceRoute(DurableRoute):
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Wrap the handler that commits."""
+        """Wrap the handler that runs the route and commits."""
         handle_and_commit = super().get_route_handler()
         takes_json = self.body_field is not None
-        turnless = getattr(self.endpoint, _WITHOUT_TURN, False)
+        needs_no_turn = getattr(self.endpoint, _WITHOUT_TURN, False)
         takes_file = "requestBody" in (self.openapi_extra or {})
 
         async def handle(request: Request) -> Response:
             state: RequestState = request.scope["state"]
-            receive = within(state["body_limit"], request.receive)
-            request = StrictRequest(request.scope, receive)
-            # A client sends its body as slowly as it likes. So the body is read before the turn,
-            # also where only the Idempotency-Key needs it; a file, which is a stream, has no turn.
+            request = StrictRequest(request.scope, request.receive)
+            # The body is read before the turn, because the client may send it slowly. A body that
+            # only the fingerprint of an Idempotency-Key needs is read here, too. The route of a
+            # file reads the body itself, as a stream, so it runs without a turn.
             if not takes_file and await request.body() and takes_json:
                 check_json(request)
-            async with _NO_TURN if takes_file or turnless else state["turns"].one():
+            async with _NO_TURN if takes_file or needs_no_turn else state["turns"].take_turn():
                 return end_with_newline(await handle_and_commit(request))
 
         return handle

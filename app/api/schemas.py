@@ -1,4 +1,4 @@
-"""What goes in and out of the routes."""
+"""The JSON of requests and responses, as pydantic models."""
 
 import json
 from datetime import UTC, datetime
@@ -9,10 +9,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 from afterward.task import FINISHED, Record, Status, Task
 from app.mail.message import address, body_text, header_text
 
-# JSON Schema says "email" and the rest; what exactly is refused, app.mail.message knows.
+# JSON Schema only knows the format "email"; app.mail.message checks an address in full.
 _EMAIL = Field(max_length=320, json_schema_extra={"format": "email"}, examples=["ada@example.com"])
 Address = Annotated[str, AfterValidator(address), _EMAIL]
-# What header_text and body_text take, for the document.
+# Patterns for the OpenAPI document. They match what header_text and body_text accept.
 _LINE = r"^(?!.*=\?.*\?=)[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]*$"
 _LINES = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$"
 
@@ -23,10 +23,10 @@ Subject = Annotated[
 ]
 Text = Annotated[str, AfterValidator(body_text), Field(json_schema_extra={"pattern": _LINES})]
 LogText = Annotated[Text, Field(max_length=1000)]
-# No name of ours holds a NUL, and to ask PostgreSQL for one is an error.
-Sought = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+# A name or an id to search for. PostgreSQL raises an error if a query contains a NUL character.
+SearchText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$", examples=["ada"])]
-Document = Annotated[dict[str, JsonValue], Field(examples=[{"colour": "green"}])]
+JsonObject = Annotated[dict[str, JsonValue], Field(examples=[{"colour": "green"}])]
 
 
 class Notification(BaseModel):
@@ -42,7 +42,7 @@ class Notification(BaseModel):
 
 
 class Notifications(Notification):
-    """The same mail to each recipient: one that stands there twice gets it twice."""
+    """The same mail to each recipient. A recipient that is listed twice gets two mails."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -56,12 +56,12 @@ class Notifications(Notification):
         },
     )
 
-    # Not Address: to look at so many domains may take long, which the route does in turns.
+    # Not Address, because checking 1,000 domains may take long. The route checks them, with pauses.
     recipients: Annotated[list[Annotated[str, _EMAIL]], Field(min_length=1, max_length=1000)]
 
 
 class TaskSummary(BaseModel):
-    """What names a task."""
+    """The id, kind and status of a task."""
 
     id: str
     kind: str
@@ -70,13 +70,13 @@ class TaskSummary(BaseModel):
 
 
 class Queued(TaskSummary):
-    """A promise: the task is on disk, and will be done."""
+    """A promise: the task is on disk, and will run even after a crash."""
 
     message: str
 
     @classmethod
     def of(cls, task: Task, message: str, **more: Any) -> Self:
-        """The answer to a request that queued `task`."""
+        """Return the response to a request that has queued `task`."""
         return cls(
             id=task.id,
             kind=task.kind,
@@ -88,13 +88,13 @@ class Queued(TaskSummary):
 
 
 class Accepted(BaseModel):
-    """A courtesy: it will be done unless the process dies first."""
+    """A courtesy: the task will run, unless the process dies first."""
 
     message: str
 
 
 class TaskFailure(BaseModel):
-    """Why the last attempt failed."""
+    """The error of the last attempt."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -103,7 +103,7 @@ class TaskFailure(BaseModel):
 
     @classmethod
     def of(cls, error: str) -> Self:
-        """The public face of a stored error; a damaged one hides no task."""
+        """Parse a stored error. If it is damaged, the task can still be shown."""
         try:
             return cls(**json.loads(error))
         except (ValueError, TypeError):  # no JSON, no object, or fields of other types
@@ -111,11 +111,15 @@ class TaskFailure(BaseModel):
 
 
 class TaskView(TaskSummary):
-    """All that is known of a task."""
+    """A task with all its fields."""
 
     attempts: int
-    max_attempts: Annotated[int | None, Field(description="Null where time is the bound.")]
-    gives_up_at: Annotated[datetime | None, Field(description="Null where attempts are the bound.")]
+    max_attempts: Annotated[
+        int | None, Field(description="Null if the task is retried until `gives_up_at`.")
+    ]
+    gives_up_at: Annotated[
+        datetime | None, Field(description="Null if the task is retried up to `max_attempts`.")
+    ]
     updated_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -126,7 +130,7 @@ class TaskView(TaskSummary):
 
     @classmethod
     def of(cls, task: Task) -> "TaskView":
-        """The public face of a task's row."""
+        """Return the public fields of a task."""
         return cls(
             id=task.id,
             kind=task.kind,
@@ -146,14 +150,14 @@ class TaskView(TaskSummary):
 
 
 class BatchTask(BaseModel):
-    """One recipient's part of a batch."""
+    """The task of one recipient in a batch."""
 
     id: str
     email: str
 
 
 class QueuedBatch(BaseModel):
-    """A promise to each recipient, in the order in which they were named."""
+    """A promise for each recipient, in the order of the request."""
 
     id: str
     total: int
@@ -161,7 +165,7 @@ class QueuedBatch(BaseModel):
 
 
 class BatchView(BaseModel):
-    """How many tasks of a batch stand where; `progress` is the part that is finished, 0 to 1."""
+    """The number of tasks of a batch in each status. `progress` is the finished part, 0 to 1."""
 
     id: str
     total: int
@@ -175,21 +179,21 @@ class BatchView(BaseModel):
 
     @classmethod
     def of(cls, batch_id: str, counts: dict[Status, int]) -> "BatchView":
-        """The public face of a batch that has so many tasks in each status."""
+        """Return the view of a batch with these numbers of tasks."""
         total = sum(counts.values())
         finished = sum(counts[status] for status in FINISHED)
         return cls(id=batch_id, total=total, progress=finished / total, **counts)
 
 
 class TaskPage(BaseModel):
-    """Some tasks, newest first."""
+    """A page of tasks, newest first."""
 
     data: list[TaskView]
     has_more: bool
 
 
 class UploadSummary(BaseModel):
-    """What arrived."""
+    """The file as it arrived."""
 
     id: str
     filename: str
@@ -199,9 +203,9 @@ class UploadSummary(BaseModel):
 
 
 class UploadView(BaseModel):
-    """An upload: `received` until its task has checked it, then `published`.
+    """An upload. Its status is `received` until its task has checked it, then `published`.
 
-    A field is null if the record lacks it, or has something else in its place.
+    A field is null if it is missing or damaged in the database.
     """
 
     id: str
@@ -214,10 +218,10 @@ class UploadView(BaseModel):
 
     @classmethod
     def of(cls, record: Record) -> "UploadView":
-        """The public face of an upload's record."""
-        known = record.body if isinstance(record.body, dict) else {}
-        size = known.get("size")
-        texts = {name: known.get(name) for name in ("filename", "sha256", "content_type", "status")}
+        """Return the public fields of an upload's record."""
+        body = record.body if isinstance(record.body, dict) else {}
+        size = body.get("size")
+        texts = {name: body.get(name) for name in ("filename", "sha256", "content_type", "status")}
         return cls(
             id=record.id,
             size=size if isinstance(size, int) else None,
@@ -227,14 +231,14 @@ class UploadView(BaseModel):
 
 
 class UploadPage(BaseModel):
-    """Some uploads, newest first."""
+    """A page of uploads, newest first."""
 
     data: list[UploadView]
     has_more: bool
 
 
 class QueuedUpload(Queued):
-    """A promise about a file, whose bytes are safe on disk."""
+    """A promise to publish a file. Its bytes are on disk already."""
 
     upload: UploadSummary
 
@@ -246,14 +250,14 @@ class QueuedItem(Queued):
 
 
 class Readiness(BaseModel):
-    """`ready`; `degraded` while mail has to wait; `unready` when nothing can be accepted."""
+    """`ready`; `degraded` while mail has to wait; `unready` if nothing can be accepted."""
 
     status: str
     checks: dict[str, str]
 
 
 class InvalidField(BaseModel):
-    """Which field of the request is wrong, and why."""
+    """An invalid field of the request, and the reason."""
 
     pointer: str
     detail: str

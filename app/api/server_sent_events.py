@@ -12,16 +12,18 @@ from afterward.task import to_json
 from app.api.event_stream import Change, Reader
 
 MEDIA_TYPE = "text/event-stream"
-RETRY = b"retry: 3000\n"  # milliseconds, after which a client that lost its connection returns
+# A client that has lost its connection comes back after this many milliseconds.
+RETRY = b"retry: 3000\n"
 HEARTBEAT = b": heartbeat\n\n"
 
-# A proxy neither stores the stream nor holds it back (X-Accel-Buffering is nginx's).
+# Proxies must neither store nor buffer the stream. nginx understands X-Accel-Buffering.
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
-# What a route that streams answers, for its `responses` (OpenAPI 3.2, section 4.14.4).
+# For the `responses` of a route that streams (OpenAPI 3.2, section 4.14.4).
 DOCUMENTED: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Events: `task` and `end` tell a task, and `gap` what is not told.",
+        "description": "Events: `task` has a changed task, `end` a finished one. `gap` says that "
+        "events are missing.",
         "content": {
             MEDIA_TYPE: {
                 "itemSchema": {
@@ -52,28 +54,30 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
     }
 }
 
-FELL_BEHIND = "You read too slowly, so changes were left out. Read the tasks again, and come back."
-WAS_AWAY = "Changes between your last event and now are not told. Read the tasks again."
-REMOVED = "The task was removed meanwhile. How it ended is not told."
+FELL_BEHIND = (
+    "The client read too slowly, so events are missing. Read the tasks again, then reconnect."
+)
+WAS_AWAY = "Events between the last one you read and now are missing. Read the tasks again."
+REMOVED = "The task was removed after its retention time, so its last event is missing."
 
-Tell = Callable[[Reader], AsyncGenerator[bytes, None]]
+WriteEvents = Callable[[Reader], AsyncGenerator[bytes, None]]
 
 
 class EventStreamResponse(Response):
-    """A response that tells what its reader of the feed gives, until the client disconnects.
+    """A response that streams the changes of a reader until the client disconnects.
 
-    `tell` makes the bytes to be sent from a reader. The response itself opens the reader and closes
-    it, because a generator that the server abandons would stay open until the garbage collector
-    finds it. An error before the first bytes is answered as in any other route.
+    `write` turns the reader's changes into the bytes to send. The response itself opens and closes
+    the reader, because a generator that the server drops would stay open until the garbage
+    collector finds it. An error before the first bytes becomes an ordinary error response.
     """
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, reader: AbstractContextManager[Reader], tell: Tell) -> None:
+    def __init__(self, reader: AbstractContextManager[Reader], write: WriteEvents) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["Content-Length"]
         self._reader = reader
-        self._tell = tell
+        self._write = write
 
     async def __call__(
         self,
@@ -83,7 +87,7 @@ class EventStreamResponse(Response):
     ) -> None:
         """Serve one request (ASGI)."""
         with self._reader as reader:
-            watch = asyncio.create_task(_abandon_when_disconnected(receive, reader))
+            watch = asyncio.create_task(_discard_when_disconnected(receive, reader))
             try:
                 await self._send(reader, send)
             finally:
@@ -96,8 +100,8 @@ class EventStreamResponse(Response):
             "headers": self.raw_headers,
         }
         started = False
-        async with aclosing(self._tell(reader)) as told:
-            async for chunk in told:
+        async with aclosing(self._write(reader)) as chunks:
+            async for chunk in chunks:
                 if not started:
                     await send(head)
                     started = True
@@ -105,19 +109,19 @@ class EventStreamResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _abandon_when_disconnected(receive: Receive, reader: Reader) -> None:
+async def _discard_when_disconnected(receive: Receive, reader: Reader) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    reader.abandon()
+    reader.discard()
 
 
-def told(change: Change, *, last: bool = False) -> bytes:
-    """Write a change as an event: `task`, or `end` for the last one of its stream."""
+def change_event(change: Change, *, last: bool = False) -> bytes:
+    """Write a change as an event: `end` if it is the last event of the stream, or else `task`."""
     return _event("end" if last else "task", change.id, change.data)
 
 
-def gap(detail: str, last_id: str) -> bytes:
-    """Write the event that says that changes are missing after the event with `last_id`."""
+def gap_event(detail: str, last_id: str) -> bytes:
+    """Write a `gap`: events are missing after the one with the id `last_id`."""
     return _event("gap", last_id, to_json({"detail": detail}).encode())
 
 

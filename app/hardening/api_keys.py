@@ -1,4 +1,4 @@
-"""API keys: kept as hashes, several for each client, and read again when their file changes."""
+"""API keys: several for each client, stored as hashes, and read again when their file changes."""
 
 import hashlib
 import hmac
@@ -9,10 +9,13 @@ from pathlib import Path
 
 import structlog
 
-RACY_SECONDS = 1.0  # a file changed twice within this may look as if it was changed once
+# Seconds. A file system may give two changes within this time the same timestamp. So each request
+# reads the file again until this time has passed since a change.
+RACY_SECONDS = 1.0
 
-# Visible ASCII, but for the comma that separates them. Neither a name without a key nor a comment
-# behind one is taken for a key.
+# A key consists of visible ASCII characters except the comma, which separates keys. It does not end
+# with a colon, so that a name without a key is an error. It does not begin with #, so that a
+# comment after a key is an error.
 _KEY = r"(?!#)[!-+\--~]*[!-+\--9;-~]"
 _ENTRY = re.compile(
     rf"(?P<name>[A-Za-z0-9._-]{{1,64}}): +(?P<keys>{_KEY}(?: +{_KEY})*)|(?P<key>{_KEY})"
@@ -24,27 +27,27 @@ log = structlog.get_logger(__name__)
 
 
 class BadKeys(ValueError):
-    """The keys cannot be used; the message names the variable, and never a key."""
+    """Unusable API keys. The message names the setting, and never contains a key."""
 
 
-class Keys:
-    """Tells which client a key stands for.
+class ApiKeys:
+    """Finds the client that owns an API key.
 
-    `text` is API_KEYS, `file` is API_KEYS_FILE; either may be None. An entry is `KEY`, or
-    `NAME: KEY` with one key or more: a client with a name keeps its tasks when its keys change.
-    Raises BadKeys.
+    `text` is API_KEYS, and `file` is API_KEYS_FILE; either may be None. An entry is `KEY`, or
+    `NAME: KEY KEY`, with one or more keys. A client with a name keeps its tasks when its keys
+    change. Raises BadKeys.
     """
 
     def __init__(self, text: str | None, file: Path | None) -> None:
-        self._fixed = _clients(text, "API_KEYS") if text is not None else {}
+        self._from_text = _clients(text, "API_KEYS") if text is not None else {}
         self._file = file
-        self._seen: tuple[int, int, int] | None = None
+        self._version: tuple[int, int, int] | None = None  # of the file, when it was last read
         self._racy_until = 0.0
-        self._complaint: str | None = None  # about the file, when it was looked at last
-        self._clients = self._fixed
+        self._error: str | None = None  # of the last attempt to read the file
+        self._clients = self._from_text
         if file is not None:
             try:
-                self._read(file)
+                self._read_if_changed(file)
             except OSError as error:
                 raise BadKeys(f"API_KEYS_FILE: cannot be read: {error.strerror}") from error
         if not self._clients:
@@ -52,42 +55,47 @@ class Keys:
             raise BadKeys(f"{variable}: there is no key in it")
 
     def client_of(self, key: bytes) -> str | None:
-        """The client that this key stands for; None if it stands for nobody."""
-        self._read_again_if_changed()
-        presented = hashlib.sha256(key).digest()
+        """Return the client that owns this key, or None if the key is unknown."""
+        self._refresh()
+        digest = hashlib.sha256(key).digest()
         client = None
-        for digest, known in self._clients.items():  # all of them: time must not tell which
-            if hmac.compare_digest(digest, presented):
-                client = known
+        # Compare with every key, so that the time of the comparison reveals nothing about them.
+        for known_digest, owner in self._clients.items():
+            if hmac.compare_digest(known_digest, digest):
+                client = owner
         return client
 
-    def _read_again_if_changed(self) -> None:
-        """Take over what stands in the file now; a file that is bad or gone changes nothing."""
+    def _refresh(self) -> None:
+        """Read the file again if it has changed. If it is bad or missing, keep the old keys."""
         if self._file is None:
             return
-        complaint = None
+        error_text = None
         try:
-            self._read(self._file)
+            self._read_if_changed(self._file)
         except (OSError, BadKeys) as error:
-            complaint = error.strerror if isinstance(error, OSError) else str(error)
-            if complaint != self._complaint:  # one line, and not one for each request
-                log.error("the API keys stay as they were", file=str(self._file), reason=complaint)  # noqa: TRY400 - a traceback may hold keys
-        self._complaint = complaint
+            error_text = error.strerror if isinstance(error, OSError) else str(error)
+            if error_text != self._error:  # log it once, not for each request
+                log.error(  # noqa: TRY400 - a traceback may contain keys
+                    "API_KEYS_FILE cannot be used, so the old keys stay valid",
+                    file=str(self._file),
+                    reason=error_text,
+                )
+        self._error = error_text
 
-    def _read(self, file: Path) -> None:
+    def _read_if_changed(self, file: Path) -> None:
         facts = file.stat()
-        seen = (facts.st_ctime_ns, facts.st_size, facts.st_ino)
-        if seen != self._seen:
+        version = (facts.st_ctime_ns, facts.st_size, facts.st_ino)
+        if version != self._version:
             self._racy_until = time.monotonic() + RACY_SECONDS
         elif time.monotonic() > self._racy_until:
             return
         text = file.read_bytes().decode("ascii", "replace")
-        self._seen = seen
-        self._clients = self._fixed | _clients(text, "API_KEYS_FILE")
+        self._version = version
+        self._clients = self._from_text | _clients(text, "API_KEYS_FILE")
 
 
 def _clients(text: str, variable: str) -> Clients:
-    """Who each key's hash stands for."""
+    """Return the client of each key, by the SHA-256 of the key."""
     clients: Clients = {}
     for entry in _entries(text):
         match = _ENTRY.fullmatch(entry)

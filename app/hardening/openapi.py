@@ -1,10 +1,10 @@
-"""What /openapi.json says beyond the routes: which API keys are asked for, and where."""
+"""The API keys in /openapi.json: how a client sends one, and which routes need one."""
 
 from typing import Any
 
 from fastapi import FastAPI
 
-from app.hardening.gate import PUBLIC
+from app.hardening.access import PUBLIC
 
 _SCHEMES = {
     "Bearer": {"type": "http", "scheme": "bearer"},
@@ -12,14 +12,14 @@ _SCHEMES = {
 }
 
 
-def document_keys(app: FastAPI, *, needed: bool) -> None:
-    """Name the API keys in the document of `app`; if they are not needed, as a possibility."""
+def document_keys(app: FastAPI, *, required: bool) -> None:
+    """Add the API keys to the OpenAPI document of `app`; as optional unless they are `required`."""
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = describe()
         document["components"]["securitySchemes"] = _SCHEMES
-        document["security"] = [{scheme: []} for scheme in _SCHEMES] + ([] if needed else [{}])
+        document["security"] = [{scheme: []} for scheme in _SCHEMES] + ([] if required else [{}])
         for path in PUBLIC & document["paths"].keys():
             for operation in document["paths"][path].values():
                 operation["security"] = []

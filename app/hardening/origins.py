@@ -1,4 +1,4 @@
-"""Cross-origin requests: browser applications of listed origins may use the API (CORS)."""
+"""CORS: web pages of listed origins may use the API."""
 
 from collections.abc import Collection
 
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from app.api.errors import problem
 
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
-_TAKEN = (
+_REQUEST_HEADERS = (
     "Authorization",
     "X-API-Key",
     "Content-Type",
@@ -21,7 +21,7 @@ _TAKEN = (
     "If-Range",
     "If-None-Match",
 )
-_GIVEN = (
+_RESPONSE_HEADERS = (
     "Location",
     "Idempotency-Replay",
     "X-Request-ID",
@@ -38,12 +38,12 @@ _GIVEN = (
 
 
 class Origins(CORSMiddleware):
-    """Lets the scripts of web pages from `origins` call the API, and read its answers.
+    """Middleware that lets scripts on web pages of `origins` call the API and read its responses.
 
-    A browser asks for leave before such a call, in a preflight request, which cannot carry a key.
-    So this stands around the check of keys. Answers to other origins say nothing about them, and
-    then the browser keeps them from the page. No cookie is ever asked for: a page shows its key in
-    a header, as every client does.
+    A browser first sends a preflight request, which cannot carry an API key. So this middleware
+    must be outside the check of keys. Responses to other origins have no CORS headers, so browsers
+    hide them from the page. Cookies are never used: a script sends its key in a header, as every
+    client does.
     """
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
@@ -51,22 +51,24 @@ class Origins(CORSMiddleware):
             app,
             allow_origins=origins,
             allow_methods=_METHODS,
-            allow_headers=_TAKEN,
-            expose_headers=_GIVEN,
-            # From a page on the internet to a service in this network, which the browser asks
-            # about in the same preflight.
+            allow_headers=_REQUEST_HEADERS,
+            expose_headers=_RESPONSE_HEADERS,
+            # The browser asks in the same preflight request whether a page from the internet may
+            # call a service in a private network.
             allow_private_network=True,
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a preflight request: 204, or 400 with a problem that names what is not allowed."""
-        answer = super().preflight_response(request_headers)
+        """Answer a preflight request: 204, or 400 with a problem that names the refused part."""
+        response = super().preflight_response(request_headers)
         headers = {
             name: value
-            for name, value in answer.headers.items()
+            for name, value in response.headers.items()
             if name not in {"content-length", "content-type"}
         }
-        if answer.status_code >= 400:  # noqa: PLR2004
-            reason = bytes(answer.body).decode().removeprefix("Disallowed CORS ")
-            return problem("", 400, f"Not allowed across origins: {reason}.", headers=headers)
+        if response.status_code >= 400:  # noqa: PLR2004
+            reason = bytes(response.body).decode().removeprefix("Disallowed CORS ")
+            return problem(
+                "", 400, f"The CORS preflight is refused because of its {reason}.", headers=headers
+            )
         return Response(status_code=204, headers=headers)

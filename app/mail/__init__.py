@@ -1,12 +1,12 @@
-"""Everything about mail; imports nothing else from the app.
+"""Everything about mail. Imports nothing else from the app but `app.listening`.
 
-recipients  the addresses that mail may be sent to
-message     checks what may stand in a mail, and builds one: the same inputs, the same bytes
-templates   a mail's text and HTML, from `templates/mail`
-smtp        hands a mail to the SMTP server over a few warm connections
-connection  one of those: the commands said in each round trip, and their replies
-dial        connects to the first of a host's addresses that answers
-replies     the meaning of a failure: later, or never
-catcher     a small SMTP server that keeps what it is sent, for development
-caught      the file of a caught mail: written, and read as far as it can be read
+recipients  the addresses to which mail may be sent
+message     checks addresses, headers and texts; builds a mail, always of the same bytes
+templates   renders the text and the HTML of a mail from `templates/mail`
+smtp        sends a mail to the SMTP server, over a pool of connections
+connection  one connection: its commands, pipelined, and the server's replies
+dial        connects to the first address of a host that answers
+replies     decides whether a failure is temporary or permanent
+catcher     an SMTP server for development that keeps every mail and delivers none
+caught      the file format of caught mails: writes it, and reads it even if the mail is broken
 """

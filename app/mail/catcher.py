@@ -1,4 +1,4 @@
-"""A small SMTP server for development: it takes every mail, delivers none, and shows them all."""
+"""An SMTP server for development. It accepts every mail, delivers none, and keeps the newest."""
 
 import asyncio
 import contextlib
@@ -20,17 +20,16 @@ from app.mail import caught
 from app.mail.caught import Caught, Summary
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
-MAX_RECIPIENTS = 100  # of one mail; a server takes so many at least (RFC 5321, 4.5.3.1.8)
+MAX_RECIPIENTS = 100  # of one mail; every server must accept 100 (RFC 5321, 4.5.3.1.8)
 
 log = structlog.get_logger(__name__)
 
 
 class Catcher:
-    """An SMTP server in the running event loop; each mail is a file in `directory`.
+    """An SMTP server in the running event loop. It writes each mail to a file in `directory`.
 
-    The newest `keep` mails stay, whatever process wrote them; a restart finds them again. Only the
-    user that runs the service can read them. A power cut may take the newest mails, but never
-    leaves a part of one.
+    The catcher keeps the newest `keep` mails, also across restarts. Only the user of this process
+    can read them. A power cut may lose the newest mails, but never leaves a part of one.
     """
 
     def __init__(self, host: str, port: int, directory: Path, keep: int = 1000) -> None:
@@ -38,35 +37,35 @@ class Catcher:
         self._port = port
         self._directory = directory
         self._keep = keep
-        self._ids: deque[str] = deque()  # what the directory holds, oldest first
+        self._ids: deque[str] = deque()  # of the mails in the directory, oldest first
         self._sessions: weakref.WeakSet[SMTP] = weakref.WeakSet()
-        self._servers: list[asyncio.Server] = []  # one for each address of the host
+        self._servers: list[asyncio.Server] = []  # one per address of the host
 
     async def start(self) -> None:
-        """Listen on every address of the host that this machine has.
+        """Remove half-written files, and listen on all addresses that `host` stands for.
 
-        Raises CannotListen, and OSError for a directory that cannot be used.
+        Raises CannotListen, or OSError if the directory cannot be used.
         """
         self._make_directory()
         for half_written in self._directory.glob("*.tmp"):
             half_written.unlink()
-        self._ids = deque(self._stored())
+        self._ids = deque(self._stored_ids())
         loop = asyncio.get_running_loop()
         self._servers = [
-            await loop.create_server(self._session, sock=opened)
+            await loop.create_server(self._new_session, sock=opened)
             for opened in bind(self._host, self._port, prefix="SMTP_")
         ]
 
     @property
     def port(self) -> int:
-        """The port it listens on; the system's choice if it was made with 0."""
+        """The port of the server. If it was given as 0, the system chose one at `start`."""
         if not self._servers:
             return self._port
         port: int = self._servers[0].sockets[0].getsockname()[1]
         return port
 
     async def stop(self) -> None:
-        """Stop listening and end every connection; does nothing if it was not started."""
+        """Stop listening, and close every connection. Does nothing if it was not started."""
         for server in self._servers:
             server.close()
         for session in self._sessions:
@@ -76,7 +75,7 @@ class Catcher:
             await server.wait_closed()
         self._servers = []
 
-    def _session(self) -> SMTP:
+    def _new_session(self) -> SMTP:
         session = SMTP(
             self,
             data_size_limit=MAX_MESSAGE_BYTES,
@@ -96,7 +95,7 @@ class Catcher:
         address: str,
         options: Sequence[str],
     ) -> str:
-        """Take a recipient, unless there are too many; answer with an SMTP reply."""
+        """Accept a recipient, unless there are too many. Returns the SMTP reply."""
         if len(envelope.rcpt_tos) == MAX_RECIPIENTS:
             return "452 4.5.3 Too many recipients"
         envelope.rcpt_tos.append(address)
@@ -106,7 +105,7 @@ class Catcher:
     async def handle_DATA(  # noqa: N802 -- aiosmtpd calls it by this name
         self, _server: SMTP, _session: Session, envelope: Envelope
     ) -> str:
-        """Store one mail before it is acknowledged; answer with an SMTP reply."""
+        """Write one mail to its file, and only then return the SMTP reply that accepts it."""
         try:
             caught_id = await asyncio.to_thread(self._store, envelope)
         except OSError as error:
@@ -115,12 +114,13 @@ class Catcher:
         return f"250 2.0.0 Caught as {caught_id}"
 
     def _store(self, envelope: Envelope) -> str:
-        """Write a mail to its file. Raises OSError, and then leaves nothing of it."""
+        """Write a mail to a file, and return its id. Raises OSError, and then leaves no file."""
         caught_id = f"{time.time_ns():019}-{secrets.token_hex(4)}"
         content = envelope.original_content or b""
         first_line = caught.first_line(envelope.mail_from, envelope.rcpt_tos, content)
-        self._make_directory()  # it may have been removed while the service runs
-        # A kill or a power cut leaves whole mails only, because a file that is renamed is complete.
+        self._make_directory()  # a user may have removed it while the service runs
+        # The file gets its final name once it is complete and synced. So a crash or a power cut
+        # leaves only whole mails.
         half_written = self._directory / f"{caught_id}.tmp"
         try:
             with open(half_written, "xb", opener=_open_private) as file:
@@ -132,12 +132,12 @@ class Catcher:
             half_written.unlink(missing_ok=True)
             raise
         self._ids.append(caught_id)
-        self._forget_the_oldest()
+        self._remove_the_oldest()
         return caught_id
 
-    def _forget_the_oldest(self) -> None:
+    def _remove_the_oldest(self) -> None:
         while len(self._ids) > self._keep:
-            with contextlib.suppress(OSError):  # the new mail is stored all the same
+            with contextlib.suppress(OSError):  # the new mail is stored already
                 self._path(self._ids.popleft()).unlink()
 
     def _make_directory(self) -> None:
@@ -145,17 +145,17 @@ class Catcher:
         self._directory.mkdir(mode=0o700, exist_ok=True)
 
     def list(self, limit: int = 100) -> Sequence[Summary]:
-        """Return the newest mails, newest first, as far as they can be read.
+        """Return up to `limit` mails, newest first. A broken mail is in the list, too.
 
-        Reads the head of each file: call it in a thread.
+        Reads the head of each file, so call it in a thread.
         """
-        summaries = map(self._summary, reversed(self._stored()[-limit:]))
+        summaries = map(self._summary, reversed(self._stored_ids()[-limit:]))
         return [summary for summary in summaries if summary is not None]
 
     def get(self, caught_id: str) -> Caught | None:
-        """Return one mail, or None if there is none (any longer).
+        """Return one mail, or None if it does not exist or was removed.
 
-        Reads at most MOST_SHOWN bytes of the mail: call it in a thread.
+        Reads at most MOST_SHOWN bytes of the mail, so call it in a thread.
         """
         if not _ID.fullmatch(caught_id):
             return None
@@ -167,14 +167,14 @@ class Catcher:
     def _summary(self, caught_id: str) -> Summary | None:
         try:
             return caught.summarise(self._path(caught_id))
-        except FileNotFoundError:  # removed meanwhile
+        except FileNotFoundError:  # removed since the ids were read
             return None
 
-    def _stored(self) -> Sequence[str]:
+    def _stored_ids(self) -> Sequence[str]:
         """Return the ids of the mails, oldest first."""
         try:
             names = [path.stem for path in self._directory.iterdir() if path.suffix == ".eml"]
-        except FileNotFoundError:  # removed while the service runs
+        except FileNotFoundError:  # a user removed the directory
             return []
         return sorted(filter(_ID.fullmatch, names))
 
@@ -182,7 +182,7 @@ class Catcher:
         return self._directory / f"{caught_id}.eml"
 
 
-_ID = re.compile(r"[0-9]{19}-[0-9a-f]{8}")  # nanoseconds, so names sort by time
+_ID = re.compile(r"[0-9]{19}-[0-9a-f]{8}")  # nanoseconds and chance; ids sort by time
 
 
 def _open_private(path: str, flags: int) -> int:

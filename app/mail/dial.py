@@ -12,13 +12,16 @@ _Address = tuple[socket.AddressFamily, _Name]
 
 
 async def dial(host: str, port: int) -> socket.socket:
-    """Return a connected socket, which does not block.
+    """Return a connected, non-blocking socket.
 
-    An address that has not answered after 0.25 s, or has refused, is no reason to wait: the next
-    one is tried beside it. uvloop has no happy eyeballs of its own, so asyncio's cannot be used.
+    asyncio has this as `happy_eyeballs_delay`, but uvloop does not support it.
 
-    Raises OSError if the name is not known, or the error of the first address if none answers;
-    UnicodeError for a name that the DNS has no form for.
+    For example, mail.example.com has the addresses 2001:db8::1, which drops packets, and 192.0.2.1.
+    The attempt with 2001:db8::1 begins at 0 s, and the attempt with 192.0.2.1 at 0.25 s, beside it.
+    192.0.2.1 answers at 0.26 s; its socket is returned, and the other attempt is cancelled.
+
+    Raises OSError if the name is not known, or the error of the first attempt that failed if all
+    do; UnicodeError if the name has no form for the DNS.
     """
     waiting = deque(await _addresses(host, port))
     attempts: set[asyncio.Task[socket.socket]] = set()
@@ -29,13 +32,13 @@ async def dial(host: str, port: int) -> socket.socket:
             # 1. Begin the next attempt, if an address is left.
             if waiting:
                 attempts.add(asyncio.create_task(_connect(*waiting.popleft())))
-            # 2. Give all attempts under way the time of one; the last ones have no such bound.
+            # 2. Wait until an attempt ends, but at most 0.25 s while an address is left.
             ended, attempts = await asyncio.wait(
                 attempts,
                 timeout=STAGGER_SECONDS if waiting else None,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            # 3. Take the first that succeeded. With two at the same moment, close the second.
+            # 3. Take the first that succeeded. If two succeed at the same moment, close the second.
             for attempt in ended:
                 if error := attempt.exception():
                     failures.append(error)
@@ -44,6 +47,7 @@ async def dial(host: str, port: int) -> socket.socket:
                 else:
                     attempt.result().close()
     finally:
+        # 4. Cancel the other attempts, and close a socket that connected in spite of it.
         for attempt in attempts:
             attempt.cancel()
         for late in await asyncio.gather(*attempts, return_exceptions=True):
@@ -55,12 +59,16 @@ async def dial(host: str, port: int) -> socket.socket:
 
 
 async def _addresses(host: str, port: int) -> list[_Address]:
-    """Look the host up; IPv6 and IPv4 alternate, in the order that the system prefers."""
+    """Return the host's addresses, IPv6 and IPv4 in turns. The system's first choice comes first.
+
+    For example, the addresses 6a, 6b, 6c and 4a become 6a, 4a, 6b, 6c (RFC 8305, section 4).
+    """
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses: list[_Address] = [(family, address) for family, _, _, _, address in found]
-    first = [one for one in addresses if one[0] == addresses[0][0]]
-    others = [one for one in addresses if one[0] != addresses[0][0]]
-    return [one for one in chain(*zip_longest(first, others)) if one]
+    preferred_family = addresses[0][0]
+    first = [address for address in addresses if address[0] == preferred_family]
+    others = [address for address in addresses if address[0] != preferred_family]
+    return [address for address in chain(*zip_longest(first, others)) if address]
 
 
 async def _connect(family: socket.AddressFamily, address: _Name) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Build a mail whose bytes depend on its inputs alone, and say what may stand in one."""
+"""Builds mails, always of the same bytes, and checks addresses, headers and texts."""
 
 import hashlib
 import re
@@ -18,11 +18,12 @@ from email_validator.rfc_constants import (
     LOCAL_PART_MAX_LENGTH,
 )
 
-# Mail inside a company goes to names such as corp.local and site.test (RFC 6761, RFC 6762). Whether
-# a domain takes mail is for the SMTP server to say. email-validator's documentation gives this way.
+# Allow special-use domains (RFC 6761, RFC 6762), because companies have internal ones such as
+# corp.local and site.test. The SMTP server decides whether a domain takes mail. email-validator
+# documents this way to allow them.
 SPECIAL_USE_DOMAIN_NAMES.clear()
 
-LINE_LENGTH = 78  # RFC 5322, 2.1.1: what a line should keep to; 998 is what it must
+LINE_LENGTH = 78  # characters that a line should have at most (RFC 5322, 2.1.1); 998 is the limit
 
 
 def compose(
@@ -35,18 +36,19 @@ def compose(
     message_id: str,
     date: datetime,
 ) -> EmailMessage:
-    """Build one mail; the same inputs give the same bytes, so every attempt sends one mail.
+    """Build one mail. The same arguments always give the same bytes.
 
-    `date` is aware; `message_id` comes from the function of that name. Raises ValueError where
-    `address`, `header_text` or `body_text` does: a queued task may be older than these rules.
+    `sender` and `recipient` are addresses as `address` returns them; `Mailer.send` checks them.
+    `date` has a time zone; `message_id` comes from the function of that name. Raises ValueError
+    for any text that `header_text` or `body_text` refuses.
     """
     message = EmailMessage(policy=_POLICY)
-    message["From"] = address(sender)
-    message["To"] = address(recipient)
+    message["From"] = sender
+    message["To"] = recipient
     message["Subject"] = subject
     message["Message-ID"] = message_id
     message["Date"] = format_datetime(date)
-    message["Auto-Submitted"] = "auto-generated"  # else out-of-office programs answer (RFC 3834, 5)
+    message["Auto-Submitted"] = "auto-generated"  # stops out-of-office replies (RFC 3834, 5)
     text = body_text(text)
     if html is None:
         message.set_content(text)
@@ -55,7 +57,7 @@ def compose(
     boundary = _boundary(message_id, text, html)
     message["MIME-Version"] = "1.0"
     message["Content-Type"] = f'multipart/alternative; boundary="{boundary}"'
-    # Written out: with add_alternative, and parts to be flattened, it takes nearly twice as long.
+    # The parts are written by hand, because add_alternative takes nearly twice as long.
     message.set_payload(
         f"--{boundary}\r\n{_part('plain', text)}\r\n"
         f"--{boundary}\r\n{_part('html', html, 'MIME-Version: 1.0')}\r\n"
@@ -65,16 +67,19 @@ def compose(
 
 
 def message_id(task_id: str, sender: str) -> str:
-    """Name the mail of a task, `<task@domain>`, alike on every attempt (RFC 5322, 3.6.4)."""
+    """Return a Message-ID, `<task@domain>`, the same on every attempt (RFC 5322, 3.6.4)."""
     return f"<{task_id}@{sender.rpartition('@')[2]}>"
 
 
 def address(value: str) -> str:
-    """Return one bare mailbox in ASCII, its domain in lower case and after IDNA.
+    """Return one email address in ASCII, with its domain in lower case and after IDNA.
 
-    Raises ValueError, which never repeats the value, for anything else: names, lists, quoted local
-    parts, address literals, and what is over 64 octets before the @ or 254 in all
-    (RFC 5321, 4.5.3.1).
+    For example, `Ada@Exämple.com` becomes `Ada@xn--exmple-cua.com`. The result is safe in an SMTP
+    command and in a header.
+
+    Raises ValueError for anything but one plain address: for a display name, a list, a quoted local
+    part, an address literal, more than 64 octets before the @, or more than 254 octets in all (RFC
+    5321, 4.5.3.1). The message does not repeat the value.
     """
     local, _, domain = value.partition("@")
     if len(local) > LOCAL_PART_MAX_LENGTH or not DOT_ATOM_TEXT.match(local):
@@ -82,7 +87,7 @@ def address(value: str) -> str:
     ascii_domain, longest = _domain(domain)
     if len(local) + len("@") + longest > EMAIL_MAX_LENGTH:
         raise ValueError(_NO_ADDRESS)
-    # Legal in a local part (RFC 5322, 3.2.3), but readers that decode it see other recipients.
+    # RFC 5322, 3.2.3, allows it, but a program that decodes it reads another recipient.
     if "=?" in local:
         raise ValueError("must not hold an encoded-word (=?…?=)")
     if local.lower() in CASE_INSENSITIVE_MAILBOX_NAMES:  # postmaster and the like (RFC 2142)
@@ -90,13 +95,16 @@ def address(value: str) -> str:
     return f"{local}@{ascii_domain}"
 
 
-@lru_cache(maxsize=1024)  # few domains have most mailboxes, and each costs much to look at
+@lru_cache(maxsize=1024)  # a check is slow, and most mail goes to few domains
 def _domain(value: str) -> tuple[str, int]:
-    """Return a domain in ASCII, and the octets of its longest form: as given, or either way."""
+    """Return a domain in ASCII, and the length in octets of the longest of its three forms.
+
+    The forms are the value itself, the domain in Unicode, and the domain in ASCII.
+    """
     try:
         found = validate_email(f"a@{value}", check_deliverability=False)
     except EmailNotValidError:
-        # Its own message quotes the characters it dislikes.
+        # The error of email-validator repeats parts of the value.
         raise ValueError(_NO_ADDRESS) from None
     forms = (value, found.domain, found.ascii_domain)
     return found.ascii_domain, max(len(form.encode()) for form in forms)
@@ -106,11 +114,12 @@ _NO_ADDRESS = "must be one email address, such as ada@example.com"
 
 
 def header_text(value: str) -> str:
-    """Return the value if it may stand in a header.
+    """Return the value if it is safe in a header.
 
-    Raises ValueError, which never repeats the value, for what could end the header, decode to
-    something else (RFC 2047), or show in another order than it is written. Joiners, variation
-    selectors and plain direction marks stay: emoji, Persian and Hebrew need them.
+    Raises ValueError for control characters and line breaks, which could end the header; for an
+    encoded-word (RFC 2047), which would be decoded; and for characters that change the direction of
+    the text. The message does not repeat the value. Joiners, variation selectors and plain
+    direction marks are allowed, because emoji, Persian and Hebrew need them.
     """
     for characters, complaint in _NOT_IN_HEADERS:
         if characters.search(value):
@@ -122,9 +131,10 @@ def header_text(value: str) -> str:
 
 
 def body_text(value: str) -> str:
-    """Return the value if it may be a body: no lone surrogates, of controls only tab, CR and LF.
+    """Return the value if it is safe in a body.
 
-    Raises ValueError, which never repeats the value.
+    Raises ValueError for lone surrogates, and for control characters other than tab, CR and LF. The
+    message does not repeat the value.
     """
     for characters, complaint in _NOT_IN_BODIES:
         if characters.search(value):
@@ -157,11 +167,12 @@ _NOT_IN_BODIES = (
 
 
 def _boundary(*parts: str) -> str:
-    """Part the alternatives by a line that neither can hold, as it is a hash over both."""
+    """Return a boundary that neither part can contain, because it is a hash over both."""
     return "=_" + hashlib.blake2s("\0".join(parts).encode(), digest_size=12).hexdigest()
 
 
 def _part(subtype: str, body: str, *more_headers: str) -> str:
+    """Return one part of a multipart mail: its headers, an empty line and the encoded body."""
     encoding, content = _encoded(body)
     headers = (
         f'Content-Type: text/{subtype}; charset="utf-8"',
@@ -172,7 +183,7 @@ def _part(subtype: str, body: str, *more_headers: str) -> str:
 
 
 def _encoded(body: str) -> tuple[str, str]:
-    """Return the encoding in which a body travels (RFC 2045, 6), and the body in it."""
+    """Return a Content-Transfer-Encoding (RFC 2045, 6), and the body in this encoding."""
     lines = body.splitlines()
     if body.isascii() and all(len(line) <= LINE_LENGTH for line in lines):
         return "7bit", "\r\n".join(lines) + "\r\n"
@@ -183,18 +194,18 @@ def _encoded(body: str) -> tuple[str, str]:
 
 
 class _HeadersAsGiven(EmailPolicy):
-    """Headers checked when they are set, and never parsed.
+    """Checks each header when it is set, and never parses one.
 
-    The standard policies parse what they are given, which turned an encoded-word into a header of
-    its own (Python 3.11.7) and takes most of the time that building a mail needs; and they lose
-    spaces where they fold a long subject.
+    The standard policies parse each header. That takes most of the time of building a mail, and in
+    Python 3.11.7 it could turn an encoded-word into a header of its own. They also lose spaces when
+    they fold a long subject.
     """
 
     def header_store_parse(self, name: str, value: str) -> tuple[str, str]:
         return name, header_text(value)
 
     def header_max_count(self, name: str) -> None:
-        """Leave out the look-up of how often a header may stand: `compose` sets each once."""
+        """Return None, so that headers are not counted: `compose` sets each only once."""
 
     def header_fetch_parse(self, name: str, value: str) -> str:  # noqa: ARG002 -- the base's signature
         return value
@@ -206,7 +217,7 @@ class _HeadersAsGiven(EmailPolicy):
 
 
 def _fits_one_line(subject: str) -> bool:
-    # A space at either end is lost on the way unless it is encoded.
+    # A space at either end would be lost on the way, so such a subject is encoded.
     return (
         subject.isascii()
         and subject == subject.strip()

@@ -1,4 +1,4 @@
-"""Render the text and the HTML form of a mail from `app/templates/mail`."""
+"""Renders the text and the HTML of a mail from the templates in `app/templates/mail`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +8,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 @dataclass(frozen=True)
 class Rendered:
-    """One mail's body, twice: as plain text, and as HTML."""
+    """The body of a mail, as plain text and as HTML."""
 
     text: str
     html: str
 
 
 def render(name: str, **values: object) -> Rendered:
-    """Fill the templates `{name}.txt` and `{name}.html`.
+    """Render the templates `{name}.txt` and `{name}.html`.
 
-    Values are data, never templates, and are escaped in the HTML. Raises jinja2.TemplateNotFound
-    for an unknown name and jinja2.UndefinedError for a value that was not given.
+    Values are data: a value such as "{{ 7 * 7 }}" is not evaluated, and the HTML has it escaped.
+    Raises jinja2.TemplateNotFound for an unknown name, and jinja2.UndefinedError if a value of the
+    template is missing.
     """
     return Rendered(
         text=_environment.get_template(f"{name}.txt").render(values),
@@ -33,4 +34,4 @@ _environment = Environment(
     auto_reload=False,
     keep_trailing_newline=True,
 )
-_environment.globals.clear()  # no template asks for them, and each rendering copies them
+_environment.globals.clear()  # no template uses them, and each rendering would copy them

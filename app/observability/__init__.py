@@ -2,5 +2,5 @@
 
 logs        configures structlog: JSON or console, one line for each event
 access_log  a log line for each request
-metrics     counts and durations for Prometheus
+metrics     counters and histograms for Prometheus
 """

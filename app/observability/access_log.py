@@ -1,4 +1,4 @@
-"""One log line for each request: what was asked, what was answered, and how long it took."""
+"""The access log: one line for each request, with its status, size and duration."""
 
 import logging
 import time
@@ -6,28 +6,28 @@ import time
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_PROBES = ("/livez", "/readyz")  # asked every few seconds by what watches the service
-_LONGEST_PATH = 1000  # characters; a client may send 64 KiB
+_PROBES = ("/livez", "/readyz")  # health checks ask for them every few seconds
+_MOST_PATH_LENGTH = 1000  # characters; a client may send 64 KiB
 
 log = structlog.get_logger(__name__)
 
 
 class AccessLog:
-    """Logs each request when its answer is complete, or when the client has gone before that.
+    """Middleware that logs each request once its response is complete, or the client disconnects.
 
-    The query is left out, because people put secrets there. `bytes` are those of the answer's body;
-    `status` is null where there was no answer. The request's id and its client, which are bound on
-    the way in, stand on the line as on every other one.
+    `bytes` is the size of the response body. `status` is null if there was no response. The line
+    leaves out the query, because queries may contain secrets. It has the id and the client of the
+    request, like every log line of a request.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        # Under `uvicorn app.main:app` each request would have a second line.
+        # Otherwise `uvicorn app.main:app` would log a second line for each request.
         logging.getLogger("uvicorn.access").disabled = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
-        level = _level(scope)
+        level = _log_level(scope)
         if level is None or not logging.root.isEnabledFor(level):
             await self._app(scope, receive, send)
             return
@@ -38,33 +38,33 @@ class AccessLog:
                 level,
                 "request",
                 method=scope["method"],
-                path=scope["path"][:_LONGEST_PATH],
+                path=scope["path"][:_MOST_PATH_LENGTH],
                 status=status,
                 seconds=round(time.perf_counter() - began, 4),
                 bytes=0 if scope["method"] == "HEAD" else size,
                 address=scope["client"][0] if scope["client"] else None,
             )
 
-        async def send_and_note(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status, size, complete
             await send(message)
             if message["type"] == "http.response.start":
                 status = message["status"]
             elif message["type"] == "http.response.body":
                 size += len(message.get("body", b""))
-                if not message.get("more_body"):  # background tasks follow, and take their time
+                if not message.get("more_body"):  # do not wait for the background tasks
                     complete = True
                     write()
 
         try:
-            await self._app(scope, receive, send_and_note)
+            await self._app(scope, receive, send_and_record)
         finally:
             if not complete:
                 write()
 
 
-def _level(scope: Scope) -> int | None:
-    """Give the level of a request's line; None for what is no request."""
+def _log_level(scope: Scope) -> int | None:
+    """Return the log level for a request; None for the lifespan, which is not a request."""
     if scope["type"] != "http":
         return None
     path = scope["path"].removeprefix(scope.get("root_path", ""))

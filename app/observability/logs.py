@@ -1,4 +1,4 @@
-"""Log lines: one event is one line, with the request's id and the task's id on it."""
+"""Logging: each event is one line, with the ids of its request and its task."""
 
 import contextlib
 import json
@@ -11,7 +11,10 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 
 def configure_logging(level: str, form: str) -> None:
-    """Send every line, ours and the libraries', to standard error; `form` is console or json."""
+    """Write the log lines of this service and of libraries to standard error.
+
+    `form` is console or json.
+    """
     shared: list[Processor] = [
         _without_colour,
         structlog.contextvars.merge_contextvars,
@@ -43,13 +46,16 @@ def configure_logging(level: str, form: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    # Lines about each command of a client, and about each malformed form, would drown ours.
+    # aiosmtpd logs each command of a client, and python_multipart each malformed form.
     logging.getLogger("mail.log").setLevel(logging.WARNING)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 class _Lossy:
-    """A stream that loses lines rather than raise: a full disk under the log stops no work."""
+    """A stream that drops lines instead of raising OSError.
+
+    So the service goes on working if the disk of its log is full.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -64,7 +70,7 @@ class _Lossy:
 
 
 def _without_colour(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Drop uvicorn's second, coloured form of its message."""
+    """Remove the coloured copy of the message that uvicorn adds."""
     event.pop("color_message", None)
     return event
 
@@ -74,10 +80,10 @@ def _dumps(event: EventDict, **options: Any) -> str:
 
 
 def _escape_values(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Keep what came from outside on its line: line breaks and terminal codes are shown escaped."""
+    """Escape line breaks and terminal codes in values, so that clients cannot forge lines."""
     for key, value in event.items():
         if key == "exception":
-            # A traceback has lines of its own: indented, none of them looks like an event.
+            # The lines of a traceback are indented, so that none of them looks like an event.
             event[key] = "\n".join(f"  {_escape(line)}" for line in value.split("\n"))
         elif isinstance(value, str):
             event[key] = _escape(value)

@@ -10,35 +10,35 @@ from afterward.task import FINISHED, Backlog
 
 
 class Metrics:
-    """The numbers of one app, in a registry of its own. `listen` is a listener of the queue."""
+    """The metrics of one app, in a registry of their own. `record` subscribes to the queue."""
 
     def __init__(self, smtp_connections: Callable[[], float]) -> None:
         self._registry = registry = CollectorRegistry()
         self._events = Counter(
-            "afterward_tasks", "Changes of tasks.", ["kind", "outcome"], registry=registry
+            "afterward_tasks", "Events of tasks.", ["kind", "outcome"], registry=registry
         )
         self._seconds = Histogram(
             "afterward_task_duration_seconds",
-            "How long an attempt took.",
+            "Duration of an attempt.",
             ["kind", "outcome"],
             registry=registry,
         )
-        # To look a pair of labels up takes longer than to count.
+        # Looking up a pair of labels takes longer than counting, so the children are cached.
         self._counter, self._histogram = cache(self._events.labels), cache(self._seconds.labels)
         self._backlog = Gauge(
             "afterward_backlog", "Unfinished tasks by status.", ["status"], registry=registry
         )
         self._age = Gauge(
             "afterward_backlog_age_seconds",
-            "How long the oldest waiting task has been due.",
+            "Seconds since the oldest waiting task became due.",
             registry=registry,
         )
         Gauge(
-            "afterward_smtp_connections", "SMTP connections open now.", registry=registry
+            "afterward_smtp_connections", "Open SMTP connections.", registry=registry
         ).set_function(smtp_connections)
 
     def record(self, event: Event) -> None:
-        """Count what happened."""
+        """Count an event of the queue, and the duration of an attempt."""
         if event.type is EventType.PROGRESSED:
             return
         self._counter(event.task.kind, event.type).inc()
@@ -46,7 +46,7 @@ class Metrics:
             self._histogram(event.task.kind, event.type).observe(event.seconds)
 
     def exposition(self, backlog: Backlog, now: float) -> bytes:
-        """Prometheus' text format, with the backlog as it stands."""
+        """Return the metrics in the text format of Prometheus. `now` is seconds since the epoch."""
         for status, tasks in backlog.counts.items():
             if status not in FINISHED:
                 self._backlog.labels(status).set(tasks)

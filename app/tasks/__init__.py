@@ -1,17 +1,18 @@
-"""Every kind of background work: one short function each.
+"""Every kind of background work, one short function each.
 
-Courtesies run after the response and are lost when the process dies; promises are on disk before
-it and run until they are kept. To add a promise, write an `async def` whose first parameter is a
-Context, and name it in `registry`, with a retry policy if it needs one of its own.
+A courtesy runs after the response, and is lost if the process dies before it ends. A promise is
+committed to the database before the response, and a worker runs it until it succeeds or fails for
+good. To add a promise, write an `async def` whose first parameter is a Context, and name it in
+`registry`, with a retry policy if it needs its own.
 
-    mail       send_email
-    uploads    save_upload, make_thumbnail, remove_upload
+    mail             send_email
+    uploads          save_upload, make_thumbnail, remove_upload
     pending_uploads  uploads that have begun and are not committed
-    data       save_data
-    courtesies write_log and the others that BackgroundTasks runs
-    clean_up   the regular removal of old tasks and left files
-    log_file   a text file that courtesies append lines to
-    tools      the objects that durable tasks work with
+    data             save_data
+    courtesies       write_log and the other functions that BackgroundTasks runs
+    clean_up         removes old tasks and abandoned uploads, every ten seconds
+    log_file         a text file to which courtesies append lines
+    tools            the objects that durable tasks work with
 """
 
 from afterward.registry import Registry, TaskKind
@@ -24,12 +25,12 @@ from app.tasks.uploads import make_thumbnail, remove_upload, save_upload
 
 
 def registry(settings: Settings) -> Registry[Tools]:
-    """Name every kind of durable task. Those without a policy of their own have the queue's."""
-    of_uploads = uploads.retry_policy(settings)
+    """Return the registry of all durable tasks. A task without a policy here has the queue's."""
+    upload_retry = uploads.retry_policy(settings)
     return Registry(
         TaskKind(send_email, retry=mail.retry_policy(settings)),
-        TaskKind(save_upload, retry=of_uploads),
-        TaskKind(make_thumbnail, retry=of_uploads),
-        TaskKind(remove_upload, retry=of_uploads),
+        TaskKind(save_upload, retry=upload_retry),
+        TaskKind(make_thumbnail, retry=upload_retry),
+        TaskKind(remove_upload, retry=upload_retry),
         save_data,
     )

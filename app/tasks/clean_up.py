@@ -1,4 +1,4 @@
-"""Periodic work: old finished tasks, old idempotency keys and abandoned uploads are removed."""
+"""Periodic work of each process: remove old tasks, old idempotency keys and abandoned uploads."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -14,7 +14,7 @@ from app.uploads.store import Store, StoreError
 
 DAY = 24 * 3600.0
 EVERY_SECONDS = 10.0
-ABANDONED_SECONDS = 3600.0  # without a heartbeat; then an upload is given up
+ABANDONED_SECONDS = 3600.0  # an upload without a heartbeat for so long is removed
 
 log = structlog.get_logger(__name__)
 
@@ -31,17 +31,19 @@ async def clean_up_regularly(
 async def clean_up(
     queue: Queue[Tools], uploads: Store, pending: PendingUploads, *, finished_before: float
 ) -> None:
-    """Remove old finished tasks, old answers to idempotency keys, and abandoned uploads.
+    """Remove old finished tasks, old responses of idempotency keys, and abandoned uploads.
 
-    A step that fails is logged. It is done next time, and the other steps are done nevertheless.
+    `finished_before` is a time in seconds since the epoch. A step that fails is logged, and the
+    other steps still run; the next round tries it again.
     """
-    await _try(pending.beat())
-    await _try(remove_old(queue, finished_before=finished_before))
-    await _try(uploads.sweep(older_than=ABANDONED_SECONDS))
-    await _try(pending.remove_abandoned(silent_for=ABANDONED_SECONDS))
+    await _run_step(pending.write_heartbeats())
+    await _run_step(remove_old(queue, finished_before=finished_before))
+    await _run_step(uploads.sweep(older_than=ABANDONED_SECONDS))
+    await _run_step(pending.remove_abandoned(silent_for=ABANDONED_SECONDS))
 
 
-async def _try(step: Awaitable[object]) -> None:
+async def _run_step(step: Awaitable[object]) -> None:
+    """Run a step of the clean-up, and log its error."""
     try:
         await step
     except (QueueError, StoreError) as error:

@@ -1,7 +1,8 @@
-"""Courtesies: what BackgroundTasks runs after the response, and forgets if the process dies.
+"""Courtesies: functions that BackgroundTasks runs after the response. A crash loses them.
 
-Starlette runs the tasks of a request one after the other; one that raises would skip the rest and
-close the connection under the next request. So each of these logs its own errors.
+Starlette runs the tasks of a request one after the other. If one raises, Starlette skips the rest,
+and the server closes the connection, on which the client's next request may be under way. So each
+function here logs its own errors.
 """
 
 import functools
@@ -18,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 def courtesy(function: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
-    """Log what `function` raises, with its traceback, and go on."""
+    """Decorate a background task: its errors are logged with their traceback, and not raised."""
 
     @functools.wraps(function)
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -38,7 +39,7 @@ async def write_log(log_file: LogFile, message: str) -> None:
 
 @courtesy
 async def process_data(data: dict[str, Any]) -> None:
-    """Process data; raises ValueError where the data asks for it."""
+    """Process data. Raises ValueError if the data has the key "error"."""
     if "error" in data:
         raise ValueError("the data asked for an error")
     log.info("data processed", fields=len(data))

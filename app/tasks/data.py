@@ -1,4 +1,4 @@
-"""The promise to save somebody's data."""
+"""The durable task that saves a client's data."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ log = structlog.get_logger(__name__)
 
 
 async def save_data(context: Context, *, user_id: str, data: dict[str, Any]) -> None:
-    """Keep the data under the user's id; the last one to be saved stays."""
+    """Save the data under the user's id, in the place of earlier data."""
     task = context.task
     record = Record(COLLECTION, task.client, user_id, data, task.created_at)
     await context.tools.engine.put(Writes(records=(record,)))

@@ -1,36 +1,36 @@
-"""A text file that lines are appended to."""
+"""A text file to which courtesies append lines."""
 
 import errno
 import os
 import time
 from pathlib import Path
 
-LOOK_AGAIN_SECONDS = 1.0  # how soon a file that was moved away (rotated) is noticed
+LOOK_AGAIN_SECONDS = 1.0  # the file is opened again after so long, in case it was rotated
 
 
 class LogFile:
-    """Appends lines to a file, each in one write.
+    """Appends lines to a file, each with one write.
 
-    A line reaches the operating system's cache in microseconds, so it is written right on the event
-    loop: when each line went through a thread, two fifths fewer requests were accepted.
+    A write reaches the page cache in microseconds, so it happens on the event loop. When a thread
+    wrote each line, the service accepted two fifths fewer requests.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
         self._opened_at = 0.0
-        self._cut_short = False
+        self._last_was_cut = False  # whether the last line was written only in part
 
     def append(self, text: str) -> None:
-        """Append one line; whatever could break it or command a terminal is escaped.
+        """Append one line. Line breaks and terminal control sequences in it are escaped.
 
-        Raises OSError if the file cannot be written. On a full disk a part of the line may be; the
-        next one begins a line of its own all the same.
+        Raises OSError if the file cannot be written. On a full disk the system may write only a
+        part of the line; then the next call begins a new line first.
         """
         line = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-        data = b"\n" * self._cut_short + line.encode() + b"\n"
-        self._cut_short = os.write(self._open(), data) < len(data)
-        if self._cut_short:
+        data = b"\n" * self._last_was_cut + line.encode() + b"\n"
+        self._last_was_cut = os.write(self._open(), data) < len(data)
+        if self._last_was_cut:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:

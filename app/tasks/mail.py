@@ -1,4 +1,4 @@
-"""The promise to send a mail, which is kept for days if the server says later."""
+"""The durable task that sends a mail."""
 
 from datetime import UTC, datetime
 from email.message import EmailMessage
@@ -16,17 +16,24 @@ from app.tasks.tools import Context
 log = structlog.get_logger(__name__)
 
 
-async def send_email(context: Context, *, to: str, subject: str, message: str) -> dict[str, str]:
-    """Send one notification; the same Message-ID and the same bytes on every attempt."""
+async def send_email(
+    context: Context, *, recipient: str, subject: str, message: str
+) -> dict[str, str]:
+    """Send one notification. Every attempt sends the same bytes with the same Message-ID.
+
+    The arguments come from the database. They may be older than today's rules for addresses and
+    texts, or than ALLOWED_RECIPIENTS, so each rule is applied again. Returns the Message-ID and the
+    server's reply. Raises PermanentError, TemporaryError or ServiceUnavailable.
+    """
     tools = context.tools
-    if not tools.recipients.permit(to):  # it may have been queued before that was settled
+    if not tools.recipients.permit(recipient):
         raise PermanentError("mail may not be sent to this address")
     try:
-        mail = _compose(context, to, subject, message)
-    except ValueError as error:  # it may be older than the rules for addresses and texts
+        mail = _compose(context, recipient, subject, message)
+    except ValueError as error:
         raise PermanentError(f"the mail cannot be built: {error}") from error
     try:
-        reply = await tools.mailer.send(mail, sender=tools.mail_from, recipient=to)
+        reply = await tools.mailer.send(mail, sender=tools.mail_from, recipient=recipient)
     except ServerUnavailable as error:
         raise ServiceUnavailable(error.detail, smtp_code=error.smtp_code) from error
     except MailDeferred as error:
@@ -38,10 +45,11 @@ async def send_email(context: Context, *, to: str, subject: str, message: str) -
 
 
 def retry_policy(settings: Settings) -> RetryPolicy:
-    """Try a mail for days; RFC 5321, 4.5.4.1, wants "at least 4-5 days".
+    """Return the policy for mails: retry for days (RFC 5321, 4.5.4.1: "at least 4-5 days").
 
-    The waits begin with seconds, and grow to a quarter of an hour. Without any time for retries
-    there is one attempt, also after a crash, and so at most one copy.
+    The first waits last seconds, and later ones up to a quarter of an hour. With
+    MAIL_RETRY_SECONDS=0 a mail has one attempt, even if a crash interrupts it. Then the recipient
+    gets at most one copy.
     """
     patience = settings.mail_retry_seconds
     return RetryPolicy(
@@ -52,12 +60,12 @@ def retry_policy(settings: Settings) -> RetryPolicy:
     )
 
 
-def _compose(context: Context, to: str, subject: str, message: str) -> EmailMessage:
+def _compose(context: Context, recipient: str, subject: str, message: str) -> EmailMessage:
     task, sender = context.task, context.tools.mail_from
     body = render("notification", subject=subject, message=message)
     return compose(
         sender=sender,
-        recipient=to,
+        recipient=recipient,
         subject=subject,
         text=body.text,
         html=body.html,

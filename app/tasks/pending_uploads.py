@@ -1,4 +1,4 @@
-"""Uploads that have begun and are not committed yet, and the removal of abandoned ones."""
+"""Records of uploads that have begun and are not committed yet; removes abandoned uploads."""
 
 import time
 from collections.abc import AsyncIterator
@@ -14,29 +14,35 @@ from app.tasks.tools import Tools
 from app.tasks.uploads import remove_upload
 
 COLLECTION = "pending_uploads"
-PAGE = 500  # records that are read at once
-BEAT_SECONDS = 300.0  # between two heartbeats, so that most uploads need none
+PAGE = 500  # records in one query
+HEARTBEAT_SECONDS = 300.0  # between two heartbeats; most uploads are over before the first
 
 log = structlog.get_logger(__name__)
 
 
 class PendingUploads:
-    """Keeps a record of each upload that has begun, until the upload is committed or given up.
+    """Keeps a record of each upload in flight, until the upload is committed or abandoned.
 
-    The record is committed before the first byte is stored. The transaction that commits the
-    upload removes it. So the database alone decides what becomes of a file: if the clean-up has
-    removed the record first, that transaction fails; if the transaction came first, the clean-up
-    finds no record. A file of another database has no record here, so it is never removed.
+    The request commits the record before it stores the first byte. The transaction that commits
+    the upload removes the record. So the database alone decides the fate of a file:
+
+    - If the clean-up removes the record first, the transaction of the upload fails.
+    - If the transaction of the upload comes first, the clean-up finds no record.
+
+    A file of another database has no record here, so the clean-up never removes it.
     """
 
     def __init__(self, queue: Queue[Tools]) -> None:
         self._queue = queue
-        self._in_flight: dict[str, tuple[Record, float]] = {}  # here; and when it last beat
-        self._seen: dict[str, tuple[Record, float]] = {}  # of others; and since when unchanged
+        # Uploads of this process, and the time of each one's last heartbeat.
+        self._in_flight: dict[str, tuple[Record, float]] = {}
+        # All other records, and the time since which each is unchanged. Either another process has
+        # the upload in flight, or a crash left the record behind.
+        self._seen: dict[str, tuple[Record, float]] = {}
 
     @asynccontextmanager
     async def begin(self, upload_id: str) -> AsyncIterator[Record]:
-        """Commit the record of an upload that begins; the upload is in flight in the block.
+        """Commit the record of an upload, and keep the upload in flight during the `with` block.
 
         Raises QueueUnavailable.
         """
@@ -48,14 +54,15 @@ class PendingUploads:
         finally:
             del self._in_flight[upload_id]
 
-    async def beat(self) -> None:
-        """Tell other processes that the uploads in flight here are alive.
+    async def write_heartbeats(self) -> None:
+        """Write a heartbeat into the record of each upload that is in flight here.
 
-        A record that is gone stays gone: its upload was committed a moment ago.
+        Other processes read it, and do not take the upload for abandoned. A record that is gone is
+        not written again, because its upload was committed a moment ago. Raises QueueUnavailable.
         """
         now = time.monotonic()
         for upload_id, (record, beat_at) in list(self._in_flight.items()):
-            if now - beat_at < BEAT_SECONDS:
+            if now - beat_at < HEARTBEAT_SECONDS:
                 continue
             later = replace(record, body={"heartbeat": record.body["heartbeat"] + 1})
             await self._queue.engine.update_record(later)
@@ -63,24 +70,31 @@ class PendingUploads:
                 self._in_flight[upload_id] = later, now
 
     async def remove_abandoned(self, silent_for: float) -> None:
-        """Queue the removal of each upload without a heartbeat for so many seconds.
+        """Queue the removal of each upload that had no heartbeat for `silent_for` seconds.
 
-        The seconds are counted by this process, with the monotonic clock. Raises
-        QueueUnavailable.
+        This process counts the seconds with its own monotonic clock, so that a wrong clock, here or
+        on another machine, removes nothing. Raises QueueUnavailable.
+
+        For example, upload A has heartbeat 3 when it is seen first, at 100 s. At 400 s it has
+        heartbeat 4, so its silence begins again at 400 s. If its process crashes then, the call at
+        4,000 s removes it, with `silent_for` = 3,600 s.
         """
+        # 1. Read the records of all other uploads, and note since when each record is unchanged.
         now = time.monotonic()
         seen: dict[str, tuple[Record, float]] = {}
-        async for record in self._all():
+        async for record in self._all_records():
             if record.id not in self._in_flight:
-                before, since = self._seen.get(record.id, (record, now))
-                seen[record.id] = record, since if record == before else now
+                last_seen, since = self._seen.get(record.id, (record, now))
+                seen[record.id] = record, since if record == last_seen else now
+        # 2. Forget records that are gone: their uploads were committed, or given up.
         self._seen = seen
+        # 3. Remove each record that has been unchanged for too long.
         for record, since in seen.values():
             if now - since >= silent_for:
                 await self._remove(record)
 
-    async def _all(self) -> AsyncIterator[Record]:
-        """Every record, newest first."""
+    async def _all_records(self) -> AsyncIterator[Record]:
+        """Read the records of all processes, newest first."""
         after = None
         while page := await self._queue.engine.list_records(
             COLLECTION, client="", after=after, limit=PAGE

@@ -1,4 +1,4 @@
-"""What tasks work with: handed to each durable task as `context.tools`."""
+"""The objects that durable tasks work with. Each task gets them as `context.tools`."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from app.uploads.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The objects that main.py makes for the tasks."""
+    """The objects that main.py makes for the tasks of one process."""
 
     mailer: Mailer
     mail_from: str

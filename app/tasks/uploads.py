@@ -21,38 +21,39 @@ from app.uploads.pictures import MEDIA_TYPES, PictureRefused
 from app.uploads.store import NoSuchUpload, StoreFull, StoreUnavailable
 
 COLLECTION = "uploads"
-# Bytes of a picture that gets a thumbnail. A copy of a picture in S3 must fit into the /tmp of a
-# container, which has 64 MiB in docker-compose.yml.
+# Larger pictures, in bytes, get no thumbnail. A picture in S3 is copied to the container's /tmp,
+# which has 64 MiB in docker-compose.yml.
 LARGEST_PICTURE = 48 << 20
-# As long as for a mail (RFC 5321, 4.5.4.1): a store that is away over a weekend fails no upload.
+# As long as for a mail (RFC 5321, 4.5.4.1): a store may be down for a weekend, and no upload fails.
 STORE_RETRY_SECONDS = 4 * 24 * 3600.0
 
 log = structlog.get_logger(__name__)
 
 
 async def save_upload(context: Context, *, upload_id: str) -> dict[str, str] | None:
-    """Find out the type of the file, and publish it; a picture gets a thumbnail afterwards.
+    """Determine the type of an uploaded file, publish the file, and queue a picture's thumbnail.
 
-    Returns the upload's id and type; None if the client has deleted the upload meanwhile. Raises
-    PermanentError if the file is missing.
+    Returns the upload's id and type, or None if the client has deleted the upload meanwhile.
+    Raises PermanentError if the file is missing, TemporaryError if the store or the database
+    refuses.
     """
     with _refusals_are_temporary():
-        record = await _record(context, upload_id)
+        record = await _find_record(context, upload_id)
         if record is None:
-            await _deleted_meanwhile(context, upload_id)
+            await _remove_leftovers(context, upload_id)
             return None
         declared = record.body.get("content_type", "application/octet-stream")
         try:
             actual = media_type(await context.tools.uploads.head(upload_id), declared)
             await context.tools.uploads.publish(upload_id)
         except NoSuchUpload as missing:
-            await _file_is_missing(context, upload_id, missing)
+            await _fail_unless_deleted(context, upload_id, missing)
             return None
         if actual != declared:
             log.warning("upload is not what it says", upload_id=upload_id, actual=actual)
         body = record.body | {"content_type": actual, "status": "published"}
         if not await context.tools.engine.update_record(replace(record, body=body)):
-            await _deleted_meanwhile(context, upload_id)
+            await _remove_leftovers(context, upload_id)
             return None
         if actual in MEDIA_TYPES:
             context.durable_tasks.add_task(make_thumbnail, upload_id=upload_id)
@@ -61,30 +62,31 @@ async def save_upload(context: Context, *, upload_id: str) -> dict[str, str] | N
 
 
 async def make_thumbnail(context: Context, *, upload_id: str) -> None:
-    """Make a picture's thumbnail in another process: decoding would hold up the event loop.
+    """Make a picture's thumbnail, in a child process because decoding would block the event loop.
 
-    Raises PermanentError if the file is missing, or is no picture that can be decoded.
+    Raises PermanentError if the file is missing or cannot be decoded, TemporaryError if the store
+    or the database refuses.
     """
     with _refusals_are_temporary():
-        record = await _record(context, upload_id)
+        record = await _find_record(context, upload_id)
         if record is None:
-            await _deleted_meanwhile(context, upload_id)
+            await _remove_leftovers(context, upload_id)
             return
         try:
-            thumbnail = await _thumbnail(context, record)
+            thumbnail = await _make_small(context, record)
         except NoSuchUpload as missing:
-            await _file_is_missing(context, upload_id, missing)
+            await _fail_unless_deleted(context, upload_id, missing)
             return
         except PictureRefused as error:
             log.warning("no thumbnail can be made", upload_id=upload_id, reason=str(error))
             raise PermanentError(str(error)) from error
         await context.tools.uploads.save_thumbnail(upload_id, thumbnail)
-        # The client may have deleted the upload while the thumbnail was made, or was stored.
-        if await _record(context, upload_id) is None:
-            await _deleted_meanwhile(context, upload_id)
+        # The client may have deleted the upload while the thumbnail was made and stored.
+        if await _find_record(context, upload_id) is None:
+            await _remove_leftovers(context, upload_id)
 
 
-async def _thumbnail(context: Context, record: Record) -> bytes:
+async def _make_small(context: Context, record: Record) -> bytes:
     if record.body.get("size", 0) > LARGEST_PICTURE:
         raise PictureRefused(f"The picture is larger than {LARGEST_PICTURE >> 20} MiB.")
     async with context.tools.uploads.as_file(record.id) as picture:
@@ -92,20 +94,19 @@ async def _thumbnail(context: Context, record: Record) -> bytes:
 
 
 async def remove_upload(context: Context, *, upload_id: str) -> None:
-    """Remove the bytes of an upload whose record is gone, and its thumbnail.
+    """Remove the bytes and the thumbnail of an upload. Its record must be gone.
 
-    Raises PermanentError if there is a record: then the bytes belong to an upload that a client
-    was promised.
+    Raises PermanentError if there is a record, because then a client was promised the upload.
     """
     with _refusals_are_temporary():
-        if await _record(context, upload_id, of_any_client=True) is not None:
+        if await _find_record(context, upload_id, of_any_client=True) is not None:
             raise PermanentError(f"upload {upload_id} has a record, so its file stays")
         await context.tools.uploads.delete(upload_id)
         log.info("upload removed", upload_id=upload_id)
 
 
 def retry_policy(settings: Settings) -> RetryPolicy:
-    """Wait for days for a store or a database that is away; give up bugs after a few attempts."""
+    """Return the policy for uploads: four days for an outage, a few attempts for a bug."""
     return RetryPolicy(
         settings.retry_attempts,
         settings.retry_base_seconds,
@@ -116,10 +117,10 @@ def retry_policy(settings: Settings) -> RetryPolicy:
 
 @contextmanager
 def _refusals_are_temporary() -> Iterator[None]:
-    """Raise TemporaryError where the store or the database refuses.
+    """Turn a refusal of the store or of the database into TemporaryError.
 
-    No ServiceUnavailable, which would pause the tasks of every upload: the store may refuse a
-    single file, for example one on a bad sector.
+    Not into ServiceUnavailable, which would pause the tasks of every upload: the store may refuse a
+    single file, for example because of a bad sector.
     """
     try:
         yield
@@ -127,10 +128,10 @@ def _refusals_are_temporary() -> Iterator[None]:
         raise TemporaryError(str(error)) from error
 
 
-async def _record(
+async def _find_record(
     context: Context, upload_id: str, *, of_any_client: bool = False
 ) -> Record | None:
-    """The upload's record; None if it is gone."""
+    """Return the upload's record, or None if it is gone."""
     client = None if of_any_client else context.task.client
     try:
         return await context.tools.engine.read_record(COLLECTION, upload_id, client=client)
@@ -138,14 +139,14 @@ async def _record(
         return None
 
 
-async def _file_is_missing(context: Context, upload_id: str, missing: NoSuchUpload) -> None:
+async def _fail_unless_deleted(context: Context, upload_id: str, missing: NoSuchUpload) -> None:
     """Raise PermanentError, unless the client deletes the upload at the same time."""
-    if await _record(context, upload_id) is not None:
+    if await _find_record(context, upload_id) is not None:
         raise PermanentError(f"the file of upload {upload_id} is gone") from missing
-    await _deleted_meanwhile(context, upload_id)
+    await _remove_leftovers(context, upload_id)
 
 
-async def _deleted_meanwhile(context: Context, upload_id: str) -> None:
-    """Remove what this task may have stored after the removal of the upload."""
+async def _remove_leftovers(context: Context, upload_id: str) -> None:
+    """Remove the files of a deleted upload: this task may have stored some after the deletion."""
     await context.tools.uploads.delete(upload_id)
     log.info("upload was deleted meanwhile", upload_id=upload_id)

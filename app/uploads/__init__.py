@@ -1,17 +1,17 @@
-"""Takes files from strangers and keeps them: in a stream, durably, and never under their names.
+"""Receives files from clients and stores them durably, under ids of our own.
 
-    multipart   the one file of a form, while its body still arrives
+    multipart   reads the one file of a form while the body arrives
     transfer_encoding
-                base64 and quoted-printable, decoded while they arrive
-    names       what a file is called and what it is, as far as a stranger can be believed
-    store       the protocol of every store, its errors, and `open_store`, which picks one by URL
-    incoming    a stream on its way into a store: counted, hashed, and whole or not at all
+                decodes base64 and quoted-printable while the file arrives
+    names       the name and the media type of a file, neither of which the client can be trusted on
+    store       the protocol of every store, its errors, and `open_store`, which opens one by URL
+    incoming    writes a stream into a store: counts it, hashes it, and keeps all of it or nothing
     local       a store in a directory of this machine
     s3          a store in a bucket
-    pictures    thumbnails, made in a process of their own
-    colours     the colours of a picture, brought to sRGB
+    pictures    makes thumbnails in a child process
+    colours     converts the colours of a picture to sRGB
 
-The way of an upload: `multipart.file_part` hands its bytes to `Store.receive`, which returns once
-they are durable; `names.media_type` and `Pictures.thumbnail` look at them; `Store.publish` makes
-them available.
+An upload passes them in this order. `multipart.file_part` yields the bytes of the file.
+`Store.receive` returns once they are durable. A task then checks the file with `names.media_type`,
+makes it available with `Store.publish`, and calls `Pictures.thumbnail`.
 """

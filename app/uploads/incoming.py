@@ -1,4 +1,4 @@
-"""Brings a stream into a store: block by block, counted and hashed, and whole or not at all."""
+"""Writes a stream into a store block by block, counts and hashes it, and keeps all or nothing."""
 
 import asyncio
 import hashlib
@@ -8,43 +8,52 @@ from typing import Protocol
 
 from app.uploads.store import Received, StoreError, UploadTooLarge
 
-# Large enough that a thread is woken, and the interpreter's lock taken, about a thousand times
-# for a GiB; small enough that two blocks for each upload in flight are nothing.
+# Bytes in one write. Large enough that 1 GiB needs only about a thousand thread switches, and small
+# enough that each upload may hold two blocks in memory.
 BLOCK = 1024 * 1024
 
 
 class Incoming(Protocol):
-    """An upload on its way into a medium: opened, written, and then either kept or discarded.
+    """One upload while it is written: opened, written, and then either kept or discarded.
 
-    One verb is called at a time, and none is ever cancelled: what a thread or a server has begun,
-    it ends. They raise StoreFull or StoreUnavailable.
+    Methods are called one at a time and are never cancelled, because a thread or a server finishes
+    what it has begun. They raise StoreFull or StoreUnavailable.
     """
 
     async def open(self) -> None:
-        """Begins."""
+        """Begin the upload."""
         ...
 
     async def write(self, block: bytearray, digest: Callable[[bytearray], None]) -> None:
-        """Takes the next block, which nobody else touches from now on, and has it digested.
+        """Write the next block, and call `digest` with it. The caller does not use it again.
 
-        In the thread that writes it, if one does: to wake another takes as long as the writing.
+        If a thread writes the block, the same thread calls `digest`, because waking another thread
+        takes as long as the write.
         """
         ...
 
     async def keep(self) -> None:
-        """Makes the upload durable, and gives it the name that only a whole one has."""
+        """Make the complete upload durable, and give it its final name."""
         ...
 
     async def discard(self) -> None:
-        """Leaves nothing of it, whichever verb has failed or was the last one."""
+        """Remove everything, at whatever point the upload stopped or failed."""
         ...
 
 
-async def bring_in(upload: Incoming, chunks: AsyncIterator[bytes], *, limit: int) -> Received:
-    """See `Store.receive`. Holds two blocks at most: one arrives while one is written."""
+async def write_stream(upload: Incoming, chunks: AsyncIterator[bytes], *, limit: int) -> Received:
+    """Write a stream as `Store.receive` promises. Holds at most two blocks in memory.
+
+    For example, a file of 2.5 MiB has three blocks. While the second arrives, the first is written.
+    While the rest arrives, the second is written. The last 0.5 MiB is written on its own, and then
+    the file is kept. Only one step runs at a time, so each step begins with a wait for the last.
+
+    A cancellation does not reach a running step, because of `shield`.
+    """
     sha256 = hashlib.sha256()
     step = asyncio.ensure_future(upload.open())
     try:
+        # 1. Collect chunks into a block. Write a full block while the next chunks arrive.
         block, size = bytearray(), 0
         async for chunk in chunks:
             size += len(chunk)
@@ -55,24 +64,28 @@ async def bring_in(upload: Incoming, chunks: AsyncIterator[bytes], *, limit: int
                 await asyncio.shield(step)
                 step = asyncio.ensure_future(upload.write(block, sha256.update))
                 block = bytearray()
+        # 2. Write the rest, which may be empty, and keep the upload.
         await asyncio.shield(step)
         step = asyncio.ensure_future(upload.write(block, sha256.update))
         await asyncio.shield(step)
         step = asyncio.ensure_future(upload.keep())
         await asyncio.shield(step)
     except BaseException:
-        await asyncio.shield(_after(step, upload.discard))
+        # 3. After an error or a cancellation, discard the upload once the running step has ended.
+        await asyncio.shield(_discard_after(step, upload.discard))
         raise
     return Received(size, sha256.hexdigest())
 
 
-async def _after(step: asyncio.Future[None], discard: Callable[[], Awaitable[None]]) -> None:
-    """Discards once the step before has ended, well or not.
+async def _discard_after(
+    step: asyncio.Future[None], discard: Callable[[], Awaitable[None]]
+) -> None:
+    """Discard an upload after its running step has ended, with or without an error.
 
-    A thread cannot be cancelled: one that is still writing must not find its file closed. What
-    went wrong before is the news, not a clean-up that failed as well; `sweep` comes again.
+    A thread cannot be cancelled, and must not write to a file that is closed already. If the
+    discarding fails too, the caller still sees the first error, and `sweep` removes the file later.
     """
     await asyncio.wait([step])
-    step.exception()
+    step.exception()  # marks it as seen; otherwise asyncio would log it
     with suppress(StoreError):
         await discard()

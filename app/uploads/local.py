@@ -1,9 +1,12 @@
 """A store of uploads in a directory of this machine.
 
-incoming/    being written; a crash leaves files here, and `sweep` removes them
-received/    whole and durable, under our own id
-published/   checked as well
-thumbnails/  small pictures of them
+incoming/    files that are being written; `sweep` removes those that a crash left behind
+received/    complete, durable files; the name of each is the id of its upload
+published/   files that a task has checked
+thumbnails/  thumbnails of the pictures
+
+A file moves from one directory to the next by a rename, which is atomic. So after a crash it is in
+one of them, and it is complete unless it is in incoming/.
 """
 
 import asyncio
@@ -23,7 +26,7 @@ from typing import TypeVar, TypeVarTuple
 
 import structlog
 
-from app.uploads.incoming import BLOCK, bring_in
+from app.uploads.incoming import BLOCK, write_stream
 from app.uploads.names import FALLBACK
 from app.uploads.store import (
     DISK_FULL,
@@ -37,7 +40,8 @@ from app.uploads.store import (
 )
 
 _INCOMING_NAME = re.compile(r"[0-9a-f]{32}")
-# What file systems say that cannot sync a directory: SMB, shared folders of virtual machines, FUSE.
+# Errors of file systems that cannot sync a directory, such as SMB, FUSE, or the shared folders of
+# virtual machines.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 
 log = structlog.get_logger(__name__)
@@ -47,16 +51,16 @@ _Result = TypeVar("_Result")
 
 
 class LocalStore:
-    """A `Store` whose uploads are files below `root`, which only this user can read."""
+    """A `Store` in the directory `root`. Only the user of this process can read its files."""
 
     def __init__(self, root: Path) -> None:
-        # The working directory may change; the uploads stay where they are.
+        # Absolute, so that the uploads stay in place if the working directory changes.
         root = root.absolute()
         self._incoming = root / "incoming"
         self._received = root / "received"
         self._published = root / "published"
         self._thumbnails = root / "thumbnails"
-        self._told: set[str] = set()  # names in incoming/ that were logged
+        self._logged: set[str] = set()  # names in incoming/ for which a warning was logged
         self._checks = CheckLog()
 
     async def receive(
@@ -65,14 +69,14 @@ class LocalStore:
         chunks: AsyncIterator[bytes],
         *,
         limit: int,
-        filename: str = FALLBACK,  # noqa: ARG002 - there are no signed addresses
+        filename: str = FALLBACK,  # noqa: ARG002 -- only signed addresses need it
     ) -> Received:
         """See `Store.receive`."""
-        return await self._bring_in(self._received / checked_id(upload_id), chunks, limit)
+        return await self._write(self._received / checked_id(upload_id), chunks, limit)
 
-    async def _bring_in(self, target: Path, chunks: AsyncIterator[bytes], limit: int) -> Received:
+    async def _write(self, target: Path, chunks: AsyncIterator[bytes], limit: int) -> Received:
         await _in_thread(self._make_folders)
-        return await bring_in(_IncomingFile(self._incoming, target), chunks, limit=limit)
+        return await write_stream(_IncomingFile(self._incoming, target), chunks, limit=limit)
 
     async def head(self, upload_id: str, size: int = 8192) -> bytes:
         """See `Store.head`."""
@@ -83,13 +87,13 @@ class LocalStore:
 
     @asynccontextmanager
     async def as_file(self, upload_id: str) -> AsyncIterator[Path]:
-        """See `Store.as_file`. Here it is the file itself."""
+        """See `Store.as_file`. This is the stored file itself, without a copy."""
         yield await _in_thread(self._find, checked_id(upload_id))
 
     def _find(self, upload_id: str) -> Path:
         with suppress(NoSuchUpload):
-            return _regular(self._received / upload_id)
-        return _regular(self._published / upload_id)
+            return _regular_file(self._received / upload_id)
+        return _regular_file(self._published / upload_id)
 
     async def publish(self, upload_id: str) -> None:
         """See `Store.publish`."""
@@ -98,11 +102,13 @@ class LocalStore:
     def _publish(self, upload_id: str) -> None:
         self._make_folders()
         target = self._published / upload_id
+        # 1. Move the file. If it is not in received/, an earlier attempt may have moved it, and may
+        # have crashed before it synced the directories.
         try:
             (self._received / upload_id).rename(target)
         except FileNotFoundError:
-            # An earlier attempt may have crashed between its rename and its fsync.
-            _regular(target)
+            _regular_file(target)
+        # 2. Make the move durable: first the new name, then the removal of the old one.
         _sync_folder(self._published)
         _sync_folder(self._received)
 
@@ -111,7 +117,7 @@ class LocalStore:
         return await _in_thread(_read, self._published / checked_id(upload_id), start, end)
 
     async def signed_address(self, upload_id: str, seconds: float) -> None:  # noqa: ARG002
-        """See `Store.signed_address`. There are none: only we can read a file of ours."""
+        """See `Store.signed_address`. Returns None: only this process can read its files."""
         checked_id(upload_id)
 
     async def save_thumbnail(self, upload_id: str, data: bytes) -> None:
@@ -120,7 +126,7 @@ class LocalStore:
         async def whole() -> AsyncIterator[bytes]:
             yield data
 
-        await self._bring_in(self._thumbnails / checked_id(upload_id), whole(), len(data))
+        await self._write(self._thumbnails / checked_id(upload_id), whole(), len(data))
 
     async def thumbnail(self, upload_id: str) -> bytes:
         """See `Store.thumbnail`."""
@@ -141,10 +147,13 @@ class LocalStore:
         return await _in_thread(self._sweep, older_than)
 
     def _sweep(self, older_than: float) -> int:
-        return sum(map(self._remove_abandoned, _untouched(self._incoming, older_than)))
+        return sum(map(self._remove_abandoned, _unchanged_for(older_than, self._incoming)))
 
     def _remove_abandoned(self, path: Path) -> bool:
-        """Removes a file unless it is in use; one that cannot be removed is logged once."""
+        """Remove a file unless a process is writing it. Return whether it was removed.
+
+        Logs an error once for each file.
+        """
         try:
             if not _INCOMING_NAME.fullmatch(path.name):
                 raise OSError(errno.EINVAL, "it has no name of this service")
@@ -154,8 +163,8 @@ class LocalStore:
         except FileNotFoundError:
             return False
         except OSError as error:
-            if path.name not in self._told:
-                self._told.add(path.name)
+            if path.name not in self._logged:
+                self._logged.add(path.name)
                 log.warning("cannot be swept", path=str(path), reason=error.strerror)
             return False
         log.info("half-written upload removed", file=path.name)
@@ -171,7 +180,7 @@ class LocalStore:
 
     def _try_to_write(self) -> None:
         self._make_folders()
-        # Without a name, where the system can: then not even a crash leaves it behind.
+        # On Linux this file has no name, so not even a crash leaves it behind.
         with tempfile.TemporaryFile(dir=self._incoming, buffering=0) as file:
             file.write(bytes(4096))
             os.fsync(file.fileno())
@@ -182,11 +191,14 @@ class LocalStore:
 
 
 class _IncomingFile:
-    """A file on its way in; see `Incoming`.
+    """An upload that is written to a file; see `Incoming`.
+
+    For example, it is written to incoming/0f3a…, locked meanwhile, and `keep` renames it to
+    received/01a1f8ed-….
 
     Args:
-        folder: where it is until it is kept.
-        target: where it is then.
+        folder: the directory for the file while it is written.
+        target: the final path of the file.
     """
 
     def __init__(self, folder: Path, target: Path) -> None:
@@ -199,10 +211,12 @@ class _IncomingFile:
         await _in_thread(self._open)
 
     def _open(self) -> None:
-        # O_EXCL and O_NOFOLLOW: whatever somebody planted under this name is never written to.
+        # O_EXCL and O_NOFOLLOW: never write to a file or a link that is there already.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o600)
-        with suppress(OSError):  # not every file system has locks; there, nothing is swept
+        # The lock tells `sweep` that the file is in use. On a file system without locks, `sweep`
+        # removes nothing.
+        with suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     async def write(self, block: bytearray, digest: Callable[[bytearray], None]) -> None:
@@ -213,18 +227,21 @@ class _IncomingFile:
         rest = memoryview(block)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
-        if len(block) >= BLOCK:  # the last one is synced at once
-            _begin_to_sync(self._descriptor, self._size, len(block))
+        if len(block) >= BLOCK:  # a shorter block is the last, and is synced next
+            _start_writeback(self._descriptor, self._size, len(block))
         self._size += len(block)
 
     async def keep(self) -> None:
         await _in_thread(self._keep)
 
     def _keep(self) -> None:
+        # 1. Make the bytes durable.
         os.fsync(self._descriptor)
-        # Closing the file gives up its lock, and then it might be swept.
+        # 2. Give the file its final name. Close it only then, because that releases the lock, and
+        # `sweep` could remove it.
         self._path = self._path.rename(self._target)
         self._close()
+        # 3. Make the name durable.
         _sync_folder(self._target.parent)
 
     async def discard(self) -> None:
@@ -243,12 +260,12 @@ class _IncomingFile:
 def _in_thread(
     function: Callable[[*_Arguments], _Result], *args: *_Arguments
 ) -> asyncio.Future[_Result]:
-    """Begins blocking work off the event loop."""
-    return asyncio.get_running_loop().run_in_executor(None, _translated, function, *args)
+    """Start a blocking function in a thread. The future raises OSError as a StoreError."""
+    return asyncio.get_running_loop().run_in_executor(None, _with_store_errors, function, *args)
 
 
-def _translated(function: Callable[[*_Arguments], _Result], *args: *_Arguments) -> _Result:
-    """Calls a function; what the disk refuses becomes the store's own error."""
+def _with_store_errors(function: Callable[[*_Arguments], _Result], *args: *_Arguments) -> _Result:
+    """Call a function, and turn OSError into StoreFull or StoreUnavailable."""
     try:
         return function(*args)
     except OSError as error:
@@ -256,13 +273,14 @@ def _translated(function: Callable[[*_Arguments], _Result], *args: *_Arguments) 
 
 
 def _read(path: Path, start: int = 0, end: int | None = None) -> bytes:
-    """Some bytes of a regular file, or all of them."""
-    with _regular(path).open("rb") as file:
+    """Return the bytes of a regular file from `start` up to `end`, or to its end."""
+    with _regular_file(path).open("rb") as file:
         file.seek(start)
         return file.read(-1 if end is None else end - start)
 
 
-def _untouched(folder: Path, seconds: float) -> list[Path]:
+def _unchanged_for(seconds: float, folder: Path) -> list[Path]:
+    """List the files in a folder that have not changed for so many seconds."""
     before = time.time() - seconds
     old = []
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
@@ -274,9 +292,9 @@ def _untouched(folder: Path, seconds: float) -> list[Path]:
 
 
 def _is_being_written(path: Path) -> bool:
-    """Whether a process has the lock of an incoming file; the lock ends with the process.
+    """Return whether a process holds the lock of a file. The kernel releases it at a crash.
 
-    The age of a file cannot tell: an upload in flight looks old after the clock was set forward.
+    The age of a file is not enough: if the clock is set forward, an upload in flight looks old.
     Raises OSError if the file system has no locks.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -289,8 +307,11 @@ def _is_being_written(path: Path) -> bool:
     return False
 
 
-def _regular(path: Path) -> Path:
-    """Returns the path of a file; a symbolic link is none, for it may lead anywhere."""
+def _regular_file(path: Path) -> Path:
+    """Return the path if it is a regular file. A symbolic link is not: it may lead anywhere.
+
+    Raises NoSuchUpload.
+    """
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -301,7 +322,7 @@ def _regular(path: Path) -> Path:
 
 
 def _make_folder(folder: Path) -> None:
-    """Makes a folder and its parents, private and durable."""
+    """Make a folder and its missing parents, durably, and for this user only."""
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
@@ -313,21 +334,20 @@ def _make_folder(folder: Path) -> None:
     _sync_folder(folder.parent)
 
 
-def _begin_to_sync(descriptor: int, start: int, size: int) -> None:
-    """Has the disk begin with some bytes of a file, and waits for nothing.
+def _start_writeback(descriptor: int, start: int, size: int) -> None:
+    """Make the kernel start writing some bytes of a file to the disk. Does not wait.
 
-    Left to itself, the system begins with a file of this size when it is told to sync it, and
-    whoever has sent the last byte waits for all of them.
+    Otherwise the kernel begins to write a file of this size only at the fsync, and the client waits
+    for the whole file at the end of its upload.
     """
     with suppress(OSError, AttributeError):  # no such call on macOS
         os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable: fsync of a file covers its bytes, not its name.
+    """Make the names in a folder durable. The fsync of a file covers its bytes, not its name.
 
-    Some file systems cannot do that. Uploads work there all the same, and the log says once that a
-    power cut may take the newest names.
+    Some file systems cannot sync a folder. Uploads still work there, and a warning is logged once.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -338,11 +358,11 @@ def _sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _CANNOT_SYNC:
             raise
-        _tell_that_names_are_not_synced(errno.errorcode[error.errno])
+        _warn_that_names_are_not_synced(errno.errorcode[error.errno])
 
 
 @cache
-def _tell_that_names_are_not_synced(reason: str) -> None:
+def _warn_that_names_are_not_synced(reason: str) -> None:
     log.warning(
         "this file system cannot sync a directory: a power cut may take the newest uploads",
         reason=reason,

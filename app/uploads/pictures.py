@@ -1,4 +1,4 @@
-"""Makes thumbnails of strangers' pictures, in a process that may be lost without harm."""
+"""Makes thumbnails in a child process, because a hostile picture may crash the decoder."""
 
 import asyncio
 import multiprocessing
@@ -27,26 +27,25 @@ _WORKER_MEMORY = 1024**3  # bytes of address space
 
 
 class Pictures:
-    """Makes thumbnails off the event loop, one at a time.
+    """Makes thumbnails in a child process, one at a time.
 
-    Decoding is work for a processor, and it is where hostile input does its harm. So it happens
-    in a child process with bounded memory, which is started when the first picture comes and
-    replaced when one kills it.
+    Decoding would block the event loop, and hostile pictures attack decoders. So a child process
+    with bounded memory does it. It starts with the first picture. If a picture kills it, the next
+    picture starts another.
     """
 
     def __init__(self) -> None:
-        # One picture in the child at a time: whatever happens to it, happens to that picture.
-        self._turn = asyncio.Lock()
+        # The child works on one picture at a time. So if it dies, no other picture fails with it.
+        self._one_at_a_time = asyncio.Lock()
         self._pool: ProcessPoolExecutor | None = None
         self._closed = False
 
     async def thumbnail(self, source: Path) -> bytes:
-        """See the function `thumbnail`. Cancelling it ends its work at once.
+        """Run the function `thumbnail` in the child. A cancellation kills the child at once.
 
-        Raises PictureRefused, which is final, and PictureWorkerDied, after which another attempt
-        may succeed.
+        Raises PictureRefused, which is permanent, or PictureWorkerDied, which is temporary.
         """
-        async with self._turn:
+        async with self._one_at_a_time:
             if self._closed:
                 raise PictureWorkerDied
             if self._pool is None:
@@ -61,14 +60,14 @@ class Pictures:
                 raise
 
     def close(self) -> None:
-        """Ends the child, whatever it is doing. Pictures in the queue raise PictureWorkerDied."""
+        """Kill the child. Calls that wait for it raise PictureWorkerDied."""
         self._closed = True
         self._stop()
 
     def _stop(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            # Python 3.14 has kill_workers() for this; up to then nothing public ends a busy child.
+            # Python 3.14 has kill_workers() for this. Before, no public method ends a busy child.
             children = list((pool._processes or {}).values())  # noqa: SLF001
             pool.shutdown(wait=False, cancel_futures=True)
             for child in children:
@@ -76,37 +75,36 @@ class Pictures:
 
 
 def _new_pool() -> ProcessPoolExecutor:
-    # A forked child would inherit locks and sockets in the middle of their use.
+    # Spawned, because a forked child would inherit locked locks and open sockets.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_prepare_worker)
 
 
 def _prepare_worker() -> None:
-    # Control-C goes to every process of the terminal; only the parent decides what it means.
+    # Control-C in a terminal reaches the child too. The parent decides when the child ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (_WORKER_MEMORY, _WORKER_MEMORY))
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
-    """Ends this process when its parent is gone, even by SIGKILL, which tells nobody."""
+    """End this process when its parent has ended, even if SIGKILL ended it without a clean-up."""
     if parent := multiprocessing.parent_process():
         parent.join()
     os._exit(1)
 
 
 def thumbnail(source: Path) -> bytes:
-    """Returns a picture scaled down to at most `EDGE` x `EDGE` pixels and turned upright, as PNG.
+    """Return a thumbnail as PNG: upright, in sRGB, at most `EDGE` x `EDGE` pixels.
 
-    Its colours are sRGB. Of an animation it is the first frame. Raises PictureRefused for anything
-    but a sound picture in one of `FORMATS` with at most `MAX_PIXELS` pixels, and OSError if the
-    file cannot be opened.
+    An animation gives its first frame. Raises PictureRefused for a file that is damaged, is not in
+    one of `FORMATS`, or has more than `MAX_PIXELS` pixels; OSError if the file cannot be opened.
     """
-    # Loaded in the child only: the service starts sooner, and never decodes by accident.
+    # Imported in the child only. So the service starts sooner, and cannot decode a picture itself.
     from PIL import Image, UnidentifiedImageError
 
     with source.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about what surrounds the picture, such as EXIF data
+        warnings.simplefilter("ignore")  # such as those about broken EXIF data
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(file, formats=FORMATS) as picture:
@@ -121,7 +119,7 @@ def thumbnail(source: Path) -> bytes:
             raise PictureRefused("The picture has too many pixels.") from None
         except MemoryError:
             raise PictureRefused("The picture takes too much memory.") from None
-        except Exception as error:  # decoders of broken input raise anything at all
+        except Exception as error:  # a decoder may raise any error for broken input
             raise PictureRefused("The picture is damaged.") from error
 
 
@@ -129,7 +127,7 @@ def _small(picture: "ImageFile") -> bytes:
     from app.uploads.colours import in_eight_bits, in_srgb
 
     small = in_eight_bits(picture)
-    # Decodes a JPEG at a fraction of its size already (Image.draft).
+    # Image.thumbnail lets the JPEG decoder scale the picture down already (Image.draft).
     small.thumbnail((EDGE, EDGE))
     png = BytesIO()
     in_srgb(_upright(small), picture.info).save(png, "PNG", icc_profile=None)
@@ -145,7 +143,7 @@ def _upright(picture: "Image") -> "Image":
 
 
 class PictureRefused(Exception):
-    """There is no thumbnail for this file, and there never will be; the message says why."""
+    """No thumbnail can ever be made of this file. The message says why."""
 
 
 class PictureWorkerDied(Exception):

@@ -1,4 +1,4 @@
-"""What every store of uploads can do, whichever medium it writes to."""
+"""The protocol of a store of uploads, and its errors."""
 
 import errno
 import re
@@ -14,16 +14,17 @@ from app.uploads.names import FALLBACK
 
 log = structlog.get_logger(__name__)
 
-# What the system says when a disk has no room (errno(3)).
+# The errors of a full disk, an exhausted quota and a file-size limit (errno(3)).
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def open_store(url: str) -> "Store":
-    """The store that a URL names: `file:var/uploads`, `file:/var/uploads`, `s3://bucket/prefix`.
+    """Return the store for a URL: `file:var/uploads`, `file:/var/uploads` or `s3://bucket/prefix`.
 
-    A file: URL is as in RFC 8089; a prefix may be left out. Nothing is touched until the store is
-    used. Raises ValueError for a URL that names no store, and CannotOpenStore.
+    A file: URL has the form of RFC 8089. The prefix of an s3: URL is optional. The store is not
+    accessed before its first use. Raises ValueError for any other URL, and CannotOpenStore if the
+    package for S3 is missing or its settings are wrong.
     """
     scheme, _, place = url.partition(":")
     if scheme == "s3" and re.match("//[^/]", place):
@@ -45,9 +46,9 @@ def open_store(url: str) -> "Store":
 
 
 def checked_id(upload_id: str) -> str:
-    """Returns an id that is safe as a name in any store: a lower-case UUID (RFC 9562, section 4).
+    """Return the id if it is a lower-case UUID (RFC 9562, section 4), which is a safe file name.
 
-    Raises NoSuchUpload for anything else: what we never named does not exist.
+    Raises NoSuchUpload for anything else, because no upload ever had such an id.
     """
     if not _ID.fullmatch(upload_id):
         raise NoSuchUpload
@@ -56,94 +57,97 @@ def checked_id(upload_id: str) -> str:
 
 @dataclass(frozen=True)
 class Received:
-    """What arrived: its size in bytes, and its SHA-256 in hexadecimal."""
+    """The size of an upload in bytes, and its SHA-256 in hexadecimal."""
 
     size: int
     sha256: str
 
 
 class Store(Protocol):
-    """Keeps uploads by their id.
+    """Stores uploads by their id.
 
-    An upload is *received* once its bytes are durable, and *published* once somebody has checked
-    them. Each verb's effect survives a power cut as soon as the verb returns, and each may be
-    repeated after a crash. Every verb raises StoreFull or StoreUnavailable when the medium
-    refuses, and NoSuchUpload for an id that is not one of ours.
+    An upload is *received* once its bytes are durable, and *published* once a task has checked
+    them. The effect of a method survives a power cut as soon as the method returns. Each method may
+    be repeated after a crash.
+
+    All methods raise StoreFull or StoreUnavailable if the disk or S3 refuses, and NoSuchUpload for
+    an id that is not a lower-case UUID.
     """
 
     async def receive(
         self, upload_id: str, chunks: AsyncIterator[bytes], *, limit: int, filename: str = FALLBACK
     ) -> Received:
-        """Stores a stream of at most `limit` bytes.
+        """Store a stream of at most `limit` bytes.
 
-        `filename` is the name under which the file is saved that a signed address leads to.
-        Raises UploadTooLarge beyond that, and passes on whatever `chunks` raises. After an error
-        or a cancellation nothing is kept.
+        `filename` is the name under which a browser saves the file from a signed address. Raises
+        UploadTooLarge for a longer stream, and any error of `chunks`. After an error or a
+        cancellation the store has nothing of the upload.
         """
         ...
 
     async def head(self, upload_id: str, size: int = 8192) -> bytes:
-        """The first `size` bytes, received or published. Raises NoSuchUpload."""
+        """Return the first `size` bytes of a received or published upload. Raises NoSuchUpload."""
         ...
 
     def as_file(self, upload_id: str) -> AbstractAsyncContextManager[Path]:
-        """The bytes, received or published, as a file to read on this machine meanwhile.
+        """Provide a received or published upload as a file on this machine, during the block.
 
         Raises NoSuchUpload.
         """
         ...
 
     async def publish(self, upload_id: str) -> None:
-        """Moves a received upload to the published ones. Raises NoSuchUpload."""
+        """Make a received upload a published one. Raises NoSuchUpload."""
         ...
 
     async def read(self, upload_id: str, start: int, end: int) -> bytes:
-        """Some bytes of a published upload: from `start` to `end`, which is the first one after.
+        """Return the bytes of a published upload from `start` up to, but without, `end`.
 
-        A large one is read piece by piece, so that it is never in memory. Raises NoSuchUpload.
+        Callers read a large upload piece by piece, so that it is never in memory as a whole. Raises
+        NoSuchUpload.
         """
         ...
 
     async def signed_address(self, upload_id: str, seconds: float) -> str | None:
-        """Where anybody can fetch a published upload for so many seconds, without asking us.
+        """Return a URL from which a published upload can be fetched, without this service.
 
-        None if the medium has no such addresses. Raises NoSuchUpload.
+        It is valid for so many seconds. None if the store has no such URLs. Raises NoSuchUpload.
         """
         ...
 
     async def save_thumbnail(self, upload_id: str, data: bytes) -> None:
-        """Stores an upload's thumbnail, in the place of an earlier one."""
+        """Store an upload's thumbnail, in the place of an earlier one."""
         ...
 
     async def thumbnail(self, upload_id: str) -> bytes:
-        """An upload's thumbnail. Raises NoSuchUpload if it has none."""
+        """Return an upload's thumbnail. Raises NoSuchUpload if it has none."""
         ...
 
     async def delete(self, upload_id: str) -> None:
-        """Removes an upload and its thumbnail, if they are there."""
+        """Remove an upload and its thumbnail, if they exist."""
         ...
 
     async def sweep(self, older_than: float) -> int:
-        """Removes files that a crash left half-written; returns how many.
+        """Remove half-written files that a crash left behind, and return their number.
 
-        They are untouched for so many seconds, which is longer than a client may pause, and no
-        process writes them.
+        Such a file has not changed for `older_than` seconds, which must be more than a client may
+        pause, and no process is writing it.
         """
         ...
 
     async def check(self) -> bool:
-        """Whether something could be stored right now. Leaves no trace."""
+        """Return whether the store accepts a write now. Leaves nothing behind."""
         ...
 
 
 class CheckLog:
-    """Logs why a store's check fails, once for each reason, and when it passes again."""
+    """Logs why a store's check fails, once for each reason, and that it passes again."""
 
     def __init__(self) -> None:
         self._reason: str | None = None
 
     def failed(self, error: "StoreError") -> bool:
-        """Notes a check that failed; returns False, its result."""
+        """Record that a check failed. Return False, its result."""
         reason, before = reason_of(error), self._reason
         self._reason = reason
         if reason != before:
@@ -151,14 +155,14 @@ class CheckLog:
         return False
 
     def passed(self) -> bool:
-        """Notes a check that passed; returns True, its result."""
+        """Record that a check passed. Return True, its result."""
         if self._reason is not None:
             self._reason = None
             log.info("uploads can be stored again")
         return True
 
 
-# What an operator can do about an error of the system.
+# Advice to the operator for each error of the operating system.
 _ADVICE = {
     errno.ENOSPC: "free some space, or some inodes",
     errno.EDQUOT: "raise the quota of this user",
@@ -176,7 +180,7 @@ _ADVICE = {
 
 
 def reason_of(error: Exception) -> str:
-    """Returns the cause of an error in one line for the log, and what to do about it.
+    """Return the cause of an error as one line for the log, with advice to the operator.
 
     For example "EROFS: Read-only file system: /srv/uploads/incoming; mount the file system
     writable".
@@ -190,14 +194,14 @@ def reason_of(error: Exception) -> str:
 
 
 class StoreError(Exception):
-    """The store could not do it."""
+    """The store cannot do this."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
 
 
 class CannotOpenStore(StoreError):
-    """The store cannot be used as it is set up."""
+    """The store cannot be used with these settings."""
 
 
 class UploadTooLarge(StoreError):

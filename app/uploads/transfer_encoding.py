@@ -1,41 +1,47 @@
-"""Decodes a part whose Content-Transfer-Encoding says that its bytes are not the file's own."""
+"""Decodes the Content-Transfer-Encodings base64 and quoted-printable while a file arrives."""
 
 import binascii
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
-# A form whose file is encoded is larger than the file: in quoted-printable, each byte may take
-# three, and each line of 76 ends with three more.
-ENCODED_AT_MOST = 4  # times the size of the file
+# An encoded file is at most so many times as large as the file. In quoted-printable a byte may
+# become three, such as `=C3`, and every line of 76 characters ends with three more.
+ENCODED_AT_MOST = 4
 
-LONGEST_BLANKS = 1000  # bytes that wait for the line end, which an encoded line has after 76
+# Bytes of spaces and tabs that are kept until the line ends. An encoded line has 76 characters.
+LONGEST_BLANKS = 1000
 
 _AS_IT_IS = {b"", b"7bit", b"8bit", b"binary"}
 
-# Blanks at the end of a line were added on the way. The pattern begins at the first one only, or a
-# long row of them would be searched once from each.
+# Spaces and tabs at the end of a line, which a mail server may have added (RFC 2045, section 6.7).
+# The lookbehind lets a match start only at the first of them. Without it the search would start at
+# each of them again, and take time that grows with the square of their number.
 _PADDING = re.compile(rb"(?<![ \t])[ \t]++(?=\r?\n)")
 _NO_ESCAPE = re.compile(rb"=(?![0-9A-Fa-f]{2}|\r?\n)")
 
 
 class Decoder(Protocol):
-    """Decodes a file piece by piece. Both methods raise MalformedEncoding."""
+    """Decodes a file piece by piece.
+
+    Both methods raise MalformedEncoding.
+    """
 
     def feed(self, piece: bytes) -> bytes:
-        """Takes the next piece, and returns the bytes that are certain by now."""
+        """Take the next piece, and return all bytes that can be decoded by now."""
         ...
 
     def finish(self) -> bytes:
-        """Returns the bytes that were left when the file ended."""
+        """Return the remaining bytes at the end of the file."""
         ...
 
 
 def decoder_for(headers: Mapping[bytes, bytes]) -> Decoder | None:
-    """Returns a decoder for a part with these headers, by lower-case name; None if none is due.
+    """Return a decoder for a part, or None if the part is not encoded.
 
-    Raises UnknownEncoding if the bytes are encoded otherwise than in RFC 2045, section 6. RFC 7578,
-    section 4.8, has a Content-Encoding ignored, but then the download would not be the file.
+    `headers` has lower-case names. Raises UnknownEncoding for an encoding that is not in RFC 2045,
+    section 6, and for a Content-Encoding. RFC 7578, section 4.8, says to ignore a Content-Encoding,
+    but then a download would return other bytes than those of the file.
     """
     if headers.get(b"content-encoding", b"").strip(b" \t").lower() not in {b"", b"identity"}:
         raise UnknownEncoding
@@ -50,17 +56,21 @@ def decoder_for(headers: Mapping[bytes, bytes]) -> Decoder | None:
 
 
 async def decoded(pieces: AsyncIterator[bytes], decoder: Decoder) -> AsyncIterator[bytes]:
-    """Decodes a file while it arrives; raises MalformedEncoding."""
+    """Yield the decoded pieces of a file as it arrives. Raises MalformedEncoding."""
     async for piece in pieces:
         yield decoder.feed(piece)
     yield decoder.finish()
 
 
 class _Base64:
-    """RFC 2045, section 6.8; but a character that is not of the alphabet is an error."""
+    """Decodes base64 (RFC 2045, section 6.8), but refuses characters outside its alphabet.
+
+    Four characters are three bytes. So of the piece "SGVsbG" the first four are decoded, to "Hel",
+    and "bG" waits for the next piece, "8=".
+    """
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = b""  # up to three characters
         self._padded = False
 
     def feed(self, piece: bytes) -> bytes:
@@ -82,20 +92,26 @@ class _Base64:
 
 
 class _QuotedPrintable:
-    """RFC 2045, section 6.7; but an equals sign that begins no escape is an error."""
+    """Decodes quoted-printable (RFC 2045, section 6.7), but refuses an `=` without an escape.
+
+    Of the piece "na=C3=AFve =C", all but "=C" is decoded; "=C" waits for the next piece, "3". Of
+    the piece "naive ", only "naive" is decoded, because a space at the end of a line is dropped.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, piece: bytes) -> bytes:
         text = self._rest + piece
-        # The next piece decides about an escape that has begun, and blanks that may end a line.
+        # 1. Keep back blanks at the end, because the line may end behind them, and an unfinished
+        # escape of one or two characters, such as "=" or "=C".
         certain = text.rstrip(b" \t\r")
         if certain.endswith(b"="):
             certain = certain[:-1]
         elif certain == text and text[-2:-1] == b"=":
             certain = text[:-2]
         self._rest = text[len(certain) :]
+        # 2. Drop blanks at the ends of lines, check the escapes, and decode.
         if len(self._rest) > LONGEST_BLANKS or _NO_ESCAPE.search(
             text := _PADDING.sub(b"", certain)
         ):
@@ -104,12 +120,12 @@ class _QuotedPrintable:
 
     def finish(self) -> bytes:
         rest = self._rest.rstrip(b" \t")
-        # The line end after an equals sign at the end belongs to the boundary of the form.
+        # A soft line break may end the file: the line end after its `=` belongs to the boundary.
         if rest == b"=":
             return b""
         if b"=" in rest:
             raise MalformedEncoding
-        return rest  # nothing, or a CR without LF, which some programs do not encode
+        return rest  # nothing, or a CR without LF: some programs do not encode it
 
 
 class UnknownEncoding(Exception):

@@ -154,7 +154,7 @@ def test_a_small_request_cannot_ask_for_gigabytes(idle_client: TestClient) -> No
     (error,) = problem_of(send(idle_client, *[ADA] * 100, message=just_fits + "x"), 422)["errors"]
     assert error == {
         "pointer": "/message",
-        "detail": "must have at most 40000 characters for so many",
+        "detail": "must have at most 40000 characters for 100 recipients",
     }
     assert nothing_is_queued(idle_client)
     assert send(idle_client, *[ADA] * 100, message=just_fits).status_code == 202
@@ -204,7 +204,7 @@ async def test_others_have_their_turn_while_a_batch_is_taken_in(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever waits meanwhile waits a moment, and not for all of it."""
-    monkeypatch.setattr(batches, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(batches, "PAUSE_AFTER", 0.0)
     turns = 0
 
     async def others() -> None:
@@ -214,7 +214,7 @@ async def test_others_have_their_turn_while_a_batch_is_taken_in(
             await asyncio.sleep(0)
 
     waiting = asyncio.create_task(others())
-    assert [item async for item in batches._in_turns("abc")] == ["a", "b", "c"]
+    assert [item async for item in batches._with_pauses("abc")] == ["a", "b", "c"]
     waiting.cancel()
     assert turns >= 2
 

@@ -54,7 +54,7 @@ def test_the_files_are_small_and_there_is_a_licence_with_them() -> None:
     sizes = [len(file.read_bytes()) for file, _ in documentation._FILES.values()]
     assert sum(sizes) < 4_000_000
     for name in ("swagger/LICENSE", "redoc/redoc.standalone.js.LICENSE.txt"):
-        assert (documentation._THEIRS / "static" / name).is_file()
+        assert (documentation._PACKAGE / "static" / name).is_file()
 
 
 def test_the_document_is_made_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

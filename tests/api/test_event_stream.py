@@ -66,7 +66,7 @@ def events_in(text: str) -> list[Told]:
 
 async def unread(reader: Reader) -> list[Change]:
     """All changes that wait, of a reader that is let go."""
-    reader.let_go()
+    reader.close()
     return [change async for changes in reader for change in changes]
 
 
@@ -204,7 +204,7 @@ async def eventually(true: Any) -> None:
 def all_of(event_stream: EventStream, *, came_back: bool = False) -> EventStreamResponse:
     """The stream of `GET /events`, as its route makes it."""
     return EventStreamResponse(
-        event_stream.reader(ADA), partial(routes._tell_of_all, event_id(5.0), came_back)
+        event_stream.reader(ADA), partial(routes._write_all_events, event_id(5.0), came_back)
     )
 
 
@@ -226,7 +226,7 @@ def one_of(event_stream: EventStream, records: Records) -> EventStreamResponse:
     """The stream of `GET /tasks/1/events`, as its route makes it."""
     engine: Any = records
     return EventStreamResponse(
-        event_stream.reader(ADA, "1"), partial(routes._tell_of_task, "1", engine)
+        event_stream.reader(ADA, "1"), partial(routes._write_task_events, "1", engine)
     )
 
 
@@ -281,7 +281,7 @@ async def test_a_client_that_comes_back_is_told_of_the_gap() -> None:
         connection.gone.set()
     (gap,) = events_in(connection.text)
     assert (gap.event, gap.id) == ("gap", "5.000000-")
-    assert "are not told" in gap.data["detail"]
+    assert "are missing" in gap.data["detail"]
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ async def test_callers_that_come_at_once_share_a_check_and_one_that_leaves_ends_
         await answer.wait()
         return True
 
-    remembered = health.Remembered(check)
+    remembered = health.CachedCheck(check)
     callers = [asyncio.create_task(remembered.passes()) for _ in range(5)]
     await asyncio.sleep(0)
     callers[0].cancel()

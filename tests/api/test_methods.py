@@ -101,7 +101,7 @@ def test_a_reader_that_sent_head_reads_no_events(client: TestClient) -> None:
     asking.start()
     asking.join(PATIENCE)
     assert not asking.is_alive()
-    assert not client.app_state["feed"]._readers
+    assert not client.app_state["event_stream"]._readers
 
 
 def test_head_of_a_download_has_its_length_and_the_range_that_was_asked_for(

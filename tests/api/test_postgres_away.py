@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from afterward.engines.postgres.schema import PATIENCE_SECONDS
+from afterward.engines.postgres.connections import PATIENCE_SECONDS
 from tests.support.postgres import PASSWORD, Postgres, with_tables
 from tests.support.service import COMMAND, PATIENCE, Process, Service, free_port, until
 from tests.support.smtp_server import SmtpServer

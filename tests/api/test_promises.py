@@ -157,7 +157,9 @@ def broken_client(directory: Path, error: Exception) -> TestClient:
         background_tasks: BackgroundTasks, durable_tasks: DurableTasks, log_file: LogFileDep
     ) -> None:
         background_tasks.add_task(write_log, log_file, "courtesy")
-        durable_tasks.add_task(send_email, to="ada@example.com", subject="Hello", message="Hello")
+        durable_tasks.add_task(
+            send_email, recipient="ada@example.com", subject="Hello", message="Hello"
+        )
         raise error
 
     app = create_app(settings_in(directory))

@@ -112,7 +112,7 @@ def test_s3_takes_no_upload_that_it_could_not_copy(
     if is_bad:
         with pytest.raises(BadSettings):
             load_settings()
-        assert "MAX_UPLOAD_BYTES: S3 copies at most 5 GiB" in capsys.readouterr().err
+        assert "MAX_UPLOAD_BYTES: must be at most 5368709120 with S3" in capsys.readouterr().err
     else:
         assert load_settings().max_upload_bytes == size
 

@@ -35,7 +35,7 @@ async def test_there_is_a_limit_while_tasks_run(busy: bool, at_most: int) -> Non
 
     async def come(number: int) -> None:
         nonlocal inside, most
-        async with turns.one():
+        async with turns.take_turn():
             order.append(number)
             inside += 1
             most = max(most, inside)
@@ -51,7 +51,7 @@ async def test_there_is_a_limit_while_tasks_run(busy: bool, at_most: int) -> Non
 
 @pytest.mark.anyio
 async def test_there_is_always_a_turn_for_one() -> None:
-    async with Turns(lambda: True, tasks=1).one():
+    async with Turns(lambda: True, tasks=1).take_turn():
         pass
 
 

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from app.hardening import api_keys as keys_module
-from app.hardening.api_keys import BadKeys, Keys
+from app.hardening.api_keys import ApiKeys, BadKeys
 from app.main import create_app
 from tests.api.requests import problem_of
 from tests.support.gate import bearing, served
@@ -133,7 +133,7 @@ def test_every_key_is_compared_in_constant_time_as_a_hash(
 
     monkeypatch.setattr(keys_module, "hmac", type("", (), {"compare_digest": compare}))
     names = [f"client-{number}" for number in range(5)]
-    keys = Keys(",".join(f"{name}: key-of-{name}" for name in names), None)
+    keys = ApiKeys(",".join(f"{name}: key-of-{name}" for name in names), None)
     presented = [*(f"key-of-{name}" for name in names), "", "é", "key-of-client-0x", "x" * 10_000]
     for key in presented:
         compared.clear()
@@ -177,7 +177,7 @@ def test_no_key_is_in_a_traceback(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Keys, "_read_again_if_changed", broken)
+    monkeypatch.setattr(ApiKeys, "_refresh", broken)
     with served(tmp_path, api_keys=KEYS) as client:
         problem_of(client.get("/tasks", headers=bearing(KEY)), 500)
     log = capfd.readouterr().err
@@ -195,7 +195,7 @@ def test_no_key_is_in_the_repr_of_anything(tmp_path: Path, tried: Tried) -> None
         assert client.get("/tasks", headers=bearing(OTHER)).status_code == 200
         seen = [thing for thing in below([app, client.app_state]) if not isinstance(thing, str)]
         assert any(thing is settings for thing in seen)
-        assert any(isinstance(thing, Keys) for thing in seen)
+        assert any(isinstance(thing, ApiKeys) for thing in seen)
         shown = [text for thing in seen for text in (repr(thing), str(thing))]
     assert not [text for text in shown if KEY in text or OTHER in text]
     tried(f"repr and str of {len(seen)} objects", "0 keys")
@@ -278,7 +278,7 @@ def coarse_clock(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def changes_missed(file: Path) -> int:
     """How many of 100 keys go on after they were replaced by another of the same length."""
-    keys, missed = Keys(None, file), 0
+    keys, missed = ApiKeys(None, file), 0
     for number in range(100):
         file.write_text(f"ada: {number:03}\n")
         missed += keys.client_of(b"%03d" % number) is None
@@ -316,7 +316,7 @@ def directory(file: Path) -> None:
 def test_a_file_that_is_bad_or_gone_changes_nothing_and_is_told_once(
     file: Path, spoil: Callable[[Path], None]
 ) -> None:
-    keys = Keys(None, file)
+    keys = ApiKeys(None, file)
     with capture_logs() as lines:
         spoil(file)
         for _ in range(50):
@@ -331,7 +331,7 @@ def test_a_file_that_is_bad_again_is_told_again_and_once_good_it_counts(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys_module, "RACY_SECONDS", 0.0)
-    keys = Keys(None, file)
+    keys = ApiKeys(None, file)
     with capture_logs() as lines:
         for bad in ("a b\n", "c d e\n"):
             file.write_text(bad)
@@ -348,7 +348,7 @@ def test_a_file_that_could_not_be_read_just_then_is_read_later(
 ) -> None:
     """As without file descriptors: else what was revoked meanwhile would go on."""
     monkeypatch.setattr(keys_module, "RACY_SECONDS", 0.0)
-    keys = Keys(None, file)
+    keys = ApiKeys(None, file)
     replace(file, "ada: new\n")
 
     def refuse(_: Path) -> bytes:
@@ -384,20 +384,20 @@ def test_an_emptied_file_lets_nobody_in(tmp_path: Path, file: Path) -> None:
     ],
 )
 def test_keys_are_written_as(text: str, clients: dict[str, str]) -> None:
-    keys = Keys(text, None)
+    keys = ApiKeys(text, None)
     assert {key: keys.client_of(key.encode()) for key in clients} == clients
     assert keys.client_of(b"ada") is keys.client_of(b"ada:") is keys.client_of(b"#") is None
 
 
 def test_a_key_without_a_name_is_a_client_of_its_own() -> None:
-    keys = Keys("one,two\nthree", None)
+    keys = ApiKeys("one,two\nthree", None)
     clients = {keys.client_of(key) for key in (b"one", b"two", b"three")}
     assert len(clients) == 3
     assert not any(key in str(clients) for key in ("one", "two", "three"))
 
 
 def test_keys_of_both_places_count(file: Path) -> None:
-    keys = Keys("eve: one", file)
+    keys = ApiKeys("eve: one", file)
     assert [keys.client_of(key) for key in (b"one", b"old")] == ["eve", "ada"]
     file.write_text("")
     assert [keys.client_of(key) for key in (b"one", b"old")] == ["eve", None]
@@ -426,16 +426,16 @@ def test_keys_of_both_places_count(file: Path) -> None:
 )
 def test_what_could_be_taken_for_a_key_by_mistake_is_none(text: str, complaint: str) -> None:
     with pytest.raises(BadKeys) as bad:
-        Keys(text, None)
+        ApiKeys(text, None)
     assert str(bad.value).startswith(f"API_KEYS: {complaint}")
 
 
 def test_a_file_that_has_no_keys_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "keys").touch()
     with pytest.raises(BadKeys, match="API_KEYS_FILE: there is no key"):
-        Keys(None, tmp_path / "keys")
+        ApiKeys(None, tmp_path / "keys")
     with pytest.raises(BadKeys, match="API_KEYS_FILE: cannot be read: No such file"):
-        Keys(None, tmp_path / "nowhere")
+        ApiKeys(None, tmp_path / "nowhere")
 
 
 # Negative controls: as tutorials do it

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
-from app.hardening.gate import Rate
+from app.hardening.rate_limit import RateLimit
 from app.main import create_app
 from tests.api.requests import problem_of
 from tests.support.gate import MAIL_ROUTES, bearing, served
@@ -209,15 +209,15 @@ def test_retry_after_is_always_long_enough(limit: str, tried: Tried) -> None:
     clock, random, refusals = Clock(), Random(3), 0
     window, amount = WINDOWS[limit], int(limit.partition("/")[0])
     for _ in range(form(20, 500)):
-        rate = Rate(limit, now=clock)
+        rate = RateLimit(limit, now=clock)
         clock.now += random.random() * window
         for _ in range(200):
-            quota = rate.take("ada")
+            quota = rate.count_request("ada")
             if not quota.allowed:
                 refusals += 1
                 assert 1 <= quota.seconds <= window + 1
                 clock.now += quota.seconds
-                assert rate.take("ada").allowed
+                assert rate.count_request("ada").allowed
             clock.now += random.expovariate(3 / window * amount)
     tried(f"{refusals} refusals at {limit}", "each let in after Retry-After seconds")
 
@@ -233,8 +233,8 @@ def allowed_around_the_turn(allows: Callable[[], bool], clock: Clock) -> int:
 
 def test_the_turn_of_the_minute_is_no_moment_for_twice_as_many() -> None:
     clock = Clock()
-    rate = Rate("60/minute", now=clock)
-    assert allowed_around_the_turn(lambda: rate.take("ada").allowed, clock) <= 61
+    rate = RateLimit("60/minute", now=clock)
+    assert allowed_around_the_turn(lambda: rate.count_request("ada").allowed, clock) <= 61
 
 
 def test_control_a_fixed_window_allows_twice_as_many_at_its_turn(tried: Tried) -> None:
@@ -252,13 +252,13 @@ def test_control_a_fixed_window_allows_twice_as_many_at_its_turn(tried: Tried) -
 def test_no_more_clients_are_counted_than_there_is_memory_for(tried: Tried) -> None:
     """The client that has been silent for longest is forgotten for another one."""
     clock = Clock()
-    rate = Rate("2/day", most_counted=3, now=clock)
+    rate = RateLimit("2/day", most_counted=3, now=clock)
     for client in ("eve", "joe", "ada", "ada"):
-        assert rate.take(client).allowed
+        assert rate.count_request(client).allowed
     strangers = [f"192.0.2.{number}" for number in range(form(20, 200))]
     for stranger in strangers:
-        assert rate.take(stranger).allowed
-        assert not rate.take("ada").allowed
+        assert rate.count_request(stranger).allowed
+        assert not rate.count_request("ada").allowed
         assert len(rate._counts) == 3
     tried(f"{len(strangers)} addresses, with room for 3", "3 counted, and a refused one refused")
 

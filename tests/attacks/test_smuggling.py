@@ -135,7 +135,7 @@ def test_control_without_its_last_touch_a_body_becomes_a_second_mail(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
     """Dots are not doubled and line ends not made CRLF."""
-    monkeypatch.setattr(smtp, "_on_the_wire", lambda content: content + b"\r\n.\r\n")
+    monkeypatch.setattr(smtp, "_as_smtp_data", lambda content: content + b"\r\n.\r\n")
     port = target.smtp_server.port
     before = len(target.smtp_server.received)
     with TestClient(create_app(settings_in(tmp_path, catcher=False, smtp_port=port))) as client:

@@ -269,9 +269,9 @@ async def cost_on_postgresql(engine: PostgreSQL, now: float) -> tuple[int, float
     """How many blocks a claim reads, and how many seconds it takes; the least of three."""
 
     async def blocks() -> int:
-        async with engine._session() as session:
+        async with engine._pool.session() as session:
             await session.execute("SELECT pg_stat_force_next_flush()")
-        async with engine._session() as session:
+        async with engine._pool.session() as session:
             return int(await session.fetchval(BLOCKS))
 
     costs = []

@@ -106,15 +106,15 @@ async def test_control_without_the_token_the_row_changes(
 
 def compare_no_claims(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the fencing token out of what both engines say to their databases."""
-    share = GroupCommit.share
+    run_merged = GroupCommit.run_merged
 
-    async def share_without(commits: GroupCommit, do: Callable[[Any, Any], Any], item: Any) -> Any:
-        return await share(commits, lambda db, items: do(WithoutToken(db), items), item)
+    async def run_without(commits: GroupCommit, do: Callable[[Any, Any], Any], item: Any) -> Any:
+        return await run_merged(commits, lambda db, items: do(WithoutToken(db), items), item)
 
     async def end_without(session: Any, settlements: Any) -> Any:
         return await end_attempts(WithoutToken(session), settlements)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(GroupCommit, "share", share_without)
+    monkeypatch.setattr(GroupCommit, "run_merged", run_without)
     monkeypatch.setattr(postgres_statements, "end_attempts", end_without)
 
 

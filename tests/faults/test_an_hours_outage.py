@@ -133,7 +133,9 @@ async def an_hour_of(begin: Trouble, end: Trouble, directory: Path, policy: Retr
         worker = Worker(queue, tools, concurrency=WORKER_CONCURRENCY)
         collected = queue.collect()
         tasks = [
-            collected.add_task(send_email, to=f"u{n}@example.org", subject="Hello", message="Hi")
+            collected.add_task(
+                send_email, recipient=f"u{n}@example.org", subject="Hello", message="Hi"
+            )
             for n in range(MAILS)
         ]
         await queue.commit(collected.collected())

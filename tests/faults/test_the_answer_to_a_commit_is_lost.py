@@ -341,7 +341,7 @@ async def test_control_without_a_pending_record_the_clean_up_loses_uploads(
 ) -> None:
     """The commit leaves the record, so the clean-up takes a committed upload for abandoned."""
     monkeypatch.setattr(RequestUnitOfWork, "remove_record", lambda *_: None)
-    monkeypatch.setattr("app.tasks.uploads._record", no_record)
+    monkeypatch.setattr("app.tasks.uploads._find_record", no_record)
     async with serving(tmp_path, queue_url) as service:
         await service.repeat("upload", await service.key_for("upload", 0))
         await service.clean_up()

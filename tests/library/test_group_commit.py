@@ -13,7 +13,7 @@ import pytest
 
 from afterward.engines.sqlite import group_commit
 from afterward.engines.sqlite.engine import SQLite
-from afterward.engines.sqlite.group_commit import LOT, GroupCommit, in_lots
+from afterward.engines.sqlite.group_commit import CHUNK_SIZE, GroupCommit, in_chunks
 from afterward.errors import CannotStart, CommitUnknown, QueueFull, QueueUnavailable
 from tests.library.support import opened
 
@@ -45,8 +45,8 @@ async def commits(tmp_path: Path, statements: list[str]) -> AsyncIterator[GroupC
 
 
 def insert(connection: Connection, several: Sequence[int]) -> list[int]:
-    """Write numbers, each LOT in a statement; gives them back."""
-    for some in in_lots(several):
+    """Write numbers, each CHUNK_SIZE in a statement; gives them back."""
+    for some in in_chunks(several):
         values = ", ".join(["(?)"] * len(some))
         connection.execute(f"INSERT INTO numbers VALUES {values}", some)
     return list(several)
@@ -117,7 +117,9 @@ async def test_what_an_answer_leads_to_shares_the_next_commit(
 async def test_inserts_that_arrive_together_are_one_statement(
     commits: GroupCommit, statements: list[str]
 ) -> None:
-    assert await asyncio.gather(*(commits.share(insert, n) for n in range(LOT))) == list(range(LOT))
+    assert await asyncio.gather(
+        *(commits.run_merged(insert, n) for n in range(CHUNK_SIZE))
+    ) == list(range(CHUNK_SIZE))
     (statement,) = statements
     assert statement.startswith("INSERT")
 
@@ -125,7 +127,7 @@ async def test_inserts_that_arrive_together_are_one_statement(
 async def test_more_than_a_lot_is_one_transaction_all_the_same(
     commits: GroupCommit, statements: list[str]
 ) -> None:
-    await asyncio.gather(*(commits.share(insert, n) for n in range(LOT + 1)))
+    await asyncio.gather(*(commits.run_merged(insert, n) for n in range(CHUNK_SIZE + 1)))
     assert [statement.split()[0] for statement in statements] == [
         "BEGIN",
         "INSERT",
@@ -135,7 +137,7 @@ async def test_more_than_a_lot_is_one_transaction_all_the_same(
 
 
 async def test_an_operation_sees_what_its_group_has_written_before(commits: GroupCommit) -> None:
-    _, seen = await asyncio.gather(commits.share(insert, 1), commits.run(numbers))
+    _, seen = await asyncio.gather(commits.run_merged(insert, 1), commits.run(numbers))
     assert seen == [1]
 
 
@@ -149,7 +151,7 @@ async def test_an_operation_that_fails_fails_alone(commits: GroupCommit) -> None
     outcomes = await asyncio.gather(
         commits.run(writing(1)),
         commits.run(write_and_fail),
-        commits.share(insert, 2),
+        commits.run_merged(insert, 2),
         return_exceptions=True,
     )
     assert outcomes[0] == 1
@@ -221,7 +223,7 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_end(
 
 
 async def test_what_shares_a_statement_and_fails_fails_alone(commits: GroupCommit) -> None:
-    shares = (commits.share(insert, n) for n in (1, 2, 1, 3))
+    shares = (commits.run_merged(insert, n) for n in (1, 2, 1, 3))
     outcomes = await asyncio.gather(*shares, return_exceptions=True)
     assert isinstance(outcomes.pop(2), sqlite3.IntegrityError)
     assert outcomes == [1, 2, 3]
@@ -339,4 +341,4 @@ async def test_a_single_statement_is_a_commit_as_well(
     commits, errors = failing
     errors["INSERT INTO numbers VALUES (?)"] = sqlite3.SQLITE_IOERR_FSYNC
     with pytest.raises(CommitUnknown):
-        await commits.share(insert, 1)
+        await commits.run_merged(insert, 1)

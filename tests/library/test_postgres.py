@@ -11,7 +11,7 @@ from functools import partial
 import asyncpg
 import pytest
 
-from afterward.engines.postgres import engine as postgres_module
+from afterward.engines.postgres import connections as postgres_connections
 from afterward.engines.postgres import event_relay as postgres_events
 from afterward.engines.postgres import listener as postgres_listener
 from afterward.engines.postgres import statements as postgres_statements
@@ -291,7 +291,7 @@ async def test_a_connection_that_breaks_during_a_commit_leaves_its_outcome_unkno
 
 
 async def test_without_a_connection_it_is_certain_that_nothing_was_written(engine: Engine) -> None:
-    engine._pool.terminate()
+    engine._pool._connections.terminate()
     with pytest.raises(QueueUnavailable) as error:
         await put(engine, a_task())
     assert error.type is QueueUnavailable
@@ -354,26 +354,26 @@ async def test_connections_that_broke_are_replaced(
 async def test_nobody_is_taken_for_dead_because_the_database_was_away() -> None:
     """While it was, no heartbeat could be written; afterwards each has as much longer to speak."""
     outages = Outages(QueueUnavailable)
-    with outages.noticed():
+    with outages.watch():
         pass
-    assert outages.recent(LEASE) == 0
-    with pytest.raises(QueueUnavailable), outages.noticed():
+    assert outages.recent_seconds(LEASE) == 0
+    with pytest.raises(QueueUnavailable), outages.watch():
         raise QueueUnavailable
     time.sleep(0.1)  # noqa: ASYNC251 - the database is away meanwhile
-    assert outages.recent(LEASE) >= 0.1
-    with outages.noticed():
+    assert outages.recent_seconds(LEASE) >= 0.1
+    with outages.watch():
         pass
-    assert LEASE > outages.recent(LEASE) >= 0.1
-    assert outages.recent(0) == 0
+    assert LEASE > outages.recent_seconds(LEASE) >= 0.1
+    assert outages.recent_seconds(0) == 0
 
 
 async def test_the_end_does_not_wait_for_a_connection_for_ever(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_module, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(postgres_connections, "CLOSE_SECONDS", 0.1)
     async with asyncio.timeout(5):
         async with opened(database_url) as engine:
-            await engine._pool.acquire()
+            await engine._pool._connections.acquire()
 
 
 # Events of other processes
@@ -429,12 +429,12 @@ async def test_what_cannot_be_told_is_let_go(
     monkeypatch.setattr(engine._event_relay, "_notify", refuse)
     engine.publish(Event(EventType.STARTED, a_task()))
     await engine._event_relay.finish()
-    assert engine._event_relay._untold == []
+    assert engine._event_relay._unsent == []
 
 
 async def test_an_event_that_waits_to_be_told_holds_no_arguments(engine: Engine) -> None:
     engine.publish(Event(EventType.QUEUED, a_task(arguments='"may be large"')))
-    assert [event.task.arguments for event in engine._event_relay._untold] == [""]
+    assert [event.task.arguments for event in engine._event_relay._unsent] == [""]
 
 
 async def test_a_notification_fits(engine: Engine) -> None:
@@ -442,7 +442,7 @@ async def test_a_notification_fits(engine: Engine) -> None:
     for size in range(7000, 8200, 7):
         event = Event(EventType.STARTED, a_task(error=f'"{"x" * size}"'))
         (payload,) = engine._event_relay._payloads([event])
-        assert len(payload) <= postgres_events._LONGEST < 8000
+        assert len(payload) <= postgres_events._MAX_BYTES < 8000
         assert json.loads(payload)
 
 
@@ -451,7 +451,7 @@ async def test_a_notification_holds_as_many_events_as_fit(engine: Engine) -> Non
     lengths = [7 * n % 900 for n in range(200)]
     events = [Event(EventType.STARTED, a_task(error="x" * length)) for length in lengths]
     payloads = engine._event_relay._payloads(events)
-    assert max(map(len, payloads)) <= postgres_events._LONGEST
+    assert max(map(len, payloads)) <= postgres_events._MAX_BYTES
     assert len(payloads) < len(events) / 10
     told = [event for payload in payloads for event in json.loads(payload)[1:]]
     assert [facts["id"] for _, _, facts in told] == [event.task.id for event in events]
@@ -461,13 +461,13 @@ async def test_nothing_is_told_while_nobody_listens(
     engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether anybody does is asked again once in a while; one's own ears do not count."""
-    monkeypatch.setattr(postgres_events, "_UNHEARD", 0.2)
+    monkeypatch.setattr(postgres_events, "_SILENCE_SECONDS", 0.2)
     engine.subscribe(lambda _: None)
     await eventually(lambda: "afterward_events" in engine._listener._listening)
     engine.publish(Event(EventType.STARTED, a_task()))
     await engine._event_relay.finish()
     engine.publish(Event(EventType.STARTED, a_task()))
-    assert engine._event_relay._untold == []
+    assert engine._event_relay._unsent == []
 
     heard: list[Event] = []
     async with another(database_url, heard):

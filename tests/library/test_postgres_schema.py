@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from afterward.engines import make_tables, open_engine
-from afterward.engines.postgres import schema as postgres_schema
+from afterward.engines.postgres import connections as postgres_connections
 from afterward.errors import CannotStart
 from tests.library.support import a_task, put
 from tests.support.postgres import PASSWORD, Postgres
@@ -63,7 +63,7 @@ async def test_a_migration_may_take_longer_than_any_other_statement(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here somebody is in its way, who changes his mind."""
-    monkeypatch.setattr(postgres_schema, "STATEMENT_SECONDS", 0.3)
+    monkeypatch.setattr(postgres_connections, "STATEMENT_SECONDS", 0.3)
     somebody = await asyncpg.connect(empty_url)
     await somebody.execute("BEGIN; CREATE SCHEMA afterward")
     migrating = asyncio.create_task(make_tables(empty_url))
@@ -114,7 +114,7 @@ async def test_tables_from_before_the_first_release_are_left_as_they_are(
     ],
 )
 def test_each_host_is_named_and_no_password(hosts: str, told: str) -> None:
-    assert postgres_schema._place(f"postgresql://{hosts}/queue") == f"PostgreSQL at {told}"
+    assert postgres_connections._place(f"postgresql://{hosts}/queue") == f"PostgreSQL at {told}"
 
 
 async def test_the_second_host_is_tried_if_the_first_does_not_answer(
@@ -178,6 +178,19 @@ async def test_a_missing_database_is_refused_at_once(postgres: Postgres) -> None
 
 
 @pytest.mark.thorough
+async def test_a_migration_waits_longer_than_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come with the first start of the server, which creates a cluster then."""
+    monkeypatch.setattr(postgres_connections, "PATIENCE_SECONDS", 0.0)
+    with Postgres() as postgres:
+        url = postgres.new_database()
+        postgres.stop()
+        assert "does not answer" in await refusal(url)
+        Timer(0.5, postgres.start).start()
+        await make_tables(url)
+        await starts(url)
+
+
+@pytest.mark.thorough
 async def test_a_server_that_does_not_answer_yet_is_waited_for() -> None:
     with Postgres() as postgres:
         url = postgres.new_database()
@@ -188,7 +201,7 @@ async def test_a_server_that_does_not_answer_yet_is_waited_for() -> None:
 
 
 async def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_schema, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(postgres_connections, "PATIENCE_SECONDS", 0.5)
     message = await refusal(f"postgresql://afterward:{PASSWORD}@127.0.0.1:{free_port()}/queue")
     assert "does not answer" in message
     assert "Connection refused" in message or "Connect call failed" in message

@@ -179,7 +179,7 @@ async def test_a_mail_that_is_removed_while_the_list_is_read_is_left_out(
 ) -> None:
     await deliver(catcher, b"Subject: here\r\n\r\nx")
     ids = ["1735815845000000000-0123abcd", catcher.list()[0].id]
-    monkeypatch.setattr(catcher, "_stored", lambda: ids)
+    monkeypatch.setattr(catcher, "_stored_ids", lambda: ids)
     assert [mail.subject for mail in catcher.list()] == ["here"]
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 MAIL, RCPT, DATA = f"MAIL FROM:<{SENDER}>\r\n", f"RCPT TO:<{RECIPIENT}>\r\n", "DATA\r\n"
 ENVELOPE = MAIL + RCPT + DATA
-CONTENT = smtp._on_the_wire(a_mail().as_bytes()).decode()
+CONTENT = smtp._as_smtp_data(a_mail().as_bytes()).decode()
 RSET, QUIT = "RSET\r\n", "QUIT\r\n"
 GREETING, OK, GO, BYE = b"220 test\r\n", b"250 2.0.0 Ok\r\n", b"354 Go ahead\r\n", b"221 Bye\r\n"
 PLAIN, PIPELINING = b"250-test\r\n250 8BITMIME\r\n", b"250-test\r\n250 PIPELINING\r\n"
@@ -288,7 +288,7 @@ async def test_a_warm_connection_that_spoke_unasked_is_replaced(
         await send(mailer)
         await asyncio.sleep(0.05)
         (opened,) = mailer._open
-        assert 0 < len(opened._replies._heard) < 500_000
+        assert 0 < len(opened._channel._unread) < 500_000
         await send(mailer)
     assert [heard[1:] for heard in server.heard] == [
         [ENVELOPE, CONTENT, ""],

@@ -13,7 +13,7 @@ from aiosmtplib import (
     SMTPServerDisconnected,
 )
 
-from app.mail.connection import NotTaken
+from app.mail.connection import UnexpectedReply
 from app.mail.replies import (
     MailDeferred,
     MailError,
@@ -27,7 +27,7 @@ from app.mail.replies import (
 @pytest.mark.parametrize("code", [421, 432, 450, 451, 452, 454, 455, 458, 499])
 def test_4xx_is_temporary(code: int) -> None:
     """An unlisted code as well: the first digit decides."""
-    outcome = classify(NotTaken(code, "no"))
+    outcome = classify(UnexpectedReply(code, "no"))
     assert isinstance(outcome, MailDeferred)
     assert (outcome.detail, outcome.smtp_code) == (f"{code} no", code)
 
@@ -55,7 +55,7 @@ def test_4xx_is_temporary(code: int) -> None:
 )
 def test_5xx_about_the_mail_or_its_recipient_is_permanent(reply: str) -> None:
     """An unlisted code as well."""
-    outcome = classify(NotTaken(int(reply[:3]), reply[4:]))
+    outcome = classify(UnexpectedReply(int(reply[:3]), reply[4:]))
     assert isinstance(outcome, MailRefused)
     assert (outcome.detail, outcome.smtp_code) == (reply, int(reply[:3]))
 
@@ -93,7 +93,7 @@ def test_5xx_about_the_mail_or_its_recipient_is_permanent(reply: str) -> None:
 )
 def test_5xx_about_us_is_temporary(reply: str) -> None:
     """Any mail would meet the same, and the operator mends it."""
-    outcome = classify(NotTaken(int(reply[:3]), reply[4:]))
+    outcome = classify(UnexpectedReply(int(reply[:3]), reply[4:]))
     assert isinstance(outcome, MailDeferred)
     assert (outcome.detail, outcome.smtp_code) == (reply, int(reply[:3]))
 

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from app import server
-from app.main import _where
+from app.main import _locations
 from app.settings import Settings
 from tests.support.service import (
     COMMAND,
@@ -110,7 +110,7 @@ def test_the_address_can_be_opened_in_a_browser(host: str, address: str) -> None
     ],
 )
 def test_where_something_goes_is_told_without_a_login(settings: dict[str, Any], said: str) -> None:
-    where = _where(Settings(_env_file=None, **settings))
+    where = _locations(Settings(_env_file=None, **settings))
     assert said in where.values()
     assert "secret" not in str(where)
 

@@ -7,6 +7,7 @@ import asyncio
 
 from starlette.types import Receive, Scope, Send
 
+from app.hardening.deadlines import protocol_with_deadlines
 from app.observability.logs import configure_logging
 from app.server import serve
 from app.settings import load_settings
@@ -29,4 +30,4 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 if __name__ == "__main__":
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
-    serve(app, settings)
+    serve(app, settings, protocol_with_deadlines(settings))

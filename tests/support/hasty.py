@@ -21,7 +21,7 @@ def _take_turns_first() -> None:
         handle = handler_of(route)
 
         async def in_turn(request: Request) -> Response:
-            async with request.scope["state"]["turns"].one():
+            async with request.scope["state"]["turns"].take_turn():
                 return await handle(request)
 
         return in_turn

@@ -16,7 +16,8 @@ from typing import Any
 from afterward.engine import Engine
 from afterward.engines import open_engine
 from afterward.engines.postgres import statements as postgres_statements
-from afterward.engines.sqlite import engine as sqlite
+from afterward.engines.sqlite import statements as sqlite_statements
+from afterward.engines.sqlite.engine import SQLite
 from afterward.errors import TaskHasStarted
 from afterward.queue import Queue
 from afterward.registry import Registry
@@ -66,12 +67,12 @@ async def main() -> None:
 def _weaken(without: str) -> None:
     match without:
         case "crash-cap":  # a task may take as many processes with it as it likes
-            sqlite.MAX_CRASHES = 1_000_000  # type: ignore[attr-defined]
+            sqlite_statements.MAX_CRASHES = 1_000_000  # type: ignore[attr-defined]
             postgres_statements.CLAIM = postgres_statements.CLAIM.replace(
                 f"crashes + 1 >= {MAX_CRASHES}", "false"
             )
         case "suspicion":  # what was in one crash together runs together again
-            claim = sqlite.SQLite.claim
+            claim = SQLite.claim
 
             async def claim_all(*args: Any, **kwargs: Any) -> Claim:
                 claimed = Claim()
@@ -81,7 +82,7 @@ def _weaken(without: str) -> None:
                     )
                 return claimed
 
-            sqlite.SQLite.claim = claim_all  # type: ignore[method-assign]
+            SQLite.claim = claim_all  # type: ignore[method-assign]
 
 
 async def _work(engine: Engine, marks: Path) -> None:

@@ -10,7 +10,7 @@ async def main() -> None:
     """Claim one task of QUEUE_URL, and never commit it."""
     engine = Postgres(os.environ["QUEUE_URL"])
     await engine.start()
-    async with engine._transaction() as session:
+    async with engine._pool.transaction() as session:
         await session.execute(
             """
             UPDATE afterward.tasks

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 
+from app.api.routes.notifications import RecipientConvertor
 from tests.api.requests import problem_of
 from tests.support.forms import FORM
 from tests.support.service import PATIENCE, Json, Service, files_below, until
@@ -88,7 +89,8 @@ class Target:
     def _documented(self, method: str, path: str) -> set[str]:
         """The statuses that the document names for such a request."""
         for template, operations in self._document["paths"].items():
-            pattern = re.sub(r"\{\w+\}", "[^/]+", template.rstrip("/")) + "/?"
+            pattern = template.rstrip("/").replace("{email}", f"(?:{RecipientConvertor.regex})")
+            pattern = re.sub(r"\{\w+\}", "[^/]+", pattern) + "/?"
             if re.fullmatch(pattern, path, re.DOTALL) and method.lower() in operations:
                 return set(operations[method.lower()]["responses"])
         return {"404", "405"}

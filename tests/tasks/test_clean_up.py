@@ -162,13 +162,13 @@ async def test_a_step_that_fails_is_logged_and_the_others_are_done(
 
         return fail
 
-    monkeypatch.setattr(pending, "beat", failing("beat", QueueUnavailable()))
+    monkeypatch.setattr(pending, "write_heartbeats", failing("heartbeats", QueueUnavailable()))
     monkeypatch.setattr(queue.engine, "purge", failing("purge", ValueError("one bad row")))
     monkeypatch.setattr(uploads, "sweep", failing("sweep", StoreUnavailable()))
     monkeypatch.setattr(pending, "remove_abandoned", failing("abandoned", QueueUnavailable()))
     with capture_logs() as lines:
         await clean_up(queue, uploads, pending, finished_before=NOW - WEEK)
-    assert done == ["beat", "purge", "sweep", "abandoned"]
+    assert done == ["heartbeats", "purge", "sweep", "abandoned"]
     events = [line["event"] for line in lines]
     assert events == ["clean-up put off", "clean-up failed", *["clean-up put off"] * 2]
 

@@ -222,7 +222,7 @@ async def test_an_upload_in_flight_is_not_removed_by_another_process_while_its_o
     async with AsyncExitStack() as flight:
         await place.receive(flight)
         for _ in range(30):
-            await place.pending.beat()
+            await place.pending.write_heartbeats()
             await other.remove_abandoned(HOUR)
             clock.now += HOUR / 2
         await place.work()
@@ -237,8 +237,8 @@ async def test_a_short_upload_has_no_heartbeat(place: Place, clock: Clock) -> No
     """Each is a commit."""
     async with AsyncExitStack() as flight:
         record = await place.receive(flight)
-        clock.now += module.BEAT_SECONDS - 1
-        await place.pending.beat()
+        clock.now += module.HEARTBEAT_SECONDS - 1
+        await place.pending.write_heartbeats()
         listed = await place.queue.engine.read_record(module.COLLECTION, record.id, client="")
         assert listed == record
 
@@ -250,8 +250,8 @@ async def test_a_heartbeat_does_not_bring_back_the_record_of_a_committed_upload(
     async with AsyncExitStack() as flight:
         record = await place.receive(flight)
         await place.commit(record)
-        clock.now += module.BEAT_SECONDS
-        await place.pending.beat()
+        clock.now += module.HEARTBEAT_SECONDS
+        await place.pending.write_heartbeats()
     assert await pending_ids(place) == []
 
 
@@ -260,8 +260,8 @@ async def test_an_upload_that_ends_during_its_heartbeat_is_in_flight_no_more(
 ) -> None:
     async with AsyncExitStack() as flight:
         await place.receive(flight)
-        clock.now += module.BEAT_SECONDS
-        beating = asyncio.create_task(place.pending.beat())
+        clock.now += module.HEARTBEAT_SECONDS
+        beating = asyncio.create_task(place.pending.write_heartbeats())
         await asyncio.sleep(0)
     await beating
     await place.pending.remove_abandoned(HOUR)

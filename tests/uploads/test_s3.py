@@ -481,8 +481,8 @@ async def test_a_dead_s3_is_given_up_in_time(
     listens: bool,
 ) -> None:
     if listens:
-        monkeypatch.setattr(module, "_SILENCE", timedelta(seconds=0.2))
-        monkeypatch.setattr(module, "_RETRYING", timedelta(seconds=0.1))
+        monkeypatch.setattr(module, "_READ_TIMEOUT", timedelta(seconds=0.2))
+        monkeypatch.setattr(module, "_RETRY_TIMEOUT", timedelta(seconds=0.1))
         faulty_s3.faults.append(Fault(".*", held=True))
     else:
         sooner(monkeypatch)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from app.uploads.local import LocalStore, _tell_that_names_are_not_synced
+from app.uploads.local import LocalStore, _warn_that_names_are_not_synced
 from app.uploads.store import (
     NoSuchUpload,
     Received,
@@ -398,9 +398,9 @@ async def test_everything_is_made_durable_before_it_is_promised(
 @pytest.fixture
 def told_again() -> Iterator[None]:
     """The log says anew what it says once in a process."""
-    _tell_that_names_are_not_synced.cache_clear()
+    _warn_that_names_are_not_synced.cache_clear()
     yield
-    _tell_that_names_are_not_synced.cache_clear()
+    _warn_that_names_are_not_synced.cache_clear()
 
 
 def refusing_folders(call: str, number: int) -> Callable[..., int]:

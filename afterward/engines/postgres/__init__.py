@@ -1,11 +1,12 @@
 """Tasks in one table on PostgreSQL, for any number of processes.
 
 engine       implements Engine
-statements   its SQL
+statements   the SQL of claims, of insertions and of outcomes
 batcher      lets operations that arrive together share one transaction
+connections  opens connections, keeps a pool of them, and translates their errors
+outages      measures outages of the database, because they extend all leases
+listener     keeps a connection that receives notifications (LISTEN)
 event_relay  sends each event to the other processes with NOTIFY, and receives theirs
-listener     keeps a connection that listens, and replaces it when it breaks
-outages      tracks when the database could not be reached, because leases grow by that time
-schema       creates and upgrades the tables
+schema       creates the tables, and checks them at every start
 schema.sql   the tables and their indexes
 """

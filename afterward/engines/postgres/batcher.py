@@ -1,4 +1,4 @@
-"""Calls that come in while one is under way share the next: one transaction for all of them."""
+"""Batches writes: items that arrive during a write share the next one, and its transaction."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,11 +11,15 @@ ResultT = TypeVar("ResultT")
 
 
 class Batcher(Generic[ItemT, ResultT]):
-    """Hands items to `write`, as many at once as have come in.
+    """Calls `write` with all the items that have arrived since its last call.
 
-    `write` gives a result for each item, in order; one that is an exception is raised to whoever
-    brought the item. If `write` itself raises, the items are written again one by one, so that
-    one that cannot be written spoils none of the others; but for QueueUnavailable, which all get.
+    For example, if 60 requests call the batcher while a write is under way, the next call writes
+    60 items in one transaction.
+
+    `write` returns a result for each item, in their order. A result that is an exception is raised
+    for the caller that brought the item. If `write` itself raises QueueUnavailable, all callers get
+    this error. After any other error each item is written again in a call of its own, so that an
+    item which cannot be written does not affect the others.
     """
 
     def __init__(
@@ -26,20 +30,21 @@ class Batcher(Generic[ItemT, ResultT]):
         self._writing: asyncio.Task[None] | None = None
 
     async def __call__(self, item: ItemT) -> ResultT:
-        """Have an item written; once begun it is written, even if the caller is cancelled."""
-        done: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, done))
+        """Write an item, and return its result. It is written even if the caller is cancelled."""
+        future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
         if self._writing is None:
             self._writing = asyncio.create_task(self._write_all(), name="batcher")
-        return await done
+        return await future
 
     async def finish(self) -> None:
-        """Wait until everything that was asked for is written."""
+        """Wait until all items are written."""
         if self._writing is not None:
             await self._writing
 
     async def _write_all(self) -> None:
-        # The next turn of the loop begins here, so that all the callers of this one come along.
+        # The task begins in the next iteration of the event loop. So the first batch has the items
+        # of all callers of this iteration.
         while self._waiting:
             batch, self._waiting = self._waiting, []
             await self._write_batch(batch)
@@ -51,14 +56,14 @@ class Batcher(Generic[ItemT, ResultT]):
             results = await self._write([item for item, _ in batch])
         except Exception as error:  # noqa: BLE001 - each caller gets it
             if len(batch) > 1 and not isinstance(error, QueueUnavailable):
-                for one in batch:
-                    await self._write_batch([one])
+                for entry in batch:
+                    await self._write_batch([entry])
                 return
             results = [error] * len(batch)
-        for (_, done), result in zip(batch, results, strict=True):
-            if done.done():  # its caller was cancelled
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():  # its caller was cancelled
                 continue
             if isinstance(result, Exception):
-                done.set_exception(result)
+                future.set_exception(result)
             else:
-                done.set_result(result)
+                future.set_result(result)

@@ -1,4 +1,4 @@
-"""Events told to other processes, and heard from them (NOTIFY): a courtesy, not a promise."""
+"""Sends events to other processes, and receives theirs, with NOTIFY: a courtesy, not a promise."""
 
 import asyncio
 import json
@@ -15,19 +15,24 @@ from afterward.events import Event, EventType, Subscriber
 from afterward.task import Status, Task, to_json
 
 CHANNEL = "afterward_events"
-_LONGEST = 7999  # bytes of one notification: PostgreSQL takes less than 8,000
-_SOON = 0.02  # seconds in which events are gathered, to be told together
-_UNHEARD = 1.0  # seconds for which nothing is told after nobody was there to hear it
-_TOLD = tuple(field.name for field in fields(Task) if field.name != "arguments")
+_MAX_BYTES = 7999  # of a payload, because PostgreSQL requires less than 8,000
+_GATHER_SECONDS = 0.02  # to wait for further events that can share a notification
+_SILENCE_SECONDS = 1.0  # to send nothing after no other process was listening
+_SENT_FIELDS = tuple(field.name for field in fields(Task) if field.name != "arguments")
 
 log = structlog.get_logger(__name__)
 
 
 class EventRelay:
-    """Passes events on between processes, each but the sender's own.
+    """Sends the events of this process to the others, and passes theirs on to its subscribers.
 
-    `notify` sends payloads to the channel, and says whether anybody listened; `read` gives the
-    task of an id.
+    `notify` sends payloads to the channel, and returns whether another process listens. `read`
+    returns the task with an id.
+
+    A payload is JSON: the id of the sender, and then events. Each event is a list of its type, the
+    duration of the attempt in seconds, and the fields of the task that are not None:
+
+        ["9f3c…", ["started", null, {"id": "0197…", "kind": "send_email", "status": "running", …}]]
     """
 
     def __init__(
@@ -37,83 +42,89 @@ class EventRelay:
     ) -> None:
         self._notify = notify
         self._read = read
-        self._me = uuid.uuid4().hex
-        self._untold: list[Event] = []
-        self._unheard_until = -math.inf
+        self._sender_id = uuid.uuid4().hex
+        self._unsent: list[Event] = []
+        self._silent_until = -math.inf
         self._subscribers: tuple[Subscriber, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def publish(self, event: Event) -> None:
-        """Let the others know, soon; if there are any who listen."""
-        if event.type is EventType.LOST:  # it changed nothing
+        """Send an event soon, unless no other process was listening a moment ago."""
+        if event.type is EventType.LOST:  # the task has not changed
             return
-        if time.monotonic() < self._unheard_until:
+        if time.monotonic() < self._silent_until:
             return
-        # The arguments are not told, and may be large.
-        self._untold.append(replace(event, task=replace(event.task, arguments="")))
-        if len(self._untold) == 1:
-            self._run(self._tell_all())
+        # The arguments are not sent. Release them now, because they may be large.
+        self._unsent.append(replace(event, task=replace(event.task, arguments="")))
+        if len(self._unsent) == 1:
+            self._run(self._send_all())
 
     def subscribe(self, subscribers: Sequence[Subscriber]) -> None:
-        """Pass to these what others tell."""
+        """Pass the events of other processes to these subscribers."""
         self._subscribers = tuple(subscribers)
 
     def receive(self, payload: str) -> None:
-        """Take a payload from the channel."""
+        """Pass on the events of a payload, unless this process has sent it."""
         sender, *events = json.loads(payload)
-        if sender == self._me:
+        if sender == self._sender_id:
             return
-        for what, seconds, facts in events:
-            if len(facts) == 1:  # too long to be told
-                self._run(self._read_up(what, seconds, **facts))
+        for event_type, seconds, facts in events:
+            if len(facts) == 1:  # the id alone, because the task was too long to be sent
+                self._run(self._read_and_deliver(event_type, seconds, **facts))
             else:
                 task = Task(**facts | {"status": Status(facts["status"]), "arguments": ""})
-                self._pass_on(Event(EventType(what), task, seconds))
+                self._deliver(Event(EventType(event_type), task, seconds))
 
     async def finish(self) -> None:
-        """Tell what is still untold."""
+        """Wait until all events are sent or dropped."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _run(self, coroutine: Awaitable[None]) -> None:
         task = asyncio.ensure_future(coroutine)
-        self._tasks.add(task)
+        self._tasks.add(task)  # because the event loop keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
 
-    async def _tell_all(self) -> None:
-        await asyncio.sleep(_SOON)
-        events, self._untold = self._untold, []
+    async def _send_all(self) -> None:
+        await asyncio.sleep(_GATHER_SECONDS)
+        events, self._unsent = self._unsent, []
         try:
             if not await self._notify(self._payloads(events)):
-                self._unheard_until = time.monotonic() + _UNHEARD
+                self._silent_until = time.monotonic() + _SILENCE_SECONDS
         except QueueError as error:
-            log.debug("events untold", events=len(events), error=repr(error))
+            log.debug("events not sent", events=len(events), error=repr(error))
 
     def _payloads(self, events: Sequence[Event]) -> list[str]:
-        """The sender and the events, in JSON, with as many in each payload as fit in."""
-        beginning = f'["{self._me}"'
+        """Encode events as payloads, with as many events in each payload as fit."""
+        beginning = f'["{self._sender_id}"'
         payloads = [beginning]
         for event in events:
-            told = "," + _told(event, at_most=_LONGEST - len(beginning) - len(",]"))
-            if len(payloads[-1]) + len(told) + len("]") > _LONGEST:
+            encoded = "," + _encode(event, at_most=_MAX_BYTES - len(beginning) - len(",]"))
+            if len(payloads[-1]) + len(encoded) + len("]") > _MAX_BYTES:
                 payloads.append(beginning)
-            payloads[-1] += told
+            payloads[-1] += encoded
         return [payload + "]" for payload in payloads]
 
-    async def _read_up(self, what: str, seconds: float | None, id: str) -> None:  # noqa: A002
+    async def _read_and_deliver(
+        self,
+        event_type: str,
+        seconds: float | None,
+        id: str,  # noqa: A002 - the name of the task's field
+    ) -> None:
         try:
-            self._pass_on(Event(EventType(what), await self._read(id), seconds))
+            self._deliver(Event(EventType(event_type), await self._read(id), seconds))
         except QueueError as error:
-            log.debug("event unread", task_id=id, error=repr(error))
+            log.debug("event dropped, its task cannot be read", task_id=id, error=repr(error))
 
-    def _pass_on(self, event: Event) -> None:
+    def _deliver(self, event: Event) -> None:
         for subscriber in self._subscribers:
             subscriber(event)
 
 
-def _told(event: Event, *, at_most: int) -> str:
-    """An event in JSON; if that is too long, with the task's id alone."""
-    facts = {name: fact for name in _TOLD if (fact := getattr(event.task, name)) is not None}
-    told = to_json([event.type, event.seconds, facts])
-    if len(told) > at_most:
-        told = to_json([event.type, event.seconds, {"id": event.task.id}])
-    return told
+def _encode(event: Event, *, at_most: int) -> str:
+    """Encode an event as JSON; if that is longer than `at_most`, with the id of the task alone."""
+    # JSON is ASCII here, so characters are bytes.
+    facts = {name: fact for name in _SENT_FIELDS if (fact := getattr(event.task, name)) is not None}
+    encoded = to_json([event.type, event.seconds, facts])
+    if len(encoded) > at_most:
+        encoded = to_json([event.type, event.seconds, {"id": event.task.id}])
+    return encoded

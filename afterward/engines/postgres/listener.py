@@ -1,4 +1,4 @@
-"""A connection that hears what other sessions notify (LISTEN); if it breaks, another is opened."""
+"""Receives notifications of other sessions (LISTEN), and reconnects when the connection breaks."""
 
 import asyncio
 import contextlib
@@ -8,20 +8,25 @@ from typing import Any
 import asyncpg
 import structlog
 
-from afterward.engines.postgres.schema import Session, Troubles
+from afterward.engines.postgres.connections import DATABASE_ERRORS, Session
 
-PING_SECONDS = 5.0  # how soon a connection that died silently is missed
-PAUSE_SECONDS = 1.0  # between two tries to connect
+PING_SECONDS = 5.0  # between two checks that the connection still works
+PAUSE_SECONDS = 1.0  # before another try to connect
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[Any]"]]
 
-# PostgreSQL does not tell who listens. So whoever does holds a lock of that name, for all to see.
-_SHOW = "SELECT pg_advisory_lock_shared(hashtext($1))"
+# PostgreSQL does not tell which sessions listen to a channel. So each listening session also holds
+# a shared advisory lock for the channel, and other sessions find this lock in pg_locks.
+_MARK_AS_LISTENING = "SELECT pg_advisory_lock_shared(hashtext($1))"
+
+# Send payloads to a channel, if a process other than this one listens to it. Parameters:
+# $1 the channel, $2 the payloads, $3 the server process of our own listening connection.
 _NOTIFY = """
 SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload
 WHERE EXISTS (
     SELECT FROM pg_locks
     WHERE locktype = 'advisory' AND objid = hashtext($1)::oid AND pid IS DISTINCT FROM $3
+    -- pg_locks shows the locks of all databases.
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 )
 """
@@ -30,67 +35,70 @@ log = structlog.get_logger(__name__)
 
 
 class ListeningConnection:
-    """Calls back with each payload of the channels that are listened to.
+    """Calls a function with each payload that arrives on a channel.
 
-    While there is no connection nothing is heard; `missed` is called once there is one again.
+    If the connection breaks, it opens another one. Notifications in between are lost. So it calls
+    `on_gap` each time it has begun to listen to a channel.
     """
 
-    def __init__(self, connect: Connect, missed: Callable[[], None]) -> None:
+    def __init__(self, connect: Connect, on_gap: Callable[[], None]) -> None:
         self._connect = connect
-        self._missed = missed
+        self._on_gap = on_gap
         self._channels: dict[str, Callable[[str], None]] = {}
         self._listening: set[str] = set()
-        self._asked = asyncio.Event()
+        self._wake = asyncio.Event()
         self._server_process: int | None = None
-        self._keeping: asyncio.Task[None]
+        self._task: asyncio.Task[None]
 
     def start(self, connection: "asyncpg.Connection[Any]") -> None:
-        """Listen on this connection; and when it breaks, on others."""
-        self._keeping = asyncio.create_task(self._keep(connection), name="listener")
+        """Listen on this connection, and on a new one when it breaks."""
+        self._task = asyncio.create_task(self._keep_listening(connection), name="listener")
 
     async def stop(self) -> None:
-        """Disconnect."""
-        self._keeping.cancel()
-        await asyncio.gather(self._keeping, return_exceptions=True)
+        """Close the connection."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
 
-    def listen(self, channel: str, hear: Callable[[str], None]) -> None:
-        """Call `hear` with each payload, in a moment and from then on."""
-        self._channels[channel] = hear
-        self._asked.set()
+    def listen(self, channel: str, receive: Callable[[str], None]) -> None:
+        """Call `receive` with each payload of this channel, beginning soon after this call."""
+        self._channels[channel] = receive
+        self._wake.set()
 
     async def notify(self, session: Session, channel: str, payloads: Sequence[str]) -> bool:
-        """Send payloads to a channel if any but this listens to it; says whether one does."""
+        """Send payloads to a channel if another process listens to it. Returns whether one does."""
         return bool(await session.fetch(_NOTIFY, channel, payloads, self._server_process))
 
-    def _heard(self, _: object, __: object, channel: str, payload: object) -> None:
+    def _receive(self, _: object, __: object, channel: str, payload: object) -> None:
         self._channels[channel](str(payload))
 
-    async def _keep(self, connection: "asyncpg.Connection[Any] | None") -> None:
+    async def _keep_listening(self, connection: "asyncpg.Connection[Any] | None") -> None:
         while True:
             try:
                 connection = connection or await self._connect()
-                await self._use(connection)
-            except Troubles as error:
-                log.warning("listening again", error=repr(error))
+                await self._listen_until_broken(connection)
+            except DATABASE_ERRORS as error:
+                log.warning("the listening connection broke, connecting again", error=repr(error))
             connection = None
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _use(self, connection: "asyncpg.Connection[Any]") -> None:
-        """Listen until the connection breaks; nobody else uses it."""
+    async def _listen_until_broken(self, connection: "asyncpg.Connection[Any]") -> None:
         self._listening.clear()
         self._server_process = connection.get_server_pid()
-        connection.add_termination_listener(lambda _: self._asked.set())
+        connection.add_termination_listener(lambda _: self._wake.set())
         try:
             while True:
-                self._asked.clear()
+                self._wake.clear()
+                # 1. Begin to listen to new channels: to all of them on a new connection.
                 for channel in self._channels.keys() - self._listening:
-                    await connection.execute(_SHOW, channel)
-                    await connection.add_listener(channel, self._heard)
+                    await connection.execute(_MARK_AS_LISTENING, channel)
+                    await connection.add_listener(channel, self._receive)
                     self._listening.add(channel)
-                    self._missed()
+                    self._on_gap()
+                # 2. Wait for another channel, for the end of the connection, or for the next ping.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PING_SECONDS):
-                        await self._asked.wait()
+                        await self._wake.wait()
+                # 3. Ping the server. This raises an error if the connection is broken.
                 await connection.execute("SELECT 1")
         finally:
             connection.terminate()

@@ -1,4 +1,4 @@
-"""How long the database was away, so that nobody is taken for dead because of it."""
+"""Tracks outages of the database, so that they do not make leases expire."""
 
 import contextlib
 import math
@@ -7,35 +7,41 @@ from collections.abc import Iterator
 
 
 class Outages:
-    """Remembers for how long the database could not be reached.
+    """Measures for how long the database could not be reached.
 
-    While it could not, no worker's heartbeat was written. So nobody is to be taken for dead because
-    of it: when the database is back, the others are given as much longer to speak.
+    No worker can write its heartbeat during an outage, and its lease may expire although it is
+    alive. So the length of an outage is added to every lease. For example, with a lease of 30 s and
+    an outage of 40 s, a task is re-queued 70 s after the last heartbeat of its worker.
+
+    `errors` are the exceptions that mean that the database cannot be reached.
     """
 
-    def __init__(self, *troubles: type[Exception]) -> None:
-        self._troubles = troubles
+    def __init__(self, *errors: type[Exception]) -> None:
+        self._errors = errors
         self._reached_at = time.monotonic()
-        self._away = False
+        self._is_away = False
         self._ended_at = -math.inf
-        self._length = 0.0
+        self._seconds = 0.0
 
     @contextlib.contextmanager
-    def noticed(self) -> Iterator[None]:
-        """Notice whether the database could be reached in the block."""
+    def watch(self) -> Iterator[None]:
+        """Notice whether the database can be reached in the `with` block."""
         try:
             yield
-        except self._troubles:
-            self._away = True
+        except self._errors:
+            self._is_away = True
             raise
         now = time.monotonic()
-        if self._away:
-            self._away, self._ended_at, self._length = False, now, now - self._reached_at
+        if self._is_away:
+            self._is_away, self._ended_at, self._seconds = False, now, now - self._reached_at
         self._reached_at = now
 
-    def recent(self, within: float) -> float:
-        """How many seconds the outage took that ended in the last `within` seconds, or goes on."""
+    def recent_seconds(self, within: float) -> float:
+        """Return the length of the current outage, or of the last one if it ended recently.
+
+        Recently means in the last `within` seconds. Returns 0 if there was no outage in that time.
+        """
         now = time.monotonic()
-        if self._away:
+        if self._is_away:
             return now - self._reached_at
-        return self._length if now - self._ended_at < within else 0.0
+        return self._seconds if now - self._ended_at < within else 0.0

@@ -1,11 +1,13 @@
--- The queue's tables on PostgreSQL, in a schema of their own.
--- `*_at` columns are seconds since the epoch by the clock of the process that wrote them; they are
--- shown to people. `ready_at` and `lease_until` are by the database's clock; they decide.
+-- The tables of the PostgreSQL engine, in a schema of their own.
+--
+-- Columns of type double precision that end in _at are seconds since the epoch, by the clock of the
+-- process that wrote them. People see these times. ready_at and lease_until are by the clock of the
+-- database, and they alone decide which task a worker can claim.
 
 CREATE TABLE afterward.schema_version (version integer NOT NULL);
 INSERT INTO afterward.schema_version VALUES (1);
 
--- One row for each task that was accepted, until retention removes it.
+-- One row for each accepted task, until retention removes it.
 CREATE TABLE afterward.tasks (
     seq          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     id           text COLLATE "C" NOT NULL UNIQUE,
@@ -13,17 +15,17 @@ CREATE TABLE afterward.tasks (
     arguments    text             NOT NULL,
     request_id   text,
     client       text             NOT NULL DEFAULT '',
-    batch_id     text,
+    batch_id     text,                             -- the same for all tasks of a batch
     status       text             NOT NULL,
     attempts     integer          NOT NULL DEFAULT 0,
-    max_attempts integer,                          -- NULL where time is the bound
-    gives_up_at  double precision,                 -- NULL where attempts are the bound
-    errors       integer          NOT NULL DEFAULT 0,  -- attempts that ended unexpectedly
-    crashes      integer          NOT NULL DEFAULT 0,  -- in a row
-    claims       integer          NOT NULL DEFAULT 0,
-    owner        text,
-    lease_until  timestamptz,
-    ready_at     timestamptz      NOT NULL DEFAULT now(),
+    max_attempts integer,                          -- NULL if retries are bounded by time
+    gives_up_at  double precision,                 -- NULL if retries are bounded by max_attempts
+    errors       integer          NOT NULL DEFAULT 0,  -- attempts that ended in an unexpected error
+    crashes      integer          NOT NULL DEFAULT 0,  -- crashed attempts in a row
+    claims       integer          NOT NULL DEFAULT 0,  -- the fencing token: grows with each claim
+    owner        text,                             -- the worker that runs the task, else NULL
+    lease_until  timestamptz,                      -- the owner extends its lease before this time
+    ready_at     timestamptz      NOT NULL DEFAULT now(),  -- due_at by the clock of the database
     created_at   double precision NOT NULL,
     updated_at   double precision NOT NULL,
     due_at       double precision NOT NULL,
@@ -32,31 +34,34 @@ CREATE TABLE afterward.tasks (
     progress     double precision,
     result       text,
     error        text,
-    -- Whether a waiting task was to wait when it was written. Any other one is due at any time,
-    -- so that no clock which is set back holds it up.
+    -- True if the due time was in the future when the row was written. Such a waiting task is due
+    -- from ready_at on. Any other waiting task is due at once, even after a clock was set back.
     timed        boolean          GENERATED ALWAYS AS (due_at > updated_at) STORED
 )
+-- A task is updated twice or more, and each update leaves a dead row. So vacuum when 1,000 rows and
+-- 1 per cent of the table are dead. The default is 20 per cent.
 WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
 
--- What to run next, by kind: a claim names the kinds that it takes.
+-- The waiting tasks of each kind, in the order in which they are ready, for claims.
 CREATE INDEX tasks_ready ON afterward.tasks (kind, timed, ready_at, seq)
     WHERE status IN ('queued', 'retrying') AND crashes = 0;
--- Waiting tasks whose worker crashed: few, and run one at a time.
+-- Suspects: waiting tasks that have crashed. They are few, and a worker runs one at a time.
 CREATE INDEX tasks_suspect ON afterward.tasks (ready_at, seq)
     WHERE status IN ('queued', 'retrying') AND crashes > 0;
--- Whose worker may have died.
+-- Running tasks by the end of their lease, to find crashed ones.
 CREATE INDEX tasks_leased ON afterward.tasks (lease_until) WHERE status = 'running';
--- What retention may remove.
+-- Finished tasks by age, for retention.
 CREATE INDEX tasks_finished ON afterward.tasks (finished_at) WHERE finished_at IS NOT NULL;
--- GET /tasks?status=
+-- For list_tasks(status=...).
 CREATE INDEX tasks_by_status ON afterward.tasks (status, id);
--- GET /tasks, where there are API keys.
+-- For list_tasks(client=...), if the service tells its clients apart. Otherwise the client is ''.
 CREATE INDEX tasks_by_client ON afterward.tasks (client, id) WHERE client <> '';
--- GET /batches/{id}
+-- For count_batch.
 CREATE INDEX tasks_by_batch ON afterward.tasks (batch_id) WHERE batch_id IS NOT NULL;
 
--- How many tasks stand where: the sum of these rows. Each statement adds its own, so that nobody
--- waits for anybody else's; the clean-up adds them up.
+-- The number of tasks in a status is the sum of its rows: with ('queued', 3) and ('queued', -1), 2
+-- tasks are queued. Each statement that changes tasks adds rows of its own, because transactions
+-- would wait for each other to update a common row. Retention replaces the rows by their sums.
 CREATE TABLE afterward.counts (status text NOT NULL, tasks bigint NOT NULL)
 WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
@@ -67,6 +72,7 @@ BEGIN
     ELSIF TG_OP = 'DELETE' THEN
         INSERT INTO afterward.counts SELECT status, -count(*) FROM before GROUP BY status;
     ELSE
+        -- A claim of 3 new tasks adds ('queued', -3) and ('running', 3).
         INSERT INTO afterward.counts
         SELECT status, sum(tasks)
         FROM (SELECT status, 1 FROM after UNION ALL SELECT status, -1 FROM before)
@@ -85,8 +91,9 @@ CREATE TRIGGER count_update AFTER UPDATE ON afterward.tasks
     REFERENCING OLD TABLE AS before NEW TABLE AS after
     FOR EACH STATEMENT EXECUTE FUNCTION afterward.count_tasks();
 
--- How the tasks ended that retention has removed from batches of which others are still there: the
--- sum of these rows.
+-- The number of tasks in each status that retention has removed from a batch, as a sum like counts.
+-- The rows are kept until retention removes the last task of the batch, so count_batch still counts
+-- the removed tasks.
 CREATE TABLE afterward.removed (
     batch_id text   NOT NULL,
     client   text   NOT NULL,
@@ -107,7 +114,7 @@ $$;
 CREATE TRIGGER remember_removed AFTER DELETE ON afterward.tasks REFERENCING OLD TABLE AS before
     FOR EACH STATEMENT EXECUTE FUNCTION afterward.remember_removed();
 
--- Documents that requests and tasks keep beside the tasks: uploads, saved data.
+-- JSON documents that requests and tasks store beside the tasks, such as uploads and saved data.
 CREATE TABLE afterward.records (
     collection text             NOT NULL,
     client     text             NOT NULL,
@@ -117,7 +124,7 @@ CREATE TABLE afterward.records (
     PRIMARY KEY (collection, client, id)
 );
 
--- The answers to requests that carried an Idempotency-Key.
+-- The answers to requests with an Idempotency-Key, to be repeated if such a request is repeated.
 CREATE TABLE afterward.answers (
     key         text COLLATE "C" PRIMARY KEY,
     fingerprint text             NOT NULL,

@@ -1,4 +1,4 @@
-"""The statements that the PostgreSQL engine shares between its methods, each on a given session."""
+"""The SQL statements of the PostgreSQL engine. Each function runs in the session of its caller."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from operator import attrgetter
 from typing import Any
 
-from afterward.engines.postgres.schema import Session
+from afterward.engines.postgres.connections import Session
 from afterward.errors import KeyTaken, RecordNotFound, TaskNotFound
 from afterward.retry import MAX_CRASHES
 from afterward.task import (
@@ -22,35 +22,50 @@ from afterward.task import (
 )
 
 INSERT_AT_ONCE = 1000  # tasks in one statement
-TASKS_CHANNEL = "afterward_tasks"  # notified whenever a task may have become ready
+TASKS_CHANNEL = "afterward_tasks"  # is notified when a task may have become ready
 
 Row = Mapping[str, Any]
 
-_COLUMNS = tuple(field.name for field in fields(Task))
-TASK = ", ".join(f"tasks.{column}" for column in _COLUMNS)
-_NEW = (
+_TASK_FIELDS = tuple(field.name for field in fields(Task))
+TASK_COLUMNS = ", ".join(f"tasks.{column}" for column in _TASK_FIELDS)
+# The columns of a new task. The others have their default values.
+_NEW_COLUMNS = (
     *("id", "kind", "arguments", "request_id", "client", "status", "max_attempts", "gives_up_at"),
     *("created_at", "updated_at", "due_at"),
 )
-RECORD = "collection, client, id, body, created_at"
-ANSWER = "key, fingerprint, body, location, created_at"
+RECORD_COLUMNS = "collection, client, id, body, created_at"
+_ANSWER_COLUMNS = "key, fingerprint, body, location, created_at"
 
-# A waiting task is `timed` if it was to wait when it was written: until a retry is due, for
-# example. Any other waiting task is due, whatever the clock says now.
+# Claim due tasks, and re-queue crashed tasks. Parameters:
+#
+#   $1  the owner                            $6  the time by the clock of the worker's process
+#   $2  the kinds                            $7  the length of a recent outage
+#   $3  the limit                            $8  the attempts that this process holds: task ids,
+#   $4  1 to claim a suspect too, else 0     $9  and the numbers of their claims
+#   $5  the length of the lease              $10 the error of a crashed attempt
+#
+# A waiting task is `timed` if its due time was in the future when it was written, like that of a
+# retry. Any other waiting task is due at once, whatever the clock says now. So the due tasks of
+# each kind are two ranges of the index tasks_ready (kind, timed, ready_at, seq), and each range is
+# sorted already. A million waiting tasks of another kind cost no further step.
 CLAIM = f"""
     WITH suspects AS (
+        -- 1. The oldest suspect, if the worker takes one. SKIP LOCKED leaves out rows that another
+        --    worker is claiming at this moment, so workers do not wait for each other.
         SELECT seq FROM afterward.tasks
         WHERE status IN ('queued', 'retrying') AND crashes > 0 AND kind = ANY($2)
         AND (NOT timed OR ready_at <= now())
         ORDER BY ready_at, seq LIMIT least($3::int, $4::int)
         FOR UPDATE SKIP LOCKED
     ), ranges AS (
+        -- 2. Two ranges of the index for each kind: ('send_email', false, 'infinity') has the tasks
+        --    that are due at once, and ('send_email', true, now()) the timed ones that are due.
         SELECT kind, timed, until FROM unnest($2::text[]) AS kind,
             (VALUES (false, 'infinity'::timestamptz), (true, now())) AS ranges (timed, until)
     ), shares AS (
-        -- Count how many tasks of each range belong to the tasks that have waited longest. So no
-        -- more rows are locked below than are claimed: with a limit of 10, for example, 7 of one
-        -- kind and 3 of another.
+        -- 3. Count how many of the oldest due tasks each range has. With a limit of 10, these may
+        --    be 7 of one range and 3 of another. This reads at most 10 tasks of each range, and
+        --    locks none, so that step 4 does not lock more rows than are claimed.
         SELECT kind, timed, until, count(*) AS tasks FROM (
             SELECT ranges.* FROM ranges, LATERAL (
                 SELECT ready_at, seq FROM afterward.tasks
@@ -62,6 +77,7 @@ CLAIM = f"""
             ORDER BY ready_at, seq LIMIT $3
         ) AS oldest GROUP BY kind, timed, until
     ), others AS (
+        -- 4. Lock so many tasks of each range: the oldest that no other worker is claiming.
         SELECT due.seq FROM shares, LATERAL (
             SELECT seq FROM afterward.tasks
             WHERE status IN ('queued', 'retrying') AND crashes = 0
@@ -71,6 +87,7 @@ CLAIM = f"""
             FOR UPDATE SKIP LOCKED
         ) AS due
     ), chosen AS (
+        -- 5. With a limit of 10: a suspect and nine others, or ten others.
         SELECT seq FROM suspects UNION ALL SELECT seq FROM others LIMIT $3
     ), claimed AS (
         UPDATE afterward.tasks
@@ -78,8 +95,10 @@ CLAIM = f"""
             owner = $1, lease_until = now() + $5,
             started_at = coalesce(started_at, $6), updated_at = $6
         FROM chosen WHERE tasks.seq = chosen.seq
-        RETURNING {TASK}, tasks.seq
-    ), dead AS (
+        RETURNING {TASK_COLUMNS}, tasks.seq
+    ), crashed AS (
+        -- 6. Find the crashed tasks: their leases, extended by the outage, have expired. Attempts
+        --    that this process holds are not crashed; only its heartbeat is late.
         SELECT seq, crashes + 1 >= {MAX_CRASHES} OR coalesce(attempts >= max_attempts, false)
             AS failed
         FROM afterward.tasks
@@ -87,19 +106,21 @@ CLAIM = f"""
         AND (owner <> $1 OR (id, claims) NOT IN (SELECT * FROM unnest($8::text[], $9::int[])))
         ORDER BY lease_until FOR UPDATE SKIP LOCKED
     ), requeued AS (
+        -- 7. Re-queue them, or let them fail if they have crashed too often.
         UPDATE afterward.tasks
         SET crashes = crashes + 1, owner = NULL, lease_until = NULL, error = $10,
             updated_at = $6, due_at = $6, ready_at = now(),
             status = CASE WHEN failed THEN 'failed' ELSE 'retrying' END,
             finished_at = CASE WHEN failed THEN $6::float8 END
-        FROM dead WHERE tasks.seq = dead.seq
-        RETURNING {TASK}, tasks.seq
+        FROM crashed WHERE tasks.seq = crashed.seq
+        RETURNING {TASK_COLUMNS}, tasks.seq
     )
     SELECT * FROM claimed UNION ALL SELECT * FROM requeued
 """
 
-# The kinds of the waiting tasks. The index is asked for the first kind, then for the next one after
-# that, and so on: one look-up for each kind, however many tasks wait.
+# The kinds of the waiting tasks, found by a loose index scan: look up the first kind in the index,
+# then the first kind after it, and so on. If 100,000 `make_thumbnail` and 3 `send_email` tasks
+# wait, this takes 3 look-ups; the third one finds no further kind.
 _WAITING_KINDS = """
     kinds AS (
         (SELECT kind FROM afterward.tasks
@@ -112,6 +133,10 @@ _WAITING_KINDS = """
     )
 """
 
+# The due time of the waiting task that has been ready for longest. Within a kind, the index
+# tasks_ready is sorted by (timed, ready_at). So there are two candidates for each kind: the first
+# entry that is not timed, and the first timed one. Suspects have an index of their own, and give
+# one more candidate.
 OLDEST = f"""
     WITH RECURSIVE {_WAITING_KINDS}
     SELECT least(
@@ -127,7 +152,9 @@ OLDEST = f"""
     )
 """
 
-# Only retries are pulled forward: a queued task that is timed has been given that time on purpose.
+# Make retries due that would have to wait for longer than $2, a wait that no retry policy asks for:
+# the clock of the database was set back. $1 is the time by the clock of the worker's process.
+# Queued tasks keep their due time, because it was chosen on purpose.
 PULL_FORWARD = f"""
     WITH RECURSIVE {_WAITING_KINDS}, far AS (
         SELECT far.seq FROM kinds, LATERAL (
@@ -144,7 +171,7 @@ PULL_FORWARD = f"""
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How an attempt at a task ended, and when."""
+    """The end of an attempt: its outcome and time. `task` is the task as it was claimed."""
 
     task: Task
     outcome: Outcome
@@ -152,28 +179,30 @@ class Settlement:
 
     @property
     def attempt(self) -> tuple[str, int]:
-        """The attempt: the task's id and the number of the claim."""
+        """The id of the task and the number of the claim: the key of an attempt."""
         return self.task.id, self.task.claims
 
 
-def fits_in_one(several: Sequence[Writes]) -> bool:
-    """Whether a single statement writes all of it, so that it needs no transaction around it."""
-    tasks = sum(len(writes.tasks) for writes in several)
-    more = any(w.records or w.removed or w.answer for w in several)
+def fits_in_one_statement(units: Sequence[Writes]) -> bool:
+    """Tell whether one statement writes all these units of work, so that it needs no BEGIN."""
+    tasks = sum(len(writes.tasks) for writes in units)
+    more = any(w.records or w.removed or w.answer for w in units)
     return tasks <= INSERT_AT_ONCE and not more
 
 
-async def insert(session: Session, several: Sequence[Writes]) -> None:
-    """Insert the tasks and the records of several writes, remove others, and wake the workers."""
-    tasks = [(task, writes.batch_id) for writes in several for task in writes.tasks]
-    columns = ", ".join(_NEW)
+async def write(session: Session, units: Sequence[Writes]) -> None:
+    """Insert the tasks of several units of work, write and remove their records, wake workers."""
+    tasks = [(task, writes.batch_id) for writes in units for task in writes.tasks]
+    columns = ", ".join(_NEW_COLUMNS)
     for start in range(0, len(tasks), INSERT_AT_ONCE):
-        some, batch_ids = zip(*tasks[start : start + INSERT_AT_ONCE], strict=True)
+        chunk, batch_ids = zip(*tasks[start : start + INSERT_AT_ONCE], strict=True)
         await session.execute(
+            # PostgreSQL only runs a SELECT in WITH if the statement reads from it: FROM woken.
             f"""
             WITH woken AS (SELECT pg_notify('{TASKS_CHANNEL}', ''))
             INSERT INTO afterward.tasks (batch_id, {columns}, ready_at)
-            -- Relative to now, so that it does not matter whose clock is right.
+            -- ready_at is by the clock of the database. If a process writes a task at 100 s by its
+            -- own clock, which is due at 130 s, the task is ready in 30 s by any clock.
             SELECT new.*, now() + (due_at - updated_at) * interval '1 second'
             FROM woken, unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[],
                 $6::text[], $7::text[], $8::int[], $9::float8[], $10::float8[], $11::float8[],
@@ -181,9 +210,9 @@ async def insert(session: Session, several: Sequence[Writes]) -> None:
             AS new (batch_id, {columns})
             """,
             batch_ids,
-            *zip(*map(attrgetter(*_NEW), some), strict=True),
+            *zip(*map(attrgetter(*_NEW_COLUMNS), chunk), strict=True),
         )
-    if removed := {names(record) for writes in several for record in writes.removed}:
+    if removed := {record_key(record) for writes in units for record in writes.removed}:
         await session.execute(
             """
             DELETE FROM afterward.records
@@ -193,9 +222,9 @@ async def insert(session: Session, several: Sequence[Writes]) -> None:
             """,
             *zip(*sorted(removed), strict=True),
         )
-    # Of two that are written over each other the later counts; in order, so that two processes
-    # cannot wait for each other.
-    records = {names(record): record for writes in several for record in writes.records}
+    # If two units write the same record, the later one counts. Sorted keys give all processes the
+    # same order of row locks, so that they cannot deadlock.
+    records = {record_key(record): record for writes in units for record in writes.records}
     if records:
         await session.execute(
             """
@@ -205,22 +234,25 @@ async def insert(session: Session, several: Sequence[Writes]) -> None:
             """,
             *zip(
                 *(
-                    (*named, to_json(record.body), record.created_at)
-                    for named, record in sorted(records.items())
+                    (*key, to_json(record.body), record.created_at)
+                    for key, record in sorted(records.items())
                 ),
                 strict=True,
             ),
         )
 
 
-async def lock_removed(session: Session, several: Sequence[Writes]) -> list[RecordNotFound | None]:
-    """Lock the records that are to be removed; gives RecordNotFound for writes that lack one.
+async def lock_records_to_remove(
+    session: Session, units: Sequence[Writes]
+) -> list[RecordNotFound | None]:
+    """Lock the records that units of work remove.
 
-    Of two writes that remove the same record, the second lacks it.
+    Returns RecordNotFound for each unit that removes a record which does not exist, and None for
+    the others. If two units remove the same record, it does not exist for the second one.
     """
-    removed = sorted({names(record) for writes in several for record in writes.removed})
+    removed = sorted({record_key(record) for writes in units for record in writes.removed})
     if not removed:
-        return [None] * len(several)
+        return [None] * len(units)
     rows = await session.fetch(
         """
         SELECT collection, client, id FROM afterward.records
@@ -230,32 +262,40 @@ async def lock_removed(session: Session, several: Sequence[Writes]) -> list[Reco
         """,
         *zip(*removed, strict=True),
     )
-    there = {(row["collection"], row["client"], row["id"]) for row in rows}
+    existing = {(row["collection"], row["client"], row["id"]) for row in rows}
 
-    def take(writes: Writes) -> RecordNotFound | None:
-        wanted = {names(record) for record in writes.removed}
-        if not wanted <= there:
+    def take_records(writes: Writes) -> RecordNotFound | None:
+        wanted = {record_key(record) for record in writes.removed}
+        if not wanted <= existing:
             return RecordNotFound()
-        there.difference_update(wanted)
+        existing.difference_update(wanted)
         return None
 
-    return [take(writes) for writes in several]
+    return [take_records(writes) for writes in units]
 
 
-def names(record: Record) -> tuple[str, str, str]:
-    """Give the primary key of a record."""
+def record_key(record: Record) -> tuple[str, str, str]:
+    """Return the primary key of a record."""
     return record.collection, record.client, record.id
 
 
-async def keep_answers(session: Session, answers: Sequence[Answer | None]) -> list[KeyTaken | None]:
-    """Keep the answers whose keys are free; gives what is in the way of each other one."""
+async def insert_answers(
+    session: Session, answers: Sequence[Answer | None]
+) -> list[KeyTaken | None]:
+    """Store the answers to idempotent requests, each if its key is free.
+
+    Returns KeyTaken, with the earlier answer, for each answer with a key that is in use, and None
+    for the others. Of two answers with the same key, the second one gets KeyTaken with the first.
+    """
+    # 1. Insert the first answer of each key, in the order of the keys, so that processes cannot
+    #    deadlock. An answer from more than 24 hours ago is replaced.
     first = {answer.key: answer for answer in reversed(answers) if answer is not None}
-    kept: set[str] = set()
+    inserted: set[str] = set()
     earlier: dict[str, Answer] = {}
     if first:
         rows = await session.fetch(
             f"""
-            INSERT INTO afterward.answers ({ANSWER})
+            INSERT INTO afterward.answers ({_ANSWER_COLUMNS})
             SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::float8[])
             ON CONFLICT (key) DO UPDATE
             SET fingerprint = excluded.fingerprint, body = excluded.body,
@@ -265,32 +305,36 @@ async def keep_answers(session: Session, answers: Sequence[Answer | None]) -> li
             """,
             *zip(*(tuple(asdict(first[key]).values()) for key in sorted(first)), strict=True),
         )
-        kept = {row["key"] for row in rows}
-    if taken := first.keys() - kept:
+        inserted = {row["key"] for row in rows}
+    # 2. Read the stored answers of the keys that were not inserted.
+    if taken := first.keys() - inserted:
         rows = await session.fetch(
-            f"SELECT {ANSWER} FROM afterward.answers WHERE key = ANY($1)", list(taken)
+            f"SELECT {_ANSWER_COLUMNS} FROM afterward.answers WHERE key = ANY($1)", list(taken)
         )
         earlier = {row["key"]: Answer(**row) for row in rows}
 
-    def in_the_way(answer: Answer | None) -> KeyTaken | None:
-        if answer is None or (answer.key in kept and first[answer.key] is answer):
+    def refusal(answer: Answer | None) -> KeyTaken | None:
+        if answer is None or (answer.key in inserted and first[answer.key] is answer):
             return None
         return KeyTaken(earlier.get(answer.key, first[answer.key]))
 
-    return [in_the_way(answer) for answer in answers]
+    return [refusal(answer) for answer in answers]
 
 
 async def end_attempts(
     session: Session, settlements: Sequence[Settlement]
 ) -> dict[tuple[str, int], Task]:
-    """Write the outcomes of the attempts that still hold their tasks.
+    """Write the outcomes of attempts, but not of those that have lost their claims.
 
-    Gives these tasks, each by its id and claims.
+    Returns each task after the change, by its id and the number of the claim.
     """
     outcomes = [settlement.outcome for settlement in settlements]
     rows = await session.fetch(
         f"""
         WITH outcome AS (
+            -- One row for each attempt. For example, the second claim succeeded at 1700000000 s:
+            -- ('0197-4f2c', 2, 'succeeded', 1700000000, NULL, 1700000000, '"done"', NULL, true,
+            -- false)
             SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::float8[], $5::float8[],
                                  $6::float8[], $7::text[], $8::text[], $9::bool[], $10::bool[])
             AS outcome (id, claims, status, now, due_at, finished_at, result, error, counts,
@@ -298,21 +342,26 @@ async def end_attempts(
         ), held AS (
             SELECT seq, outcome.* FROM afterward.tasks JOIN outcome ON tasks.id = outcome.id
             WHERE tasks.owner IS NOT NULL
-            -- An expression, so that the planner looks the ids up and sorts the few rows. It would
-            -- go through all tasks in the order of an index otherwise.
+            -- Row locks in the order of seq prevent deadlocks. The expression seq + 0 makes the
+            -- planner look up the ids and sort the few rows. With seq alone it would go through all
+            -- tasks in the order of the primary key.
             ORDER BY seq + 0 FOR UPDATE OF tasks
         )
         UPDATE afterward.tasks
         SET status = held.status, updated_at = held.now, result = held.result, error = held.error,
             finished_at = held.finished_at, owner = NULL, lease_until = NULL,
             due_at = coalesce(held.due_at, tasks.due_at),
+            -- By the clock of the database: a retry that is due 8 s after held.now is ready in 8 s.
             ready_at = now() + greatest(0, coalesce(held.due_at, held.now) - held.now)
                 * interval '1 second',
+            -- An attempt that does not count was given back: it is as if it had not begun.
             attempts = attempts - (NOT held.counts)::int,
             errors = errors + held.unexpected::int,
             crashes = CASE WHEN held.counts THEN 0 ELSE crashes END
+        -- The number of claims is the fencing token: it differs if the task was re-queued and
+        -- claimed by another worker in the meantime.
         FROM held WHERE tasks.seq = held.seq AND tasks.claims = held.claims
-        RETURNING {TASK}
+        RETURNING {TASK_COLUMNS}
         """,
         [settlement.task.id for settlement in settlements],
         [settlement.task.claims for settlement in settlements],
@@ -328,16 +377,17 @@ async def end_attempts(
     return {(row["id"], row["claims"]): to_task(row) for row in rows}
 
 
-async def settled_before(
+async def read_already_settled(
     session: Session, settlements: Sequence[Settlement]
 ) -> dict[tuple[str, int], Task]:
-    """Read the tasks that an earlier try of the same settlements has settled.
+    """Return the tasks that an earlier try of the same settlements has settled.
 
-    The answer to that try was lost. Gives the tasks, each by its id and claims.
+    The reply to that try was lost. So the caller repeats the settlements, with the same times.
+    Returns each task by its id and the number of the claim.
     """
     rows = await session.fetch(
         f"""
-        SELECT {TASK} FROM afterward.tasks
+        SELECT {TASK_COLUMNS} FROM afterward.tasks
         JOIN unnest($1::text[], $2::int[], $3::text[], $4::float8[])
             AS settled (id, claims, status, now) USING (id, claims, status)
         WHERE tasks.updated_at = settled.now
@@ -351,24 +401,26 @@ async def settled_before(
 
 
 async def read_task(session: Session, task_id: str) -> Task:
-    """Read a task; raises TaskNotFound."""
-    row = await session.fetchrow(f"SELECT {TASK} FROM afterward.tasks WHERE id = $1", task_id)
+    """Return a task. Raises TaskNotFound."""
+    row = await session.fetchrow(
+        f"SELECT {TASK_COLUMNS} FROM afterward.tasks WHERE id = $1", task_id
+    )
     if row is None:
         raise TaskNotFound
     return to_task(row)
 
 
 def to_task(row: Row) -> Task:
-    """Make a Task of a row that has the columns of TASK."""
-    values = {column: row[column] for column in _COLUMNS}
+    """Make a Task from a row with TASK_COLUMNS."""
+    values = {column: row[column] for column in _TASK_FIELDS}
     return Task(**values | {"status": Status(values["status"])})
 
 
 def to_record(row: Row) -> Record:
-    """Make a Record of a row that has the columns of RECORD."""
+    """Make a Record from a row with RECORD_COLUMNS."""
     return Record(**{**row, "body": json.loads(row["body"])})
 
 
-def affected(done: str) -> int:
-    """How many rows a statement changed; its answer is "DELETE 3", for example."""
-    return int(done.rpartition(" ")[2])
+def row_count(command_tag: str) -> int:
+    """Return the number of rows that a statement changed, from PostgreSQL's reply: "DELETE 3"."""
+    return int(command_tag.rpartition(" ")[2])

@@ -1,7 +1,8 @@
 """Tasks in one SQLite file, for one process.
 
-engine         implements Engine: one SQL statement for each operation
+engine         implements Engine
+statements     the SQL of claims, of insertions and of outcomes
 group_commit   lets operations that arrive together share one transaction, and one fsync
-database_file  opens the file, locks it against a second process, checks and upgrades it
+database_file  locks the file against a second process, opens it, and checks it
 schema.sql     the tables and their indexes
 """

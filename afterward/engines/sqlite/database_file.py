@@ -1,4 +1,4 @@
-"""Opens the embedded engine's file: locked for one process, checked, and prepared."""
+"""Opens the database file: locks it against a second process, checks it, and makes its tables."""
 
 import contextlib
 import fcntl
@@ -10,44 +10,49 @@ from pathlib import Path
 from afterward.errors import CannotStart
 
 SCHEMA_VERSION = 1
-# Marks our files. Before there was a release, they had no mark, and other tables.
+# "AFTW" in ASCII: marks the files of this project. Files from before the first release lack it,
+# and have other tables.
 APPLICATION_ID = 0x41465457
-LOCKED_SECONDS = 1.0  # how long a statement waits for somebody else's lock on the file
+LOCKED_SECONDS = 1.0  # how long a statement waits while another program locks the database
 
 
 def lock(path: Path) -> int:
-    """Take the lock file beside the database for this process, or raise CannotStart.
+    """Lock the file `<database>.lock` for this process, and return its descriptor.
 
-    Only one process may use the database: SQLite before 3.51.3 can corrupt a WAL that two
-    connections write and checkpoint at once, and wake-ups and group commit work in one process.
+    Raises CannotStart if another process holds the lock. Only one process may use the database,
+    because SQLite before 3.51.3 can corrupt a WAL that two connections write and checkpoint at the
+    same time. Besides, group commit and the wake-up of workers only work within a process.
     """
-    # Of the file itself: a link is only another name for it.
+    # Resolve symbolic links, so that all names of a database have the same lock.
     lock_path = Path(os.path.realpath(path) + ".lock")
     try:
         _make_directory(lock_path.parent)
-        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CannotStart(f"{lock_path} cannot be opened: {error.strerror}.") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
-        os.close(lock)
-        raise CannotStart(_why_not_locked(path, lock_path, owner, error)) from error
-    # The number is for people, and only the lock itself counts: a full disk stops no start.
+        owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        raise CannotStart(_explain_lock_error(path, lock_path, owner, error)) from error
+    # The process number in the file is only for people and for error messages. If it cannot be
+    # written, for example because the disk is full, this process has the lock nevertheless.
     with contextlib.suppress(OSError):
-        os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
-    return lock
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
 
 
-def _why_not_locked(path: Path, lock_path: Path, owner: str, error: OSError) -> str:
+def _explain_lock_error(path: Path, lock_path: Path, owner: str, error: OSError) -> str:
+    """Return the message for a lock that could not be taken; `owner` is the text in its file."""
     if not isinstance(error, BlockingIOError):
         return (
-            f"{lock_path} cannot be locked: {error.strerror}. The file system has no locks, as NFS "
-            "without its lock service: set QUEUE_URL to a file on a local disk."
+            f"{lock_path} cannot be locked: {error.strerror}. The file system has no locks, like "
+            "NFS without its lock service: set QUEUE_URL to a file on a local disk."
         )
-    # Another container counts its processes by itself: there, ours has the same number.
+    # Each container numbers its processes separately. So a process in another container may have
+    # the same number as this process, and the number would mislead.
     is_known = owner.isdecimal() and int(owner) != os.getpid()
     process = f"process {owner}" if is_known else "another process"
     stop = f" Stop it with `kill {owner}`, or" if is_known else " Stop it, or"
@@ -58,14 +63,14 @@ def _why_not_locked(path: Path, lock_path: Path, owner: str, error: OSError) -> 
 
 
 def _make_directory(directory: Path) -> None:
-    """Make a directory and its parents, private and durable: each name is synced to the disk."""
+    """Make a directory and its parents, with access for the owner alone, and sync their names."""
     if directory.is_dir():
         return
     _make_directory(directory.parent)
     directory.mkdir(mode=0o700, exist_ok=True)
     parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # Not every file system can sync a directory; the database itself is synced by SQLite.
+        # Some file systems cannot sync a directory. SQLite syncs the database itself.
         with contextlib.suppress(OSError):
             os.fsync(parent)
     finally:
@@ -73,18 +78,21 @@ def _make_directory(directory: Path) -> None:
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """Open the database, in autocommit mode, for use by one thread; it is made if it is missing.
+    """Open the database in autocommit mode, for use by one thread. Makes the file if necessary.
 
-    Raises CannotStart for a file that is damaged, foreign or newer, and leaves it as it is.
+    Raises CannotStart, and does not change the file, if it is damaged, if it belongs to another
+    program, or if a newer version has written it.
     """
     connection = None
     try:
         if path.exists():
-            # What a process left that had seen the disk fail may stand in the cache alone: what
-            # was added behind it, and synced, would be lost together with it.
+            # If the disk failed under an earlier process, its last pages may only be in the page
+            # cache (see forget_cached_log). Transactions that are appended behind such pages would
+            # be lost together with them, although they are synced. So drop the cached pages, and
+            # read the files from the disk.
             for file in (path, _wal(path)):
                 _advise(file, "DONTNEED")
-                _advise(file, "WILLNEED")  # all of it is read next: in one go
+                _advise(file, "WILLNEED")  # read ahead, because _check reads the whole file
             _check(path)
         else:
             # SQLite gives its -wal and -shm files the mode of the database.
@@ -103,20 +111,21 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def forget_cached_log(connection: sqlite3.Connection) -> None:
-    """Let the WAL be read from the disk, and not from what the system has cached of it.
+    """Drop the WAL from the page cache, so that it is read from the disk. Call after a disk error.
 
-    To be called when the disk has failed. After a failed fsync Linux takes the pages for written
-    (https://lwn.net/Articles/752063/), and ext4 may not even write them where they are overwritten
-    and synced again: so what is to be written next must find nothing of them.
+    After a failed fsync, Linux marks the pages as clean, although they are not on the disk
+    (https://lwn.net/Articles/752063/). Even if the same data is written and synced again, ext4 may
+    not write these pages. So they must not be in the cache when the next transaction is written.
     """
     _, _, path = connection.execute("PRAGMA database_list").fetchone()
     _advise(_wal(Path(path)), "DONTNEED")
 
 
 def _advise(file: Path, advice: str) -> None:
-    """Tell the system what is to be cached of a file (posix_fadvise(2))."""
-    # Closing a file lets go of this process's locks on it; on a WAL, SQLite holds none.
-    with contextlib.suppress(OSError, AttributeError):  # no such file; no such call on macOS
+    """Give the system an advice about the page cache of a file: see posix_fadvise(2)."""
+    # When a process closes a file, it loses all POSIX locks that it has on the file. This does no
+    # harm here: SQLite has no locks on a WAL, and the database is not yet open when it is advised.
+    with contextlib.suppress(OSError, AttributeError):  # the file is missing; or this is macOS
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.posix_fadvise(descriptor, 0, 0, getattr(os, f"POSIX_FADV_{advice}"))
@@ -129,10 +138,14 @@ def _wal(path: Path) -> Path:
 
 
 def _check(path: Path) -> None:
-    """Refuse a damaged or a foreign file, and leave everything as it is, also beside it."""
+    """Raise sqlite3.DatabaseError if the file is damaged, foreign or newer than this version.
+
+    It changes no file and makes none beside the database, unless a crash has left work to do.
+    """
     journal, wal = path.with_name(path.name + "-journal"), _wal(path)
-    # A process that died while it made the file left a journal, which is rolled back by writing.
-    # What it had not yet moved out of the WAL is read from there. Else nothing beside it counts.
+    # A process that crashed while it made the file has left a journal, and SQLite must write to
+    # roll it back. A process that crashed later has left transactions in the WAL, and SQLite reads
+    # them there. If there is neither, "immutable" keeps SQLite from making files of its own.
     mode = "rw" if _has_content(journal) else "ro" if _has_content(wal) else "ro&immutable=1"
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
@@ -140,7 +153,7 @@ def _check(path: Path) -> None:
         if verdict != "ok":
             raise sqlite3.DatabaseError(f"it is damaged ({verdict.splitlines()[-1]})")
         (page_size,) = db.execute("PRAGMA page_size").fetchone()
-        # SQLite reads zeros where the last page is cut off, and finds nothing wrong with them.
+        # If the end of the last page is missing, SQLite reads zeros there, and quick_check passes.
         if path.stat().st_size % page_size and mode.endswith("immutable=1"):
             raise sqlite3.DatabaseError("it was cut short")
         (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -164,7 +177,7 @@ def _has_content(path: Path) -> bool:
 def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # fsync before COMMIT returns
-    # With FULL, the checkpoint is a second fsync; a larger WAL makes it rarer.
+    # A checkpoint costs further fsyncs. A WAL of 4,000 pages, instead of 1,000, makes it rarer.
     connection.execute("PRAGMA wal_autocheckpoint = 4000")
     connection.execute("PRAGMA cache_size = -16000")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -174,5 +187,5 @@ def _prepare(connection: sqlite3.Connection) -> None:
             f"BEGIN IMMEDIATE; {script}; PRAGMA application_id = {APPLICATION_ID}; "
             f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
-    # The lock says that no other process lives, so whoever held a lease is dead.
+    # This process has the lock, so every lease belongs to a process that has ended. Expire them.
     connection.execute("UPDATE tasks SET lease_expires_at = 0 WHERE status = 'running'")

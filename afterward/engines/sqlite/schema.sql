@@ -1,6 +1,6 @@
--- The embedded engine's tables. Times are seconds since the epoch.
+-- The tables of the SQLite engine. Times are seconds since the epoch.
 
--- The record: one row for each task that was ever accepted, until retention removes it.
+-- One row for each accepted task, until retention removes it.
 CREATE TABLE tasks (
     seq              INTEGER PRIMARY KEY,       -- the order of acceptance
     id               TEXT    NOT NULL UNIQUE,
@@ -8,16 +8,16 @@ CREATE TABLE tasks (
     arguments        TEXT    NOT NULL,
     request_id       TEXT,
     client           TEXT    NOT NULL DEFAULT '',
-    batch_id         TEXT,                      -- shared by those that were accepted together
+    batch_id         TEXT,                      -- the same for all tasks of a batch
     status           TEXT    NOT NULL,
     attempts         INTEGER NOT NULL DEFAULT 0,
-    max_attempts     INTEGER,                   -- NULL where time is the bound
-    gives_up_at      REAL,                      -- NULL where attempts are the bound
-    errors           INTEGER NOT NULL DEFAULT 0,  -- attempts that ended unexpectedly
-    crashes          INTEGER NOT NULL DEFAULT 0,  -- in a row
-    claims           INTEGER NOT NULL DEFAULT 0,
-    owner            TEXT,
-    lease_expires_at REAL,
+    max_attempts     INTEGER,                   -- NULL if retries are bounded by time
+    gives_up_at      REAL,                      -- NULL if retries are bounded by max_attempts
+    errors           INTEGER NOT NULL DEFAULT 0,  -- attempts that ended in an unexpected error
+    crashes          INTEGER NOT NULL DEFAULT 0,  -- crashed attempts in a row
+    claims           INTEGER NOT NULL DEFAULT 0,  -- the fencing token: grows with each claim
+    owner            TEXT,                      -- the worker that runs the task, NULL if none does
+    lease_expires_at REAL,                      -- the owner extends its lease before this time
     created_at       REAL    NOT NULL,
     updated_at       REAL    NOT NULL,
     due_at           REAL    NOT NULL,
@@ -26,29 +26,31 @@ CREATE TABLE tasks (
     progress         REAL,
     result           TEXT,
     error            TEXT,
-    -- Whether a waiting task was to wait when it was written. Any other one is due at any time, so
-    -- that no clock which is set back holds it up.
+    -- 1 if the due time was in the future when the row was written. Such a waiting task is due from
+    -- due_at on. Any other waiting task is due at once, even after the clock has been set back.
     timed            INTEGER GENERATED ALWAYS AS (due_at > updated_at) VIRTUAL
 ) STRICT;
 
--- What to run next, by kind: a claim names the kinds that it takes.
+-- The waiting tasks of each kind, in the order of their due times, for claims.
 CREATE INDEX tasks_due ON tasks (kind, timed, due_at, seq)
     WHERE status IN ('queued', 'retrying') AND crashes = 0;
--- Waiting tasks whose worker crashed: few, and run one at a time.
+-- Suspects: waiting tasks that have crashed. They are few, and a worker runs one at a time.
 CREATE INDEX tasks_suspect ON tasks (due_at, seq)
     WHERE status IN ('queued', 'retrying') AND crashes > 0;
--- Whose worker may have died.
+-- Running tasks by the end of their lease, to find crashed ones.
 CREATE INDEX tasks_held ON tasks (lease_expires_at) WHERE status = 'running';
--- What retention may remove.
+-- Finished tasks by age, for retention.
 CREATE INDEX tasks_finished ON tasks (finished_at) WHERE finished_at IS NOT NULL;
--- GET /tasks?status=. Running tasks are few, and found by their leases.
+-- For list_tasks(status=...). Running tasks are few, and have the index tasks_held.
 CREATE INDEX tasks_by_status ON tasks (status, id) WHERE status <> 'running';
--- GET /tasks, where there are API keys.
+-- For list_tasks(client=...), if the service tells its clients apart. Otherwise the client is ''.
 CREATE INDEX tasks_by_client ON tasks (client, id) WHERE client <> '';
--- GET /batches/{id}. Without the status: to look up each task costs less than to move it there.
+-- For count_batch. The status is not in the index: a look-up of each task costs less than an update
+-- of the index at each change of a status.
 CREATE INDEX tasks_by_batch ON tasks (batch_id) WHERE batch_id IS NOT NULL;
 
--- How many tasks stand where, kept by triggers: counting a million rows takes too long.
+-- The number of tasks in each status. Triggers keep it, because counting a million rows would take
+-- too long.
 CREATE TABLE counts (status TEXT PRIMARY KEY, tasks INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 INSERT INTO counts VALUES
     ('queued', 0), ('running', 0), ('retrying', 0), ('succeeded', 0), ('failed', 0), ('cancelled', 0);
@@ -64,7 +66,8 @@ CREATE TRIGGER count_update AFTER UPDATE OF status ON tasks WHEN old.status <> n
     WHERE status IN (new.status, old.status);
 END;
 
--- How the tasks ended that retention has removed from batches of which others are still there.
+-- The number of tasks in each status that retention has removed from a batch. The rows are kept
+-- until retention removes the last task of the batch, so count_batch still counts the removed tasks.
 CREATE TABLE removed (
     batch_id TEXT    NOT NULL,
     client   TEXT    NOT NULL,
@@ -78,7 +81,7 @@ CREATE TRIGGER remember_removed AFTER DELETE ON tasks WHEN old.batch_id IS NOT N
     ON CONFLICT DO UPDATE SET tasks = tasks + 1;
 END;
 
--- Documents that requests and tasks keep beside the tasks: uploads, saved data.
+-- JSON documents that requests and tasks store beside the tasks, such as uploads and saved data.
 CREATE TABLE records (
     collection TEXT NOT NULL,
     client     TEXT NOT NULL,
@@ -88,7 +91,7 @@ CREATE TABLE records (
     PRIMARY KEY (collection, client, id)
 ) STRICT, WITHOUT ROWID;
 
--- The answers to requests that carried an Idempotency-Key.
+-- The answers to requests with an Idempotency-Key, to be repeated if such a request is repeated.
 CREATE TABLE answers (
     key         TEXT PRIMARY KEY,
     fingerprint TEXT NOT NULL,

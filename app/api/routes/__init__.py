@@ -1,9 +1,9 @@
-"""The routes, one module for each group of them.
+"""The routes, one module for each group.
 
 notifications  POST /send-notification/{email}
-batches        many notifications in one request
-uploads        files: upload, list, download, delete
-tasks          look at tasks, cancel, retry, and follow them in an event stream
+batches        POST /send-notifications, the same mail to many recipients
+uploads        upload, list, download and delete files
+tasks          list, read, cancel and retry tasks, and follow them in an event stream
 tutorial       the routes of FastAPI's tutorials on background tasks
 health         /livez, /readyz and /metrics
 inbox          the pages of the embedded mail catcher

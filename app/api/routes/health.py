@@ -1,4 +1,4 @@
-"""The routes for operators: is the service alive, is it ready, how busy is it?"""
+"""Routes for operators: the home page, liveness, readiness and metrics."""
 
 from http import HTTPStatus
 
@@ -11,27 +11,27 @@ from app.api.pages import example, page
 from app.api.route import ServiceRoute, without_turn
 from app.api.schemas import Readiness
 
-router = APIRouter(tags=["operations"], route_class=ServiceRoute)
+router = APIRouter(tags=["health"], route_class=ServiceRoute)
 
 
 @router.get("/", response_class=HTMLResponse, responses=documented())
 @without_turn
 async def home(request: Request, settings: SettingsDep) -> HTMLResponse:
-    """A plain page with links to the others."""
+    """Return a page with links to the others."""
     return page(request, "home.html", catcher=settings.catcher, example=example(request))
 
 
 @router.get("/livez", response_class=PlainTextResponse)
 @without_turn
 async def livez() -> PlainTextResponse:
-    """The process is alive, and its event loop turns."""
+    """Answer 200, which shows that the process is alive and its event loop runs."""
     return PlainTextResponse("ok\n")
 
 
 @router.get("/readyz", responses={503: {"model": Readiness}})
 @without_turn
 async def readyz(response: Response, health: HealthDep) -> Readiness:
-    """Whether requests can be accepted. Without SMTP they can: mail waits in the queue."""
+    """Tell whether the service accepts requests. Without SMTP it does: mail waits in the queue."""
     passed = await health.check()
     checks = {
         "database": "ok" if passed.database else "failing",
@@ -46,7 +46,7 @@ async def readyz(response: Response, health: HealthDep) -> Readiness:
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=documented(503))
 async def read_metrics(queue: QueueDep, metrics: MetricsDep) -> Response:
-    """Prometheus' text format."""
+    """Return the metrics in the text format of Prometheus."""
     backlog = await queue.engine.backlog()
     return Response(
         metrics.exposition(backlog, queue.now()),

@@ -1,4 +1,4 @@
-"""POST /send-notification/{email}: a courtesy and a promise side by side."""
+"""POST /send-notification/{email}, which adds a promise and a courtesy in one request."""
 
 from typing import Annotated
 from urllib.parse import unquote
@@ -8,7 +8,7 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
 from afterward.fastapi import DurableTasks
-from app.api.dependencies import permit
+from app.api.dependencies import check_recipient
 from app.api.errors import documented
 from app.api.route import ServiceRoute
 from app.api.schemas import Address, LogText, Notification, Queued
@@ -19,10 +19,10 @@ router = APIRouter(tags=["notifications"], route_class=ServiceRoute)
 
 
 class RecipientConvertor(StringConvertor):
-    """Matches a part of a path that may be an address, also one with a slash in its local part.
+    """Matches a part of a path that may be an address, even if its local part contains a slash.
 
-    RFC 5322, 3.2.3, allows a slash there. A client sends it as %2F, which the server has decoded by
-    the time that the path is matched.
+    RFC 5322, 3.2.3, allows a slash there. A client sends it as %2F, but the server decodes the path
+    before the routes are matched.
     """
 
     regex = "[^/]+|[^@]+@[^@/]+"
@@ -34,7 +34,7 @@ register_url_convertor("recipient", RecipientConvertor())
 async def log_query(
     request: Request, background_tasks: BackgroundTasks, q: LogText | None = None
 ) -> None:
-    """Log the query, if there is one: a task added in a dependency joins those of the route."""
+    """Log the query, if there is one. The tasks of a dependency run together with the route's."""
     if q:
         background_tasks.add_task(write_log, request.state.log_file, f"found query: {q}")
 
@@ -58,21 +58,23 @@ async def send_notification(
     durable_tasks: DurableTasks,
     notification: Annotated[Notification | None, Body()] = None,
 ) -> Queued:
-    """Queue a mail to `email`. It is on disk before the 202, and sent after it."""
+    """Queue a mail to `email`. The task is on disk before the 202, and the mail is sent later."""
     _check_slashes(request)
-    permit(request, email)
+    check_recipient(request, email)
     mail = notification or Notification()
     background_tasks.add_task(write_log, request.state.log_file, f"message to {email}")
-    task = durable_tasks.add_task(send_email, to=email, subject=mail.subject, message=mail.message)
+    task = durable_tasks.add_task(
+        send_email, recipient=email, subject=mail.subject, message=mail.message
+    )
     return Queued.of(task, "Notification queued")
 
 
 def _check_slashes(request: Request) -> None:
-    """Raise HTTPException 404 where a slash in the address was not sent as %2F.
+    """Raise HTTPException 404 if the client sent a slash of the address as it is, not as %2F.
 
-    Such a path has more parts than the route. For example, the client that sends
-    /send-notification//ada@example.com means ada@example.com; but /ada@example.com is an address,
-    too.
+    Such a path has more parts than the route. For example, a client that sends
+    /send-notification//ada@example.com probably means ada@example.com. But /ada@example.com is a
+    valid address, too.
     """
     recipient = request.path_params["email"]
     if "/" in recipient:

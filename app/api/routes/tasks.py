@@ -1,4 +1,4 @@
-"""Tasks as a resource: what became of them, and what can still be done about it."""
+"""The routes under /tasks and /events: list, read, cancel, retry and follow tasks."""
 
 from collections.abc import AsyncGenerator, Iterable
 from functools import partial
@@ -14,7 +14,7 @@ from app.api.dependencies import ClientDep, EventStreamDep, QueueDep
 from app.api.errors import documented
 from app.api.event_stream import Change, Reader, event_id
 from app.api.route import ServiceRoute
-from app.api.schemas import Queued, Sought, TaskPage, TaskView
+from app.api.schemas import Queued, SearchText, TaskPage, TaskView
 from app.api.server_sent_events import (
     DOCUMENTED,
     FELL_BEHIND,
@@ -23,8 +23,8 @@ from app.api.server_sent_events import (
     RETRY,
     WAS_AWAY,
     EventStreamResponse,
-    gap,
-    told,
+    change_event,
+    gap_event,
 )
 
 router = APIRouter(tags=["tasks"], route_class=ServiceRoute)
@@ -33,7 +33,7 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 After = Annotated[
     str | None,
     Query(
-        description="The last id of the page before, also if retention has removed that task.",
+        description="The last id of the previous page. Retention may have removed that task.",
         pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
     ),
 ]
@@ -44,36 +44,36 @@ async def list_tasks(
     queue: QueueDep,
     client: ClientDep,
     status: Status | None = None,
-    kind: Annotated[Sought | None, Query(max_length=100)] = None,
+    kind: Annotated[SearchText | None, Query(max_length=100)] = None,
     limit: Limit = 50,
     after: After = None,
 ) -> TaskPage:
-    """Tasks, newest first."""
+    """List tasks, newest first."""
     tasks = await queue.engine.list_tasks(
         client=client, status=status, kind=kind, after=after, limit=limit + 1
     )
     return TaskPage(data=[TaskView.of(task) for task in tasks[:limit]], has_more=len(tasks) > limit)
 
 
-async def _existing(task_id: Sought, queue: QueueDep, client: ClientDep) -> Task:
+async def _existing_task(task_id: SearchText, queue: QueueDep, client: ClientDep) -> Task:
     task = await queue.engine.get(task_id)
     if task.client != client:
         raise TaskNotFound
     return task
 
 
-ExistingTask = Annotated[Task, Depends(_existing)]
+ExistingTask = Annotated[Task, Depends(_existing_task)]
 
 
 @router.get("/tasks/{task_id}", responses=documented(404, 422, 503))
 async def read_task(task: ExistingTask) -> TaskView:
-    """One task."""
+    """Read one task."""
     return TaskView.of(task)
 
 
 @router.post("/tasks/{task_id}/cancel", responses=documented(404, 409, 422, 503, 507))
 async def cancel_task(task: ExistingTask, queue: QueueDep) -> TaskView:
-    """Withdraw a task that waits for its first or its next attempt."""
+    """Cancel a task that waits for its first or its next attempt."""
     return TaskView.of(await queue.cancel(task.id))
 
 
@@ -81,7 +81,7 @@ async def cancel_task(task: ExistingTask, queue: QueueDep) -> TaskView:
     "/tasks/{task_id}/retry", status_code=202, responses=documented(404, 409, 422, 503, 507)
 )
 async def retry_task(task: ExistingTask, durable_tasks: DurableTasks) -> Queued:
-    """Queue a failed or cancelled task afresh, with all its attempts."""
+    """Queue a failed or cancelled task again. Its attempts are counted from zero."""
     durable_tasks.retry_task(task)
     return Queued.of(task, "Task queued again")
 
@@ -90,11 +90,13 @@ LastEventId = Annotated[
     str | None,
     Header(
         alias="Last-Event-ID",
-        description="The id of the last event that the client has read. An EventSource sends it "
-        "when it comes back.",
+        description="The id of the last event that the client has read. A browser's EventSource "
+        "sends it when it reconnects.",
     ),
 ]
-_ENDED = {204: {"description": "The client has read the `end` of this task: it need not return."}}
+_ENDED = {
+    204: {"description": "The client has read the `end` of this task, and need not reconnect."}
+}
 
 
 @router.get(
@@ -108,39 +110,43 @@ async def task_events(
     event_stream: EventStreamDep,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """Follow one task: first the task as it is, then each of its changes.
+    """Follow one task: the first event is the task as it is now, the next ones are its changes.
 
-    The last event is an `end` with the finished task. A client that has read it gets 204, after
-    which an EventSource does not come back.
+    The last event is an `end` with the finished task. A client that has read it already gets 204,
+    which tells an EventSource not to reconnect.
     """
     if task.status in FINISHED and last_event_id == event_id(task.updated_at, task.id):
         return Response(status_code=204)
     return EventStreamResponse(
-        event_stream.reader(task.client, task.id), partial(_tell_of_task, task.id, queue.engine)
+        event_stream.reader(task.client, task.id),
+        partial(_write_task_events, task.id, queue.engine),
     )
 
 
-async def _tell_of_task(
+async def _write_task_events(
     task_id: str, engine: Engine, reader: Reader
 ) -> AsyncGenerator[bytes, None]:
+    # 1. The task as it is now.
     last = Change.of(await engine.get(task_id))
-    yield RETRY + told(last, last=last.finished)
+    yield RETRY + change_event(last, last=last.finished)
+    # 2. Its changes, until it is finished or the reader ends. After QUIET_SECONDS without a change,
+    # `changes` is empty.
     while not last.finished and (changes := await anext(reader, None)) is not None:
         try:
-            news = _newer(changes, last) or await _untold(engine, last)
+            news = _newer(changes, last) or await _read_missed_change(engine, last)
         except TaskNotFound:
-            yield gap(REMOVED, last.id)
+            yield gap_event(REMOVED, last.id)
             return
-        yield b"".join(told(change, last=change.finished) for change in news) or HEARTBEAT
+        yield b"".join(change_event(change, last=change.finished) for change in news) or HEARTBEAT
         last = news[-1] if news else last
     if reader.fell_behind:
-        yield gap(FELL_BEHIND, last.id)
+        yield gap_event(FELL_BEHIND, last.id)
 
 
 def _newer(changes: Iterable[Change], last: Change) -> list[Change]:
-    """Choose the changes after `last`, up to the one that finishes the task.
+    """Return the changes after `last`, up to the one that finishes the task.
 
-    The first changes may be older, because the reader began before the record was read.
+    Some changes may be older than `last`, because the reader is opened before the task is read.
     """
     newer: list[Change] = []
     for change in changes:
@@ -151,15 +157,16 @@ def _newer(changes: Iterable[Change], last: Change) -> list[Change]:
     return newer
 
 
-async def _untold(engine: Engine, last: Change) -> list[Change]:
-    """Look whether the record has changed since, because a process may die before it tells.
+async def _read_missed_change(engine: Engine, last: Change) -> list[Change]:
+    """Read the task, and return it if it has changed without an event.
 
-    Raises TaskNotFound where retention has removed the task.
+    That happens if a process dies between the commit and the event. Raises TaskNotFound if
+    retention has removed the task.
     """
     try:
         change = Change.of(await engine.get(last.task_id))
     except QueueUnavailable:
-        return []  # the stream goes on, and looks again later
+        return []  # the stream goes on, and reads the task again later
     return [] if change.id == last.id else [change]
 
 
@@ -170,22 +177,22 @@ async def all_events(
     queue: QueueDep,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """Follow all tasks: each change from now on; with API keys, of the client's own tasks.
+    """Follow all tasks: each change from now on. With API keys, only the client's own tasks.
 
-    A `gap` says that changes are not told, because the client was away or reads too slowly.
+    A `gap` says that events are missing, because the client was disconnected or reads too slowly.
     """
-    came_back = last_event_id is not None
+    reconnected = last_event_id is not None
     return EventStreamResponse(
-        event_stream.reader(client), partial(_tell_of_all, event_id(queue.now()), came_back)
+        event_stream.reader(client), partial(_write_all_events, event_id(queue.now()), reconnected)
     )
 
 
-async def _tell_of_all(
-    last_id: str, came_back: bool, reader: Reader
+async def _write_all_events(
+    last_id: str, reconnected: bool, reader: Reader
 ) -> AsyncGenerator[bytes, None]:
-    yield RETRY + (gap(WAS_AWAY, last_id) if came_back else b"")
+    yield RETRY + (gap_event(WAS_AWAY, last_id) if reconnected else b"")
     async for changes in reader:
-        yield b"".join(map(told, changes)) or HEARTBEAT
+        yield b"".join(map(change_event, changes)) or HEARTBEAT
         last_id = changes[-1].id if changes else last_id
     if reader.fell_behind:
-        yield gap(FELL_BEHIND, last_id)
+        yield gap_event(FELL_BEHIND, last_id)

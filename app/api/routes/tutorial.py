@@ -1,4 +1,4 @@
-"""The patterns that tutorials show, live: each a courtesy or a promise, as it ought to be."""
+"""The examples of FastAPI tutorials on background tasks, each as a courtesy or as a promise."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -6,21 +6,21 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, BackgroundTasks, Path, Query, Request
 
 from afterward.fastapi import DurableTasks
-from app.api.dependencies import ClientDep, LogFileDep, QueueDep, permit
+from app.api.dependencies import ClientDep, LogFileDep, QueueDep, check_recipient
 from app.api.errors import documented
 from app.api.route import ServiceRoute
-from app.api.schemas import Accepted, Address, Document, Name, Queued, QueuedItem
+from app.api.schemas import Accepted, Address, JsonObject, Name, Queued, QueuedItem
 from app.tasks.courtesies import process_data, write_log
 from app.tasks.data import COLLECTION, save_data
 from app.tasks.mail import send_email
 
-router = APIRouter(tags=["patterns"], route_class=ServiceRoute)
+router = APIRouter(tags=["tutorial"], route_class=ServiceRoute)
 
 RouteT = TypeVar("RouteT", bound=Callable[..., Any])
 
 
 def post(path: str, *errors: int) -> Callable[[RouteT], RouteT]:
-    """A POST route with and without the trailing slash, and no redirect between the two."""
+    """Decorate a POST route: it exists with and without a trailing slash, without a redirect."""
 
     def add(route: RouteT) -> RouteT:
         router.post(path, status_code=202, responses=documented(*errors))(route)
@@ -35,33 +35,36 @@ def post(path: str, *errors: int) -> Callable[[RouteT], RouteT]:
 async def send_simple_email(
     email: Address, request: Request, durable_tasks: DurableTasks
 ) -> Queued:
-    """The simplest background task: a mail."""
-    permit(request, email)
+    """Queue a mail, the simplest background task."""
+    check_recipient(request, email)
     task = durable_tasks.add_task(
-        send_email, to=email, subject="Hello", message="This mail was sent in the background."
+        send_email,
+        recipient=email,
+        subject="Hello",
+        message="This mail was sent in the background.",
     )
     return Queued.of(task, "Email queued")
 
 
 @post("/save-data/", 409, 413, 415, 422, 503, 507)
 async def save_user_data(
-    user_id: Annotated[Name, Query()], data: Document, durable_tasks: DurableTasks
+    user_id: Annotated[Name, Query()], data: JsonObject, durable_tasks: DurableTasks
 ) -> Queued:
-    """Arguments go with the task: what is saved is the object that came in."""
+    """Queue a task with arguments: it saves the object that the client has sent."""
     task = durable_tasks.add_task(save_data, user_id=user_id, data=data)
     return Queued.of(task, "Data queued to be saved")
 
 
 @router.get("/save-data/{user_id}", responses=documented(404, 422, 503))
-async def read_user_data(user_id: Name, queue: QueueDep, client: ClientDep) -> Document:
-    """What was saved for this user last."""
+async def read_user_data(user_id: Name, queue: QueueDep, client: ClientDep) -> JsonObject:
+    """Return the object that was last saved for this user."""
     record = await queue.engine.read_record(COLLECTION, user_id, client=client)
     return record.body
 
 
 @post("/multiple-tasks/", 409, 413, 422, 503, 507)
 async def run_multiple_tasks(background_tasks: BackgroundTasks, log_file: LogFileDep) -> Accepted:
-    """Tasks of one request run one after the other; the second raises, and the third still runs."""
+    """Add three background tasks, which run in order. The second fails, the third still runs."""
     background_tasks.add_task(write_log, log_file, "first task")
     background_tasks.add_task(process_data, {"error": "the task between the two"})
     background_tasks.add_task(write_log, log_file, "second task")
@@ -69,8 +72,8 @@ async def run_multiple_tasks(background_tasks: BackgroundTasks, log_file: LogFil
 
 
 @post("/process/", 409, 413, 415, 422, 503, 507)
-async def process(data: Document, background_tasks: BackgroundTasks) -> Accepted:
-    """An error inside a task is logged; the client has its 202, and the service goes on."""
+async def process(data: JsonObject, background_tasks: BackgroundTasks) -> Accepted:
+    """Add a background task that may raise. The error is logged, and the client gets its 202."""
     background_tasks.add_task(process_data, data)
     return Accepted(message="Processing queued")
 
@@ -82,11 +85,11 @@ async def create_item(
     durable_tasks: DurableTasks,
     email: Address = "customer@example.com",
 ) -> QueuedItem:
-    """A confirmation by mail after something was created."""
-    permit(request, email)
+    """Create an item, and queue a mail that confirms it."""
+    check_recipient(request, email)
     task = durable_tasks.add_task(
         send_email,
-        to=email,
+        recipient=email,
         subject=f"Item {item_id} created",
         message=f"Your item {item_id} was created.",
     )
@@ -95,6 +98,6 @@ async def create_item(
 
 @post("/test-task/", 409, 413, 422, 503, 507)
 async def run_test_task(background_tasks: BackgroundTasks, log_file: LogFileDep) -> Accepted:
-    """How a background task is tested: TestClient waits for it; a real client does not."""
+    """Add a background task for a test. TestClient waits for it, but a real client does not."""
     background_tasks.add_task(write_log, log_file, "test task")
     return Accepted(message="Test task queued")

@@ -1,7 +1,7 @@
-"""POST /upload and what can be done with an upload afterwards."""
+"""POST /upload, and the routes under /uploads: list, read, download and delete."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -23,7 +23,7 @@ from app.api.downloads import RESPONSES, download, only_saved
 from app.api.errors import InvalidRequest, documented
 from app.api.json_body import check_coding
 from app.api.route import ServiceRoute
-from app.api.schemas import QueuedUpload, Sought, UploadPage, UploadSummary, UploadView
+from app.api.schemas import QueuedUpload, SearchText, UploadPage, UploadSummary, UploadView
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.uploads import COLLECTION, remove_upload, save_upload
 from app.uploads.multipart import (
@@ -38,11 +38,11 @@ from app.uploads.transfer_encoding import MalformedEncoding, UnknownEncoding
 
 SIGNED_SECONDS = 300.0
 GIVEN_UP = (
-    "The service gave up this upload, because its process was silent for too long. Try again."
+    "The service gave up this upload, because its heartbeat had stopped for too long. Try again."
 )
 
-# The errors of a form that cannot be taken; see _answer_to.
-_REFUSALS = (NotMultipart, UnknownEncoding, MalformedMultipart, MalformedEncoding, InvalidForm)
+# Errors of an invalid form; _answer_to has their status.
+_FORM_ERRORS = (NotMultipart, UnknownEncoding, MalformedMultipart, MalformedEncoding, InvalidForm)
 
 router = APIRouter(tags=["uploads"], route_class=ServiceRoute)
 
@@ -66,7 +66,11 @@ _ANY_TYPE = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"
 
 
 class Arrival:
-    """The file of this request, in the store and in the database."""
+    """The file of a request while it arrives.
+
+    Before the file is stored, a record in the database announces it. A crash then leaves a record,
+    by which the clean-up finds the file and removes it.
+    """
 
     def __init__(self, store: Store, pending_uploads: PendingUploads, limit: int) -> None:
         self._store = store
@@ -74,14 +78,15 @@ class Arrival:
         self._limit = limit
         self._flight = AsyncExitStack()
         self.pending: Record | None = None
-        """The upload's record until it is committed, once that record is on disk."""
+        """The record that announces the upload, once it is on disk. The commit removes it."""
 
     async def receive(self, request: Request, upload_id: str) -> UploadSummary:
-        """Stream the request's one file into the store; it is durable when this returns."""
+        """Stream the file of the request into the store. It is on disk when this returns."""
         check_coding(request)
         headers = request.headers
         part, chunks = await file_part(headers.get("content-type", ""), request.stream())
-        announced = int(headers.get("content-length", "0")[-20:])  # it may begin with many zeros
+        # The length may begin with many zeros, and Python refuses to parse very long numbers.
+        announced = int(headers.get("content-length", "0")[-20:])
         if announced > self._limit + OVERHEAD_BYTES and not part.is_encoded:
             raise UploadTooLarge
         begun = self._pending_uploads.begin(upload_id)
@@ -98,10 +103,11 @@ class Arrival:
         )
 
     async def undo(self, engine: Engine) -> None:
-        """Remove the file, and then the record that says that there may be one.
+        """Remove the file, and then the record that announces it.
 
-        To be called if the commit has certainly failed; and the database is asked once more. If it
-        refuses, or the store does, the record is left, and the clean-up removes the file later.
+        Call this only if the commit has certainly failed. The database is asked once more whether
+        it has the upload. If the database or the store fails, the record stays, and the clean-up
+        removes the file later.
         """
         if self.pending is None:
             return
@@ -110,8 +116,8 @@ class Arrival:
                 await self._store.delete(self.pending.id)
                 await engine.delete_record(self.pending)
 
-    async def end(self) -> None:
-        """Let the clean-up decide what becomes of an upload that was not committed."""
+    async def aclose(self) -> None:
+        """Stop the heartbeat. From then on, the clean-up may remove an upload without a commit."""
         await self._flight.aclose()
 
 
@@ -130,22 +136,22 @@ async def _arrival(
     queue: QueueDep,
     durable_tasks: DurableTasks,
 ) -> AsyncIterator[Arrival]:
-    arrival = Arrival(uploads, pending_uploads, settings.max_upload_bytes)
-    try:
-        yield arrival
-    except _REFUSALS as error:
-        await arrival.undo(queue.engine)
-        raise _answer_to(error) from error
-    except RecordNotFound as error:
-        await arrival.undo(queue.engine)
-        raise HTTPException(503, GIVEN_UP) from error
-    except BaseException:
-        # The file of an upload that may be committed stays: only the database knows.
-        if not durable_tasks.may_be_written:
-            await arrival.undo(queue.engine)
-        raise
-    finally:
-        await arrival.end()
+    """Make the arrival of an upload. Its file is removed again unless the upload is committed.
+
+    Nothing is committed after an error, nor for a repeated request, which gets the first response
+    again. If the outcome of the commit is unknown, the file stays, and the clean-up decides later
+    by the record in the database.
+    """
+    async with aclosing(Arrival(uploads, pending_uploads, settings.max_upload_bytes)) as arrival:
+        try:
+            yield arrival
+        except _FORM_ERRORS as error:
+            raise _answer_to(error) from error
+        except RecordNotFound as error:
+            raise HTTPException(503, GIVEN_UP) from error
+        finally:
+            if not durable_tasks.may_be_written:
+                await arrival.undo(queue.engine)
 
 
 def _answer_to(error: Exception) -> Exception:
@@ -171,7 +177,7 @@ ArrivalDep = Annotated[Arrival, Depends(_arrival, scope="function")]
 async def upload(
     request: Request, arrival: ArrivalDep, queue: QueueDep, durable_tasks: DurableTasks
 ) -> QueuedUpload:
-    """Take a file of any size up to the limit. Its bytes are safe on disk before the 202."""
+    """Store a file, and queue the task that publishes it. The bytes are on disk before the 202."""
     summary = await arrival.receive(request, new_id(queue.now()))
     assert arrival.pending is not None
     facts = summary.model_dump(exclude={"id"})
@@ -187,9 +193,9 @@ async def list_uploads(
     queue: QueueDep,
     client: ClientDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
-    after: Annotated[Sought | None, Query(max_length=64)] = None,
+    after: Annotated[SearchText | None, Query(max_length=64)] = None,
 ) -> UploadPage:
-    """Uploads, newest first; `after` is the last id of the page before."""
+    """List uploads, newest first. `after` is the last id of the previous page."""
     records = await queue.engine.list_records(
         COLLECTION, client=client, after=after, limit=limit + 1
     )
@@ -197,19 +203,19 @@ async def list_uploads(
     return UploadPage(data=data, has_more=len(records) > limit)
 
 
-async def _existing(upload_id: Sought, queue: QueueDep, client: ClientDep) -> Record:
+async def _existing_upload(upload_id: SearchText, queue: QueueDep, client: ClientDep) -> Record:
     try:
         return await queue.engine.read_record(COLLECTION, upload_id, client=client)
     except RecordNotFound:
         raise HTTPException(404, "There is no such upload.") from None
 
 
-ExistingUpload = Annotated[Record, Depends(_existing)]
+ExistingUpload = Annotated[Record, Depends(_existing_upload)]
 
 
 @router.get("/uploads/{upload_id}", responses=documented(404, 422, 503))
 async def read_upload(upload: ExistingUpload) -> UploadView:
-    """What is known of an upload."""
+    """Read the metadata of an upload."""
     return UploadView.of(upload)
 
 
@@ -222,16 +228,16 @@ async def read_upload(upload: ExistingUpload) -> UploadView:
 async def read_content(
     request: Request, upload: ExistingUpload, uploads: UploadsDep, *, signed: bool = False
 ) -> Response:
-    """The bytes, as an attachment: a browser saves them, and runs nothing that is in them.
+    """Download the bytes as an attachment: a browser saves them, and runs no script in them.
 
-    `signed` asks for a redirect to where they can be fetched without this service, for five
-    minutes. A store that has no such address answers with the bytes.
+    `signed` asks for a redirect to a signed URL of the store, which works for five minutes without
+    this service. A store without signed URLs sends the bytes.
     """
     view = UploadView.of(upload)
     if view.status != "published":
-        raise HTTPException(409, "The upload is not published yet: see its task.")
+        raise HTTPException(409, "The upload is not published yet. See the status of its task.")
     if None in view.model_dump().values():
-        raise HTTPException(409, "The record of this upload is damaged: see its null fields.")
+        raise HTTPException(409, "The metadata of this upload is damaged. See its null fields.")
     if signed and (address := await uploads.signed_address(upload.id, SIGNED_SECONDS)):
         return RedirectResponse(address)
     return await download(request, uploads, upload)
@@ -243,7 +249,7 @@ async def read_content(
     responses={200: {"content": {"image/png": {}}}, **documented(404, 422, 503)},
 )
 async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Response:
-    """A small picture of a picture."""
+    """Return a thumbnail, if the upload is a picture."""
     return Response(
         await uploads.thumbnail(upload.id),
         media_type="image/png",

@@ -1,0 +1,354 @@
+"""The SQL statements of the SQLite engine. Each function runs in the transaction of its caller."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import cache
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+from afterward.engines.sqlite.group_commit import Row, in_chunks
+from afterward.errors import KeyTaken, RecordNotFound, TaskNotFound
+from afterward.retry import MAX_CRASHES, WORKER_DIED
+from afterward.task import (
+    ANSWERS_LIVE_SECONDS,
+    FINISHED,
+    WAITING,
+    Answer,
+    Outcome,
+    Record,
+    Status,
+    Task,
+    Writes,
+    to_json,
+)
+
+_TASK_FIELDS = tuple(field.name for field in fields(Task))
+TASK_COLUMNS = ", ".join(_TASK_FIELDS)
+RECORD_COLUMNS = "collection, client, id, body, created_at"
+# The columns of a new task. The others have their default values.
+_NEW_COLUMNS = (
+    "id",
+    "kind",
+    "arguments",
+    "request_id",
+    "client",
+    "status",
+    "max_attempts",
+    "gives_up_at",
+    "created_at",
+    "updated_at",
+    "due_at",
+)
+_STATUSES = {status.value: status for status in Status}
+
+
+def status_list(statuses: Iterable[Status]) -> str:
+    """Return statuses as SQL: `('queued', 'retrying')`."""
+    return "(" + ", ".join(f"'{status}'" for status in statuses) + ")"
+
+
+_WAITS = f"status IN {status_list(WAITING)} AND crashes = 0"
+
+# Many statements below name their index (INDEXED BY), because SQLite has no statistics about these
+# tables and could choose a worse index.
+
+# The kinds of the waiting tasks, found by a loose index scan: look up the first kind in the index,
+# then the first kind after it, and so on. If 100,000 `make_thumbnail` and 3 `send_email` tasks
+# wait, this takes 3 look-ups; the third one finds no further kind.
+_WAITING_KINDS = f"""
+    kinds (kind) AS (
+        SELECT (SELECT min(kind) FROM tasks INDEXED BY tasks_due WHERE {_WAITS})
+        UNION ALL
+        SELECT (SELECT min(tasks.kind) FROM tasks INDEXED BY tasks_due
+                WHERE {_WAITS} AND tasks.kind > kinds.kind)
+        FROM kinds WHERE kinds.kind IS NOT NULL
+    )
+"""
+
+# The earliest due time of all waiting tasks. Within a kind, the index tasks_due is sorted by
+# (timed, due_at). So there are two candidates for each kind: the first entry with timed = 0, and
+# the first entry with timed = 1. Suspects have an index of their own, and give one more candidate.
+OLDEST = f"""
+    WITH RECURSIVE {_WAITING_KINDS}
+    SELECT min(due_at) FROM (
+        SELECT (SELECT min(due_at) FROM tasks INDEXED BY tasks_due
+                WHERE {_WAITS} AND tasks.kind = kinds.kind AND timed = ranges.timed) AS due_at
+        FROM kinds, (SELECT 0 AS timed UNION ALL SELECT 1) AS ranges
+        UNION ALL
+        SELECT min(due_at) FROM tasks INDEXED BY tasks_suspect
+        WHERE status IN {status_list(WAITING)} AND crashes > 0
+    )
+"""
+
+# Make retries due that have a due time after :latest. For example, at 12:00:00 a retry is planned
+# for 12:00:30, and then the clock is set back to 11:00:00: the retry would wait for more than an
+# hour. Queued tasks keep their due time, because it was chosen on purpose.
+PULL_FORWARD = f"""
+    WITH RECURSIVE {_WAITING_KINDS}
+    UPDATE tasks SET due_at = :now WHERE seq IN (
+        SELECT seq FROM kinds CROSS JOIN tasks INDEXED BY tasks_due
+        WHERE {_WAITS} AND status = 'retrying' AND tasks.kind = kinds.kind AND timed = 1
+        AND due_at > :latest
+    )
+"""
+
+
+# Claims
+
+
+@cache
+def claim(kinds: int) -> str:
+    """Return the statement that claims due tasks of :kind_0, :kind_1 and so on.
+
+    A waiting task is `timed` if its due time was in the future when it was written. Any other
+    waiting task is due at once, whatever the clock says now. So the due tasks of each kind are two
+    ranges of the index tasks_due (kind, timed, due_at, seq), and each range is sorted already:
+
+        kind = 'send_email' AND timed = 0                       for example, new tasks
+        kind = 'send_email' AND timed = 1 AND due_at <= :now    for example, retries
+
+    SQLite merges the ranges in the order of due times and stops at the limit. With 3 slots, and
+    mails due at 10, 12 and 14 s and thumbnails due at 11 and 13 s, the tasks of 10, 11 and 12 s are
+    claimed, and a million waiting tasks of another kind cost no further step.
+    """
+    ranges = "UNION ALL".join(
+        f"""
+        SELECT due_at, seq FROM tasks INDEXED BY tasks_due
+        WHERE {_WAITS} AND kind = :kind_{n} AND {when}
+        """
+        for n in range(kinds)
+        for when in ("timed = 0", "timed = 1 AND due_at <= :now")
+    )
+    names = ", ".join(f":kind_{n}" for n in range(kinds))
+    return f"""
+        UPDATE tasks
+        SET status = 'running', attempts = attempts + 1, claims = claims + 1,
+            owner = :owner, lease_expires_at = :now + :lease,
+            started_at = coalesce(started_at, :now), updated_at = :now
+        WHERE seq IN (
+            -- 1. The oldest suspect, if the worker takes one: :suspect is 1 or 0.
+            SELECT * FROM (
+                SELECT seq FROM tasks INDEXED BY tasks_suspect
+                WHERE status IN {status_list(WAITING)} AND crashes > 0 AND kind IN ({names})
+                AND (timed = 0 OR due_at <= :now)
+                ORDER BY due_at, seq LIMIT :suspect
+            ) UNION ALL SELECT * FROM (
+                -- 2. The oldest of the other due tasks.
+                SELECT seq FROM ({ranges} ORDER BY due_at, seq LIMIT :limit)
+            ) LIMIT :limit  -- 3. With 3 slots: a suspect and two others, or three others.
+        )
+        RETURNING {TASK_COLUMNS}
+        """
+
+
+def requeue_expired(connection: sqlite3.Connection, owner: str, now: float) -> list[Task]:
+    """Re-queue running tasks of other owners whose leases have expired, and return these tasks.
+
+    A task fails instead if it has crashed MAX_CRASHES times in a row, or if this was its last
+    attempt.
+    """
+    rows = connection.execute(
+        f"""
+        UPDATE tasks INDEXED BY tasks_held
+        SET crashes = crashes + 1, owner = NULL, lease_expires_at = NULL, error = :crash,
+            updated_at = :now, due_at = :now,
+            status = iif(crashes + 1 >= :most OR attempts >= max_attempts, 'failed', 'retrying'),
+            finished_at = iif(crashes + 1 >= :most OR attempts >= max_attempts, :now, NULL)
+        WHERE status = 'running' AND lease_expires_at <= :now AND owner <> :owner
+        RETURNING {TASK_COLUMNS}
+        """,
+        {"now": now, "most": MAX_CRASHES, "owner": owner, "crash": WORKER_DIED},
+    ).fetchall()
+    return [to_task(row) for row in rows]
+
+
+# Insertions and settlements: bulk operations, which GroupCommit merges
+
+
+def insert_tasks(
+    connection: sqlite3.Connection, tasks: Sequence[Task], batch_id: str | None = None
+) -> list[None]:
+    """Insert tasks. `batch_id` is the batch of all of them."""
+    for chunk in in_chunks(tasks):
+        values = chain.from_iterable(map(_new_values, chunk))
+        connection.execute(_insertion(len(chunk)), (batch_id, *values))
+    return [None] * len(tasks)
+
+
+@cache
+def _insertion(tasks: int) -> str:
+    row = f"(?1{', ?' * len(_NEW_COLUMNS)})"  # parameter 1 is the batch, the same for every row
+    return (
+        f"INSERT INTO tasks (batch_id, {', '.join(_NEW_COLUMNS)}) VALUES {', '.join([row] * tasks)}"
+    )
+
+
+_new_values: Callable[[Task], Row] = attrgetter(*_NEW_COLUMNS)
+
+
+def settle(
+    connection: sqlite3.Connection, settlements: Sequence[tuple[Task, Outcome, float]]
+) -> list[Task | None]:
+    """Write how attempts ended. Each settlement is a claimed task, its outcome and the time.
+
+    Returns each task after the change, or None if the worker had lost its claim.
+    """
+    settled: dict[tuple[str, int], Task] = {}
+    for chunk in in_chunks(settlements):
+        values = chain.from_iterable(map(_settlement_values, chunk))
+        rows = connection.execute(_settlement(len(chunk)), tuple(values)).fetchall()
+        settled |= {(task.id, task.claims): task for task in map(to_task, rows)}
+    return [settled.get((task.id, task.claims)) for task, _, _ in settlements]
+
+
+@cache
+def _settlement(settlements: int) -> str:
+    row = f"({', '.join('?' * 10)})"
+    columns = ", ".join(f"tasks.{column}" for column in _TASK_FIELDS)
+    return f"""
+        WITH ended (id, claims, status, now, due_at, finished_at, result, error, counts, unexpected)
+        -- One row for each attempt. For example, the second claim succeeded at 1700000000 s:
+        -- ('0197-4f2c', 2, 'succeeded', 1700000000, NULL, 1700000000, '"done"', NULL, 1, 0)
+        AS (VALUES {", ".join([row] * settlements)})
+        UPDATE tasks
+        SET status = ended.status, updated_at = ended.now, finished_at = ended.finished_at,
+            due_at = coalesce(ended.due_at, tasks.due_at), result = ended.result,
+            -- An attempt that does not count was given back: it is as if it had not begun.
+            error = ended.error, attempts = attempts - NOT ended.counts,
+            errors = errors + ended.unexpected, crashes = iif(ended.counts, 0, crashes),
+            owner = NULL, lease_expires_at = NULL
+        FROM ended
+        -- The number of claims is the fencing token: it differs if the task was re-queued and
+        -- claimed by another worker in the meantime.
+        WHERE tasks.id = ended.id AND tasks.status = 'running' AND tasks.claims = ended.claims
+        RETURNING {columns}
+        """
+
+
+def _settlement_values(settlement: tuple[Task, Outcome, float]) -> Row:
+    task, outcome, now = settlement
+    return (
+        task.id,
+        task.claims,
+        outcome.status,
+        now,
+        outcome.due_at,
+        now if outcome.status in FINISHED else None,
+        outcome.result,
+        outcome.error,
+        outcome.counts,
+        outcome.unexpected,
+    )
+
+
+# Units of work
+
+
+def put(connection: sqlite3.Connection, writes: Writes) -> None:
+    """Write a unit of work.
+
+    Raises KeyTaken, and RecordNotFound if a record that is to be removed does not exist.
+    """
+    for record in writes.removed:
+        found = connection.execute(
+            "SELECT 1 FROM records WHERE collection = ? AND client = ? AND id = ?",
+            (record.collection, record.client, record.id),
+        )
+        if found.fetchone() is None:
+            raise RecordNotFound
+    write(connection, writes)
+
+
+def write(connection: sqlite3.Connection, writes: Writes) -> None:
+    """Write a unit of work, even if a record that is to be removed does not exist.
+
+    Raises KeyTaken.
+    """
+    if writes.answer is not None:
+        _insert_answer(connection, writes.answer)
+    if writes.tasks:
+        insert_tasks(connection, writes.tasks, writes.batch_id)
+    for record in writes.removed:
+        delete_record(connection, record)
+    for record in writes.records:
+        connection.execute(
+            """
+            INSERT INTO records (collection, client, id, body, created_at) VALUES (?, ?, ?, ?, ?)
+            ON CONFLICT (collection, client, id) DO UPDATE SET body = excluded.body
+            """,
+            (record.collection, record.client, record.id, to_json(record.body), record.created_at),
+        )
+
+
+def delete_record(connection: sqlite3.Connection, record: Record) -> bool:
+    """Remove a record. Returns False if it does not exist."""
+    deleted = connection.execute(
+        "DELETE FROM records WHERE collection = ? AND client = ? AND id = ?",
+        (record.collection, record.client, record.id),
+    )
+    return deleted.rowcount == 1
+
+
+def _insert_answer(connection: sqlite3.Connection, answer: Answer) -> None:
+    """Store the answer to an idempotent request. Raises KeyTaken if its key is in use."""
+    # A key is free again after 24 hours, even if retention has not removed its answer yet.
+    expired = answer.created_at - ANSWERS_LIVE_SECONDS
+    connection.execute(
+        "DELETE FROM answers WHERE key = ? AND created_at < ?", (answer.key, expired)
+    )
+    inserted = connection.execute(
+        """
+        INSERT INTO answers (key, fingerprint, body, location, created_at)
+        VALUES (:key, :fingerprint, :body, :location, :created_at)
+        ON CONFLICT (key) DO NOTHING
+        """,
+        asdict(answer),
+    )
+    if inserted.rowcount == 0:
+        row = connection.execute(
+            "SELECT key, fingerprint, body, location, created_at FROM answers WHERE key = ?",
+            (answer.key,),
+        ).fetchone()
+        raise KeyTaken(Answer(*row))
+
+
+# Single tasks, and rows
+
+
+def update_task(
+    connection: sqlite3.Connection, update: str, values: Mapping[str, Any] | Row
+) -> Task | None:
+    """Run an UPDATE of at most one task. Returns the task after it, or None if no row matched."""
+    return _first_task(connection.execute(f"{update} RETURNING {TASK_COLUMNS}", values))
+
+
+def read_task(connection: sqlite3.Connection, task_id: str) -> Task:
+    """Return a task. Raises TaskNotFound."""
+    task = _first_task(
+        connection.execute(f"SELECT {TASK_COLUMNS} FROM tasks WHERE id = ?", (task_id,))
+    )
+    if task is None:
+        raise TaskNotFound
+    return task
+
+
+def _first_task(rows: Iterable[Row]) -> Task | None:
+    for row in rows:
+        return to_task(row)
+    return None
+
+
+def to_task(row: Row) -> Task:
+    """Make a Task from the columns of TASK_COLUMNS."""
+    values = dict(zip(_TASK_FIELDS, row, strict=True))
+    values["status"] = _STATUSES[values["status"]]
+    return Task(**values)
+
+
+def to_record(row: Row) -> Record:
+    """Make a Record from the columns of RECORD_COLUMNS."""
+    collection, client, record_id, body, created_at = row
+    return Record(collection, client, record_id, json.loads(body), created_at)

@@ -1,0 +1,173 @@
+"""Access: API keys, rate limits, and protection from web pages of other sites."""
+
+import re
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+from ipaddress import IPv6Address, IPv6Network, ip_address
+
+import structlog
+from starlette.responses import Response
+from starlette.types import Scope
+
+from app.api.errors import problem
+from app.api.paths import route_path
+from app.api.routes import documentation
+from app.hardening.api_keys import ApiKeys
+from app.hardening.rate_limit import RateLimit
+
+# Paths without access control: the health checks and the documentation.
+PUBLIC = frozenset(("/livez", "/readyz", *documentation.PATHS))
+
+NO_KEY = "Send an API key: Authorization: Bearer KEY, or X-API-Key: KEY."
+WRONG_KEY = "The API key is not valid."
+CROSS_SITE = (
+    "This service has no API keys, so it refuses requests from web pages of other sites and "
+    "requests to a public host name."
+)
+TOO_MANY_REQUESTS = "Too many requests. Retry-After says how many seconds to wait."
+
+# A response to a request with a key must not reach another client from a shared cache. Caches
+# follow this rule for Authorization (RFC 9111, 3.5), but they do not know X-API-Key.
+_PRIVATE_RESPONSE = [(b"cache-control", b"private"), (b"vary", b"Authorization, X-API-Key")]
+
+# Top-level domains that nobody can register (RFC 6761, RFC 6762, and ICANN for `internal`).
+_PRIVATE_DOMAINS = ("localhost", "local", "internal", "test")
+_BEARER = re.compile(rb"bearer +([!-~]+) *", re.IGNORECASE)
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+log = structlog.get_logger(__name__)
+
+
+class AccessCheck:
+    """A check for RequestChecks: each request needs an API key, and must be within the rate limit.
+
+    It stores the owner of the key, the client, in the state of the request.
+
+    Without keys, everyone who reaches the port may use the service, except web pages of other
+    sites. Such a page could otherwise use it through the browser of a visitor in this network.
+    Pages of `origins` are allowed.
+    """
+
+    def __init__(
+        self,
+        keys: ApiKeys | None,
+        rate_limit: RateLimit | None,
+        origins: Collection[str] = (),
+    ) -> None:
+        self._keys = keys
+        self._rate_limit = rate_limit
+        self._origins = frozenset(origin.encode() for origin in origins)
+
+    def __call__(self, scope: Scope) -> Response | None:
+        """Check one request. Returns the response if the request is refused, or else None."""
+        state = scope["state"]
+        if self._keys is not None:
+            # Requests of one connection share a logging context, so remove the previous client.
+            structlog.contextvars.unbind_contextvars("client")
+        if route_path(scope) in PUBLIC:
+            return None
+        if self._keys is not None:
+            state["response_headers"] += _PRIVATE_RESPONSE
+        try:
+            state["client"] = client = self._authenticate(scope["headers"])
+            if self._rate_limit is not None:
+                # Without keys, each network counts as one client.
+                quota = self._rate_limit.count_request(client or _network(_address(scope)))
+                state["response_headers"] += quota.headers
+                if not quota.allowed:
+                    raise Refused(429, TOO_MANY_REQUESTS, {"Retry-After": str(quota.seconds)})
+        except Refused as refused:
+            status, detail, headers = refused.args
+            log.info("refused", status=status, path=scope["path"], address=_address(scope))
+            return problem(scope["path"], status, detail, headers=headers)
+        return None
+
+    def _authenticate(self, headers: Headers) -> str:
+        """Return the client that sent a request; "" where the service has no keys. Raises Refused.
+
+        A request with several keys is refused like one with a wrong key.
+        """
+        if self._keys is None:
+            if _is_cross_site(headers, self._origins):
+                raise Refused(403, CROSS_SITE, {})
+            return ""
+        sent = _keys_in(headers)
+        if not sent:
+            raise Refused(401, NO_KEY, {"WWW-Authenticate": "Bearer"})
+        client = self._keys.client_of(sent[0]) if len(sent) == 1 else None
+        if client is None:
+            raise Refused(401, WRONG_KEY, {"WWW-Authenticate": 'Bearer error="invalid_token"'})
+        structlog.contextvars.bind_contextvars(client=client)
+        return client
+
+
+class Refused(Exception):
+    """A refused request: the status, the detail, and the headers of its response."""
+
+
+def _keys_in(headers: Headers) -> list[bytes]:
+    """Return the API keys in the headers of a request. A malformed Authorization gives b""."""
+    keys = []
+    for name, value in headers:
+        if name == b"x-api-key":
+            keys.append(value)
+        elif name == b"authorization":
+            match = _BEARER.fullmatch(value)
+            keys.append(match[1] if match else b"")
+    return keys
+
+
+def _is_cross_site(headers: Headers, allowed_origins: Collection[bytes]) -> bool:
+    """Whether a web page of another site sent this request, and its origin is not allowed."""
+    found = dict(headers)
+    origin = found.get(b"origin")
+    return _names_another_site(
+        found.get(b"host", b""), None if origin in allowed_origins else origin
+    )
+
+
+@lru_cache(maxsize=256)  # most requests name the same host
+def _names_another_site(host: bytes, origin: bytes | None) -> bool:
+    """Whether these headers, Host and Origin, come from a web page of another site.
+
+    There are two ways to notice it:
+
+    1. The browser sends the page's site as Origin, and this differs from the Host. For example,
+       `https://evil.example` sends a request to `127.0.0.1:8000`.
+    2. The Host is a public domain. In a DNS rebinding attack, the attacker lets `evil.example`
+       resolve to 127.0.0.1, so that the page and the service seem to be the same site. IP
+       addresses, names without a dot and private domains cannot be used for that.
+    """
+    here = host.decode("latin-1").lower()
+    if origin is not None and origin.decode("latin-1").lower().rpartition("/")[2] != here:
+        return True
+    name = here.rpartition(":")[0] if re.search(r":\d*$", here) else here
+    if "." not in name or name.rstrip(".").rpartition(".")[2] in _PRIVATE_DOMAINS:
+        return False
+    try:
+        ip_address(name.strip("[]"))
+    except ValueError:
+        return True
+    return False
+
+
+@lru_cache(maxsize=1024)
+def _network(address: str) -> str:
+    """Return the network that counts as one client: an IPv4 address, or a /64 network of IPv6.
+
+    A single IPv6 client usually has a whole /64 network, and could take a new address for each
+    request.
+    """
+    try:
+        parsed = ip_address(address)
+    except ValueError:  # the client of a Unix socket has no address
+        return address
+    # A socket for IPv4 and IPv6 shows the IPv4 address 192.0.2.1 as ::ffff:192.0.2.1.
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is None:
+        return str(IPv6Network((int(parsed), 64), strict=False))
+    return address
+
+
+def _address(scope: Scope) -> str:
+    return scope["client"][0] if scope.get("client") else ""
