@@ -36,6 +36,7 @@ from afterward.errors import (
     QueueError,
     QueueUnavailable,
     ServiceUnavailable,
+    TaskNotFound,
     TemporaryError,
 )
 from afterward.events import Event, EventType
@@ -61,6 +62,7 @@ __all__ = [
     "Status",
     "Task",
     "TaskKind",
+    "TaskNotFound",
     "TemporaryError",
     "UnitOfWork",
 ]

@@ -43,6 +43,15 @@ class Engine(Protocol):
         """
 
     @abstractmethod
+    async def put_through(self, connection: object, task: Task) -> None:
+        """Write a task through the caller's own connection, as a part of its transaction.
+
+        The task exists once the caller commits, and only then. Raises TypeError for a connection of
+        another kind, RuntimeError for a connection in no transaction or a database that does not
+        have this, and the errors of the database as the caller's connection raises them.
+        """
+
+    @abstractmethod
     async def get(self, task_id: str) -> Task:
         """Return a task. Raises TaskNotFound."""
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Generic, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from afterward.backlog_limit import BacklogLimit
 from afterward.engine import Engine
@@ -11,8 +11,9 @@ from afterward.events import Events, EventType
 from afterward.registry import Registry
 from afterward.retry import RetryPolicy
 from afterward.task import Task, Writes
-from afterward.unit_of_work import UnitOfWork
+from afterward.unit_of_work import Context, UnitOfWork
 
+P = ParamSpec("P")
 ToolsT = TypeVar("ToolsT")
 
 
@@ -94,6 +95,50 @@ class Queue(Generic[ToolsT]):
                 self._backlog_limit.release(len(writes.tasks))
             for task in writes.tasks:
                 self.events.emit(EventType.QUEUED, task)
+
+    async def add_task_in(
+        self,
+        connection: object,
+        function: Callable[Concatenate[Context[ToolsT], P], Coroutine[Any, Any, Any]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Task:
+        """Add a task in the caller's own transaction, so that it exists exactly if the rows do.
+
+            async with session.begin():
+                session.add(order)
+                await queue.add_task_in(session, send_email, recipient=order.email)
+
+        `connection` leads to the queue's own PostgreSQL database: a connection of asyncpg, or an
+        AsyncConnection or AsyncSession of SQLAlchemy on asyncpg. It is in a transaction, of any
+        isolation level, or within a savepoint of one. The statement that inserts the task runs on
+        that connection at once. PostgreSQL wakes the workers when the caller commits; after a
+        rollback there is no task. Nothing here commits, rolls back, or changes a setting of the
+        connection. Its role needs USAGE on the schema `afterward`, and INSERT on `afterward.tasks`
+        and `afterward.counts`. The statement notifies the workers, and PostgreSQL does not let a
+        transaction with a NOTIFY be prepared for a two-phase commit.
+
+        Returns the task as it will be queued. The task has no request id and belongs to no client.
+        The event QUEUED is never emitted for it, because only the caller knows when it commits. So
+        no log line and no metric tells that it was queued; the count of the backlog includes it,
+        and the events of its attempts are emitted as usual.
+
+        Raises TypeError and ValueError as UnitOfWork.add_task does, and BacklogFull or
+        QueueUnavailable because the limit on the backlog applies. In these cases nothing was sent
+        through the connection, so the transaction can go on. A task that is rolled back counts as
+        unfinished until the backlog is counted again, which a full backlog does at once. Raises
+        TypeError for another kind of connection, and RuntimeError for a connection in no
+        transaction or a queue on SQLite. The caller's connection raises its own errors, as for any
+        other statement.
+        """
+        task = self.collect().add_task(function, *args, **kwargs)
+        await self._backlog_limit.reserve(1)
+        try:
+            await self.engine.put_through(connection, task)
+        finally:
+            self._backlog_limit.release(1)
+        return task
 
     async def cancel(self, task_id: str) -> Task:
         """Cancel a waiting task. Raises TaskNotFound, TaskHasStarted, QueueUnavailable."""

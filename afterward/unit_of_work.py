@@ -41,6 +41,7 @@ class UnitOfWork(Generic[ToolsT]):
     def add_task(
         self,
         function: Callable[Concatenate["Context[ToolsT]", P], Coroutine[Any, Any, Any]],
+        /,
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Task:

@@ -1,7 +1,7 @@
-"""Every measure, side by side with its rivals: `python -m benchmarks [P1 P4 …] [--quick]`.
+"""Run the measures and compare with rivals: `python -m benchmarks [P1 P4 …] [--quick]`.
 
-Without names all of them run, one after the other. The table is printed as it grows; `--write` puts
-it into docs/performance.md, with the charts.
+Without names, all measures run in turn. Each line of the table is printed at once. `--write` writes
+the table and the charts into docs/performance.md.
 """
 
 import argparse
@@ -20,7 +20,7 @@ Measure = Callable[[bool], Iterator[Result | Series]]
 
 
 def main() -> None:
-    """Run measures; exit code 1 if one of them failed, which the others do not mind."""
+    """Run the measures. If a measure fails, the others still run, and the exit code is 1."""
     modules = find_modules()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -31,7 +31,7 @@ def main() -> None:
     if unknown := [name for name in asked.measures if name not in modules]:
         parser.error(f"no such measure: {', '.join(unknown)}")
     if asked.quick and asked.write:
-        parser.error("what was measured in the short form is not written")
+        parser.error("--write needs a full run: leave --quick out")
     allow_many_connections()
     lines: list[str] = []
     series: list[Series] = []
@@ -45,7 +45,7 @@ def main() -> None:
                 else:
                     lines.append(report.line(found))
                     print(lines[-1], flush=True)
-        except Exception:  # noqa: BLE001 -- whatever it was, the hour of the others is not lost
+        except Exception:  # noqa: BLE001 -- a failed measure must not waste the hour of the others
             failed.append(name)
             traceback.print_exc()
     print(f"\n{report.machine()}")
@@ -56,19 +56,19 @@ def main() -> None:
 
 
 def find_modules() -> dict[str, str]:
-    """The measures' names, and the module of each: P1b is in p1b_….py."""
+    """Return the module of each measure by its name: P1b is in p1b_….py."""
     stems = [path.stem for path in Path(__file__).parent.glob("p[0-9]*_*.py")]
     names = {stem.partition("_")[0].replace("p", "P", 1): stem for stem in stems}
-    return dict(sorted(names.items(), key=lambda item: report.in_order(item[0])))
+    return dict(sorted(names.items(), key=lambda item: report.sort_key(item[0])))
 
 
 def load(module: str) -> Measure:
-    """Import a measure."""
+    """Import the module of a measure, and return its `measure` function."""
     return cast(Measure, importlib.import_module(f"benchmarks.{module}").measure)
 
 
 def allow_many_connections() -> None:
-    """Let every process here open as many as the system permits, as ours does for itself."""
+    """Raise the limit of open files for all child processes, as the service does for itself."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

@@ -1,7 +1,6 @@
-"""The tutorial's route as it stands everywhere: same inputs, same validation, idle tasks.
+"""The tutorial's route, with the service's inputs and validation, and with tasks that do nothing.
 
-As in FastAPI's own tutorial, one task is added in a dependency and one in the route; the tasks here
-do nothing.
+As in FastAPI's own tutorial, the dependency adds a task, and the route adds another.
 """
 
 from typing import Annotated
@@ -13,7 +12,7 @@ app = FastAPI()
 
 
 class Notification(BaseModel):
-    """The same fields, with the same bounds."""
+    """The service's fields with the same limits."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -22,13 +21,13 @@ class Notification(BaseModel):
 
 
 async def do_nothing(*_: str) -> None:
-    """The task."""
+    """Return at once."""
 
 
 async def log_query(
     background_tasks: BackgroundTasks, q: Annotated[str | None, Query(max_length=1000)] = None
 ) -> None:
-    """The tutorial's dependency."""
+    """Add a task for the query parameter, like the tutorial's dependency."""
     if q:
         background_tasks.add_task(do_nothing, q)
 
@@ -39,7 +38,7 @@ async def send_notification(
     background_tasks: BackgroundTasks,
     notification: Annotated[Notification | None, Body()] = None,
 ) -> dict[str, str]:
-    """The tutorial's route."""
+    """Add a task for the mail, like the tutorial's route."""
     mail = notification or Notification()
     background_tasks.add_task(do_nothing, email, mail.subject, mail.message)
     return {"message": "Notification sent in the background"}

@@ -1,6 +1,7 @@
-"""Draws charts: `python -m benchmarks.charts DIRECTORY`, with the series as JSON on standard input.
+"""Draw charts: `python -m benchmarks.charts DIRECTORY`, with the series as JSON on standard input.
 
-It runs where matplotlib is, in the peers' environment. The same figures give the same bytes.
+It runs in the peers' virtual environment, which has matplotlib. The same figures give the same
+bytes.
 """
 
 import json
@@ -13,10 +14,10 @@ from typing import Any
 import matplotlib as mpl  # type: ignore[import-not-found]
 from matplotlib.figure import Figure  # type: ignore[import-not-found]
 
-FEW = 10  # places on the x axis, each with a mark and a tick
+FEW = 10  # up to this many x values, each gets a marker and a tick
 
 mpl.rcParams |= {
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # write text as text, not as outlines
     "svg.hashsalt": "afterward",
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -27,7 +28,7 @@ mpl.rcParams |= {
 
 
 def main() -> None:
-    """Draw what stands on standard input, one file for each chart."""
+    """Draw the series on standard input, and write a file for each chart."""
     charts: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for series in json.load(sys.stdin):
         charts[series["chart"]].append(series)
@@ -36,12 +37,12 @@ def main() -> None:
 
 
 def file_name(title: str) -> str:
-    """A title as a file's name: `Time of a claim` is in time-of-a-claim.svg."""
+    """Convert a title to a file name: `Time of a claim` becomes `time-of-a-claim`."""
     return re.sub(r"\W+", "-", title.lower()).strip("-")
 
 
 def draw(title: str, lines: list[dict[str, Any]], path: Path) -> None:
-    """Draw one chart; its y begins at 0, so that flat looks flat, and steep looks steep."""
+    """Draw a chart. The y axis begins at 0, so that small differences look small."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     places = sorted({x for line in lines for x in line["x"]})
@@ -52,7 +53,7 @@ def draw(title: str, lines: list[dict[str, Any]], path: Path) -> None:
     heights = [y for line in lines for y in line["y"]]
     axes.set_ylim(min(0, *heights), 1.1 * max(heights))
     if len(places) <= FEW:
-        # Numbers that are multiples of one another, and 0: each is as far from the next.
+        # The x values are 0 and powers of ten, so a symlog scale spaces them evenly.
         axes.set_xscale("symlog", linthresh=min(x for x in places if x > 0))
         axes.set_xticks(places, minor=False)
         axes.set_xticks([], minor=True)

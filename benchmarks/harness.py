@@ -1,7 +1,7 @@
-"""Contestants take turns, and what they reach is told as ratios: medians, and how far they spread.
+"""Measure contestants in turn, and report ratios of medians with their spread.
 
-Machines are noisy, and each is another: no absolute time means anything elsewhere. What stands
-here is how things that were measured within the same seconds compare.
+Machines differ, and are noisy, so an absolute time means nothing on another machine. A ratio of
+figures that were measured within the same seconds does.
 """
 
 import math
@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, TypeVar
 
-T = TypeVar("T")  # what a contestant measures
+T = TypeVar("T")  # the type of a contestant's figure
 
 
 class Failed(Exception):
-    """A measure saw what must not be, such as an answer that is no 202: its figures are void."""
+    """The figures of a measure are invalid, for example because a request was not answered 202."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of several rounds, the least and the most."""
+    """The median, minimum and maximum of several rounds."""
 
     median: float
     low: float
@@ -28,46 +28,46 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """The spread of some values."""
+        """Return the spread of these values."""
         return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The number to reach: at least, or at most."""
+    """A number to reach: at least (≥) or at most (≤)."""
 
     kind: Literal["≥", "≤"]
     number: float
 
     def is_met_by(self, reached: float) -> bool:
-        """Whether it is reached, as printed: to two digits."""
+        """Return whether a figure, rounded to two digits as printed, meets the target."""
         reached = round(reached, 2)
         return reached >= self.number if self.kind == "≥" else reached <= self.number
 
     def __str__(self) -> str:
-        """As it stands in the table."""
+        """Return the target as the table shows it."""
         return f"{self.kind} {self.number:g}"
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One line of the table."""
+    """A line of the table."""
 
     measure: str  # "P1b"
-    what: str  # what was compared, in a few words
+    what: str  # a short description of the comparison
     reached: Spread
-    unit: str = ""  # none for a ratio
-    target: Target | None = None  # none for what is only told beside it
-    ours: Spread | None = None  # the figures behind a ratio
+    unit: str = ""  # empty for a ratio
+    target: Target | None = None  # None for additional information
+    ours: Spread | None = None  # the two figures of the ratio
     theirs: Spread | None = None
     figures_unit: str = ""  # "requests/s"
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a chart."""
+    """A curve of a chart."""
 
-    chart: str  # the chart's title; series of one title share it
+    chart: str  # the chart's title; series with the same title share a chart
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
@@ -76,9 +76,10 @@ class Series:
 
 
 def in_turn(rounds: int, contestants: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
-    """Let each contestant measure itself once in each round: A B, B A, A B, and so on.
+    """Run each contestant once per round, in the order A B, B A, A B, and so on.
 
-    The order turns round after each, so that what drifts spoils nobody more than the others.
+    The order is reversed after each round, so that a drift of the machine affects all contestants
+    alike. Return the figures of each contestant, by its name.
     """
     figures: dict[str, list[T]] = {name: [] for name in contestants}
     names = list(contestants)
@@ -92,12 +93,12 @@ def in_turn(rounds: int, contestants: Mapping[str, Callable[[], T]]) -> dict[str
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """How many times theirs ours are, round by round."""
+    """Return the spread of ours ÷ theirs over the rounds."""
     return Spread.of([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """What so many percent of the values do not exceed."""
+    """Return the value that `percent` percent of the values do not exceed."""
     return sorted(values)[math.ceil(len(values) * percent / 100) - 1]
 
 
@@ -110,7 +111,7 @@ def compared(
     unit: str,
     target: Target | None = None,
 ) -> Result:
-    """The line that tells how many times theirs ours are; `unit` is that of both."""
+    """Return a line with the ratio of ours to theirs. `unit` is the unit of both figures."""
     return Result(
         measure,
         what,
@@ -123,6 +124,6 @@ def compared(
 
 
 def progress(doing: str) -> None:
-    """Show what is being measured, where somebody looks on."""
+    """Show the current step, if standard error is a terminal."""
     if sys.stderr.isatty():
         print(f"\r{doing:<70}\r", end="", file=sys.stderr, flush=True)

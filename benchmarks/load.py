@@ -1,4 +1,4 @@
-"""Servers of this repository and of its rivals, and wrk to put them under load."""
+"""Start servers of this repository and of rivals, and put them under load with wrk."""
 
 import json
 import shutil
@@ -17,23 +17,23 @@ ROOT = Path(__file__).parents[1]
 CONNECTIONS = 64
 SECONDS = 3
 LONGEST_START = 20  # seconds
-LAST_WORDS = 5  # seconds in which a server may stop by itself
+STOP_SECONDS = 5  # after these a server that does not stop is killed
 
-# Whoever waits longer than that is not served; within it, a wait is a figure and no error.
-PATIENT = ("--timeout", "10s")
+# wrk counts an answer after this time as an error. A shorter wait counts only as latency.
+TIMEOUT = ("--timeout", "10s")
 
-# What `python -m app` sets, for whatever else takes part.
-AS_OURS = (
+# The options with which `python -m app` runs uvicorn, for the other apps.
+UVICORN_OPTIONS = (
     *("--loop", "uvloop", "--http", "httptools", "--ws", "none"),
     *("--no-access-log", "--no-proxy-headers", "--no-server-header"),
 )
 
-# What README.md recommends where mail is most of the work: while some tasks are on their way
-# through the SMTP connections, others are begun and ended in the database.
+# README.md recommends these where mail is most of the work: while 10 tasks use the SMTP
+# connections, the other 30 are being claimed or settled in the database.
 FOR_MAIL = {"WORKER_CONCURRENCY": "40", "SMTP_CONNECTIONS": "10"}
 
-# Every request has an address of its own: nothing is gained by remembering one. wrk's own output is
-# for people, and rounds: the last line here is for us.
+# Every request has a new address, so that no cache of addresses helps. wrk's usual output is
+# rounded, so the script prints exact figures in a last line.
 SCRIPT = """
 local number = 0
 wrk.method = "POST"
@@ -56,7 +56,7 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One that runs, and where to reach it."""
+    """A running server: its port, its process and its log file."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -65,34 +65,34 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What wrk saw; every request was accepted."""
+    """The result of a run of wrk in which every request was accepted."""
 
     requests: int
     rate: float  # requests per second
     p99: float  # seconds from a request to its answer
 
 
-def need(program: str, package: str) -> str:
-    """Where a program is; without it, the process ends with a line that names Debian's package."""
+def require_program(program: str, package: str) -> str:
+    """Return the path of a program, or exit with a line that names its Debian package."""
     if (path := shutil.which(program)) is None:
         sys.exit(f"this needs {program} (Debian: apt install {package})")
     return path
 
 
 def wrk_script(directory: Path) -> Path:
-    """Write what wrk is to send below `directory`; the process ends if there is no wrk."""
-    need("wrk", "wrk")
+    """Write the script for wrk into `directory`, and return its path. Exit if wrk is missing."""
+    require_program("wrk", "wrk")
     script = directory / "post.lua"
     script.write_text(SCRIPT)
     return script
 
 
 def wrk(port: int, script: Path, *, connections: int = CONNECTIONS, seconds: int = SECONDS) -> Load:
-    """Send as many requests as are answered, each connection one at a time.
+    """Send requests as fast as they are answered, one at a time on each connection.
 
-    Raises Failed unless every answer is a 2xx.
+    Raise Failed unless every answer is a 2xx.
     """
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *PATIENT, "-s", str(script)]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *TIMEOUT, "-s", str(script)]
     output = subprocess.run(
         [*command, f"http://127.0.0.1:{port}"], check=True, capture_output=True, text=True
     ).stdout
@@ -109,20 +109,20 @@ def wrk(port: int, script: Path, *, connections: int = CONNECTIONS, seconds: int
 def fastapi_app(
     directory: Path, app: str, *, python: str = sys.executable, **settings: str
 ) -> AbstractContextManager[Server]:
-    """A server of another app, such as `benchmarks.bare:app`, under uvicorn as ours is."""
-    return server(directory, "-m", "uvicorn", app, *AS_OURS, python=python, **settings)
+    """Run another app, such as `benchmarks.bare:app`, with the uvicorn options of the service."""
+    return server(directory, "-m", "uvicorn", app, *UVICORN_OPTIONS, python=python, **settings)
 
 
 @contextmanager
 def server(
     directory: Path, *arguments: str, python: str = sys.executable, **settings: str
 ) -> Iterator[Server]:
-    """A server that works in `directory`; raises Failed if it does not start."""
+    """Run a server in `directory`. Raise Failed if it does not start."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "PORT": str(port)}
-    environment["ACCESS_LOG"] = "false"  # as AS_OURS says of the others
+    environment["ACCESS_LOG"] = "false"  # like --no-access-log in UVICORN_OPTIONS
     if "uvicorn" in arguments:
         arguments = (*arguments, "--port", str(port))
     log = directory / f"{port}.log"
@@ -135,25 +135,25 @@ def server(
             stderr=output,
         )
     try:
-        if not listens(port, process):
+        if not wait_until_listening(port, process):
             raise Failed(f"the server does not start:\n{log.read_text()[-2000:]}")
         yield Server(port, process, log)
     finally:
-        end(process)
+        stop_process(process)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Have a process stop; one that is busy with what nobody waits for any more is killed."""
+def stop_process(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process, and kill it if it is still busy after STOP_SECONDS."""
     process.terminate()
     try:
-        process.wait(LAST_WORDS)
+        process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
-def listens(port: int, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until the process listens at the port; False if it ends before, or takes too long."""
+def wait_until_listening(port: int, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until the process listens at the port. Return False if it ends, or takes too long."""
     deadline = time.monotonic() + LONGEST_START
     while process.poll() is None and time.monotonic() < deadline:
         try:

@@ -1,12 +1,12 @@
 """P10: the queue on PostgreSQL, against SQLite and against other queues on the same server.
 
 accepted   requests/s of P1's route, the worker paused, on PostgreSQL and on SQLite
-drained    tasks/s that one worker runs which do nothing, ten at once and a hundred at once
-put        tasks/s written: one by one for 64 callers at once, and a hundred at a time for one
+drained    empty tasks/s that a worker runs, 10 and 100 at the same time
+put        tasks/s written: singly by 64 concurrent callers, and by one caller in batches of 100
 
-All take turns; each put and each drain in a process of its own, on a database of its own. The
-server's settings are its defaults: it waits for the disk at each commit. A round that another queue
-does not finish is told with the figures of its other rounds.
+All take turns. Each put and each drain has its own process and its own database. PostgreSQL has its
+default settings, so it waits for the disk at each commit. If another queue does not finish a round,
+the result names the number of such rounds, and uses the others.
 """
 
 import os
@@ -26,8 +26,8 @@ from benchmarks.harness import Failed, Result, Spread, Target, compared, in_turn
 from benchmarks.load import ROOT, server, wrk, wrk_script
 from tests.support.postgres import Postgres
 
-FEW, MANY = 10, 100  # how many tasks a worker runs at once
-LONGEST_SECONDS = 90  # several times what the slowest takes
+FEW, MANY = 10, 100  # tasks that a worker runs at the same time
+LONGEST_SECONDS = 90  # several times the duration of the slowest queue
 
 Way = TypeVar("Way", int, str)
 Rates = list[float | None]  # tasks per second; None for a round that was not finished
@@ -35,18 +35,18 @@ Rates = list[float | None]  # tasks per second; None for a round that was not fi
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """One that takes part: its name, its module, the Python that has it, and what to reach."""
+    """A queue to compare: its name, its module, its Python interpreter and its target."""
 
     name: str
     module: str
     python: str
-    drained: float = 0.0  # how many times what it drains ours should
-    knows_batches: bool = True  # it can add several tasks at once
+    drained: float = 0.0  # the target: our drain rate ÷ its drain rate
+    knows_batches: bool = True  # whether it can add several tasks in one call
 
     def ask(self, *arguments: object) -> float:
-        """Have something done in a process of its own; gives the seconds it took.
+        """Run the queue's module with these arguments; return the seconds that it prints.
 
-        Raises Failed if the process does, and TimeoutExpired if it takes too long.
+        Raise Failed if the process fails, and TimeoutExpired if it takes too long.
         """
         with subprocess.Popen(
             [self.python, "-m", f"benchmarks.queues.{self.module}", *map(str, arguments)],
@@ -60,7 +60,7 @@ class Queue:
             try:
                 output, errors = process.communicate(timeout=LONGEST_SECONDS)
             except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)  # it, and whatever it has started
+                os.killpg(process.pid, signal.SIGKILL)  # with all its child processes
                 raise
         if process.returncode:
             raise Failed(f"{self.name}: {' '.join(map(str, arguments))} failed:\n{errors}")
@@ -71,7 +71,7 @@ OURS = Queue("ours", "afterward", sys.executable)
 
 
 def measure(quick: bool) -> Iterator[Result]:
-    """Measure what is accepted, what is drained, and what is put."""
+    """Measure accepting requests, draining a queue, and putting tasks."""
     tasks, rounds = (2_000, 2) if quick else (6_000, 3)
     python = peers.python()
     pgqueuer = Queue("PGQueuer", "pgqueuer", python, drained=0.4)
@@ -81,7 +81,7 @@ def measure(quick: bool) -> Iterator[Result]:
     with Postgres() as postgres:
         yield _accepted(postgres, rounds)
 
-        # PGQueuer runs at once whatever it has claimed, so the claim's size is all there is to set.
+        # PGQueuer runs all tasks of a claim at the same time, so only the claim's size can be set.
         drain = partial(_drain, postgres, tasks)
         rates = _in_turn_with_ours(drain, rivals, [FEW, MANY], rounds)
         for concurrency in (FEW, MANY):
@@ -98,13 +98,13 @@ def measure(quick: bool) -> Iterator[Result]:
             rates[f"{pgqueuer.name}, {MANY}"],
         )
 
-        for what, verb, those in (
+        for what, verb, queues in (
             ("put by 64 callers", "put", rivals),
             ("put in hundreds", "put-batches", [rival for rival in rivals if rival.knows_batches]),
         ):
             put = partial(_put, postgres, tasks // 2)
-            rates = _in_turn_with_ours(put, those, [verb], rounds)
-            for rival in those:
+            rates = _in_turn_with_ours(put, queues, [verb], rounds)
+            for rival in queues:
                 yield _compared(
                     f"tasks {what}, against {rival.name}",
                     rates[f"ours, {verb}"],
@@ -137,7 +137,7 @@ def _accepted(postgres: Postgres, rounds: int) -> Result:
 
 
 def _compared(what: str, ours: Rates, theirs: Rates, *, target: Target | None = None) -> Result:
-    """The line on the rounds that both finished, which says how many the other did not."""
+    """Compare the rounds that both finished, and name the number of rounds without a result."""
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
     if unfinished := theirs.count(None):
         what += f", which did not finish {unfinished} of {len(theirs)} rounds"
@@ -147,25 +147,25 @@ def _compared(what: str, ours: Rates, theirs: Rates, *, target: Target | None = 
 
 
 def _drain(postgres: Postgres, tasks: int, queue: Queue, concurrency: int) -> float:
-    """Put tasks, and give how many a second are drained."""
+    """Put tasks, drain them, and return the drained tasks per second."""
     with _database(postgres, queue) as url:
         queue.ask("put-batches" if queue.knows_batches else "put", url, tasks)
-        # As it would be in the midst of work: the planner knows the tables, and nothing is left
-        # to be written of what was done before.
+        # As in normal operation: the planner has statistics, and no writes of the puts are left
+        # for the next checkpoint.
         postgres.sql("VACUUM ANALYZE", url)
         postgres.sql("CHECKPOINT", url)
         return tasks / queue.ask("drain", url, tasks, concurrency)
 
 
 def _put(postgres: Postgres, tasks: int, queue: Queue, verb: str) -> float:
-    """Give how many tasks a second are put."""
+    """Put tasks, and return the tasks per second."""
     with _database(postgres, queue) as url:
         return tasks / queue.ask(verb, url, tasks)
 
 
 @contextmanager
 def _database(postgres: Postgres, queue: Queue) -> Iterator[str]:
-    """A database that has a queue's tables."""
+    """Create a database with a queue's tables, and drop it afterwards."""
     url = postgres.new_database()
     try:
         queue.ask("make", url)

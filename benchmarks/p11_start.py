@@ -1,7 +1,8 @@
-"""P11: how long a start takes: all of it, until the first 202, and the imports.
+"""P11: the duration of a start until the first 202, and of the imports.
 
-Each start is that of a new process on a new database. Each import is a new process as well,
-`python -c "import …"` from beginning to end. The bytecode of everything is there.
+Each start has a new process and a new database. Each import is a new process too,
+`python -c "import …"`, measured from its beginning to its end. All modules are compiled to bytecode
+already.
 """
 
 import socket
@@ -17,7 +18,7 @@ from benchmarks.harness import Failed, Result, Spread, Target, compared, in_turn
 from benchmarks.load import ROOT
 from tests.support.service import free_port
 
-LOOK_AGAIN_SECONDS = 0.001
+POLL_SECONDS = 0.001
 LONGEST_SECONDS = 20.0
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
 
@@ -28,7 +29,7 @@ REQUEST = (
 
 
 def measure(quick: bool) -> Iterator[Result]:
-    """Start and import over and over, in turn."""
+    """Measure starts and imports, in turn."""
     contestants: dict[str, Callable[[], float]] = {
         "start": _first_202,
         "app.main": partial(_import, "app.main"),
@@ -70,7 +71,7 @@ def _first_202() -> float:
             answer = _ask(port)
             seconds = time.perf_counter() - began
         finally:
-            process.kill()  # its mail goes nowhere
+            process.kill()  # there is no SMTP server, so its mail cannot be sent
             process.wait()
         if not answer.startswith(b"HTTP/1.1 202 "):
             raise Failed(f"no 202, but {answer!r}:\n{log.read_text()}")
@@ -78,13 +79,13 @@ def _first_202() -> float:
 
 
 def _ask(port: int) -> bytes:
-    """Connect as soon as somebody listens, and send a request; nothing if nobody does."""
+    """Send a request as soon as the server listens; return the answer, or b"" after a timeout."""
     deadline = time.monotonic() + LONGEST_SECONDS
     while time.monotonic() < deadline:
         try:
             connection = socket.create_connection(("127.0.0.1", port), LONGEST_SECONDS)
         except ConnectionRefusedError:
-            time.sleep(LOOK_AGAIN_SECONDS)
+            time.sleep(POLL_SECONDS)
         else:
             with connection:
                 connection.sendall(REQUEST)

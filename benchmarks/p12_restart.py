@@ -1,8 +1,8 @@
-"""P12: how long a start takes until the first claim, when 100,000 tasks are unfinished.
+"""P12: the duration of a start until the first claim, with 100,000 unfinished tasks.
 
-Half of them are queued; of the others most wait for another attempt, and a thousand, the most that
-one process runs at once, were running when their process died. The file is on the disk and nowhere
-else, as after a restart of the machine.
+50,000 tasks are queued, 49,000 wait for a retry, and 1,000, the most that a process can run, were
+running when their process died. The database file is not in the page cache, as after a restart of
+the machine.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.harness import Failed, Result, Spread, Target, in_turn
 from benchmarks.load import server
-from benchmarks.p8_backlog import filled
+from benchmarks.p8_backlog import database_with_backlog
 from benchmarks.sinks import Sink, sink
 
 UNFINISHED = 100_000
@@ -29,9 +29,9 @@ LONGEST_SECONDS = 20.0
 
 
 def measure(quick: bool) -> Iterator[Result]:
-    """Start on the same tasks over and over; there is nobody to take turns with."""
-    with tempfile.TemporaryDirectory() as name, sink() as taker:
-        first_claim = partial(_first_claim, _unfinished(Path(name)), taker)
+    """Start on a copy of the same tasks several times. There is no other contestant."""
+    with tempfile.TemporaryDirectory() as name, sink() as receiver:
+        first_claim = partial(_first_claim, _unfinished(Path(name)), receiver)
         first_claim()  # to warm up
         seconds = in_turn(5 if quick else 15, {"ours": first_claim})["ours"]
     yield Result(
@@ -44,7 +44,7 @@ def measure(quick: bool) -> Iterator[Result]:
 
 
 def _unfinished(directory: Path) -> Path:
-    path = filled(directory, UNFINISHED)
+    path = database_with_backlog(directory, UNFINISHED)
     now = time.time()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(
@@ -66,15 +66,15 @@ def _unfinished(directory: Path) -> Path:
     return path
 
 
-def _first_claim(tasks: Path, taker: Sink) -> float:
-    """Start the service on a copy; seconds until the log tells of what was claimed."""
+def _first_claim(tasks: Path, receiver: Sink) -> float:
+    """Start the service on a copy; return the seconds until it logs the first claimed task."""
     path = tasks.with_name("copy.db")
     shutil.copy(tasks, path)
     with path.open("rb") as copy:
-        os.fsync(copy.fileno())  # what is on the disk, a start takes out of the cache
+        os.fsync(copy.fileno())  # the start drops only written pages from the page cache
     settings = {
         "QUEUE_URL": f"sqlite:///{path}",
-        "SMTP_PORT": str(taker.port),
+        "SMTP_PORT": str(receiver.port),
         "LOG_LEVEL": "DEBUG",
     }
     began = time.time()
@@ -87,9 +87,9 @@ def _first_claim(tasks: Path, taker: Sink) -> float:
 
 
 def _claimed_at(log: Path) -> float:
-    """When the first claim had come, by `time.time()`; each line of the log tells its time.
+    """Return the time of the first claim, from the timestamps of the log.
 
-    First it tells of the tasks that were taken back from the process that died.
+    The claim also re-queues the tasks of the process that died, and the log names these first.
     """
     deadline = time.monotonic() + LONGEST_SECONDS
     while time.monotonic() < deadline:

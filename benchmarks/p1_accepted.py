@@ -1,7 +1,8 @@
-"""P1: what a promise costs a request.
+"""P1: the cost of a promise for a request.
 
-Requests/s of the durable route, the worker paused, against the tutorial's bare route with the same
-validation and tasks that do nothing; wrk with 64 connections, both under uvicorn set alike.
+Requests/s of the durable route with the worker paused, against the tutorial's route with the same
+validation and with tasks that do nothing. wrk uses 64 connections. Both run on uvicorn with the
+same options.
 """
 
 import tempfile
@@ -16,7 +17,7 @@ ROUNDS, QUICK_ROUNDS = 11, 5
 
 
 def measure(quick: bool) -> Iterator[Result]:
-    """Measure both, in turn."""
+    """Measure both routes, in turn."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         script = wrk_script(directory)

@@ -1,13 +1,13 @@
-"""P1b: what a promise costs a request while the mails are being sent.
+"""P1b: the cost of a promise for a request while the mails are being sent.
 
-Requests/s, and the time that 99 of 100 requests do not exceed (p99), of the durable route with its
-worker, against the tutorial's route that sends with aiosmtplib in `BackgroundTasks`, a connection
-for each mail. Both send to one sink; wrk with 64 connections.
+Requests/s and p99 latency of the durable route with its worker, against the tutorial's route, which
+sends with aiosmtplib in `BackgroundTasks`, over a new connection for each mail. Both send to the
+same sink. wrk uses 64 connections.
 
-Neither sends as fast as it accepts, so both pile up mails: ours on the disk, with at most ten in
-the making, the tutorial's route as running tasks, each with a connection. Before the next takes its
-turn, what was piled up is sent, which is not timed. So this is how both take three seconds of more
-than they can send; what they can take for long, accepting and sending, is P5.
+Neither sends as fast as it accepts, so both build up a backlog: the service on disk, with at most
+ten running tasks, and the tutorial's route as running tasks, each with its connection. Before the
+next turn the backlog is sent, which is not timed. So this measures three seconds of overload. P5
+measures the rate that each can sustain.
 """
 
 import tempfile
@@ -21,23 +21,23 @@ from benchmarks.load import Load, fastapi_app, server, wrk, wrk_script
 from benchmarks.sinks import Sink, sink
 
 ROUNDS, QUICK_ROUNDS = 9, 3
-QUIET = 1.0  # seconds without a mail, after which none is on its way
-PATIENCE = 15.0  # seconds without a mail, after which those that are missing will not come
+QUIET = 1.0  # seconds without a mail until the backlog counts as sent
+PATIENCE = 15.0  # seconds without a mail until missing mails count as lost
 
 
 def measure(quick: bool) -> Iterator[Result]:
-    """Measure both, in turn."""
+    """Measure both routes, in turn."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         script = wrk_script(directory)
-        taker = stack.enter_context(sink())
-        smtp = {"SMTP_PORT": str(taker.port)}
+        receiver = stack.enter_context(sink())
+        smtp = {"SMTP_PORT": str(receiver.port)}
         ours = stack.enter_context(server(directory, "-m", "app", **smtp))
         tutorial = fastapi_app(directory, "benchmarks.rivals.aiosmtplib:app", **smtp)
         theirs = stack.enter_context(tutorial)
 
         def load(port: int) -> Callable[[], Load]:
-            return lambda: drained(taker, wrk(port, script))
+            return lambda: wait_for_mails(receiver, wrk(port, script))
 
         contestants = {"ours": load(ours.port), "the tutorial's": load(theirs.port)}
         in_turn(1, contestants)  # to warm up
@@ -54,10 +54,10 @@ def measure(quick: bool) -> Iterator[Result]:
     yield compared("P1b", "the same, p99", *slowest, target=Target("≤", 0.5), unit="ms")
 
 
-def drained(taker: Sink, load: Load) -> Load:
-    """Wait until all the mails of a load have been sent, and forget them.
+def wait_for_mails(receiver: Sink, load: Load) -> Load:
+    """Wait until all mails of a load have arrived, then reset the sink. Return the load.
 
-    Raises Failed if some do not come.
+    Raise Failed if mails are missing.
     """
     count, since = -1, time.monotonic()
     while (quiet := time.monotonic() - since) < QUIET or count < load.requests:
@@ -65,7 +65,7 @@ def drained(taker: Sink, load: Load) -> Load:
         if quiet > PATIENCE:
             raise Failed(f"only {count} mails of {load.requests} requests have come")
         time.sleep(0.1)
-        if count != (count := taker.count()):
+        if count != (count := receiver.count()):
             since = time.monotonic()
-    taker.reset()
+    receiver.reset()
     return load

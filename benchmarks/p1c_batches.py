@@ -1,7 +1,7 @@
-"""P1c: one request for a thousand mails, against a thousand requests.
+"""P1c: one request for 1,000 mails, against 1,000 requests.
 
-The batch comes from one client, which waits for each answer; the single requests from wrk, over 64
-connections. The worker is paused. On SQLite, and on PostgreSQL.
+A single client sends the batches, and waits for each answer. wrk sends the single requests over 64
+connections. The worker is paused. The measure runs on SQLite and on PostgreSQL.
 """
 
 import http.client
@@ -19,7 +19,7 @@ from tests.support.postgres import Postgres, with_tables
 
 ROUNDS, QUICK_ROUNDS = 9, 3
 RECIPIENTS = 1000
-BATCHES = 10  # in a round
+BATCHES = 10  # requests in a round
 
 
 def measure(quick: bool) -> Iterator[Result]:
@@ -56,7 +56,7 @@ def _compare(name: str, directory: Path, rounds: int, **settings: str) -> Result
 
 
 def _promise(service: Server, numbers: Iterator[int]) -> float:
-    """Promise batches, each to other recipients; mails per second."""
+    """Send batches, each to new recipients; return the mails per second."""
     connection = http.client.HTTPConnection("127.0.0.1", service.port)
     seconds = 0.0
     for _ in range(BATCHES):

@@ -1,8 +1,8 @@
-"""P2: requests/s of P1's route, against peers that keep what they accept as well.
+"""P2: requests/s of P1's route, against other queues that store a task before they answer.
 
-Each peer has a FastAPI app with the same route and the same validation, which answers once its
-library has put the task away; nobody runs the tasks. Redis waits for its disk before it answers
-(`appendfsync always`), as PostgreSQL does, and SQLite here. wrk has 64 connections; all take turns.
+Each peer has a FastAPI app with the same route and the same validation. It answers after its
+library has stored the task. No worker runs the tasks. Redis waits for its disk before it answers
+(`appendfsync always`), like PostgreSQL and SQLite here. wrk uses 64 connections. All take turns.
 """
 
 import subprocess
@@ -14,7 +14,15 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.harness import Failed, Result, Target, compared, in_turn
-from benchmarks.load import end, fastapi_app, listens, need, server, wrk, wrk_script
+from benchmarks.load import (
+    fastapi_app,
+    require_program,
+    server,
+    stop_process,
+    wait_until_listening,
+    wrk,
+    wrk_script,
+)
 from tests.support.postgres import Postgres
 from tests.support.service import free_port
 
@@ -29,7 +37,7 @@ PEERS = {
 
 
 def measure(quick: bool) -> Iterator[Result]:
-    """Measure all, in turn."""
+    """Measure the service and all peers, in turn."""
     python = peers.python()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -67,19 +75,19 @@ def _rate(port: int, script: Path) -> float:
 
 @contextmanager
 def redis(directory: Path) -> Iterator[str]:
-    """A Redis that has each command on its disk before it answers; gives its URL."""
+    """Run a Redis that has each command on its disk before it answers; yield its URL."""
     port = free_port()
     process = subprocess.Popen(
         [
-            need("redis-server", "redis-server"),
+            require_program("redis-server", "redis-server"),
             *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
         ],
         stdout=subprocess.DEVNULL,
     )
     try:
-        if not listens(port, process):
+        if not wait_until_listening(port, process):
             raise Failed("redis-server does not start")
         yield f"redis://127.0.0.1:{port}"
     finally:
-        end(process)
+        stop_process(process)

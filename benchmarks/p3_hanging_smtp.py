@@ -1,9 +1,9 @@
-"""P3: what a request notices of an SMTP server that hangs.
+"""P3: the effect of a hanging SMTP server on requests.
 
-The time that 99 of 100 requests do not exceed (p99) while the SMTP server accepts connections and
-says nothing, against while it answers; two services of ours, each with its worker. The requests
-come at a pace that both keep up with, mails included: so it is the service that is measured, and
-not the queue before it. What wrk sees that sends as much as it can is told beside it.
+The p99 latency of requests while the SMTP server accepts connections and sends no reply, against
+the latency while it answers. Two instances of the service run, each with its worker. The requests
+come at a rate that both can sustain, including the mails. So this measures the service, and not a
+queue of requests in front of it. The p99 with as many requests as wrk can send is given as well.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.harness import Result, Target, compared, in_turn, percentile
 from benchmarks.load import Server, server, wrk, wrk_script
-from benchmarks.p1b_sending import drained
+from benchmarks.p1b_sending import wait_for_mails
 from benchmarks.pace import send_requests
 from benchmarks.sinks import Sink, sink
 
@@ -23,17 +23,17 @@ ROUNDS, QUICK_ROUNDS = 21, 3
 
 
 def measure(quick: bool) -> Iterator[Result]:
-    """Measure both, in turn; first at the pace, then with all that wrk can send."""
+    """Measure both in turn, first at a fixed rate, then with as many requests as wrk can send."""
     rounds = QUICK_ROUNDS if quick else ROUNDS
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         script = wrk_script(directory)
-        taker, hanging = stack.enter_context(sink()), stack.enter_context(sink(hangs=True))
-        answered = stack.enter_context(_service(directory / "answered", taker))
+        receiver, hanging = stack.enter_context(sink()), stack.enter_context(sink(hangs=True))
+        answered = stack.enter_context(_service(directory / "answered", receiver))
         hung = stack.enter_context(_service(directory / "hung", hanging))
 
         def saturated_while_it_answers() -> float:
-            return drained(taker, wrk(answered.port, script)).p99 * 1000
+            return wait_for_mails(receiver, wrk(answered.port, script)).p99 * 1000
 
         def saturated_while_it_hangs() -> float:
             return wrk(hung.port, script).p99 * 1000
@@ -44,7 +44,7 @@ def measure(quick: bool) -> Iterator[Result]:
         }
         in_turn(1, contestants)  # to warm up
         paced = in_turn(rounds, contestants)
-        taker.reset()
+        receiver.reset()
         saturated = in_turn(
             rounds,
             {

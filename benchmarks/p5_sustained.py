@@ -1,9 +1,9 @@
-"""P5: what can be taken for long: mails accepted and delivered at once, under 50 clients.
+"""P5: the sustained rate of mails accepted and delivered, with 50 clients.
 
-wrk sends for 20 seconds as much as it can over 50 connections; what arrives at the sink is counted,
-but for the first two seconds. The rivals are FastAPI apps with the same route that send in
-`BackgroundTasks`, a connection for each mail. Each turn has a service and a sink of its own; what a
-service has accepted and not sent when the time is over is not waited for.
+wrk sends as fast as it can over 50 connections for 20 seconds. The sink counts the mails, except in
+the first two seconds. The rivals are FastAPI apps with the same route. They send in
+`BackgroundTasks`, over a new connection for each mail. Each turn has a new service and a new sink.
+Mails that were accepted and not sent by the end do not count.
 """
 
 import tempfile
@@ -21,7 +21,7 @@ from benchmarks.sinks import sink
 
 CONNECTIONS = 50
 SECONDS, QUICK_SECONDS = 20, 8
-SETTLING = 2
+SETTLING = 2  # seconds at the beginning that do not count
 ROUNDS, QUICK_ROUNDS = 3, 1
 OURS = "ours"
 RIVALS = {
@@ -34,7 +34,7 @@ Start = Callable[..., AbstractContextManager[Server]]
 
 
 def measure(quick: bool) -> Iterator[Result]:
-    """Measure all, in turn."""
+    """Measure the service and all rivals, in turn."""
     python = peers.python()
     seconds = QUICK_SECONDS if quick else SECONDS
     starts: dict[str, Start] = {
@@ -58,18 +58,18 @@ def measure(quick: bool) -> Iterator[Result]:
 
 
 def _delivered(start: Start, seconds: int) -> float:
-    """Mails per second that came to the sink."""
+    """Return the mails per second that arrived at the sink."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        taker = stack.enter_context(sink())
-        service = stack.enter_context(start(directory, SMTP_PORT=str(taker.port)))
+        receiver = stack.enter_context(sink())
+        service = stack.enter_context(start(directory, SMTP_PORT=str(receiver.port)))
         thread = stack.enter_context(ThreadPoolExecutor(1))
         load = thread.submit(
             wrk, service.port, wrk_script(directory), connections=CONNECTIONS, seconds=seconds
         )
         time.sleep(SETTLING)
-        before, began = taker.count(), time.monotonic()
+        before, began = receiver.count(), time.monotonic()
         time.sleep(seconds - SETTLING)
-        rate = (taker.count() - before) / (time.monotonic() - began)
+        rate = (receiver.count() - before) / (time.monotonic() - began)
         load.result()
     return rate

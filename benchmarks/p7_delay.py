@@ -1,8 +1,8 @@
-"""P7: how long after its 202 a mail arrives, at 100 requests a second.
+"""P7: the delay from a 202 to the arrival of its mail, at 100 requests a second.
 
-From the moment in which the client has the 202 to the mail's final dot at the sink, by one clock;
-against a bare loop that sends mails built beforehand over a warm connection of aiosmtplib at the
-same pace, from its call to the final dot.
+The delay runs from the client's receipt of the 202 to the mail's final dot at the sink, by the same
+clock. It is compared with a bare loop that sends a prepared mail over an open connection of
+aiosmtplib at the same rate, from its call to the final dot.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ from benchmarks.load import server
 from benchmarks.pace import at_pace, send_requests
 from benchmarks.sinks import Sink, sink
 
-RATE = 100  # a second
+RATE = 100  # requests per second
 SECONDS, QUICK_SECONDS = 20, 5
 ROUNDS, QUICK_ROUNDS = 5, 2
 PERCENTILES = tuple(range(1, 100))
@@ -30,22 +30,22 @@ SENDER = "notifications@example.com"
 
 
 def measure(quick: bool) -> Iterator[Result | Series]:
-    """Measure both, in turn."""
+    """Measure the service and the bare loop, in turn."""
     seconds = QUICK_SECONDS if quick else SECONDS
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        taker = stack.enter_context(sink())
-        service = stack.enter_context(server(directory, "-m", "app", SMTP_PORT=str(taker.port)))
+        receiver = stack.enter_context(sink())
+        service = stack.enter_context(server(directory, "-m", "app", SMTP_PORT=str(receiver.port)))
         contestants = {
-            "after the 202": lambda: _after_the_202(taker, service.port, seconds),
-            "a bare loop": lambda: _bare_loop(taker, seconds),
+            "after the 202": lambda: _after_the_202(receiver, service.port, seconds),
+            "a bare loop": lambda: _bare_loop(receiver, seconds),
         }
         in_turn(1, contestants)  # to warm up
         delays = in_turn(QUICK_ROUNDS if quick else ROUNDS, contestants)
     ours, bare = delays.values()
     for percent, most in ((50, 5), (99, 25)):
-        a = [percentile(one, percent) for one in ours]
-        b = [percentile(one, percent) for one in bare]
+        a = [percentile(delays_of_round, percent) for delays_of_round in ours]
+        b = [percentile(delays_of_round, percent) for delays_of_round in bare]
         yield Result(
             "P7",
             f"from the 202 to the mail's arrival, more than a bare loop takes: p{percent}",
@@ -57,7 +57,7 @@ def measure(quick: bool) -> Iterator[Result | Series]:
             figures_unit="ms",
         )
     for name, rounds in delays.items():
-        every = [delay for one in rounds for delay in one]
+        every = [delay for delays_of_round in rounds for delay in delays_of_round]
         yield Series(
             "How long until a mail has arrived",
             name,
@@ -68,23 +68,23 @@ def measure(quick: bool) -> Iterator[Result | Series]:
         )
 
 
-def _after_the_202(taker: Sink, port: int, seconds: int) -> list[float]:
-    """Milliseconds from each answer to the arrival of its mail."""
-    taker.reset()
+def _after_the_202(receiver: Sink, port: int, seconds: int) -> list[float]:
+    """Return the milliseconds from each answer to the arrival of its mail."""
+    receiver.reset()
     answers = send_requests(port, rate=RATE, seconds=seconds)
-    taker.wait_for(len(answers))
-    arrivals = taker.arrivals()
+    receiver.wait_for(len(answers))
+    arrivals = receiver.arrivals()
     return [(arrivals[answer.recipient] - answer.at) * 1000 for answer in answers]
 
 
-def _bare_loop(taker: Sink, seconds: int) -> list[float]:
-    """Milliseconds from each call to the arrival of its mail."""
-    taker.reset()
+def _bare_loop(receiver: Sink, seconds: int) -> list[float]:
+    """Return the milliseconds from each call to the arrival of its mail."""
+    receiver.reset()
     called: dict[str, float] = {}
     content = _mail()
 
     async def loop() -> None:
-        async with SMTP(hostname="127.0.0.1", port=taker.port) as connection:
+        async with SMTP(hostname="127.0.0.1", port=receiver.port) as connection:
 
             async def send(number: int) -> None:
                 recipient = f"user{number}@example.com"
@@ -94,13 +94,13 @@ def _bare_loop(taker: Sink, seconds: int) -> list[float]:
             await at_pace(send, rate=RATE, seconds=seconds)
 
     uvloop.run(loop())
-    taker.wait_for(len(called))
-    arrivals = taker.arrivals()
+    receiver.wait_for(len(called))
+    arrivals = receiver.arrivals()
     return [(arrivals[recipient] - at) * 1000 for recipient, at in called.items()]
 
 
 def _mail() -> bytes:
-    """The mail that ours sends."""
+    """Compose the same mail as the service."""
     subject, message = "Hello", "It is done."
     body = render("notification", subject=subject, message=message)
     return compose(

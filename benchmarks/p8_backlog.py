@@ -1,7 +1,8 @@
-"""P8: whether a backlog slows down what comes in and what goes out, or takes memory.
+"""P8: the effect of a backlog on accepting requests, on claiming tasks, and on memory.
 
-Four services run at once, each on a database in which another number of tasks wait, and take turns:
-wrk sends them what P1 does. Then a worker's claims are timed on the same databases.
+Four instances of the service run at the same time, each on a database with a different number of
+waiting tasks. wrk sends P1's requests to them in turn. Then a worker's claims are timed on the same
+databases.
 """
 
 import asyncio
@@ -19,30 +20,36 @@ from afterward.engines import open_engine
 from afterward.task import Outcome, Status
 from benchmarks.harness import Result, Series, Spread, Target, compared, in_turn, progress
 from benchmarks.load import Server, server, wrk, wrk_script
-from benchmarks.p4_drain import waiting
+from benchmarks.p4_drain import database_with_mails
 
 BACKLOGS = (0, 10_000, 100_000, 1_000_000)
 CLAIMS = 50  # in each round
-AT_ONCE = 10  # tasks in a claim
+AT_ONCE = 10  # tasks of each claim
 MB = 1_000_000
 
 Figures = dict[str, list[float]]
 
 
 def measure(quick: bool) -> Iterator[Result | Series]:
-    """Measure what comes in, the memory it took, and what goes out."""
+    """Measure accepted requests, the memory after them, and claims."""
     rounds = 3 if quick else 9
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        paths = {backlog: filled(directory, backlog) for backlog in BACKLOGS}
-        rates, memory = _come_in(directory, paths, rounds)
-        seconds = _go_out(paths, 4 * rounds)  # they differ by little, and are quickly done
+        paths = {backlog: database_with_backlog(directory, backlog) for backlog in BACKLOGS}
+        rates, memory = _measure_accepting(directory, paths, rounds)
+        seconds = _measure_claiming(
+            paths, 4 * rounds
+        )  # more rounds: claims are fast and differ little
     none, *more = map(_name, BACKLOGS)
     for waits in more:
-        yield _flat(f"accepting while {waits}, against none", rates[waits], rates[none])
+        yield _compare_with_none(
+            f"accepting while {waits}, against none", rates[waits], rates[none]
+        )
     claims = {waits: [1 / each for each in several] for waits, several in seconds.items()}
     for waits in more:
-        yield _flat(f"claiming while {waits}, against none", claims[waits], claims[none], "claims")
+        yield _compare_with_none(
+            f"claiming while {waits}, against none", claims[waits], claims[none], "claims"
+        )
     yield Result(
         "P8",
         f"memory after the same load while {more[-1]}, beyond that while none does",
@@ -59,10 +66,10 @@ def measure(quick: bool) -> Iterator[Result | Series]:
     yield _series("Memory while tasks wait", "MB", memory)
 
 
-def filled(directory: Path, backlog: int) -> Path:
-    """Make a database in which so many tasks wait."""
+def database_with_backlog(directory: Path, backlog: int) -> Path:
+    """Create a database with `backlog` queued tasks."""
     progress(f"putting {backlog:,} tasks")
-    path = waiting(directory, 1).rename(directory / f"{backlog}.db")
+    path = database_with_mails(directory, 1).rename(directory / f"{backlog}.db")
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA synchronous = OFF")
         multiply(connection, backlog)
@@ -70,14 +77,14 @@ def filled(directory: Path, backlog: int) -> Path:
 
 
 def multiply(connection: sqlite3.Connection, number: int) -> None:
-    """Put so many tasks in the place of the only one: like it, but for ids of their own.
+    """Replace the only task by `number` copies with different ids.
 
-    They have the form of real ones, and lie a millisecond apart.
+    The ids are UUIDv7 like real ids, with timestamps a millisecond apart.
     """
     connection.row_factory = sqlite3.Row
     task = dict(connection.execute("SELECT * FROM tasks").fetchone())
     connection.execute("DELETE FROM tasks")
-    # Without the generated columns, which `table_info` leaves out.
+    # `table_info` omits generated columns, and those cannot be inserted.
     names = [name for (name,) in connection.execute("SELECT name FROM pragma_table_info('tasks')")]
     others = [name for name in names if name not in {"seq", "id"}]
     connection.execute(
@@ -96,17 +103,19 @@ def multiply(connection: sqlite3.Connection, number: int) -> None:
     )
 
 
-# What comes in
+# Accepting requests
 
 
-def _come_in(directory: Path, paths: dict[int, Path], rounds: int) -> tuple[Figures, Figures]:
-    """Give the requests/s of each, and the megabytes that it has taken after each round."""
+def _measure_accepting(
+    directory: Path, paths: dict[int, Path], rounds: int
+) -> tuple[Figures, Figures]:
+    """Return the requests/s of each instance, and its memory in megabytes after each round."""
     script = wrk_script(directory)
     with ExitStack() as stack:
 
         def accept(backlog: int, running: Server) -> tuple[float, float]:
             rate = wrk(running.port, script).rate
-            _forget_beyond(paths[backlog], backlog)
+            _delete_beyond(paths[backlog], backlog)
             return rate, _megabytes(running)
 
         contestants = {}
@@ -128,8 +137,8 @@ def _come_in(directory: Path, paths: dict[int, Path], rounds: int) -> tuple[Figu
     return rates, memory
 
 
-def _forget_beyond(path: Path, backlog: int) -> None:
-    """Remove what was just accepted, so that it is this backlog again; nothing else writes now."""
+def _delete_beyond(path: Path, backlog: int) -> None:
+    """Delete the tasks accepted in this round, to restore the backlog. No process writes now."""
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DELETE FROM tasks WHERE seq > ?", (backlog,))
 
@@ -139,11 +148,11 @@ def _megabytes(running: Server) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / MB
 
 
-# What goes out
+# Claiming tasks
 
 
-def _go_out(paths: dict[int, Path], rounds: int) -> Figures:
-    """Give the seconds of a claim on each: the median of many."""
+def _measure_claiming(paths: dict[int, Path], rounds: int) -> Figures:
+    """Return the seconds of a claim on each database, as the median of many claims."""
     with asyncio.Runner() as runner, ExitStack() as stack:
 
         def claim(engine: Engine) -> float:
@@ -154,8 +163,8 @@ def _go_out(paths: dict[int, Path], rounds: int) -> Figures:
 
         contestants = {}
         for backlog, path in paths.items():
-            # Where none waits, as many as are claimed: it would be no claim without.
-            crowded = path if backlog else filled(path.parent, AT_ONCE)
+            # A claim needs tasks, so the empty backlog gets as many as a claim takes.
+            crowded = path if backlog else database_with_backlog(path.parent, AT_ONCE)
             engine = open_engine(f"sqlite:///{crowded}")
             runner.run(engine.start())
             stack.callback(stop, engine)
@@ -164,7 +173,7 @@ def _go_out(paths: dict[int, Path], rounds: int) -> Figures:
 
 
 async def _claim(engine: Engine) -> float:
-    """Claim tasks and give them back, to be due after all others; seconds."""
+    """Claim tasks, and re-queue them behind all others; return the median seconds of a claim."""
     seconds = []
     for _ in range(CLAIMS):
         began = time.perf_counter()
@@ -175,19 +184,21 @@ async def _claim(engine: Engine) -> float:
         tasks = claim.running
         assert len(tasks) == AT_ONCE, len(tasks)
         now = time.time()
-        given_back = Outcome(Status.QUEUED, due_at=now, counts=False)
-        await asyncio.gather(*(engine.settle(task, given_back, now) for task in tasks))
+        requeued = Outcome(Status.QUEUED, due_at=now, counts=False)
+        await asyncio.gather(*(engine.settle(task, requeued, now) for task in tasks))
     return statistics.median(seconds)
 
 
-# How it is told
+# The results
 
 
 def _name(backlog: int) -> str:
     return f"{backlog:,} wait"
 
 
-def _flat(what: str, ours: list[float], theirs: list[float], of_what: str = "requests") -> Result:
+def _compare_with_none(
+    what: str, ours: list[float], theirs: list[float], of_what: str = "requests"
+) -> Result:
     return compared("P8", what, ours, theirs, target=Target("≥", 0.95), unit=f"{of_what}/s")
 
 

@@ -1,9 +1,9 @@
-"""P9: how long a large upload takes, against the tutorial's route and against the limit.
+"""P9: the speed of a large upload, against the tutorial's route and against the limit.
 
-Ours has the file on disk, under its name and with its SHA-256, before it answers. The tutorial's
-route copies what Starlette has spooled, and waits for no disk. The limit is a loop that does only
-what must be done: from the socket into the hash and into the file, which is synced in the end. All
-three write to the same disk, and are sent the same bytes.
+The service has the file on disk, under its name and with its SHA-256, before it answers. The
+tutorial's route copies Starlette's spooled file, and does not wait for the disk. The limit is a
+loop with only the necessary steps: it reads the socket, hashes the bytes, writes them to the file,
+and finally syncs it. All three write to the same disk, and receive the same bytes.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from benchmarks.harness import Failed, Result, Spread, Target, compared, in_turn
 from benchmarks.load import Server, fastapi_app, server
 from tests.support.measures import Peak
 
-PIECE = 64 << 20  # bytes; a file is this piece, over and over
-BLOCK = 1 << 20  # bytes that the limit asks for at a time
+PIECE = 64 << 20  # bytes; a file repeats this piece
+BLOCK = 1 << 20  # bytes that the limit's loop reads at a time
 PATIENCE = 60.0  # seconds
 
 UPLOADED = Path("upload.bin")
@@ -39,7 +39,7 @@ TAIL = b"\r\n--b0undary--\r\n"
 
 
 def measure(quick: bool) -> Iterator[Result]:
-    """Upload to all three, in turn."""
+    """Upload to the service, the tutorial and the limit, in turn."""
     pieces, rounds = (4, 3) if quick else (16, 7)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -64,7 +64,9 @@ def measure(quick: bool) -> Iterator[Result]:
             },
         )
         grown = peak.grown
-    speeds = {who: [pieces * PIECE / 1e6 / each for each in them] for who, them in seconds.items()}
+    speeds = {
+        who: [pieces * PIECE / 1e6 / each for each in several] for who, several in seconds.items()
+    }
     for who, number in (("the tutorial", 2.0), ("the limit", 0.8)):
         yield compared(
             "P9",
@@ -79,7 +81,7 @@ def measure(quick: bool) -> Iterator[Result]:
 
 
 def _upload(to: Server, piece: Path, pieces: int) -> float:
-    """Send a file of so many pieces, and remove it where it has arrived; seconds."""
+    """Upload a file of `pieces` pieces; return the seconds. Delete the stored file afterwards."""
     began = time.perf_counter()
     with (
         piece.open("rb") as file,
@@ -107,14 +109,14 @@ def _request_head(length: int) -> bytes:
     )
 
 
-# The tutorial's
+# The tutorial's route
 
 tutorial = FastAPI()
 
 
 @tutorial.post("/upload")
 def upload(file: UploadFile) -> dict[str, str | None]:
-    """Keep the file."""
+    """Copy the spooled file."""
     with UPLOADED.open("wb") as kept:
         shutil.copyfileobj(file.file, kept)
     return {"filename": file.filename}
@@ -124,17 +126,17 @@ def upload(file: UploadFile) -> dict[str, str | None]:
 
 
 def receive_all(port: int) -> None:
-    """Keep the file of each connection, one after the other."""
+    """Store the file of each connection, one connection at a time."""
     with socket.create_server(("127.0.0.1", port)) as listener:
         while True:
             connection, _ = listener.accept()
             with connection:
-                if head := _heads(connection):
+                if head := _read_heads(connection):
                     _receive(connection, head)
 
 
-def _heads(connection: socket.socket) -> bytes:
-    """What comes before the file; nothing if nobody speaks."""
+def _read_heads(connection: socket.socket) -> bytes:
+    """Read the request's head and the part's head; return b"" if the client closes before."""
     heads = b""
     while not heads.endswith(HEAD):
         if not (byte := connection.recv(1)):
@@ -144,7 +146,7 @@ def _heads(connection: socket.socket) -> bytes:
 
 
 def _receive(connection: socket.socket, head: bytes) -> None:
-    """Keep what comes after the heads and before the tail."""
+    """Store the bytes between the heads and the tail, and answer with their SHA-256."""
     length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
     rest = length - len(HEAD) - len(TAIL)
     block = memoryview(bytearray(BLOCK))

@@ -1,4 +1,4 @@
-"""Requests at a steady pace, each of them timed: for what a service does while it keeps up."""
+"""Send requests at a fixed rate, and time each of them."""
 
 import asyncio
 import re
@@ -23,27 +23,27 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A 202."""
+    """An answer with the status 202."""
 
     recipient: str
-    seconds: float  # that it took
-    at: float  # time.time() when it came
+    seconds: float  # from the request to the answer
+    at: float  # time.time() at its arrival
 
 
 def send_requests(port: int, *, rate: int, seconds: int) -> list[Answer]:
-    """Send so many requests a second, each for a recipient of its own.
+    """Send `rate` requests a second, each for a different recipient; return the answers.
 
-    Raises Failed, in a group, for an answer that is no 202.
+    Raise an ExceptionGroup with Failed for an answer other than a 202.
     """
     client = _Client(port)
     return uvloop.run(at_pace(client.post, rate=rate, seconds=seconds))
 
 
 async def at_pace(act: Callable[[int], Awaitable[T]], *, rate: int, seconds: int) -> list[T]:
-    """Call `act` with 0, 1, and so on, so often a second, whether those before have ended or not.
+    """Call `act` with 0, 1, 2, … at a fixed rate, without waiting for earlier calls.
 
-    Whoever waits for an answer before the next request asks less of a slow service than of a fast
-    one.
+    A client that waited for each answer would send fewer requests to a slow service than to a fast
+    service, and so hide the slowness.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -58,7 +58,7 @@ async def at_pace(act: Callable[[int], Awaitable[T]], *, rate: int, seconds: int
 
 
 class _Client:
-    """Has as many connections as it needs at once, and keeps them."""
+    """An HTTP client that opens a connection whenever none is idle, and reuses them."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -67,7 +67,7 @@ class _Client:
     async def post(self, number: int) -> Answer:
         recipient = f"user{number}@example.com"
         began = time.perf_counter()
-        reader, writer = self._warm() or await self._connect()
+        reader, writer = self._idle_connection() or await self._connect()
         writer.write(REQUEST % (recipient.encode(), len(BODY), BODY))
         head = await reader.readuntil(b"\r\n\r\n")
         answer = Answer(recipient, time.perf_counter() - began, time.time())
@@ -78,10 +78,10 @@ class _Client:
         self._idle.append((reader, writer))
         return answer
 
-    def _warm(self) -> tuple[StreamReader, StreamWriter] | None:
+    def _idle_connection(self) -> tuple[StreamReader, StreamWriter] | None:
         while self._idle:
             reader, writer = self._idle.pop()
-            if not reader.at_eof():  # the server ends what was idle for some seconds
+            if not reader.at_eof():  # the server closes connections that were idle for some seconds
                 return reader, writer
         return None
 

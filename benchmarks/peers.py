@@ -1,4 +1,4 @@
-"""The other queues live in an environment of their own, .venv-bench, made at the first use."""
+"""The virtual environment of the other queues, .venv-bench, which the first use creates."""
 
 import subprocess
 import sys
@@ -11,20 +11,20 @@ REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 
 def python() -> str:
-    """The Python that has the peers, as they are pinned."""
+    """Return the interpreter of the environment. Install the pinned packages if necessary."""
     interpreter = ENVIRONMENT / "bin" / "python"
     installed = ENVIRONMENT / "installed.txt"
     if not installed.exists() or installed.read_text() != REQUIREMENTS.read_text():
         print(f"installing the peers into {ENVIRONMENT.name} …", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
         pip = [str(interpreter), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        complete = ["--no-deps", "--require-hashes"]  # the lock names everything
+        complete = ["--no-deps", "--require-hashes"]  # the lock file names all packages
         subprocess.run([*pip, "install", *complete, "-r", REQUIREMENTS], check=True)
         installed.write_text(REQUIREMENTS.read_text())
     return str(interpreter)
 
 
 def versions(*names: str) -> str:
-    """What is pinned, for the record."""
+    """Return the pinned versions of these packages, for the report."""
     pins = [line.split()[0] for line in REQUIREMENTS.read_text().splitlines() if "==" in line]
     return ", ".join(pin.replace("==", " ") for pin in pins if pin.split("==")[0] in names)

@@ -1,4 +1,4 @@
-"""The table of what was reached: its lines, the page that keeps them, and the charts there."""
+"""Write the results: the lines of the table, docs/performance.md, and its charts."""
 
 import json
 import os
@@ -36,7 +36,7 @@ PROGRAMS = {
 
 
 def line(result: Result) -> str:
-    """One line of the table."""
+    """Return the table's line for a result."""
     target, reached = result.target, result.reached
     cells = (
         result.measure,
@@ -52,7 +52,7 @@ def line(result: Result) -> str:
 
 
 def machine() -> str:
-    """What it was measured on, and with."""
+    """Describe the machine and the versions of the programs."""
     ours = ", ".join(f"{name} {version(name)}" for name in OURS)
     return (
         f"{os.cpu_count()} cores ({_processor()}), which the load generator shares; "
@@ -61,19 +61,19 @@ def machine() -> str:
     )
 
 
-def in_order(measure: str) -> tuple[int, str]:
-    """What to sort measures by: P1, P1b, P2, P10."""
+def sort_key(measure: str) -> tuple[int, str]:
+    """Return a sort key that gives the order P1, P1b, P2, P10."""
     return int(re.sub(r"\D", "", measure)), measure
 
 
 def write(lines: Sequence[str], series: Sequence[Series]) -> None:
-    """Put lines into the page, in place of those of the same measures, and draw the charts."""
+    """Replace the measures' lines in docs/performance.md, and draw the charts."""
     before, rest = PAGE.read_text().split(BEGIN)
     measured, after = rest.split(END)
     kept = re.findall(r"^\| P\d.*$", measured, re.MULTILINE)
     anew = {_measure(line) for line in lines}
     table = [*(line for line in kept if _measure(line) not in anew), *lines]
-    table.sort(key=lambda line: in_order(_measure(line)))
+    table.sort(key=lambda line: sort_key(_measure(line)))
     if series:
         _draw(series)
     parts = "\n\n".join(["\n".join([HEAD, *table]), machine(), *_pictures()])
@@ -86,7 +86,7 @@ def _draw(series: Sequence[Series]) -> None:
         [peers.python(), "-m", "benchmarks.charts", CHARTS],
         check=True,
         cwd=ROOT,
-        input=json.dumps([asdict(one) for one in series]),
+        input=json.dumps([asdict(curve) for curve in series]),
         text=True,
     )
 

@@ -1,6 +1,6 @@
-"""An SMTP server that takes every mail and keeps none, in a process of its own.
+"""An SMTP server in a separate process that accepts every mail and stores none.
 
-It does as little as it can, so that whoever sends to it is the limit.
+It does as little as possible, so that the sender is the limit.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ REPLIES = {b"EHLO": EHLO, b"DATA": GO_AHEAD, b"QUIT": BYE}  # to anything else: 
 
 
 class Sink:
-    """What is asked of the process; each question costs it some microseconds."""
+    """Queries the process. Each query costs it some microseconds."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdin is not None
@@ -40,28 +40,28 @@ class Sink:
         self.port = int(self._ask("port"))
 
     def count(self) -> int:
-        """How many mails it has taken."""
+        """Return the number of accepted mails."""
         return int(self._ask("count"))
 
     def arrivals(self) -> dict[str, float]:
-        """When the final dot of the first mail to each recipient came, by `time.time()`."""
+        """Return the `time.time()` of the first mail's final dot, for each recipient."""
         arrivals: dict[str, float] = self._ask("arrivals")
         return arrivals
 
     def round_trips(self) -> float:
-        """How often a client waited for replies, for each mail; told by a sink with a latency."""
+        """Return the round trips for each mail. Only a sink with a latency counts them."""
         return float(self._ask("round_trips"))
 
     def latency(self) -> float:
-        """How late the replies were in truth, in seconds: timers are no more exact than that."""
+        """Return the true mean latency in seconds, because timers are not exact."""
         return float(self._ask("latency"))
 
     def reset(self) -> None:
-        """Forget what came so far."""
+        """Set all counts to zero."""
         self._ask("reset")
 
     def wait_for(self, mails: int) -> None:
-        """Return when it has taken so many mails; raises Failed where they do not come."""
+        """Wait until `mails` mails have arrived. Raise Failed after a timeout."""
         deadline = time.monotonic() + LONGEST_SECONDS
         while (count := self.count()) < mails:
             if time.monotonic() > deadline:
@@ -69,9 +69,10 @@ class Sink:
             time.sleep(POLL_SECONDS)
 
     def rate(self, *, connections: int) -> float:
-        """Mails per second, each to a recipient of its own, while all the connections were busy.
+        """Return the mails per second while all connections were busy.
 
-        So the first mail of each connection is where the time begins, and not counted.
+        So the time begins with the first mail of the last connection, and the first mail of each
+        connection does not count. Each mail must have a different recipient.
         """
         times = sorted(self.arrivals().values())
         return (len(times) - connections) / (times[-1] - times[connections - 1])
@@ -84,9 +85,9 @@ class Sink:
 
 @contextmanager
 def sink(*, latency: float = 0.0, hangs: bool = False) -> Iterator[Sink]:
-    """Start one; each of its replies comes `latency` seconds after its command.
+    """Start a sink with replies that come `latency` seconds after their command.
 
-    One that hangs accepts connections, and says nothing.
+    With `hangs`, it accepts connections, and sends nothing.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.sinks", str(latency), *["hangs"] * hangs],
@@ -106,16 +107,16 @@ def sink(*, latency: float = 0.0, hangs: bool = False) -> Iterator[Sink]:
 
 @dataclass(slots=True)
 class Tally:
-    """What came, through all the connections."""
+    """The counts of all connections."""
 
     count: int = 0
     arrivals: dict[str, float] = field(default_factory=dict)
-    turns: int = 0  # how often a client had to wait before it could go on
+    turns: int = 0  # the number of times that a client had to wait for replies
     replies: int = 0
-    waited: float = 0.0  # seconds, by all these replies together
+    waited: float = 0.0  # the sum of all replies' delays in seconds
 
     def answer(self, question: str) -> object:
-        """What Sink asks."""
+        """Return the answer to a query of Sink."""
         match question:
             case "count":
                 return self.count
@@ -126,17 +127,17 @@ class Tally:
             case "latency":
                 return self.waited / self.replies
             case _:
-                self._forget()
+                self._reset()
                 return None
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self.count = self.turns = self.replies = 0
         self.waited = 0.0
         self.arrivals.clear()
 
 
 class Session(asyncio.Protocol):
-    """One connection. Commands may come several at a time (RFC 2920)."""
+    """A connection. The client may send several commands at a time (RFC 2920)."""
 
     def __init__(self, tally: Tally, latency: float) -> None:
         self._tally = tally
@@ -144,17 +145,17 @@ class Session(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._recipients: list[str] = []
-        self._rest = b""  # what came and is no whole line, or no whole mail
+        self._rest = b""  # an incomplete line or mail
         self._in_mail = False
-        self._owed = 0  # groups of replies that are still to be sent
+        self._owed = 0  # groups of replies that are not sent yet
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet."""
+        """Send the greeting."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.write(b"220 sink ESMTP\r\n")
 
     def data_received(self, data: bytes) -> None:
-        """Take commands and mails, as they come."""
+        """Process all complete commands and mails."""
         self._rest += data
         replies = b""
         while reply := self._take_mail() if self._in_mail else self._take_command():
@@ -175,7 +176,7 @@ class Session(asyncio.Protocol):
         self._transport.write(replies)
 
     def _take_command(self) -> bytes:
-        """Give the reply to the next command; nothing if there is none."""
+        """Return the reply to the next command, or b"" if it is incomplete."""
         line, ended, rest = self._rest.partition(b"\r\n")
         if not ended:
             return b""
@@ -183,12 +184,12 @@ class Session(asyncio.Protocol):
         if verb == b"RCPT":
             self._recipients.append(line[line.index(b"<") + 1 : line.index(b">")].decode())
         self._in_mail = verb == b"DATA"
-        # The mail may be nothing but its final dot, so the line's end stays before it.
+        # Keep the CRLF of DATA, because an empty mail is only CRLF, dot, CRLF.
         self._rest = ended + rest if self._in_mail else rest
         return REPLIES.get(verb, OK)
 
     def _take_mail(self) -> bytes:
-        """Give the reply to the final dot; nothing if it has not come."""
+        """Return the reply to the final dot, or b"" if it has not arrived."""
         _, ended, rest = self._rest.partition(b"\r\n.\r\n")
         if not ended:
             return b""
@@ -201,18 +202,18 @@ class Session(asyncio.Protocol):
         return OK
 
 
-class Deaf(asyncio.Protocol):
-    """A connection on which nothing is said."""
+class SilentSession(asyncio.Protocol):
+    """A connection on which the server sends nothing."""
 
 
 async def serve(latency: float, *, hangs: bool) -> None:
-    """Take mails, and answer what is asked on standard input, until that ends."""
+    """Accept mails, and answer the queries on standard input until it closes."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     loop = asyncio.get_running_loop()
     tally = Tally()
     server = await loop.create_server(
-        lambda: Deaf() if hangs else Session(tally, latency), "127.0.0.1", 0, backlog=4096
+        lambda: SilentSession() if hangs else Session(tally, latency), "127.0.0.1", 0, backlog=4096
     )
     port = server.sockets[0].getsockname()[1]
     ended = asyncio.Event()

@@ -1,14 +1,14 @@
 #!/bin/sh
-# Installs what a lock file names into .venv: `scripts/install.sh requirements.txt`.
+# Installs the packages of a lock file into .venv: `scripts/install.sh requirements.txt`.
 #
-# make calls this before each target that needs .venv, so it returns at once when nothing is to be
-# done. PYTHON names the interpreter; without it, an existing .venv keeps its own, and a new one gets
-# python3.
+# make calls this before each target that needs .venv, so it returns at once if there is nothing to
+# do. PYTHON names the interpreter. Without it, an existing .venv keeps its interpreter, and a new
+# .venv gets python3.
 set -eu
 lock=$1
 python=${PYTHON:-python3}
-# Holds the id of the process that installs. Where it is left over, that process was killed, and
-# .venv is made anew.
+# Contains the id of the installing process. If the file exists without that process, the process was
+# killed, and .venv is created anew.
 unfinished=.venv/unfinished
 
 main() {
@@ -20,8 +20,8 @@ main() {
     usable || create
     echo $$ >"$unfinished"
     echo "Installing the packages that $lock names ..."
-    # The lock names every package, its version and its hashes, so there is nothing to resolve and
-    # nothing to compile: that works with any pip, and does not change with a new release of anything.
+    # The lock file names every package with its version and hashes, so pip resolves and compiles
+    # nothing. That works with any pip, and a new release of a package changes nothing.
     .venv/bin/python -m pip --disable-pip-version-check install \
         --no-deps --require-hashes --only-binary :all: -r "$lock"
     cp "$lock" ".venv/$lock"
@@ -29,7 +29,7 @@ main() {
     echo "Installed."
 }
 
-# Whether .venv is whole, and of the Python that was asked for.
+# Tests whether .venv is complete, and has the interpreter that PYTHON names.
 usable() {
     [ ! -e "$unfinished" ] && [ -x .venv/bin/python ] && .venv/bin/python -c 'import pip' 2>/dev/null &&
         { [ -z "${PYTHON:-}" ] || [ "$(version "$python")" = "$(version .venv/bin/python)" ]; }

@@ -1,4 +1,4 @@
-"""Ours: afterward, with what tells other processes of each event."""
+"""This project's queue, with its relay of events to other processes."""
 
 import time
 
@@ -11,15 +11,15 @@ from afterward.retry import RetryPolicy
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from app.observability.logs import configure_logging
-from benchmarks.queues.contestant import Count, by_batches, by_callers, run
+from benchmarks.queues.contestant import Count, put_by_batches, put_by_callers, run
 
 
 async def do_nothing(_: Context[None], *, number: int) -> None:
-    """The task."""
+    """Return at once."""
 
 
 class Afterward:
-    """The service's own queue and worker."""
+    """The queue and worker of the service."""
 
     async def make(self, url: str) -> None:
         """See Contestant."""
@@ -34,7 +34,7 @@ class Afterward:
             promises.add_task(do_nothing, number=number)
             await queue.commit(promises.collected())
 
-        seconds = await by_callers(tasks, put)
+        seconds = await put_by_callers(tasks, put)
         await queue.engine.stop()
         return seconds
 
@@ -48,7 +48,7 @@ class Afterward:
                 promises.add_task(do_nothing, number=number)
             await queue.commit(promises.collected())
 
-        seconds = await by_batches(tasks, put)
+        seconds = await put_by_batches(tasks, put)
         await queue.engine.stop()
         return seconds
 
@@ -58,11 +58,11 @@ class Afterward:
         worker = Worker(queue, None, concurrency=concurrency)
         count = Count(tasks)
 
-        def listen(event: Event) -> None:
+        def count_success(event: Event) -> None:
             if event.type is EventType.SUCCEEDED:
                 count.add()
 
-        queue.events.subscribe(listen)
+        queue.events.subscribe(count_success)
         await worker.start()
         await count.reached.wait()
         await worker.stop(grace=5)

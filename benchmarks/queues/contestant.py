@@ -1,11 +1,12 @@
-"""What each queue is asked for, and the command that asks: each in a process of its own.
+"""The operations that each queue implements, and the command line that runs them.
 
 python -m benchmarks.queues.NAME make URL
 python -m benchmarks.queues.NAME put URL TASKS
 python -m benchmarks.queues.NAME put-batches URL TASKS
 python -m benchmarks.queues.NAME drain URL TASKS CONCURRENCY
 
-Prints how many seconds it took, from the first task to the last; connecting is not counted.
+Each operation runs in its own process. It prints the seconds from the first task to the last,
+without the time to connect.
 """
 
 import argparse
@@ -17,29 +18,29 @@ from typing import Protocol
 
 import uvloop
 
-CALLERS = 64  # who put tasks at once
+CALLERS = 64  # concurrent callers of `put`
 BATCH = 100
 
 
 class Contestant(Protocol):
-    """A queue on PostgreSQL, with one kind of task, which does nothing."""
+    """A queue on PostgreSQL with an empty task. All methods except `make` return seconds."""
 
     async def make(self, url: str) -> None:
-        """Make the tables in an empty database."""
+        """Create the tables in an empty database."""
 
     async def put(self, url: str, tasks: int) -> float:
-        """Add tasks one by one, for 64 callers at once."""
+        """Add tasks singly, by 64 concurrent callers."""
 
     async def put_batches(self, url: str, tasks: int) -> float:
-        """Add tasks a hundred at a time, for one caller."""
+        """Add tasks in batches of 100, by a single caller."""
 
     async def drain(self, url: str, tasks: int, concurrency: int) -> float:
-        """Run all the tasks that there are with one worker."""
+        """Run all waiting tasks with a single worker."""
 
 
 @dataclass
 class Count:
-    """Counts to a number, and notes when it is reached."""
+    """Counts tasks up to a goal, and measures the time until then."""
 
     goal: int
     reached: asyncio.Event = field(default_factory=asyncio.Event)
@@ -48,15 +49,15 @@ class Count:
     so_far: int = 0
 
     def add(self, more: int = 1) -> None:
-        """Count."""
+        """Add to the count."""
         self.so_far += more
         if self.so_far >= self.goal:
             self.seconds = time.perf_counter() - self.began
             self.reached.set()
 
 
-async def by_callers(tasks: int, put: Callable[[int], Awaitable[object]]) -> float:
-    """Put tasks one by one for each of several callers; gives the seconds."""
+async def put_by_callers(tasks: int, put: Callable[[int], Awaitable[object]]) -> float:
+    """Put tasks singly by several concurrent callers; return the seconds."""
     numbers = iter(range(tasks))
 
     async def call() -> None:
@@ -70,8 +71,8 @@ async def by_callers(tasks: int, put: Callable[[int], Awaitable[object]]) -> flo
     return time.perf_counter() - began
 
 
-async def by_batches(tasks: int, put: Callable[[range], Awaitable[object]]) -> float:
-    """Put tasks a hundred at a time; gives the seconds."""
+async def put_by_batches(tasks: int, put: Callable[[range], Awaitable[object]]) -> float:
+    """Put tasks in batches of 100; return the seconds."""
     began = time.perf_counter()
     for first in range(0, tasks, BATCH):
         await put(range(first, min(first + BATCH, tasks)))
@@ -79,7 +80,7 @@ async def by_batches(tasks: int, put: Callable[[range], Awaitable[object]]) -> f
 
 
 def run(contestant: Contestant) -> None:
-    """Do what the command line asks for."""
+    """Run the operation that the command line names, and print its seconds."""
     parser = argparse.ArgumentParser()
     parser.add_argument("verb", choices=("make", "put", "put-batches", "drain"))
     parser.add_argument("url")
@@ -87,7 +88,7 @@ def run(contestant: Contestant) -> None:
     parser.add_argument("concurrency", type=int, nargs="?", default=0)
     asked = parser.parse_args()
 
-    async def obey() -> float:
+    async def run_verb() -> float:
         if asked.verb == "put":
             return await contestant.put(asked.url, asked.tasks)
         if asked.verb == "put-batches":
@@ -97,5 +98,5 @@ def run(contestant: Contestant) -> None:
         await contestant.make(asked.url)
         return 0.0
 
-    # All of them on the loop that is the fastest.
-    print(uvloop.run(obey()))
+    # All queues run on uvloop, the fastest event loop.
+    print(uvloop.run(run_verb()))

@@ -1,4 +1,4 @@
-"""PGQueuer alone: its own worker, on tables as durable as ours, claiming a hundred at a time."""
+"""PGQueuer with its own worker and with durable tables, like this project's."""
 
 from datetime import timedelta
 from typing import Any
@@ -16,14 +16,14 @@ from pgqueuer.qm import QueueManager
 from pgqueuer.queries import Queries
 from pgqueuer.types import QueueExecutionMode
 
-from benchmarks.queues.contestant import BATCH, Count, by_batches, by_callers, run
+from benchmarks.queues.contestant import BATCH, Count, put_by_batches, put_by_callers, run
 
 CONNECTIONS = 5
 SETTINGS = DBSettings(durability=Durability.balanced)
 
 
 class PGQueuer:
-    """Its QueueManager."""
+    """PGQueuer's QueueManager."""
 
     async def make(self, url: str) -> None:
         """See Contestant."""
@@ -35,7 +35,9 @@ class PGQueuer:
         """See Contestant."""
         async with asyncpg.create_pool(url, min_size=CONNECTIONS, max_size=CONNECTIONS) as pool:
             queries = _queries(pool)
-            return await by_callers(tasks, lambda number: queries.enqueue("task", b"%d" % number))
+            return await put_by_callers(
+                tasks, lambda number: queries.enqueue("task", b"%d" % number)
+            )
 
     async def put_batches(self, url: str, tasks: int) -> float:
         """See Contestant."""
@@ -49,16 +51,16 @@ class PGQueuer:
                     [0] * len(numbers),
                 )
 
-            return await by_batches(tasks, put)
+            return await put_by_batches(tasks, put)
 
     async def drain(self, url: str, tasks: int, concurrency: int) -> float:
-        """See Contestant; all the tasks that it has claimed run at once."""
+        """See Contestant. PGQueuer runs all tasks of a claim at the same time."""
         async with asyncpg.create_pool(url, min_size=CONNECTIONS, max_size=CONNECTIONS) as pool:
             manager = QueueManager(queries := _queries(pool))
 
             @manager.entrypoint("task")
             async def do_nothing(_: Job) -> None:
-                """The task."""
+                """Return at once."""
 
             count = queries.count = Count(tasks)
             await manager.run(
@@ -71,12 +73,12 @@ class PGQueuer:
 
 
 class _Queries(Queries):
-    """Its statements; counts the tasks that are done, and written down as done."""
+    """PGQueuer's statements, with a count of the tasks that were logged as done."""
 
     count: Count
 
     async def log_jobs(self, job_status: list[Any]) -> None:
-        """Write how tasks ended."""
+        """Log the outcomes of tasks, and count them."""
         await super().log_jobs(job_status)
         self.count.add(len(job_status))
 

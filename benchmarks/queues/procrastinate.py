@@ -1,16 +1,16 @@
-"""Procrastinate's worker."""
+"""Procrastinate with its own worker."""
 
 from typing import Any
 
 from procrastinate import App, PsycopgConnector  # type: ignore[import-not-found]
 
-from benchmarks.queues.contestant import Count, by_batches, by_callers, run
+from benchmarks.queues.contestant import Count, put_by_batches, put_by_callers, run
 
 CONNECTIONS = 10
 
 
 class Procrastinate:
-    """One worker, which fetches a task at a time."""
+    """Procrastinate's worker, which fetches a single task at a time."""
 
     async def make(self, url: str) -> None:
         """See Contestant."""
@@ -21,13 +21,13 @@ class Procrastinate:
         """See Contestant."""
         async with _app(url).open_async() as app:
             task = app.tasks["do_nothing"]
-            return await by_callers(tasks, lambda number: task.defer_async(number=number))
+            return await put_by_callers(tasks, lambda number: task.defer_async(number=number))
 
     async def put_batches(self, url: str, tasks: int) -> float:
         """See Contestant."""
         async with _app(url).open_async() as app:
             task = app.tasks["do_nothing"]
-            return await by_batches(
+            return await put_by_batches(
                 tasks,
                 lambda numbers: task.batch_defer_async(*({"number": n} for n in numbers)),
             )
@@ -54,7 +54,7 @@ def _app(url: str) -> Any:
     app = App(connector=PsycopgConnector(conninfo=url, min_size=CONNECTIONS, max_size=CONNECTIONS))
 
     async def do_nothing(*, number: int) -> None:
-        """The task."""
+        """Return at once."""
 
     app.task(do_nothing, name="do_nothing")
     return app

@@ -1,21 +1,21 @@
-"""SAQ's worker, on its PostgreSQL queue. It adds tasks one by one only.
+"""SAQ with its PostgreSQL queue and its own worker. It can only add tasks singly.
 
-It polls, and is no slower for that: when it listens, one connection after the other goes back into
-its pool still listening.
+The worker polls, which is not slower here: when SAQ uses LISTEN, connections return to its pool
+while they still listen.
 """
 
 from typing import Any
 
 from saq import Queue, Worker  # type: ignore[import-not-found]
 
-from benchmarks.queues.contestant import Count, by_callers, run
+from benchmarks.queues.contestant import Count, put_by_callers, run
 
 CONNECTIONS = 10
 POLL_SECONDS = 0.01
 
 
 class SAQ:
-    """One worker."""
+    """SAQ's worker."""
 
     async def make(self, url: str) -> None:
         """See Contestant."""
@@ -24,12 +24,14 @@ class SAQ:
     async def put(self, url: str, tasks: int) -> float:
         """See Contestant."""
         queue = await _queue(url)
-        seconds = await by_callers(tasks, lambda number: queue.enqueue("do_nothing", number=number))
+        seconds = await put_by_callers(
+            tasks, lambda number: queue.enqueue("do_nothing", number=number)
+        )
         await queue.disconnect()
         return seconds
 
     async def put_batches(self, url: str, tasks: int) -> float:
-        """Add tasks as `put` does: SAQ knows no batches here."""
+        """Add tasks singly, because SAQ has no batches on PostgreSQL."""
         return await self.put(url, tasks)
 
     async def drain(self, url: str, tasks: int, concurrency: int) -> float:
@@ -37,7 +39,7 @@ class SAQ:
         queue = await _queue(url)
 
         async def do_nothing(_: Any, *, number: int) -> None:
-            """The task."""
+            """Return at once."""
 
         async def done(_: Any) -> None:
             count.add()

@@ -1,4 +1,4 @@
-"""The tutorials' way: a background task opens a connection for its mail, and waits for nobody."""
+"""aiosmtplib in BackgroundTasks: each task opens a connection for its mail, without a limit."""
 
 import os
 from email.message import EmailMessage
@@ -16,7 +16,7 @@ app = FastAPI()
 
 
 async def send_email(to: str, subject: str, message: str) -> None:
-    """Send one mail. The client's name is given, so that no mail has to look it up."""
+    """Send a mail. The given `local_hostname` saves a look-up for each mail."""
     mail = EmailMessage()
     mail["From"] = "notifications@example.com"
     mail["To"] = to
@@ -31,7 +31,7 @@ async def send_notification(
     background_tasks: BackgroundTasks,
     notification: Annotated[Notification | None, Body()] = None,
 ) -> dict[str, str]:
-    """The tutorial's route."""
+    """Add a task for the mail, like the tutorial's route."""
     mail = notification or Notification()
     background_tasks.add_task(send_email, email, mail.subject, mail.message)
     return {"message": "Notification sent in the background"}

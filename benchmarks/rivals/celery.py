@@ -1,4 +1,4 @@
-"""Celery on Redis. It knows no `await`, so its route is a `def` in FastAPI's threads."""
+"""Celery on Redis. Its client is synchronous, so the route is a `def` in FastAPI's threads."""
 
 import os
 from typing import Annotated
@@ -9,14 +9,14 @@ from pydantic import EmailStr
 
 from benchmarks.bare import Notification, log_query
 
-THREADS = 40  # as many as FastAPI has
+THREADS = 40  # the number of FastAPI's threads
 
 tasks = Celery(broker=os.environ["REDIS_URL"])
 tasks.conf.update(task_ignore_result=True, broker_pool_limit=THREADS)
 
 
 def send_email(to: str, subject: str, message: str) -> None:
-    """The task, which nobody runs here."""
+    """Do nothing. No worker runs this task here."""
 
 
 task = tasks.task(send_email, name="send_email")
@@ -28,7 +28,7 @@ app = FastAPI()
 def send_notification(
     email: EmailStr, notification: Annotated[Notification | None, Body()] = None
 ) -> dict[str, str]:
-    """The tutorial's route, with a task that is kept."""
+    """Queue a task for the mail before the answer."""
     mail = notification or Notification()
     kept = task.delay(to=email, subject=mail.subject, message=mail.message)
     return {"id": kept.id}

@@ -1,4 +1,4 @@
-"""fastapi-mail in BackgroundTasks, as its documentation shows it."""
+"""fastapi-mail in BackgroundTasks, as its documentation shows."""
 
 import os
 from typing import Annotated
@@ -15,7 +15,7 @@ from pydantic import EmailStr, SecretStr
 
 from benchmarks.bare import Notification, log_query
 
-# The client's name is given, so that no mail has to look it up.
+# The given LOCAL_HOSTNAME saves a look-up for each mail.
 mailer = FastMail(
     ConnectionConfig(
         MAIL_USERNAME="",
@@ -39,7 +39,7 @@ async def send_notification(
     background_tasks: BackgroundTasks,
     notification: Annotated[Notification | None, Body()] = None,
 ) -> dict[str, str]:
-    """The tutorial's route."""
+    """Add a task for the mail, like the tutorial's route."""
     mail = notification or Notification()
     message = MessageSchema(
         recipients=[NameEmail(name=email, email=email)],

@@ -19,7 +19,7 @@ tasks = App(
 
 
 async def send_email(*, to: str, subject: str, message: str) -> None:
-    """The task, which nobody runs here."""
+    """Do nothing. No worker runs this task here."""
 
 
 task = tasks.task(send_email, name="send_email")
@@ -27,7 +27,7 @@ task = tasks.task(send_email, name="send_email")
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Make the tables, and keep the pool open while the app runs."""
+    """Create the tables, and keep the pool open while the app runs."""
     async with tasks.open_async():
         await tasks.schema_manager.apply_schema_async()
         yield
@@ -40,7 +40,7 @@ app = FastAPI(lifespan=lifespan)
 async def send_notification(
     email: EmailStr, notification: Annotated[Notification | None, Body()] = None
 ) -> dict[str, int]:
-    """The tutorial's route, with a job that is kept."""
+    """Queue a job for the mail before the answer."""
     mail = notification or Notification()
     job = await task.defer_async(to=email, subject=mail.subject, message=mail.message)
     return {"id": job}

@@ -1,4 +1,4 @@
-"""SAQ on Redis, with as many operations at once as there are clients."""
+"""SAQ on Redis, with as many concurrent operations as clients."""
 
 import os
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ queue = Queue.from_url(os.environ["REDIS_URL"], max_concurrent_ops=CONNECTIONS)
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Open the queue while the app runs."""
+    """Keep the queue connected while the app runs."""
     await queue.connect()
     yield
     await queue.disconnect()
@@ -30,7 +30,7 @@ app = FastAPI(lifespan=lifespan)
 async def send_notification(
     email: EmailStr, notification: Annotated[Notification | None, Body()] = None
 ) -> dict[str, str]:
-    """The tutorial's route, with a job that is kept."""
+    """Queue a job for the mail before the answer."""
     mail = notification or Notification()
     job = await queue.enqueue("send_email", to=email, subject=mail.subject, message=mail.message)
     return {"id": job.id}

@@ -1,4 +1,4 @@
-"""Taskiq on a Redis stream, its broker that confirms what was done; the task waits in Redis."""
+"""Taskiq on a Redis stream, its broker with acknowledgements. The task waits in Redis."""
 
 import os
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ broker = RedisStreamBroker(os.environ["REDIS_URL"], max_connection_pool_size=CON
 
 
 async def send_email(to: str, subject: str, message: str) -> None:
-    """The task, which nobody runs here."""
+    """Do nothing. No worker runs this task here."""
 
 
 task = broker.register_task(send_email, "send_email")
@@ -24,7 +24,7 @@ task = broker.register_task(send_email, "send_email")
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Open the broker while the app runs."""
+    """Keep the broker connected while the app runs."""
     await broker.startup()
     yield
     await broker.shutdown()
@@ -37,7 +37,7 @@ app = FastAPI(lifespan=lifespan)
 async def send_notification(
     email: EmailStr, notification: Annotated[Notification | None, Body()] = None
 ) -> dict[str, str]:
-    """The tutorial's route, with a task that is kept."""
+    """Queue a task for the mail before the answer."""
     mail = notification or Notification()
     kept = await task.kiq(to=email, subject=mail.subject, message=mail.message)
     return {"id": kept.task_id}

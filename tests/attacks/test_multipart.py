@@ -21,7 +21,7 @@ from tests.support.target import MARK, Target
 from tests.support.torture import LONG, Tried, form
 from tests.support.wire import Said, say
 
-NAIVE = (sys.executable, "-m", "tests.support.naive")
+NAIVE = (sys.executable, "-m", "tests.support.unbounded_uploads")
 
 FILE = file_part()
 AT_ONCE = 4  # attackers

@@ -19,7 +19,7 @@ BATCHES = form(4, 16)  # of 1,000 mails; they fill the buffers on the way to a c
 MAILS = form(80, 600)
 LARGE = {"message": "x" * 900_000}
 LATER = 0.1  # seconds that an answer may take more than in an idle service
-HOARDING = (sys.executable, "-m", "tests.support.hoarding")
+HOARDING = (sys.executable, "-m", "tests.support.unbounded_event_streams")
 SEND = "/send-notification/ada@example.com"
 
 

@@ -35,7 +35,7 @@ HEADS = [
     "GET /livez",
 ]
 PATHS = ["/livez", "/readyz", "/tasks?limit=1"]
-HASTY = (sys.executable, "-m", "tests.support.hasty")
+HASTY = (sys.executable, "-m", "tests.support.early_turns")
 
 
 @pytest.mark.parametrize("key", [True, False], ids=["with a key", "without"])

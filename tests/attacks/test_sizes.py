@@ -21,7 +21,7 @@ from tests.support.target import MARK, NOTIFICATION, Target, attacked
 from tests.support.torture import Tried, form
 from tests.support.wire import Said, say
 
-NAIVE = (sys.executable, "-m", "tests.support.naive")
+NAIVE = (sys.executable, "-m", "tests.support.unbounded_uploads")
 
 LIMIT = form(32, 1_024) * MB  # of an upload
 BODY_LIMIT = 1 << 20  # of anything else

@@ -26,7 +26,7 @@ from tests.support.tools import tool
 from tests.support.torture import Tried, form
 
 TUTORIAL = (sys.executable, "-m", "tests.support.tutorial")
-DAWDLER = (sys.executable, "-m", "tests.support.dawdler")
+DAWDLER = (sys.executable, "-m", "tests.support.slow_app")
 
 TIMEOUT = form(2.0, 10.0)  # the long form takes the default
 CUT_OFF_WITHIN = form(10.0, 15.0)

@@ -1,7 +1,7 @@
-"""What some of the faults share: an SMTP server to misbehave, and a mailer to suffer it; databases.
+"""Fixtures for the fault tests: SMTP servers, mailers and databases.
 
-`engine` is a started engine, whose database takes the time from those who ask it; `queue_url` a
-database as the service has it.
+`engine` is a started engine. Its database uses the time that a test passes in, and not a clock of
+its own. `queue_url` is a database for the service, with its own clock.
 """
 
 import pytest
@@ -34,5 +34,5 @@ __all__ = [
 
 @pytest.fixture(params=["sqlite_url", "database_url"], ids=["sqlite", "postgresql"])
 def queue_url(request: pytest.FixtureRequest) -> str:
-    """An empty database of each engine in turn, for processes of their own."""
+    """The URL of an empty SQLite or PostgreSQL database, for separate processes."""
     return str(request.getfixturevalue(request.param))

@@ -1,7 +1,7 @@
-"""The database's file is damaged, cut short, or not ours.
+"""The database's file is damaged, truncated, or belongs to another program.
 
-The start refuses it within five seconds, with one line that names the file, and an exit code. The
-file stays as it is, byte for byte, and nothing appears beside it but our lock.
+The service refuses to start within five seconds, with one line that names the file, and an exit
+code. The file stays the same byte for byte, and no file appears beside it except the lock file.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ TASKS = form(300, 5_000)
 
 @pytest.fixture
 def healthy(tmp_path: Path) -> bytes:
-    """A database with some tasks in it."""
+    """The bytes of a database with some tasks in it."""
     path = tmp_path / "healthy.db"
 
     async def make() -> None:
@@ -43,7 +43,7 @@ def healthy(tmp_path: Path) -> bytes:
 
 
 def overwritten(data: bytes, page: int, garbage: bytes) -> bytes:
-    """With another page in the place of this one."""
+    """Replace one page of the file."""
     return data[: page * PAGE] + garbage + data[(page + 1) * PAGE :]
 
 
@@ -57,13 +57,13 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-# The command
+# The service as a command
 
 
 @pytest.mark.parametrize(
     ("command", "damage"), [("serve", "a corrupt page"), ("worker", "another header")]
 )
-def test_the_service_does_not_start(
+def test_the_service_refuses_to_start_on_a_damaged_database(
     tmp_path: Path, healthy: bytes, command: str, damage: str, tried: Tried
 ) -> None:
     path = tmp_path / "queue.db"
@@ -79,23 +79,21 @@ def test_the_service_does_not_start(
     assert seconds < AT_MOST
     assert "It was left as it is." in line
     assert "Traceback" not in service.log
-    assert_left_as_it_was(path, data)
+    assert_unchanged(path, data)
 
 
-# The check
+# The engine's check of the file
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-async def test_whatever_the_damage_it_is_refused(
-    tmp_path: Path, healthy: bytes, damage: str
-) -> None:
+async def test_every_kind_of_damage_is_refused(tmp_path: Path, healthy: bytes, damage: str) -> None:
     path = tmp_path / "queue.db"
     path.write_bytes(DAMAGES[damage](healthy))
     await refusal(path)
 
 
-async def test_a_damage_of_any_page_is_found(tmp_path: Path, healthy: bytes, tried: Tried) -> None:
-    """Whatever stands there instead: ones, zeros, noise."""
+async def test_damage_to_any_page_is_found(tmp_path: Path, healthy: bytes, tried: Tried) -> None:
+    """Each page in turn is overwritten with ones, zeros and noise."""
     pages = len(healthy) // PAGE
     path = tmp_path / "queue.db"
     for page in range(pages):
@@ -105,8 +103,8 @@ async def test_a_damage_of_any_page_is_found(tmp_path: Path, healthy: bytes, tri
     tried(f"{pages} pages, each overwritten with ones, zeros and noise", "refused every time")
 
 
-async def test_a_damaged_file_does_not_even_take_in_its_write_ahead_log(tmp_path: Path) -> None:
-    """What a killed process left there may be the better half."""
+async def test_a_damaged_database_does_not_checkpoint_its_write_ahead_log(tmp_path: Path) -> None:
+    """The WAL that a killed process left behind may hold intact data, so it must stay as well."""
     path = tmp_path / "var" / "queue.db"
     async with opened(path) as engine:
         await put(engine, *(a_task() for _ in range(TASKS)))
@@ -122,14 +120,14 @@ async def test_a_damaged_file_does_not_even_take_in_its_write_ahead_log(tmp_path
 
 
 async def test_an_empty_file_is_a_new_database(tmp_path: Path) -> None:
-    """It is what a process leaves that was killed in the first moment of its first start."""
+    """A process that is killed at the very beginning of its first start leaves an empty file."""
     path = tmp_path / "queue.db"
     path.touch()
     async with opened(path) as engine:
         await put(engine, a_task())
 
 
-async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "diary.txt"
     path.write_text("Dear diary, " * 1000)
     assert "not a database" in await refusal(path)
@@ -154,9 +152,9 @@ async def test_a_database_of_a_newer_version_is_refused(tmp_path: Path, healthy:
 
 
 async def refusal(path: Path, *beside: str) -> str:
-    """Try to start on this file, see that it was left alone, and tell why it was refused.
+    """Assert that an engine refuses to start on this file and leaves it unchanged.
 
-    `beside` are the files that stood beside it before.
+    Return the error's message. `beside` names the files that were beside it before.
     """
     before = content(path)
     with pytest.raises(CannotStart) as raised:
@@ -164,7 +162,7 @@ async def refusal(path: Path, *beside: str) -> str:
     message = str(raised.value)
     assert str(path) in message
     assert "\n" not in message
-    assert_left_as_it_was(path, before, *beside)
+    assert_unchanged(path, before, *beside)
     return message
 
 
@@ -172,16 +170,15 @@ def content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def assert_left_as_it_was(path: Path, data: bytes, *beside: str) -> None:
+def assert_unchanged(path: Path, data: bytes, *beside: str) -> None:
     assert content(path) == data
     files = {file.name for file in path.parent.glob(f"{path.name}*")}
     assert files == {path.name, f"{path.name}.lock", *beside}
 
 
-async def test_control_without_the_check_damaged_files_are_served_from(
+async def test_control_without_the_check_the_engine_accepts_tasks_into_damaged_files(
     tmp_path: Path, healthy: bytes, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """And promises are written into them."""
     monkeypatch.setattr(sqlite_file, "_check", lambda _: None)
     pages = len(healthy) // PAGE
     started = accepted = 0

@@ -1,10 +1,11 @@
-"""The disk fills up under the service, its database, uploads and log, and is freed again.
+"""The disk with the database, uploads and log fills up, and later has room again.
 
-Meanwhile what cannot be kept is refused (507, or 503) and leaves nothing behind, what was accepted
-can be read, and the worker neither claims nor spins. Once there is room all goes on by itself
-within ten seconds, and nothing that was accepted is lost.
+While the disk is full, the service refuses requests that it cannot store (507, or 503), and leaves
+no partial files. Accepted tasks and uploads can be read. The worker claims nothing, and does not
+spin. Once there is room, the service recovers by itself within ten seconds, and no accepted task is
+lost.
 
-The disk is a small tmpfs where we may mount one, and else a limit on the size of files.
+The disk is a small tmpfs where the test may mount it, and otherwise a limit on file sizes.
 """
 
 import asyncio
@@ -32,9 +33,9 @@ from tests.support.torture import LONG, Tried, form
 
 CYCLES = form(1, 20)
 MAILS = 12
-AT_ONCE = 4  # tasks
+AT_ONCE = 4  # tasks that run at the same time
 FULL_SECONDS = form(0.5, 3.0)
-AT_MOST = form(PATIENCE, 10.0)  # seconds until all is well again
+AT_MOST = form(PATIENCE, 10.0)  # seconds until the service has recovered
 CONTENT = os.urandom(100_000)
 
 MESSAGE_ID = re.compile(rb"Message-ID: <([^@]+)@")
@@ -49,10 +50,10 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
             yield LimitedFiles(tmp_path)
 
 
-def test_what_cannot_be_kept_is_refused_and_what_was_accepted_is_done(
+def test_a_full_disk_refuses_new_requests_and_loses_no_accepted_task(
     disk: Disk, smtp_server: SmtpServer, tried: Tried
 ) -> None:
-    smtp_server.delay["dot"] = 0.1  # so that some are under way when the disk fills up
+    smtp_server.delay["dot"] = 0.1  # so that some tasks run when the disk fills up
     accepted = list[str]()
     seconds = list[float]()
     with Service(
@@ -108,8 +109,9 @@ def assert_refused(answer: httpx2.Response) -> None:
 
 
 def assert_readable(service: Service, disk: Disk, task_id: str, upload_id: str) -> None:
-    """Whatever is asked is answered; and that the service is not ready."""
-    # SQLite takes a limit on its files for a failing disk, whose contents are in doubt.
+    """Assert that every read is answered, that the service is alive, and that it is not ready."""
+    # SQLite reports a write beyond RLIMIT_FSIZE as an I/O error. After an I/O error the contents
+    # of the page cache are in doubt, so the service may refuse reads as well.
     expected = {200} if isinstance(disk, SmallDisk) else {200, 503}
     for path in ("/tasks", f"/tasks/{task_id}", "/uploads", f"/uploads/{upload_id}"):
         assert service.get(path).status_code in expected, path
@@ -118,7 +120,7 @@ def assert_readable(service: Service, disk: Disk, task_id: str, upload_id: str) 
 
 
 def back_to_normal(service: Service, tasks: list[str]) -> float:
-    """Wait until these tasks are done and others are accepted; gives how many seconds it took."""
+    """Wait until these tasks are done and the service is ready; return the seconds that took."""
     began = time.monotonic()
     for task_id in tasks:
         service.wait_for(task_id, at_most=began + AT_MOST - time.monotonic())
@@ -126,10 +128,10 @@ def back_to_normal(service: Service, tasks: list[str]) -> float:
     return time.monotonic() - began
 
 
-# What is written beside the promises
+# The log file
 
 
-def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
+def test_a_truncated_log_line_does_not_run_into_the_next_line(tmp_path: Path) -> None:
     log_file = LogFile(tmp_path / "log.txt")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8, before[1]))
@@ -148,30 +150,30 @@ def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_a_full_database_refuses_writes_and_serves_reads(tmp_path: Path) -> None:
-    """Those too that came together and would share a transaction."""
+    """A write and a read come at the same time, so the group commit puts them together."""
     large = a_task(arguments="x" * 100_000)
     async with opened(tmp_path / "queue.db") as engine:
-        await pages(engine, at_most=1)  # which SQLite reports exactly as it does a full disk
+        await limit_pages(engine, at_most=1)  # SQLite reports this limit exactly like a full disk
         refused, read = await asyncio.gather(
             put(engine, large), engine.backlog(), return_exceptions=True
         )
         assert isinstance(refused, QueueFull)
         assert "disk is full; nothing was accepted" in str(refused)
         assert not isinstance(read, BaseException)
-        await pages(engine, at_most=1_000_000)
+        await limit_pages(engine, at_most=1_000_000)
         await put(engine, large)
         assert (await claim_one(engine)).id == large.id
 
 
-async def pages(engine: SQLite, *, at_most: int) -> None:
+async def limit_pages(engine: SQLite, *, at_most: int) -> None:
     await engine._commits.run(lambda db: db.execute(f"PRAGMA max_page_count = {at_most}") and None)
 
 
-# The control
+# The negative control
 
 
-def test_control_a_file_written_after_the_answer_is_lost(disk: Disk, tried: Tried) -> None:
-    """The tutorial's upload, which answers 202 and writes in the background."""
+def test_control_a_file_written_after_the_202_is_lost(disk: Disk, tried: Tried) -> None:
+    """Tutorials write an upload with BackgroundTasks, after the 202."""
     kept = disk.directory / "kept.bin"
     app = FastAPI()
 

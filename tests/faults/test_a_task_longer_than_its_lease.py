@@ -1,6 +1,6 @@
-"""A task takes longer than its worker's lease, while another worker is idle.
+"""A task runs longer than its worker's lease, while another worker is idle.
 
-It is not stolen as long as the heartbeat of its worker goes on.
+The idle worker does not re-queue the task, because the heartbeat renews the lease.
 """
 
 import asyncio
@@ -19,34 +19,34 @@ from tests.support.torture import Tried, form
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("frequent_polls")]
 
 LEASE = form(0.6, 2.0)  # seconds
-LEASES = form(2, 10)  # that the task takes
+LEASES = form(2, 10)  # the task's duration in leases
 
 
 async def outlast(context: Context[None]) -> None:
-    """Take longer than a lease; a second attempt has no need to."""
+    """Run longer than a lease at the first attempt, and return at once at the second."""
     if context.task.attempts == 1:
         await asyncio.sleep(LEASES * LEASE)
 
 
 async def run_between_two_workers(engine: Engine) -> list[str]:
-    """What happened to a long task."""
+    """Run a long task while two workers look for work; return its events."""
     queue = queue_of(engine, outlast, now=time.time)
     diary = Diary(queue)
     await promise(queue, outlast)
-    # With a slot free, a worker would find its own silent tasks before the other does.
+    # With one slot, the worker that runs the task claims no other, so only the idle worker claims.
     settings: dict[str, Any] = {"lease": LEASE, "concurrency": 1}
     async with working(queue, **settings), working(queue, **settings):
         await diary.until(EventType.SUCCEEDED, within=LEASES * LEASE + 10)
     return diary.whats
 
 
-async def test_it_is_not_stolen(engine: Engine, tried: Tried) -> None:
+async def test_a_task_that_outlasts_its_lease_is_not_requeued(engine: Engine, tried: Tried) -> None:
     whats = await run_between_two_workers(engine)
     tried(f"a task of {LEASES} leases", f"stolen {whats.count('recovered')} times")
     assert whats == ["queued", "started", "succeeded"]
 
 
-async def test_control_without_the_heartbeat_it_is(
+async def test_control_without_a_heartbeat_the_task_is_requeued(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
     async def say_nothing(_: Heartbeat) -> None:

@@ -1,9 +1,10 @@
-"""A task raises, or the log file it writes to is gone or cannot be written.
+"""A task raises an error, or it cannot write to its log file.
 
-That is one error line, with the request's id, and with the task's where there is one. The other
-tasks of the request run, and the client's connection stays open.
+The service writes one error line with the request's id, and for a durable task also with the task's
+id. The other tasks of the request run, and the client's connection stays open.
 
-Root is refused nothing, so as root the service runs without root's capabilities.
+File permissions do not bind root. So a test that runs as root starts the service without root's
+capabilities.
 """
 
 import json
@@ -39,7 +40,7 @@ def smtp() -> Iterator[SmtpServer]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, smtp: SmtpServer) -> Iterator[Service]:
-    """One for all of these tests: each leaves it well again."""
+    """A service for all tests of this module. Each test undoes its fault."""
     directory = tmp_path_factory.mktemp("service")
     with Service(
         directory,
@@ -52,18 +53,18 @@ def service(tmp_path_factory: pytest.TempPathFactory, smtp: SmtpServer) -> Itera
 
 
 def errors_of(service: Service, *request_ids: str) -> list[dict[str, Any]]:
-    """The error lines of these requests."""
+    """Return the error lines of these requests."""
     lines = [json.loads(line) for line in service.log.splitlines()]
     return [
         line for line in lines if line["level"] == "error" and line.get("request_id") in request_ids
     ]
 
 
-# A courtesy that raises
+# A courtesy raises an error
 
 
 @pytest.mark.parametrize("path", ["/multiple-tasks/", "/process/"])
-def test_a_courtesy_that_raises_is_one_error_line_with_its_traceback(
+def test_a_courtesy_that_raises_writes_one_error_line_with_its_traceback(
     service: Service, path: str
 ) -> None:
     request_id = f"raises{path}"
@@ -77,8 +78,8 @@ def test_a_courtesy_that_raises_is_one_error_line_with_its_traceback(
     assert error["exception"].endswith("ValueError: the data asked for an error")
 
 
-def test_a_courtesy_that_raises_does_not_break_the_connection(service: Service) -> None:
-    """With a bare BackgroundTasks the server would close it under the next request."""
+def test_a_courtesy_that_raises_does_not_close_the_connection(service: Service) -> None:
+    """With plain BackgroundTasks, the server closes it, and the client's next request fails."""
     with httpx2.Client(base_url=service.url, timeout=PATIENCE) as client:
         ports = set()
         for _ in range(5):
@@ -89,13 +90,13 @@ def test_a_courtesy_that_raises_does_not_break_the_connection(service: Service) 
     assert len(ports) == 1
 
 
-# A promise that raises
+# A promise fails
 
 
-def test_a_promise_that_fails_is_one_error_line_and_its_siblings_are_kept(
+def test_a_failed_promise_writes_one_error_line_and_its_siblings_succeed(
     service: Service, smtp: SmtpServer, tried: Tried
 ) -> None:
-    """One of the mails of a client's request is refused for good; they share the request's id."""
+    """The SMTP server refuses one of several mails. All share an X-Request-ID."""
     refused = list[str]()
     names = [f"promise-{number}" for number in range(REQUESTS)]
     for name in names:
@@ -124,24 +125,24 @@ def status_of(service: Service, task_id: str) -> str:
 
 
 def mail_to(service: Service, name: str) -> str:
-    """Ask for a mail, and with it for two lines in the log; gives the task."""
+    """Request a mail, and with it two lines in the log file; return the task's id."""
     headers = {"X-Request-ID": name}
     answer = service.post("/send-notification/ada@example.com?q=hello", headers=headers)
     return str(answer.raise_for_status().json()["id"])
 
 
-# A log file that cannot be written
+# The log file cannot be written
 
 
 @pytest.mark.parametrize("trouble", ["read-only", "gone"])
-def test_a_line_that_cannot_be_logged_is_one_error_line_and_the_mail_is_sent(
+def test_a_line_that_cannot_be_logged_writes_an_error_line_and_the_mail_is_sent(
     service: Service, trouble: str, tried: Tried
 ) -> None:
-    """Two lines of each request, that is: one of a dependency's and one of the route's."""
+    """Each request writes two lines: the dependency's and the route's."""
     logs = service.directory / "logs"
     names = [f"{trouble}-{number}" for number in range(REQUESTS)]
-    with in_trouble(logs, trouble):
-        # The service looks once in a while whether its file is still there.
+    with unusable(logs, trouble):
+        # The service checks only at intervals whether its log file still exists.
         until(lambda: log_fails(service, trouble), within=LOOK_AGAIN_SECONDS + PATIENCE)
         for name in names:
             service.wait_for(mail_to(service, name))
@@ -159,8 +160,8 @@ def test_a_line_that_cannot_be_logged_is_one_error_line_and_the_mail_is_sent(
 
 
 @contextmanager
-def in_trouble(directory: Path, trouble: str) -> Iterator[None]:
-    """Nothing can be written there, and nothing be made in its place."""
+def unusable(directory: Path, trouble: str) -> Iterator[None]:
+    """Make the directory unusable: read-only, or replaced by a file."""
     shutil.rmtree(directory, ignore_errors=True)
     if trouble == "read-only":
         directory.mkdir()
@@ -177,11 +178,11 @@ def log_fails(service: Service, trouble: str) -> bool:
     return bool(errors_of(service, f"look-{trouble}"))
 
 
-# The control
+# The negative control
 
 
 def test_control_plain_background_tasks_skip_the_siblings(tmp_path: Path, tried: Tried) -> None:
-    """The tutorial's write_log, in the same trouble, and the mail after it."""
+    """The tutorial's write_log fails, so Starlette never runs the mail task after it."""
     app = FastAPI()
     sent = list[str]()
 

@@ -1,6 +1,7 @@
-"""A task kills the process that runs it (SIGKILL), which is started again, as a supervisor does.
+"""A task kills its worker process with SIGKILL, and a supervisor restarts the process.
 
-After the third crash the task is `failed`; all others succeed, also those that ran beside it.
+After the third crash the task is `failed`. All other tasks succeed, also the tasks that ran beside
+it.
 """
 
 from collections.abc import Callable
@@ -22,10 +23,10 @@ from tests.support.workers import put, read, runs, workers
 OTHERS = form(12, 1_000)
 
 
-def test_it_is_given_up_after_three_crashes_and_all_others_succeed(
+def test_a_deadly_task_fails_after_three_crashes_and_all_others_succeed(
     tmp_path: Path, queue_url: str, tried: Tried
 ) -> None:
-    """One process on SQLite; several on PostgreSQL, where one after the other dies."""
+    """SQLite has one worker process. On PostgreSQL three of them run, and crash in turn."""
     (deadly,) = put(queue_url, die, 1)
     others = put(queue_url, leave_a_mark, OTHERS, seconds=0.1)
     processes = 1 if queue_url.startswith("sqlite:") else 3
@@ -46,8 +47,9 @@ def test_it_is_given_up_after_three_crashes_and_all_others_succeed(
 
 
 @pytest.mark.anyio
-async def test_it_fails_however_many_attempts_it_has_left(engine: Engine) -> None:
-    """And then nobody claims it again."""
+async def test_a_task_that_crashed_three_times_fails_although_it_has_attempts_left(
+    engine: Engine,
+) -> None:
     await put_task(engine, a_task(max_attempts=100))
     statuses = []
     for crash in range(1, MAX_CRASHES + 1):
@@ -61,7 +63,7 @@ async def test_it_fails_however_many_attempts_it_has_left(engine: Engine) -> Non
 
 
 def supervise(workers: list[Process], *, until: Callable[[], object]) -> int:
-    """Start again whoever died; gives how many did."""
+    """Restart each worker that dies, until a condition holds; return the number of deaths."""
     deaths = 0
 
     def done() -> bool:
@@ -80,10 +82,10 @@ def given_up(workers: list[Process]) -> bool:
     return any('"task failed"' in worker.log for worker in workers)
 
 
-def test_control_without_the_cap_it_goes_on_for_ever(
+def test_control_without_the_crash_limit_a_deadly_task_is_never_given_up(
     tmp_path: Path, sqlite_url: str, tried: Tried
 ) -> None:
-    """More processes die than crashes are allowed, and the task waits for the next."""
+    """Two more processes die than the limit allows, and the task would run again."""
     (deadly,) = put(sqlite_url, die, 1)
     with workers(tmp_path, 1, queue_url=sqlite_url, without="crash-cap") as (worker,):
         for _ in range(MAX_CRASHES + 1):
@@ -91,18 +93,18 @@ def test_control_without_the_cap_it_goes_on_for_ever(
             worker.start()
         worker.wait()
     deaths = read(sqlite_url, deadly).attempts
-    tried("without the cap", f"{deaths} processes died, and it was not given up")
+    tried("without the crash limit", f"{deaths} processes died, and it was not given up")
     assert deaths == MAX_CRASHES + 2
 
 
-def test_control_without_suspicion_it_takes_others_with_it(
+def test_control_without_suspicion_tasks_beside_a_deadly_task_fail_too(
     tmp_path: Path, sqlite_url: str, tried: Tried
 ) -> None:
-    """If tasks of one crash may run side by side again, the innocent fail with the guilty."""
-    innocent = put(sqlite_url, leave_a_mark, 5, seconds=0.1)
+    """Tasks that crashed together run together again, so harmless tasks crash each time too."""
+    harmless = put(sqlite_url, leave_a_mark, 5, seconds=0.1)
     put(sqlite_url, die, 1)
     with workers(tmp_path, 1, queue_url=sqlite_url, without="suspicion") as (worker,):
         supervise([worker], until=lambda: given_up([worker]))
-    failed = [task_id for task_id in innocent if read(sqlite_url, task_id).status is Status.FAILED]
+    failed = [task_id for task_id in harmless if read(sqlite_url, task_id).status is Status.FAILED]
     tried("without suspicion: 5 tasks beside it", f"{len(failed)} failed with it")
     assert failed

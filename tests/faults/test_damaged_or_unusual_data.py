@@ -1,6 +1,7 @@
-"""A task returns what is no JSON, a stored record lacks a field, a caught mail cannot be parsed.
+"""A task's result is not JSON, a stored record lacks a field, or a caught mail cannot be parsed.
 
-The task runs once, because its work was done. Every list answers, and shows the other items.
+The task runs only once, because its work is done. Every list is answered, and shows the other
+items.
 """
 
 import sqlite3
@@ -24,7 +25,7 @@ TASKS = form(20, 1000)
 
 
 async def runs_of(engine: SQLite, result: object, error: Exception | None = None) -> list[str]:
-    """Let a worker run tasks that return this, or raise that; gives the id of each run."""
+    """Run tasks that return `result` or raise `error`; return the task id of each run."""
     ran: list[str] = []
 
     async def odd(context: Context[None]) -> object:
@@ -43,7 +44,7 @@ async def runs_of(engine: SQLite, result: object, error: Exception | None = None
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("result", [object(), {1, 2}, float("nan"), b"bytes", {"at": NOW, 1: {2}}])
-async def test_a_task_whose_result_is_no_json_runs_once(
+async def test_a_task_with_a_result_that_is_not_json_runs_once(
     tmp_path: Path, tried: Tried, result: object
 ) -> None:
     async with opened(tmp_path / "queue.db") as engine:
@@ -54,7 +55,7 @@ async def test_a_task_whose_result_is_no_json_runs_once(
 
 @pytest.mark.anyio
 async def test_control_a_task_that_raises_runs_again(tmp_path: Path, tried: Tried) -> None:
-    """So the runs are counted, and a result that counted as an error would be seen."""
+    """The test counts repeated runs, so it would notice a bad result that is retried."""
     async with opened(tmp_path / "queue.db") as engine:
         ran = await runs_of(engine, None, TypeError("this is no JSON"))
     tried(f"{TASKS} tasks raise TypeError", f"{len(ran)} runs")
@@ -62,7 +63,7 @@ async def test_control_a_task_that_raises_runs_again(tmp_path: Path, tried: Trie
 
 
 @pytest.mark.parametrize("error", ["{}", "[]", "no JSON", '{"type": 1, "detail": null}', "null"])
-def test_one_damaged_item_hides_no_other_in_any_list(
+def test_a_damaged_item_hides_no_other_item_of_its_list(
     tmp_path: Path, tried: Tried, error: str
 ) -> None:
     settings = settings_in(tmp_path)
@@ -84,7 +85,7 @@ def test_one_damaged_item_hides_no_other_in_any_list(
         tasks, uploads = client.get("/tasks"), client.get("/uploads")
         inbox = client.get("/inbox")
     assert [answer.status_code for answer in (tasks, uploads, inbox)] == [200, 200, 200]
-    assert task["id"] in {one["id"] for one in tasks.json()["data"]}
-    assert {one["id"] for one in uploads.json()["data"]} == {upload["upload"]["id"], damaged.id}
+    assert task["id"] in {item["id"] for item in tasks.json()["data"]}
+    assert {item["id"] for item in uploads.json()["data"]} == {upload["upload"]["id"], damaged.id}
     assert "ada@example.com" in inbox.text
     tried("lists of tasks, uploads and mails, each with a damaged item", "200, and all are shown")

@@ -1,7 +1,8 @@
-"""An error that cannot be described, a clock set back by any length, a slow claim, a shared store.
+"""An error without a description, a clock set back, a slow claim, and a shared store.
 
-Each task is settled, is due, or is given back uncounted. A service that shares a store with another
-database spares the files of the other.
+A task that raises an error with a failing str() gets an outcome. A new task is due at once, however
+far the clock was set back. A stop during a slow claim re-queues the claimed tasks without counting
+an attempt. A clean-up removes no files of another database on the same store.
 """
 
 import asyncio
@@ -48,7 +49,7 @@ TASKS = form(20, 1000)
 
 
 class Mute(Exception):
-    """An error whose description is an error."""
+    """An error with a __str__ that raises another error."""
 
     def __str__(self) -> str:
         """Raise."""
@@ -67,7 +68,7 @@ async def statuses_after(engine: Engine, function: Callable[..., Any]) -> set[St
     return {(await engine.get(task.id)).status for task in tasks}
 
 
-async def test_an_error_that_cannot_be_described_settles_its_task(
+async def test_a_task_with_an_error_that_cannot_be_described_fails(
     tmp_path: Path, tried: Tried
 ) -> None:
     async with opened(tmp_path / "queue.db") as engine:
@@ -75,7 +76,7 @@ async def test_an_error_that_cannot_be_described_settles_its_task(
     tried(f"{TASKS} tasks raise an error whose str() raises", "0 stuck")
 
 
-async def test_control_without_the_care_for_descriptions_tasks_stay_running(
+async def test_control_without_the_fallback_description_tasks_stay_running(
     tmp_path: Path, tried: Tried, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("afterward.attempt.error_as_json", lambda error: to_json(str(error)))
@@ -85,12 +86,12 @@ async def test_control_without_the_care_for_descriptions_tasks_stay_running(
         left = await engine.list_tasks(
             client="", status=Status.RUNNING, kind=None, after=None, limit=TASKS
         )
-    tried("the same without the care for descriptions", f"{len(left)} stuck")
+    tried("the same without the fallback description", f"{len(left)} stuck")
     assert left
 
 
 @pytest.mark.parametrize("back", [1.0, 60.0, 3000.0, DAY, 400 * DAY])
-async def test_a_new_task_is_due_after_the_clock_was_set_back_by_any_length(
+async def test_a_new_task_is_due_at_once_after_the_clock_was_set_back(
     tmp_path: Path, tried: Tried, back: float
 ) -> None:
     async with opened(tmp_path / "queue.db") as engine:
@@ -100,26 +101,26 @@ async def test_a_new_task_is_due_after_the_clock_was_set_back_by_any_length(
     assert len(claimed) == TASKS
 
 
-async def test_control_a_task_with_a_time_of_its_own_is_not_due(tmp_path: Path) -> None:
+async def test_control_a_task_with_a_due_time_in_the_future_is_not_due(tmp_path: Path) -> None:
     async with opened(tmp_path / "queue.db") as engine:
         await put(engine, a_task(due_at=NOW + 60))
         assert await claim_all(engine, now=NOW) == []
 
 
 class SlowClaims(SQLite):
-    """An engine whose first claim is on disk long before its answer comes."""
+    """An engine that commits a claim, and delays the answer to the worker."""
 
     answers: asyncio.Event
 
     async def claim(self, *args: Any, **kwargs: Any) -> Claim:
-        """Claim, and hold the answer back."""
+        """Claim tasks, then wait for `answers` before returning them."""
         claimed = await super().claim(*args, **kwargs)
         if claimed.running:
             await self.answers.wait()
         return claimed
 
 
-async def test_a_stop_during_a_slow_claim_gives_its_tasks_back_uncounted(
+async def test_a_stop_during_a_slow_claim_requeues_its_tasks_without_counting_an_attempt(
     tmp_path: Path, tried: Tried
 ) -> None:
     async def greet(context: Context[None]) -> None:
@@ -136,19 +137,19 @@ async def test_a_stop_during_a_slow_claim_gives_its_tasks_back_uncounted(
         while (await engine.get(tasks[0].id)).status is not Status.RUNNING:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         stopping = asyncio.create_task(worker.stop(grace=2))
-        await asyncio.sleep(0.7)  # longer than a stop waits for its last writes
+        await asyncio.sleep(0.7)  # longer than stop() waits for its last writes
         engine.answers.set()
         await stopping
         ended = [await engine.get(task.id) for task in tasks]
     finally:
         await engine.stop()
-    tried("a stop during a claim of 5 tasks that takes 0.7 s", "5 given back, 0 attempts counted")
+    tried("a stop during a claim of 5 tasks that takes 0.7 s", "5 re-queued, 0 attempts counted")
     assert [(task.status, task.attempts, task.crashes) for task in ended] == [
         (Status.QUEUED, 0, 0)
     ] * 5
 
 
-async def test_control_tasks_of_a_claim_that_is_forgotten_count_as_crashed(tmp_path: Path) -> None:
+async def test_control_the_tasks_of_a_forgotten_claim_count_as_crashed(tmp_path: Path) -> None:
     async with opened(tmp_path / "queue.db") as engine:
         await put(engine, *(a_task() for _ in range(5)))
         await claim_all(engine, "a worker that forgets")
@@ -160,9 +161,9 @@ async def test_control_tasks_of_a_claim_that_is_forgotten_count_as_crashed(tmp_p
 async def files_after_a_clean_up(
     directory: Path, monkeypatch: pytest.MonkeyPatch, *, known: bool
 ) -> int:
-    """Clean up with a new database on a store that has old files; give how many files are left.
+    """Clean up with a new database on a store with old files; return the number of files left.
 
-    With `known`, the new database has a pending record of each file, as of uploads of its own.
+    With `known`, the new database has a pending record of each file, as it has for its own uploads.
     """
     monkeypatch.setattr("app.tasks.clean_up.ABANDONED_SECONDS", 0.0)
     uploads = LocalStore(directory / "uploads")
@@ -177,7 +178,7 @@ async def files_after_a_clean_up(
         await uploads.publish(upload_id)
     async with opened(directory / "new.db") as engine:
         if known:
-            records = tuple(Record(PENDING, "", one, {"heartbeat": 0}, NOW) for one in ids)
+            records = tuple(Record(PENDING, "", uid, {"heartbeat": 0}, NOW) for uid in ids)
             await engine.put(Writes(records=records))
         kinds = registry(Settings(_env_file=None))
         queue = Queue(engine, kinds, RetryPolicy(), now=Clock())
@@ -200,7 +201,7 @@ async def test_the_files_of_another_database_on_the_same_store_are_spared(
 async def test_control_abandoned_files_of_this_database_are_removed(
     tmp_path: Path, tried: Tried, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So the clean-up would have removed the others' files, if it went by the store alone."""
+    """So a clean-up that looked at the store alone would also have removed the other files."""
     left = await files_after_a_clean_up(tmp_path, monkeypatch, known=True)
     tried(f"a clean-up of {TASKS} abandoned files", f"{TASKS - left} removed")
     assert left == 0

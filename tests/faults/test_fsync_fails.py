@@ -1,8 +1,9 @@
-"""fsync fails with EIO: by libfiu in the service's process, and on a disk that fails for real.
+"""fsync fails with EIO: injected by libfiu in the service's process, and on a disk that fails.
 
-Nothing is answered 202 then but 503, and /readyz says what is failing; once the fault has gone, the
-service goes on by itself. Linux takes for written what an fsync failed to write: so after all that
-the power is cut, and everything that was answered 202, before or after, is on the disk.
+The service answers 503 and not 202, and /readyz names the failing part. When the fault ends, the
+service recovers by itself. After a failed fsync, Linux marks the pages in its page cache as clean,
+although they are not on the disk. So the tests finally cut the power: everything that was answered
+202, before or after the fault, must be on the disk.
 """
 
 import errno
@@ -20,27 +21,27 @@ import pytest
 
 from afterward.engines.sqlite.engine import SQLite
 from afterward.errors import QueueUnavailable
-from tests.support.power import Disk, look_into, settings_on
+from tests.support.power import Disk, inspect_database, settings_on
 from tests.support.service import COMMAND, PATIENCE, Service, until
 from tests.support.tools import tool
 from tests.support.torture import Tried, form
 
 POSTS = form(10, 200)
 TIMES = form(1, 20)
-CARELESS = (sys.executable, "-m", "tests.support.careless")
+WEAKENED = (sys.executable, "-m", "tests.support.weakened_durability")
 
 
 @pytest.mark.parametrize(
     ("call", "failing"), [("fdatasync", "database"), ("fsync", "uploads")], ids=["rows", "files"]
 )
-def test_a_failing_fsync_is_never_answered_202(
+def test_no_request_is_answered_202_while_fsync_fails(
     tmp_path: Path, tried: Tried, call: str, failing: str
 ) -> None:
-    """SQLite uses fdatasync, and the store of uploads fsync."""
+    """SQLite calls fdatasync, and the upload store calls fsync."""
     post = send if failing == "database" else upload
     with Service(tmp_path, command=under_libfiu(tmp_path)) as service:
         accepted = [post(service).raise_for_status().json()["id"]]
-        service.wait_for(accepted[0])  # so that there is nothing else that could fail
+        service.wait_for(accepted[0])  # so that no other task can fail
         with failing_with_eio(tmp_path, service, call):
             answers = [post(service) for _ in range(POSTS)]
             readiness = service.get("/readyz")
@@ -56,12 +57,14 @@ def test_a_failing_fsync_is_never_answered_202(
     assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)
     assert readiness.status_code == httpx2.codes.SERVICE_UNAVAILABLE
     assert readiness.json()["checks"][failing] == "failing"
-    assert {task["id"] for task in listed} <= set(accepted)  # nothing of what was refused
+    assert {task["id"] for task in listed} <= set(accepted)  # no refused task was stored
 
 
-def test_control_who_does_not_wait_for_the_disk_answers_202(tmp_path: Path, tried: Tried) -> None:
-    """SQLite's synchronous = NORMAL: the same fault, and nobody hears of it."""
-    command = under_libfiu(tmp_path, CARELESS)
+def test_control_with_synchronous_normal_requests_are_answered_202_while_fsync_fails(
+    tmp_path: Path, tried: Tried
+) -> None:
+    """With synchronous = NORMAL, SQLite does not call fdatasync at a commit, so it cannot fail."""
+    command = under_libfiu(tmp_path, WEAKENED)
     with (
         Service(tmp_path, command=command, without="fsync of commits") as service,
         failing_with_eio(tmp_path, service, "fdatasync"),
@@ -74,10 +77,10 @@ def test_control_who_does_not_wait_for_the_disk_answers_202(tmp_path: Path, trie
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["goes on", "is started again"])
-def test_what_is_accepted_after_a_failure_is_on_the_disk(
+def test_tasks_accepted_after_a_failed_fsync_are_on_the_disk(
     tmp_path: Path, tried: Tried, restarted: bool
 ) -> None:
-    """What is added to a log must not stand behind something that never reached the disk."""
+    """SQLite must not append to its WAL behind pages that never reached the disk."""
     rows = 0
     for number in range(TIMES):
         verdict, accepted, lost = fail_mend_and_cut(
@@ -91,10 +94,10 @@ def test_what_is_accepted_after_a_failure_is_on_the_disk(
 
 
 @pytest.mark.anyio
-async def test_after_a_failure_the_log_is_read_from_the_disk(
+async def test_after_a_failed_fsync_the_wal_is_dropped_from_the_page_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same, where nobody may mount a disk: the pages that failed are thrown away at once."""
+    """This needs no disk of its own, so it also runs where the test may not mount."""
     forgotten = list[str]()
 
     def forget(descriptor: int, *_: int) -> None:
@@ -114,24 +117,27 @@ async def test_after_a_failure_the_log_is_read_from_the_disk(
     assert forgotten == ["queue.db-wal"]
 
 
-def test_control_what_the_system_has_cached_is_not_on_the_disk(
+def test_control_with_the_page_cache_kept_accepted_tasks_are_lost(
     tmp_path: Path, tried: Tried
 ) -> None:
-    """SQLite alone believes what it reads, and writes on behind it."""
+    """SQLite alone reads the failed pages from the cache, and appends behind them."""
     verdict, accepted, lost = fail_mend_and_cut(
-        tmp_path / "disk", CARELESS, restarted=True, without="doubt"
+        tmp_path / "disk", WEAKENED, restarted=True, without="doubt"
     )
 
-    tried("without doubt", f"{len(lost)} of {len(accepted)} rows lost, integrity: {verdict[:20]}")
+    tried(
+        "the page cache kept",
+        f"{len(lost)} of {len(accepted)} rows lost, integrity: {verdict[:20]}",
+    )
     assert lost
 
 
 def fail_mend_and_cut(
     directory: Path, command: tuple[str, ...], *, restarted: bool, **settings: Any
 ) -> tuple[str, set[str], set[str]]:
-    """Let a disk fail, mend it, and cut its power.
+    """Make a disk fail, repair it, and cut its power.
 
-    Gives what SQLite says of the database then, the tasks that were accepted, and those it lost.
+    Return SQLite's integrity verdict, the accepted tasks, and the lost tasks.
     """
     directory.mkdir()
     accepted = set[str]()
@@ -154,12 +160,12 @@ def fail_mend_and_cut(
         disk.cut()
         service.kill()
         disk.power_on()
-        verdict, tasks, _ = look_into(disk)
+        verdict, tasks, _ = inspect_database(disk)
         return verdict, accepted, accepted - tasks
 
 
 def send_until(service: Service, status: int) -> set[str]:
-    """Send until the answer has this status; gives the tasks that were accepted."""
+    """Send until an answer has this status; return the accepted tasks."""
     accepted = set[str]()
 
     def answered() -> bool:
@@ -181,13 +187,13 @@ def upload(service: Service) -> httpx2.Response:
 
 
 def under_libfiu(directory: Path, command: tuple[str, ...] = COMMAND) -> tuple[str, ...]:
-    """A command whose system calls can be made to fail."""
+    """Return a command that runs `command` with libfiu, which can make its system calls fail."""
     return (tool("fiu-run"), "-x", "-f", str(directory / "fiu"), *command)
 
 
 @contextmanager
 def failing_with_eio(directory: Path, service: Service, call: str) -> Iterator[None]:
-    """Let fsync or fdatasync fail in the service's process."""
+    """Make fsync or fdatasync fail with EIO in the service's process."""
     point = f"name=posix/io/sync/{call}"
     control = (tool("fiu-ctrl"), "-f", str(directory / "fiu"))
     subprocess.run(

@@ -1,7 +1,8 @@
-"""The service is killed (SIGKILL) at random instants while 16 clients send, and started again.
+"""The service is killed with SIGKILL at random instants while 16 clients send, and restarted.
 
-Every mail that was answered 202 arrives, or its task is shown as failed. A kill may come between
-the SMTP server's 250 and our note of it: then the mail comes once more, under the same Message-ID.
+Every mail that was answered 202 arrives, or its task is shown as failed. A kill can come after the
+SMTP server's 250 and before the worker has committed the success. Then the mail is sent again, with
+the same Message-ID.
 """
 
 import sys
@@ -14,21 +15,21 @@ from tests.support.torture import Tried, form
 
 KILLS = form(2, 200)
 ACCEPTED = form(160, 20_000)
-AT_ONCE = form(4, 10)  # tasks that one process runs
+AT_ONCE = form(4, 10)  # tasks that run at the same time
 TUTORIAL = (sys.executable, "-m", "tests.support.tutorial")
 
 
-def test_nothing_that_was_answered_202_is_lost(
+def test_no_mail_that_was_answered_202_is_lost(
     tmp_path: Path, queue_url: str, smtp_server: SmtpServer, tried: Tried
 ) -> None:
-    """And each kill costs at most one copy for each task that was running."""
+    """Each kill causes at most one more copy for each running task."""
     with Service(
         tmp_path,
         queue_url=queue_url,
         catcher=False,
         smtp_port=smtp_server.port,
         worker_concurrency=AT_ONCE,
-        lease_seconds=1,  # PostgreSQL's tasks wait for it after each kill
+        lease_seconds=1,  # on PostgreSQL, crashed tasks wait for the end of their lease
     ) as service:
         tally = kill_under_load(service, smtp_server, kills=KILLS, accepted=ACCEPTED)
         attempts = {
@@ -51,7 +52,7 @@ def test_control_plain_background_tasks_lose_mail(
 ) -> None:
     """The tutorial's service, under the same load and kills."""
     kills = form(2, 20)
-    smtp_server.delay["dot"] = 0.2  # a server that takes its time, as real ones do
+    smtp_server.delay["dot"] = 0.2  # about as slow as a real server
     with Service(tmp_path, command=TUTORIAL, smtp_port=smtp_server.port) as service:
         tally = kill_under_load(service, smtp_server, kills=kills, accepted=80 * kills)
 

@@ -1,9 +1,8 @@
-"""Clients hold more idle connections than the process may have file descriptors.
+"""Clients open more idle connections than the process may have file descriptors.
 
-Those that are too many are turned away, so that descriptors are left for everything else: the
-worker goes on sending, over new connections too, and the log can be written. The trouble is logged,
-in a few lines, and the process does not spin. Once the clients are gone the service answers again
-within two seconds.
+The service closes excess connections, so that descriptors are left for its other work: the worker
+still opens connections and sends mail, and the log can be written. The service logs the shortage in
+a few lines, and does not spin. When the clients are gone, it answers again within two seconds.
 """
 
 import socket
@@ -21,15 +20,15 @@ from tests.support.service import COMMAND, PATIENCE, Service, until
 from tests.support.smtp_server import SmtpServer, in_a_thread
 from tests.support.torture import Tried, form
 
-FILES = 128  # descriptors of the process
+FILES = 128  # file descriptors that the process may open
 CLIENTS = form(300, 1_000)
 MAILS = form(20, 500)
-RESERVE = 20  # descriptors that are left for everything but clients, at least
-LINES = 10  # about the trouble, at most
-AT_MOST = form(PATIENCE, 2.0)  # seconds until all is well again
+RESERVE = 20  # descriptors that must stay free for work other than clients
+LINES = 10  # the most log lines about the shortage
+AT_MOST = form(PATIENCE, 2.0)  # seconds until the service has recovered
 
 FEW_FILES = ("prlimit", f"--nofile={FILES}:{FILES}")
-# The clients that are there first stay connected, however long the crowd takes to come.
+# The long keep-alive keeps the first clients connected until the crowd has arrived.
 TUTORIAL = (
     *(*FEW_FILES, sys.executable, "-m", "uvicorn", "tests.support.tutorial:app"),
     *("--port={port}", "--no-access-log", "--timeout-keep-alive=600"),
@@ -38,11 +37,11 @@ TUTORIAL = (
 
 @contextmanager
 def crowd(port: int) -> Iterator[None]:
-    """Clients that connect and say nothing: so many at once, and there is always another one."""
+    """Keep CLIENTS idle connections open, and keep replacing the oldest with new ones."""
     gone = threading.Event()
     clients = deque[socket.socket]()
 
-    def throng() -> None:
+    def keep_connecting() -> None:
         while not gone.wait(0.02):
             for _ in range(5):
                 clients.append(client := socket.socket())
@@ -51,19 +50,21 @@ def crowd(port: int) -> Iterator[None]:
             while len(clients) > CLIENTS:
                 clients.popleft().close()
 
-    thronging = threading.Thread(target=throng)
-    thronging.start()
+    connecting = threading.Thread(target=keep_connecting)
+    connecting.start()
     try:
         until(lambda: len(clients) == CLIENTS, within=PATIENCE + CLIENTS / 50)
         yield
     finally:
         gone.set()
-        thronging.join()
+        connecting.join()
         for client in clients:
             client.close()
 
 
-def test_the_worker_goes_on_and_the_service_comes_back(tmp_path: Path, tried: Tried) -> None:
+def test_mail_is_sent_without_free_descriptors_and_the_service_recovers(
+    tmp_path: Path, tried: Tried
+) -> None:
     server = SmtpServer()
     with (
         in_a_thread(server) as portal,
@@ -102,7 +103,7 @@ def test_the_worker_goes_on_and_the_service_comes_back(tmp_path: Path, tried: Tr
 
 
 def answers(url: str) -> bool:
-    """Whether a new client gets an answer."""
+    """Return whether a new client gets an answer."""
     try:
         return httpx2.get(f"{url}/livez", timeout=1).is_success
     except httpx2.TransportError:
@@ -116,7 +117,7 @@ def open_files(pid: int) -> int:
 def test_control_without_a_reserve_mail_is_lost(
     tmp_path: Path, smtp_server: SmtpServer, tried: Tried
 ) -> None:
-    """The tutorial's service, which takes every client that it can, and tries each mail once."""
+    """The tutorial's service accepts clients until no descriptor is left, and tries a mail once."""
     with ExitStack() as stack:
         service = stack.enter_context(
             Service(tmp_path, command=TUTORIAL, smtp_port=smtp_server.port)
@@ -126,18 +127,20 @@ def test_control_without_a_reserve_mail_is_lost(
             for _ in range(20)
         ]
         for client in clients:
-            client.get("/livez").raise_for_status()  # while there is room
+            client.get(
+                "/livez"
+            ).raise_for_status()  # opens the connection while descriptors are left
         with crowd(service.port):
             until(lambda: open_files(service.pid) == FILES, within=PATIENCE)
             answers = list[httpx2.Response]()
 
-            def none_is_left() -> bool:
-                # One that a client of the crowd has given back is enough for a while.
+            def mail_fails() -> bool:
+                # A client that leaves the crowd frees a descriptor for a moment. So send again.
                 path = "/send-notification/ada@example.com"
                 answers.extend(client.post(path) for client in clients)
                 return "Too many open files" in service.log
 
-            until(none_is_left, within=PATIENCE)
+            until(mail_fails, within=PATIENCE)
     lost = len(answers) - len(smtp_server.received)
     tried(f"the same, {len(answers)} mails with plain BackgroundTasks", f"{lost} lost")
     assert {answer.status_code for answer in answers} == {202}

@@ -1,6 +1,6 @@
-"""PostgreSQL restarts under load; a worker dies, or the network cuts it off from the others.
+"""PostgreSQL restarts under load, a worker dies, or the network isolates a worker.
 
-Within 60 seconds the tasks go on, on the others; nothing that was answered 202 is lost.
+The other workers finish the tasks within 60 seconds, and no task that was answered 202 is lost.
 """
 
 import sys
@@ -21,9 +21,9 @@ from tests.support.torture import LONG, Tried, form
 from tests.support.workers import UNFINISHED, WORKER, put, runs, workers
 
 RESTARTS = form(2, 20)
-CRASHES = 4  # of the control: one may come when everything has just been written
-LEASE = form(1.0, 30.0)  # of a worker that dies
-CUT_OFF = form(3.0, 60.0)  # seconds that a worker is cut off
+CRASHES = 4  # of the control: a crash loses nothing if all commits have just been written out
+LEASE = form(1.0, 30.0)  # seconds, of the worker that dies
+CUT_OFF = form(3.0, 60.0)  # seconds of a worker's isolation
 GOES_ON_WITHIN = 60.0
 SEND = "/send-notification/ada@example.com"
 
@@ -33,13 +33,13 @@ SEND = "/send-notification/ada@example.com"
 
 @pytest.fixture
 def url(mistreated: Postgres) -> str:
-    """A database of its own, with the service's tables."""
+    """The URL of a new database with the service's tables."""
     return with_tables(mistreated)
 
 
 @pytest.fixture
 def service(tmp_path: Path, url: str, smtp_server: SmtpServer) -> Iterator[Service]:
-    """The API with a worker inside."""
+    """The API with an embedded worker."""
     with Service(
         tmp_path,
         queue_url=url,
@@ -51,10 +51,10 @@ def service(tmp_path: Path, url: str, smtp_server: SmtpServer) -> Iterator[Servi
         yield service
 
 
-def test_restarts_under_load_lose_nothing(
+def test_restarts_of_postgresql_under_load_lose_no_mail(
     service: Service, mistreated: Postgres, smtp_server: SmtpServer, tried: Tried
 ) -> None:
-    """By turns a stop as operators do it, and a crash."""
+    """Every other restart is a crash, the others are an operator's fast shutdown."""
     ways = [mistreated.stop, mistreated.kill] * RESTARTS
 
     def restart() -> None:
@@ -69,15 +69,16 @@ def test_restarts_under_load_lose_nothing(
     assert tally.renamed == 0
 
 
-def test_control_without_waiting_for_the_disk_some_are_lost(
+def test_control_with_asynchronous_commits_a_crash_loses_mail(
     service: Service, mistreated: Postgres, smtp_server: SmtpServer, url: str, tried: Tried
 ) -> None:
-    """Commits that are answered before they are written.
+    """With synchronous_commit = off, PostgreSQL confirms commits before they are on disk.
 
-    A start would refuse that. It holds for new connections, so from the first crash on.
+    The service refuses to start with this setting. But ALTER DATABASE affects only new
+    connections, so the running service meets it after the first crash.
     """
     mistreated.sql(f"ALTER DATABASE {url.rpartition('/')[2]} SET synchronous_commit = off")
-    smtp_server.delay["dot"] = 0.1  # so that most of what is accepted waits
+    smtp_server.delay["dot"] = 0.1  # so that most accepted tasks are waiting at a crash
 
     def crash() -> None:
         mistreated.kill()
@@ -94,11 +95,11 @@ def test_control_without_waiting_for_the_disk_some_are_lost(
 # A worker dies
 
 
-def test_the_tasks_of_a_worker_that_dies_are_done_by_the_others(
+def test_other_workers_finish_the_tasks_of_a_worker_that_dies(
     tmp_path: Path, database_url: str, sql: Sql, tried: Tried
 ) -> None:
-    """Those that it held are begun anew, once each; the crash is counted."""
-    count = form(40, 200)  # enough for one that starts late
+    """Each task that the worker was running is started a second time."""
+    count = form(40, 200)  # enough for a worker that starts late
     held = "SELECT count(*) FROM afterward.tasks WHERE status = 'running' AND owner LIKE '%:{}:%'"
     ids = put(database_url, leave_a_mark, count, seconds=0.5)
     settings = {"queue_url": database_url, "lease_seconds": LEASE, "worker_concurrency": 4}
@@ -122,37 +123,37 @@ def test_the_tasks_of_a_worker_that_dies_are_done_by_the_others(
     )
 
 
-# A worker is cut off: each machine is a network of its own
+# The network isolates a worker: each machine is a network namespace
 
 
 SMTP_PORT = 2525
 CUT_OFF_LEASE = 2.0
-SECONDS = 3.0  # for a mail on the machine that is cut off: longer than its lease
-LOCKED_AT_MOST = 12.0  # what nobody commits is given up after 10
+SECONDS = 3.0  # that a mail takes on the isolated machine: longer than its lease
+LOCKED_AT_MOST = 12.0  # PostgreSQL ends an idle transaction after 10 s
 SLOW_SMTP = (sys.executable, "-m", "tests.support.slow_smtp", str(SMTP_PORT))
-STUCK = (sys.executable, "-m", "tests.support.stuck")
+STUCK_WORKER = (sys.executable, "-m", "tests.support.stuck_worker")
 FACTS = "SELECT * FROM afterward.tasks WHERE id <> '{}' ORDER BY seq"
 
 
 @pytest.fixture
 def network() -> Iterator[list[Machine]]:
-    """Three machines; PostgreSQL is on this one."""
+    """Three machines. PostgreSQL runs on this machine."""
     with machines(3) as network:
         yield list(network)
 
 
 @pytest.fixture
 def postgres_here(network: list[Machine]) -> Iterator[Postgres]:
-    """A PostgreSQL that the machines reach, and nobody else."""
+    """A PostgreSQL that only the machines can reach."""
     with Postgres(listen_addresses=f"127.0.0.1,{HERE}") as postgres:
         postgres.let_in(SUBNET)
         yield postgres
 
 
-def test_the_tasks_of_a_worker_that_is_cut_off_are_done_by_another(
+def test_another_worker_finishes_the_tasks_of_an_isolated_worker(
     tmp_path: Path, network: list[Machine], postgres_here: Postgres, tried: Tried
 ) -> None:
-    """What it finishes meanwhile changes nothing, and no lock that it held holds anybody up."""
+    """The isolated worker's outcomes change no row, and its locks delay no other worker."""
     here = with_tables(postgres_here)
     url = here.replace("127.0.0.1", HERE)
     front, lonely, other = network
@@ -181,7 +182,7 @@ def test_the_tasks_of_a_worker_that_is_cut_off_are_done_by_another(
             stack.enter_context(on(machine, f"smtp-{name}", *SLOW_SMTP, str(seconds)))
 
         half_claimed = api.post(SEND).json()["id"]
-        stuck = stack.enter_context(on(lonely, "stuck", *STUCK))
+        stuck = stack.enter_context(on(lonely, "stuck", *STUCK_WORKER))
         until(lambda: "locked" in stuck.log, within=PATIENCE, what=stuck.log)
         held = [api.post(SEND).json()["id"] for _ in range(3)]
         cut_off = stack.enter_context(on(lonely, "cut-off", *WORKER))
@@ -211,7 +212,7 @@ def test_the_tasks_of_a_worker_that_is_cut_off_are_done_by_another(
         assert postgres_here.sql(FACTS.format(half_claimed), here) == facts
 
         at_hand.kill()
-        api.wait_for(api.post(SEND).json()["id"], "running")  # it works again
+        api.wait_for(api.post(SEND).json()["id"], "running")  # the isolated worker works again
         assert '"task succeeded"' not in cut_off.log
     tried(
         f"a worker cut off for {CUT_OFF:g} s with {len(held)} tasks, lease {CUT_OFF_LEASE:g} s",
@@ -221,5 +222,5 @@ def test_the_tasks_of_a_worker_that_is_cut_off_are_done_by_another(
 
 
 def finished(api: Service, ids: list[str]) -> bool:
-    """Whether all of them have succeeded."""
+    """Return whether all these tasks have succeeded."""
     return all(api.get(f"/tasks/{task_id}").json()["status"] == "succeeded" for task_id in ids)

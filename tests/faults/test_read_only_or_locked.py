@@ -1,10 +1,11 @@
-"""The uploads' or the database's directory cannot be written, or somebody locks the database.
+"""The directory of the uploads or the database is read-only, or another program locks the database.
 
-Requests that need it are answered 503 with Retry-After, never 500, and leave nothing behind. All
-goes on by itself when that ends, and nothing that was accepted is lost. A start on a directory that
-cannot be written is refused with one line.
+The service answers such requests 503 with Retry-After, never 500, and leaves no partial files.
+When the fault ends, it recovers by itself, and no accepted task is lost. It refuses to start on a
+read-only directory, with one line.
 
-Root is refused nothing, so as root the service runs without root's capabilities.
+File permissions do not bind root. So a test that runs as root starts the service without root's
+capabilities.
 """
 
 import sqlite3
@@ -28,15 +29,15 @@ from tests.support.service import COMMAND, PATIENCE, Process, Service, files_bel
 from tests.support.torture import Tried, form
 
 TIMES = form(1, 20)
-AS_ANYBODY = (*UNPRIVILEGED, *COMMAND)
+WITHOUT_CAPABILITIES = (*UNPRIVILEGED, *COMMAND)
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One for all of these tests: each leaves it well again."""
+    """A service for all tests of this module. Each test undoes its fault."""
     with Service(
         tmp_path_factory.mktemp("service"),
-        command=AS_ANYBODY,
+        command=WITHOUT_CAPABILITIES,
         retry_max_seconds=0.5,
     ) as service:
         yield service
@@ -56,8 +57,8 @@ def assert_unavailable(answer: httpx2.Response) -> None:
     assert int(answer.headers["retry-after"]) > 0
 
 
-def becomes_ready_as(service: Service, checks: dict[str, str]) -> None:
-    """Wait until /readyz says so: it remembers for a second what it said before."""
+def wait_for_checks(service: Service, checks: dict[str, str]) -> None:
+    """Wait until /readyz reports these checks. It caches its answer for a second."""
     until(lambda: service.get("/readyz").json()["checks"] == checks, within=PATIENCE)
 
 
@@ -67,39 +68,39 @@ def becomes_ready_as(service: Service, checks: dict[str, str]) -> None:
 def test_uploads_are_refused_while_their_directory_is_read_only(
     service: Service, tried: Tried
 ) -> None:
-    """Mail is not; and an upload that came before is published as soon as it can be."""
+    """Mail is accepted meanwhile, and an earlier upload can still be downloaded."""
     uploads = service.directory / "uploads"
     kept = upload_to(service).json()
     service.wait_for(kept["id"])
     for _ in range(TIMES):
         with read_only(uploads):
             assert_unavailable(upload_to(service))
-            becomes_ready_as(service, {"database": "ok", "uploads": "failing", "smtp": "ok"})
+            wait_for_checks(service, {"database": "ok", "uploads": "failing", "smtp": "ok"})
             content = service.get(f"/uploads/{kept['upload']['id']}/content")
             assert content.content == b"Hello"
             service.wait_for(mail_to(service).json()["id"])
-        becomes_ready_as(service, {"database": "ok", "uploads": "ok", "smtp": "ok"})
+        wait_for_checks(service, {"database": "ok", "uploads": "ok", "smtp": "ok"})
         service.wait_for(upload_to(service).raise_for_status().json()["id"])
     tried(f"uploads read-only {TIMES} times", f"{TIMES} times 503, and nothing left of it")
     assert [path.split("/")[0] for path in files_below(uploads)] == ["published"] * (TIMES + 1)
 
 
-def test_an_upload_that_was_accepted_is_published_when_that_is_possible_again(
+def test_an_accepted_upload_is_published_after_its_directory_is_writable_again(
     service: Service,
 ) -> None:
-    """Its task meets the trouble, and is tried again."""
+    """Its task fails in the read-only directory, and is retried."""
     uploads = service.directory / "uploads"
-    service.wait_for(upload_to(service).json()["id"])  # by now there are all directories
+    service.wait_for(upload_to(service).json()["id"])  # creates all directories
     with read_only(uploads / "published"):
         task = upload_to(service).raise_for_status().json()
         until(lambda: service.get(f"/tasks/{task['id']}").json()["attempts"] > 1, within=PATIENCE)
     service.wait_for(task["id"])
 
 
-def test_a_running_service_keeps_its_database_and_the_next_one_does_not_start(
+def test_a_read_only_database_directory_stops_no_running_service_but_prevents_a_start(
     service: Service, tmp_path: Path, tried: Tried
 ) -> None:
-    """The database's files are open, so what becomes of their directory is of no interest."""
+    """A running service has the database's files open, so it does not need their directory."""
     database = service.directory / "queue.db"
     with read_only(service.directory, but=service.directory / "inbox"):
         for _ in range(5):
@@ -107,7 +108,9 @@ def test_a_running_service_keeps_its_database_and_the_next_one_does_not_start(
     service.stop()
     with (
         read_only(service.directory),
-        Process(tmp_path, command=AS_ANYBODY, queue_url=f"sqlite:///{database}") as refused,
+        Process(
+            tmp_path, command=WITHOUT_CAPABILITIES, queue_url=f"sqlite:///{database}"
+        ) as refused,
     ):
         code = refused.wait()
     (line,) = (line for line in refused.log.splitlines() if str(database) in line)
@@ -119,19 +122,21 @@ def test_a_running_service_keeps_its_database_and_the_next_one_does_not_start(
     service.wait_for(mail_to(service).raise_for_status().json()["id"])
 
 
-# Locked
+# Locked by another program
 
 
 @contextmanager
 def locked(path: Path, how: str = "EXCLUSIVE") -> Iterator[None]:
-    """Somebody else's connection, which knows nothing of our lock file."""
+    """Lock the database with a connection of another program, which ignores the lock file."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(f"BEGIN {how}")
         yield
         connection.execute("ROLLBACK")
 
 
-def test_a_locked_database_is_unavailable_and_then_goes_on(service: Service, tried: Tried) -> None:
+def test_requests_during_a_lock_are_answered_503_and_the_service_recovers(
+    service: Service, tried: Tried
+) -> None:
     accepted, answers, seconds = list[str](), list[httpx2.Response](), list[float]()
     files = files_below(service.directory / "uploads")
     with ThreadPoolExecutor(8) as clients:
@@ -143,7 +148,7 @@ def test_a_locked_database_is_unavailable_and_then_goes_on(service: Service, tri
                 asked += [clients.submit(service.get, path) for path in ("/tasks", "/metrics")]
                 assert service.get("/livez").status_code == 200
                 answers += [answer.result() for answer in asked]
-                becomes_ready_as(service, {"database": "failing", "uploads": "ok", "smtp": "ok"})
+                wait_for_checks(service, {"database": "failing", "uploads": "ok", "smtp": "ok"})
             began = time.monotonic()
             assert mail_to(service).status_code == 202
             for task_id in accepted[-8:]:
@@ -161,7 +166,7 @@ def test_a_locked_database_is_unavailable_and_then_goes_on(service: Service, tri
 
 @pytest.fixture
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait less long for somebody else's lock than the service does."""
+    """Let the engine wait for another program's lock for a shorter time than in the service."""
     assert sqlite_file.LOCKED_SECONDS <= 1
     monkeypatch.setattr(sqlite_file, "LOCKED_SECONDS", 0.1)
 
@@ -169,7 +174,7 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.anyio
 @pytest.mark.usefixtures("short_patience")
 @pytest.mark.parametrize("how", ["IMMEDIATE", "EXCLUSIVE"])
-async def test_an_engine_says_that_it_is_locked(tmp_path: Path, how: str) -> None:
+async def test_an_engine_reports_that_its_database_is_locked(tmp_path: Path, how: str) -> None:
     path = tmp_path / "queue.db"
     async with opened(path) as engine:
         with locked(path, how):
@@ -184,11 +189,11 @@ async def test_an_engine_says_that_it_is_locked(tmp_path: Path, how: str) -> Non
         await SQLite(path).start()
 
 
-# The control
+# The negative control
 
 
 def test_control_a_plain_route_answers_500(tmp_path: Path, tried: Tried) -> None:
-    """One that writes to SQLite as it finds it."""
+    """The route writes to SQLite, and does not handle a locked database."""
     path = tmp_path / "plain.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE mails (address TEXT)")

@@ -1,9 +1,9 @@
-"""A commit is carried out, and its answer does not arrive: then the client repeats the request.
+"""The database commits, but its answer is lost, so the client repeats the request.
 
-Either PostgreSQL's connection is cut after COMMIT, or the request is cancelled while it waits, as
-by a server that stops. The client sends the same request with the same Idempotency-Key until it
-gets a 202. Then everything is carried out exactly once, and the file of each upload is there, also
-after the clean-up has removed what was abandoned.
+Either the connection to PostgreSQL is cut after COMMIT, or the request is cancelled while it waits,
+for example by a server that stops. The client sends the same request with the same Idempotency-Key
+until it gets a 202. Then each request has been carried out exactly once, and each upload has its
+file, also after the clean-up has removed abandoned files.
 """
 
 import asyncio
@@ -30,22 +30,22 @@ from tests.support.torture import Tried, form
 pytestmark = pytest.mark.anyio
 
 CUTS = form(10, 100)
-MESSAGES = 12  # from the application to PostgreSQL, during a request of any kind
-TURNS = 400  # of the event loop, during a request of any kind
+MESSAGES = 12  # the most from the application to PostgreSQL during a request
+LOOP_ITERATIONS = 400  # the most iterations of the event loop during a request
 KINDS = ("upload", "batch", "retry")
 
 
 @dataclass
 class Service:
-    """The service in this process, and what it has answered 202."""
+    """The service in this process, and the uploads and tasks that it has answered 202."""
 
     client: httpx2.AsyncClient
     state: dict[str, Any]
-    contents: dict[str, bytes] = field(default_factory=dict)  # of the uploads, by their id
+    contents: dict[str, bytes] = field(default_factory=dict)  # of uploads, by id
     tasks: set[str] = field(default_factory=set)
 
     async def send(self, kind: str, key: str) -> httpx2.Response:
-        """Send the request of this kind that belongs to a key."""
+        """Send a request of this kind. The same key always gives the same request."""
         headers = {"Idempotency-Key": key}
         if kind == "upload":
             files = {"file": (f"{key}.bin", key.encode())}
@@ -56,7 +56,7 @@ class Service:
         return await self.client.post(f"/tasks/{key}/retry", headers=headers)
 
     async def key_for(self, kind: str, number: int) -> str:
-        """A new key; for a retry, the id of a task that can be retried."""
+        """Return a new Idempotency-Key; for a retry, it is the id of a task to retry."""
         if kind != "retry":
             return f"{kind}-{number}"
         accepted = await self.client.post("/send-notification/ada@example.com")
@@ -66,7 +66,7 @@ class Service:
         return task_id
 
     async def repeat(self, kind: str, key: str) -> None:
-        """Send the request until it is answered 202, and note what was promised."""
+        """Send the request until it is answered 202, and keep the ids in the answer."""
         async with asyncio.timeout(PATIENCE):
             while (answer := await self.send(kind, key)).status_code != 202:
                 assert answer.status_code in {409, 503}, answer.text
@@ -78,11 +78,11 @@ class Service:
         self.tasks |= {task["id"] for task in promised.get("tasks", [promised])}
 
     async def clean_up(self) -> None:
-        """Remove at once what counts as abandoned an hour later."""
+        """Remove abandoned uploads now, instead of after an hour."""
         await self.state["pending_uploads"].remove_abandoned(0)
 
     async def lost(self) -> set[str]:
-        """The uploads that were answered 202 and cannot be read."""
+        """Return the uploads that were answered 202 and cannot be read."""
         lost = set[str]()
         for upload_id, content in self.contents.items():
             answer = await self.client.get(f"/uploads/{upload_id}/content")
@@ -91,7 +91,7 @@ class Service:
         return lost
 
     async def work_until_done(self) -> None:
-        """Wait until nothing is queued; mails go to the embedded catcher."""
+        """Wait until all tasks have ended. Mails go to the embedded catcher."""
         async with asyncio.timeout(PATIENCE * 2):
             while await self._unfinished():  # noqa: ASYNC110 -- a test may poll
                 await asyncio.sleep(0.02)
@@ -102,7 +102,7 @@ class Service:
         return any(page.json()["data"] for page in pages)
 
     async def all_tasks(self) -> dict[str, str]:
-        """The status of each task that the client has asked for."""
+        """Return the status of each task that a client requested."""
         found: list[dict[str, Any]] = []
         while True:
             after = f"&after={found[-1]['id']}" if found else ""
@@ -117,7 +117,10 @@ class Service:
 async def serving(
     directory: Path, queue_url: str, before: Service | None = None
 ) -> AsyncIterator[Service]:
-    """The service. What is queued waits, until it is started again: then everything is done."""
+    """Start the service in this process.
+
+    Without `before` it runs no tasks. With the earlier service as `before` it first does all tasks.
+    """
     at_once = 10 if before else 0
     settings = settings_in(directory, queue_url=queue_url, worker_concurrency=at_once)
     app = create_app(settings)
@@ -149,16 +152,16 @@ def proxied(database_url: str, postgres: Postgres, proxy: CuttingProxy) -> str:
     return database_url.replace(f":{postgres.port}/", f":{proxy.port}/")
 
 
-# How an answer is lost
+# Two ways to lose an answer
 
 
 async def cancel_once_written(
     service: Service, sending: Awaitable[httpx2.Response], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cancel a request whose commit is written, before it hears of that."""
+    """Cancel a request after its commit is written and before the request learns of it."""
     engine, written = service.state["queue"].engine, asyncio.Event()
 
-    def unheard(real: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def withhold_answer(real: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def write(*arguments: Any, **options: Any) -> Any:
             result = await real(*arguments, **options)
             if any(isinstance(a, Writes) and a.answer is not None for a in arguments):
@@ -170,34 +173,34 @@ async def cancel_once_written(
 
     with monkeypatch.context() as patch:
         for verb in ("put", "retry"):
-            patch.setattr(engine, verb, unheard(getattr(engine, verb)))
+            patch.setattr(engine, verb, withhold_answer(getattr(engine, verb)))
         request = asyncio.ensure_future(sending)
         async with asyncio.timeout(PATIENCE):
             await written.wait()
         request.cancel()
-        await ends(request)
+        await assert_expected_end(request)
 
 
 async def cancel_at_random(sending: Awaitable[httpx2.Response]) -> None:
-    """Cancel a request after some turns of the event loop, wherever it is then."""
+    """Cancel a request after a random number of iterations of the event loop."""
     request = asyncio.ensure_future(sending)
-    for _ in range(random.randrange(TURNS)):
+    for _ in range(random.randrange(LOOP_ITERATIONS)):
         await asyncio.sleep(0)
     request.cancel()
-    await ends(request)
+    await assert_expected_end(request)
 
 
-async def ends(request: "asyncio.Future[httpx2.Response]") -> None:
-    """The request's answer, if there is one, is a 202 or a 503."""
+async def assert_expected_end(request: "asyncio.Future[httpx2.Response]") -> None:
+    """Assert that the request is answered 202 or 503, or raises CancelledError."""
     with contextlib.suppress(asyncio.CancelledError):
         assert (await request).status_code in {202, 503}
 
 
-# Deterministic: the answer to the one commit that counts
+# Deterministic: the answer to the request's own commit is lost
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_commit_whose_connection_is_cut_is_carried_out_once(
+async def test_a_request_is_carried_out_once_if_the_connection_is_cut_after_its_commit(
     tmp_path: Path, proxied: str, proxy: CuttingProxy, kind: str
 ) -> None:
     async with serving(tmp_path, proxied) as service:
@@ -215,7 +218,7 @@ async def test_a_commit_whose_connection_is_cut_is_carried_out_once(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_commit_whose_request_is_cancelled_is_carried_out_once(
+async def test_a_request_is_carried_out_once_if_it_is_cancelled_after_its_commit(
     tmp_path: Path, queue_url: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     async with serving(tmp_path, queue_url) as service:
@@ -233,11 +236,11 @@ async def test_a_commit_whose_request_is_cancelled_is_carried_out_once(
 async def test_a_request_that_is_cancelled_is_answered_503(
     tmp_path: Path, queue_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the advice to repeat it: the client cannot know what was committed."""
+    """The problem advises the client to repeat it, because the commit may have happened."""
     async with serving(tmp_path, queue_url) as service:
         monkeypatch.setattr(service.state["queue"].engine, "put", wait_for_ever)
         request = asyncio.ensure_future(service.send("batch", "key"))
-        for _ in range(TURNS):
+        for _ in range(LOOP_ITERATIONS):
             await asyncio.sleep(0)
         request.cancel()
         answer = await request
@@ -252,8 +255,8 @@ async def wait_for_ever(*_: object) -> None:
     await asyncio.Event().wait()
 
 
-def test_a_server_that_stops_answers_the_requests_that_it_cuts_off(tmp_path: Path) -> None:
-    """As here an upload whose client pauses for longer than the grace."""
+def test_a_server_that_stops_answers_an_unfinished_request_503(tmp_path: Path) -> None:
+    """For example an upload with a client that pauses for longer than the grace period."""
     head = (
         b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
         b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
@@ -273,21 +276,21 @@ def test_a_server_that_stops_answers_the_requests_that_it_cuts_off(tmp_path: Pat
     assert files_below(tmp_path / "uploads") == []
 
 
-# Random: at any moment
+# Random: an answer is lost at any moment
 
 
-async def test_wherever_a_connection_is_cut_nothing_is_lost(
+async def test_a_connection_cut_at_a_random_message_loses_nothing(
     tmp_path: Path, proxied: str, proxy: CuttingProxy, tried: Tried
 ) -> None:
     async with serving(tmp_path, proxied) as service:
         requests = 0
-        while proxy.cuts < CUTS:  # a request may end before its turn to be cut
+        while proxy.cuts < CUTS:  # a request may end before its message to cut
             kind = KINDS[requests % len(KINDS)]
             key = await service.key_for(kind, requests)
             requests += 1
             proxy.lose_answer(random.randrange(1, MESSAGES))
             await service.send(kind, key)
-            proxy.let_be()
+            proxy.stop_cutting()
             await service.repeat(kind, key)
         await service.clean_up()
     async with serving(tmp_path, proxied, service) as service:
@@ -297,10 +300,10 @@ async def test_wherever_a_connection_is_cut_nothing_is_lost(
     assert tasks == dict.fromkeys(service.tasks, "succeeded")
 
 
-async def test_wherever_a_request_is_cancelled_nothing_is_lost(
+async def test_a_request_cancelled_at_a_random_moment_loses_nothing(
     tmp_path: Path, queue_url: str, tried: Tried
 ) -> None:
-    """Nor is anything done twice, or left behind in the store."""
+    """Also, no task runs twice, and the store has no file too many."""
     async with serving(tmp_path, queue_url) as service:
         for number in range(CUTS):
             kind = KINDS[number % len(KINDS)]
@@ -321,7 +324,7 @@ async def test_wherever_a_request_is_cancelled_nothing_is_lost(
 async def test_control_deleting_the_file_after_any_error_loses_uploads(
     tmp_path: Path, queue_url: str, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """As if every commit that raises had written nothing."""
+    """The control assumes that a commit that raises has written nothing."""
     nothing_written = property(lambda _: False, lambda *_: None)
     monkeypatch.setattr(RequestUnitOfWork, "may_be_written", nothing_written, raising=False)
     monkeypatch.setattr("app.api.routes.uploads._is_committed", no_record)
@@ -336,10 +339,10 @@ async def test_control_deleting_the_file_after_any_error_loses_uploads(
     assert len(lost) == 3
 
 
-async def test_control_without_a_pending_record_the_clean_up_loses_uploads(
+async def test_control_if_a_commit_keeps_the_pending_record_the_clean_up_loses_uploads(
     tmp_path: Path, queue_url: str, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """The commit leaves the record, so the clean-up takes a committed upload for abandoned."""
+    """With the pending record left, the clean-up takes a committed upload for an abandoned one."""
     monkeypatch.setattr(RequestUnitOfWork, "remove_record", lambda *_: None)
     monkeypatch.setattr("app.tasks.uploads._find_record", no_record)
     async with serving(tmp_path, queue_url) as service:

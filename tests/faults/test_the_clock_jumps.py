@@ -1,7 +1,7 @@
-"""The clock jumps by a day, forward or back, while tasks wait for a retry and while they run.
+"""The clock jumps by a day, forward or back, while tasks wait for a retry, and while tasks run.
 
-There is no stall (the next attempt comes within the longest back-off), and no storm (it is one
-attempt). What runs goes on.
+Waiting tasks do not stall: the next attempt comes within the longest back-off. They cause no storm:
+each task gets only one more attempt. Running tasks continue.
 """
 
 import asyncio
@@ -44,8 +44,13 @@ JUMPS = pytest.mark.parametrize("jump", [DAY, -DAY], ids=["forward", "back"])
 SEND = "/send-notification/ada@example.com"
 
 
-async def tries_around(engine: Engine, clock: Clock, jump: float, *, enough: int) -> Counter[str]:
-    """How often tasks that fail are tried at first and after the jump, `enough` times in all."""
+async def count_attempts_around_a_jump(
+    engine: Engine, clock: Clock, jump: float, *, enough: int
+) -> Counter[str]:
+    """Run tasks that fail, let the clock jump, and work on until `enough` attempts have failed.
+
+    Return the number of attempts of each task, before and after the jump.
+    """
     tries: Counter[str] = Counter()
 
     async def fail(context: Context[None]) -> None:
@@ -60,17 +65,17 @@ async def tries_around(engine: Engine, clock: Clock, jump: float, *, enough: int
     clock.now += jump
     async with working(queue, lease=0.15):
         await diary.until(EventType.RETRYING, times=enough, within=30)
-        await asyncio.sleep(0.3)  # the time of many polls, and of some heartbeats
+        await asyncio.sleep(0.3)  # time for many polls and several heartbeats
     return tries
 
 
 @pytest.mark.anyio
 @JUMPS
-async def test_what_waits_is_tried_once_more(
+async def test_a_waiting_task_is_tried_once_more_after_a_jump(
     engine: Engine, clock: Clock, jump: float, tried: Tried
 ) -> None:
-    """And then it waits again, no longer than it would have without the jump."""
-    tries = await tries_around(engine, clock, jump, enough=2 * TASKS)
+    """Then it waits again, no longer than without the jump."""
+    tries = await count_attempts_around_a_jump(engine, clock, jump, enough=2 * TASKS)
     tasks = [await engine.get(task_id) for task_id in tries]
     longest = max((task.next_attempt_at or NOW) - clock.now for task in tasks)
     tried(
@@ -82,16 +87,16 @@ async def test_what_waits_is_tried_once_more(
 
 
 @pytest.mark.anyio
-async def test_control_unless_it_is_pulled_forward_it_stalls(
+async def test_control_without_a_correction_of_due_times_a_waiting_task_stalls(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """Once a clock was set back, nothing is due for a day."""
+    """After the clock was set back, no task is due for a day."""
 
     async def do_nothing(_: Worker[None]) -> None:
         pass
 
     monkeypatch.setattr(Worker, "_pull_forward", do_nothing)
-    tries = await tries_around(engine, clock, -DAY, enough=TASKS)
+    tries = await count_attempts_around_a_jump(engine, clock, -DAY, enough=TASKS)
     task = await engine.get(next(iter(tries)))
     wait = (task.next_attempt_at or NOW) - clock.now
     tried("a jump of -1 day, nothing pulled forward", f"the next try in {wait / HOUR:.0f} hours")
@@ -101,7 +106,7 @@ async def test_control_unless_it_is_pulled_forward_it_stalls(
 
 @pytest.mark.anyio
 @JUMPS
-async def test_what_runs_is_neither_lost_nor_repeated(
+async def test_a_running_task_is_neither_lost_nor_repeated_after_a_jump(
     engine: Engine, clock: Clock, jump: float
 ) -> None:
     release = asyncio.Event()
@@ -123,10 +128,10 @@ async def test_what_runs_is_neither_lost_nor_repeated(
 
 
 @pytest.mark.anyio
-async def test_control_by_the_clock_alone_its_lease_would_have_ended(
+async def test_control_by_the_clock_alone_the_lease_of_a_running_task_expires(
     engine: Engine, clock: Clock, tried: Tried
 ) -> None:
-    """So it is for anybody but its own worker, whom the queue never takes for dead."""
+    """Another worker re-queues the task. Its own worker never does."""
     await put(engine, a_task())
     await claim_one(engine)
     taken = await recover(engine, "another", now=NOW + DAY)
@@ -135,7 +140,7 @@ async def test_control_by_the_clock_alone_its_lease_would_have_ended(
 
 
 @pytest.mark.anyio
-async def test_neither_a_new_task_nor_a_retry_waits_until_the_clock_is_there_again(
+async def test_after_the_clock_was_set_back_new_tasks_are_due_at_once_and_retries_soon(
     engine: Engine,
 ) -> None:
     await put(engine, a_task(), a_task())
@@ -156,10 +161,10 @@ async def test_a_retry_within_the_longest_wait_keeps_its_time(engine: Engine) ->
     assert await claim_all(engine, now=NOW + HOUR - 1) == []
 
 
-def test_a_whole_service_goes_on(
+def test_a_service_continues_after_each_jump_of_its_clock(
     tmp_path: Path, queue_url: str, smtp_server: SmtpServer, tried: Tried
 ) -> None:
-    """Its clock is set there and back, both ways; that of PostgreSQL, if there is one, is right."""
+    """The service's clock jumps ahead and back, then behind and back. PostgreSQL's stays right."""
     clock = FakeClock(tmp_path)
     slowest = 0.0
     with Service(
@@ -192,7 +197,7 @@ def test_a_whole_service_goes_on(
 
     engine = queue_url.partition(":")[0]
     tried(
-        f"{engine}: a service whose clock jumps 4 times", f"what waited is sent in {slowest:.1f} s"
+        f"{engine}: a service whose clock jumps 4 times", f"waiting mail is sent in {slowest:.1f} s"
     )
     assert len(smtp_server.received) == 20
     assert slowest < 5  # the longest back-off is a second

@@ -1,7 +1,8 @@
-"""Several processes want the same tasks.
+"""Several processes work on the same queue.
 
-On one SQLite file the second process refuses to start; on PostgreSQL they share the work. Either
-way no task is claimed twice; counted outside the queue, by the mails or marks that tasks leave.
+On a SQLite file, the second process refuses to start. On PostgreSQL, the processes share the work.
+In both cases no task is claimed twice. The tests count outside the queue, by the mails or marks
+that tasks leave.
 """
 
 import os
@@ -27,10 +28,10 @@ WORKERS = 4
 TASKS = form(2_000, 100_000)
 
 
-def test_a_second_process_on_one_sqlite_file_refuses(
+def test_a_second_process_on_a_sqlite_file_refuses_to_start(
     tmp_path: Path, smtp_server: SmtpServer, tried: Tried
 ) -> None:
-    """Server or worker, and by whatever name it calls the file; the first goes on all the time."""
+    """This holds for a server, a worker, and a link to the file. The first process continues."""
     smtp_server.delay["dot"] = 0.2
     (tmp_path / "link.db").symlink_to("queue.db")
     ids = []
@@ -60,7 +61,7 @@ def test_a_second_process_on_one_sqlite_file_refuses(
 
 
 def second_on(database: Path, command: Sequence[str]) -> Process:
-    """Another process on the same file."""
+    """Return a process that uses the same file."""
     return Process(
         database.parent / f"{command[-1]}-{database.stem}",
         command=command,
@@ -74,14 +75,14 @@ def second_on(database: Path, command: Sequence[str]) -> Process:
 async def test_control_without_the_lock_tasks_of_a_sqlite_file_are_claimed_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """Whoever starts believes that nobody else lives, and so takes over what runs."""
+    """A process that starts re-queues the running tasks, because it expects no other process."""
     monkeypatch.setattr(sqlite_module, "lock", lambda _: os.open(os.devnull, os.O_RDONLY))
     first, second = (SQLite(tmp_path / "queue.db") for _ in range(2))
     await first.start()
     await put_tasks(first, *(a_task() for _ in range(10)))
     running = {task.id for task in await claim_all(first, "first")}
     await second.start()
-    await recover(second, "second", now=NOW)  # takes them from the first
+    await recover(second, "second", now=NOW)  # re-queues the tasks of the first process
     twice = running & {task.id for task in await claim_all(second, "second")}
     await second.stop()
     await first.stop()
@@ -90,10 +91,9 @@ async def test_control_without_the_lock_tasks_of_a_sqlite_file_are_claimed_twice
     assert twice
 
 
-def test_none_is_run_twice_and_none_is_lost(
+def test_four_workers_run_each_task_exactly_once(
     tmp_path: Path, database_url: str, sql: Sql, tried: Tried
 ) -> None:
-    """Four workers share the tasks of one PostgreSQL."""
     ids = put(database_url, leave_a_mark, TASKS)
     began = time.monotonic()
     with workers(tmp_path, WORKERS, queue_url=database_url, quiet=True) as at_work:
@@ -113,10 +113,10 @@ def test_none_is_run_twice_and_none_is_lost(
     assert processes(tmp_path) == WORKERS
 
 
-def test_control_workers_that_claim_nothing_run_some_twice(
+def test_control_workers_without_claims_run_tasks_twice(
     tmp_path: Path, database_url: str, tried: Tried
 ) -> None:
-    """They look what waits, do it, and strike it off, as one would write it first."""
+    """A simple worker lists the waiting tasks, runs them, and removes them afterwards."""
     ids = put(database_url, leave_a_mark, 200)
     with workers(
         tmp_path, WORKERS, queue_url=database_url, without="claims", together=WORKERS

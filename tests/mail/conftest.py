@@ -1,4 +1,4 @@
-"""What the mail tests share: a server to misbehave, a mailer to suffer it, certificates."""
+"""Fixtures for the mail tests: SMTP servers, mailers and certificates."""
 
 import ssl
 from pathlib import Path
@@ -13,11 +13,11 @@ __all__ = ["mailer_to", "server"]
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A certificate for 127.0.0.1 and its key in one file; it is its own authority."""
+    """A file with a self-signed certificate for 127.0.0.1 and its key."""
     return make_certificate(tmp_path)
 
 
 @pytest.fixture
 def server_tls(certificate: Path) -> ssl.SSLContext:
-    """What a server with that certificate needs."""
+    """The TLS settings of a server with this certificate."""
     return server_context(certificate)

@@ -1,4 +1,4 @@
-"""The catcher: every mail is kept, shown, and survives a restart."""
+"""The SMTP catcher stores every mail and shows it, also after a restart."""
 
 import asyncio
 import errno
@@ -33,7 +33,7 @@ async def catcher(tmp_path: Path) -> AsyncIterator[Catcher]:
 
 
 async def deliver(catcher: Catcher, raw: bytes, recipients: tuple[str, ...] = (RECIPIENT,)) -> None:
-    """Send bytes of any kind, as any client might."""
+    """Send a mail of any bytes with smtplib."""
 
     def client() -> None:
         with smtplib.SMTP("127.0.0.1", catcher.port, timeout=5) as smtp:
@@ -64,7 +64,9 @@ async def test_a_mail_is_caught_with_its_envelope(catcher: Catcher) -> None:
     await mailer.close()
 
 
-async def test_the_newest_come_first_and_the_oldest_go(catcher: Catcher, tmp_path: Path) -> None:
+async def test_the_list_is_newest_first_and_the_oldest_mails_are_removed(
+    catcher: Catcher, tmp_path: Path
+) -> None:
     for number in range(5):
         await deliver(catcher, b"Subject: %d\r\n\r\nx" % number)
     assert [caught.subject for caught in catcher.list()] == ["4", "3", "2"]
@@ -72,7 +74,7 @@ async def test_the_newest_come_first_and_the_oldest_go(catcher: Catcher, tmp_pat
     assert len(files(tmp_path / "mail")) == 3
 
 
-async def test_mails_survive_a_restart_and_half_written_ones_do_not(tmp_path: Path) -> None:
+async def test_mails_survive_a_restart_and_half_written_mails_are_removed(tmp_path: Path) -> None:
     first = Catcher("127.0.0.1", 0, tmp_path, keep=2)
     await first.start()
     await deliver(first, b"Subject: kept\r\n\r\nx")
@@ -89,7 +91,7 @@ async def test_mails_survive_a_restart_and_half_written_ones_do_not(tmp_path: Pa
     await second.stop()
 
 
-async def test_any_mail_is_shown_however_it_is_made(catcher: Catcher) -> None:
+async def test_mails_with_an_unknown_charset_or_without_text_are_shown(catcher: Catcher) -> None:
     await deliver(
         catcher,
         b"Content-Type: text/html; charset=no-such\r\n\r\n<p>\xe9</p>",
@@ -115,7 +117,7 @@ async def test_any_mail_is_shown_however_it_is_made(catcher: Catcher) -> None:
         "1735815845000000000-0123abcd\n",
     ],
 )
-async def test_an_id_that_is_not_ours_finds_nothing(
+async def test_an_id_that_the_catcher_did_not_give_finds_no_mail(
     catcher: Catcher, tmp_path: Path, unknown: str
 ) -> None:
     (tmp_path / "secret.eml").write_bytes(b"X-Envelope: {}\r\n")
@@ -128,7 +130,7 @@ async def test_an_id_that_is_not_ours_finds_nothing(
 async def test_a_mail_that_cannot_be_stored_is_deferred(
     catcher: Catcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """Nothing of it stays, for a disk may be full; and the log names the cause."""
+    """No partial file is left, because the disk may be full. The log names the cause."""
 
     def refuse(*_: object, **__: object) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -143,16 +145,16 @@ async def test_a_mail_that_cannot_be_stored_is_deferred(
     assert "No space left on device" in line["error"]
 
 
-async def test_a_directory_that_was_removed_is_made_again(catcher: Catcher, tmp_path: Path) -> None:
+async def test_a_removed_directory_is_created_again(catcher: Catcher, tmp_path: Path) -> None:
     await deliver(catcher, b"Subject: removed\r\n\r\nx")
     shutil.rmtree(tmp_path / "mail")
     assert list(catcher.list()) == []
-    for number in range(4):  # as many as are kept, and one
+    for number in range(4):  # one more than the catcher keeps
         await deliver(catcher, b"Subject: %d\r\n\r\nx" % number)
     assert [mail.subject for mail in catcher.list()] == ["3", "2", "1"]
 
 
-async def test_nobody_else_on_the_machine_can_read_the_mails(tmp_path: Path) -> None:
+async def test_only_the_services_user_can_read_the_mails(tmp_path: Path) -> None:
     catcher = Catcher("127.0.0.1", 0, tmp_path / "var" / "mail")
     await catcher.start()
     await deliver(catcher, b"Subject: secret\r\n\r\nx")
@@ -162,7 +164,7 @@ async def test_nobody_else_on_the_machine_can_read_the_mails(tmp_path: Path) -> 
     assert stat.S_IMODE(mail.parent.stat().st_mode) == 0o700
 
 
-async def test_an_old_mail_that_cannot_be_removed_holds_up_no_new_one(
+async def test_an_old_mail_that_cannot_be_removed_does_not_block_new_mail(
     catcher: Catcher, tmp_path: Path
 ) -> None:
     for number in range(3):
@@ -183,15 +185,15 @@ async def test_a_mail_that_is_removed_while_the_list_is_read_is_left_out(
     assert [mail.subject for mail in catcher.list()] == ["here"]
 
 
-async def test_a_server_of_today_is_what_a_client_meets(catcher: Catcher) -> None:
-    """With 8-bit text and international addresses, and a limit that it tells (RFC 1870)."""
+async def test_the_catcher_offers_8bitmime_smtputf8_and_its_size_limit(catcher: Catcher) -> None:
+    """SIZE is RFC 1870, 8BITMIME is RFC 6152, SMTPUTF8 is RFC 6531."""
 
     def client() -> tuple[int, int, int]:
         with smtplib.SMTP("127.0.0.1", catcher.port, timeout=PATIENCE) as smtp:
             smtp.ehlo()
             assert {"8bitmime", "smtputf8", "size"} <= smtp.esmtp_features.keys()
-            told = int(smtp.esmtp_features["size"])
-            too_large, _ = smtp.mail(SENDER, [f"SIZE={told + 1}"])
+            size_limit = int(smtp.esmtp_features["size"])
+            too_large, _ = smtp.mail(SENDER, [f"SIZE={size_limit + 1}"])
             smtp.mail("jörg@example.com", ["SMTPUTF8", "BODY=8BITMIME"])
             replies = [smtp.rcpt(f"{n}@example.com")[0] for n in range(MAX_RECIPIENTS + 1)]
             assert set(replies[:-1]) == {250}
@@ -203,15 +205,15 @@ async def test_a_server_of_today_is_what_a_client_meets(catcher: Catcher) -> Non
     assert len(mail.recipients) == MAX_RECIPIENTS
 
 
-async def test_a_taken_port_is_named(catcher: Catcher, tmp_path: Path) -> None:
+async def test_the_error_for_a_port_in_use_names_the_port(catcher: Catcher, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=re.escape(f"127.0.0.1:{catcher.port}")):
         await Catcher("127.0.0.1", catcher.port, tmp_path).start()
 
 
-async def test_it_listens_on_each_address_of_its_host(
+async def test_the_catcher_listens_on_each_address_of_its_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`localhost` may have two, and clients choose."""
+    """`localhost` may resolve to two addresses, and a client may choose either."""
     two = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", 0)) for n in (1, 2)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: two)
     catcher = Catcher("localhost", 0, tmp_path)
@@ -223,7 +225,7 @@ async def test_it_listens_on_each_address_of_its_host(
     await catcher.stop()
 
 
-async def test_stopping_ends_open_connections(catcher: Catcher) -> None:
+async def test_stop_closes_open_connections(catcher: Catcher) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", catcher.port)
     assert (await reader.readline()).startswith(b"220 ")
     await catcher.stop()
@@ -233,7 +235,7 @@ async def test_stopping_ends_open_connections(catcher: Catcher) -> None:
         assert probe.connect_ex(("127.0.0.1", catcher.port)) != 0
 
 
-async def test_it_may_be_stopped_without_a_start(tmp_path: Path) -> None:
+async def test_the_catcher_can_be_stopped_without_a_start(tmp_path: Path) -> None:
     catcher = Catcher("127.0.0.1", 2525, tmp_path)
     assert catcher.port == 2525
     await catcher.stop()

@@ -1,4 +1,4 @@
-"""Caught mails are shown as far as they can be read, whatever bytes they are."""
+"""The catcher shows as much of a mail as it can parse, for any bytes."""
 
 import json
 from pathlib import Path
@@ -16,14 +16,14 @@ ATTACHMENT = b"Content-Disposition: attachment; filename=a.pdf\r\n\r\npdf\r\n"
 
 
 def caught(directory: Path, content: bytes, *, envelope: bytes | None = None) -> Caught:
-    """Read a mail with this content; its summary must say the same."""
+    """Store and read a mail with this content, and assert that its summary agrees."""
     path = directory / NAME
     line = first_line("a@example.com", ["b@example.com"], content)
     path.write_bytes((line if envelope is None else envelope) + content)
     mail, summary = read(path), summarise(path)
     for name in summary.__dataclass_fields__:
         assert getattr(mail, name) == getattr(summary, name)
-    # As a page and as JSON.
+    # Both the inbox page and the JSON must be able to encode the mail.
     for text in (
         mail.subject,
         mail.sender,
@@ -38,7 +38,7 @@ def caught(directory: Path, content: bytes, *, envelope: bytes | None = None) ->
 
 
 def nested(depth: int) -> bytes:
-    """A mail of multiparts in each other."""
+    """Return a mail with `depth` nested multiparts."""
     parts = (
         b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n)
         for n in range(depth)
@@ -74,7 +74,7 @@ def nested(depth: int) -> bytes:
         (b"", "", ""),
     ],
 )
-def test_a_mail_is_shown_as_far_as_it_can_be_read(
+def test_a_malformed_mail_is_shown_as_far_as_it_can_be_parsed(
     tmp_path: Path, content: bytes, subject: str, text: str
 ) -> None:
     mail = caught(tmp_path, content)
@@ -85,7 +85,7 @@ def test_a_mail_is_shown_as_far_as_it_can_be_read(
 
 
 @pytest.mark.parametrize("depth", [31, 1200])
-def test_a_mail_with_too_many_parts_in_each_other_is_shown_as_its_bytes(
+def test_a_mail_with_too_deeply_nested_parts_is_shown_as_its_bytes(
     tmp_path: Path, depth: int
 ) -> None:
     mail = caught(tmp_path, nested(depth))
@@ -93,14 +93,14 @@ def test_a_mail_with_too_many_parts_in_each_other_is_shown_as_its_bytes(
     assert mail.text == nested(depth).decode().replace("\r\n", "\n")
 
 
-def test_parts_in_each_other_are_found(tmp_path: Path) -> None:
+def test_nested_parts_are_found(tmp_path: Path) -> None:
     content = nested(5) + b"Content-Type: text/html\r\n\r\n<p>\r\n--b4\r\n\r\nhi\r\n--b4--\r\n"
     mail = caught(tmp_path, content)
     assert (mail.text, mail.html) == ("hi", "<p>")
 
 
-def test_what_is_attached_is_no_text_of_the_mail(tmp_path: Path) -> None:
-    """Neither a text, nor the text of a mail that is forwarded."""
+def test_an_attachment_is_not_shown_as_the_mails_text(tmp_path: Path) -> None:
+    """This holds for an attached text, and for the text of a forwarded mail."""
     mail = caught(
         tmp_path,
         b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
@@ -134,22 +134,20 @@ def test_a_mail_that_the_standard_library_cannot_parse_is_shown_as_its_bytes(
         b'X-Envelope: {"recipients": [null, "\\ud800"]}\r\n',
     ],
 )
-def test_a_file_with_another_first_line_is_shown_all_the_same(
-    tmp_path: Path, envelope: bytes
-) -> None:
-    """A file that is cut off, written by an earlier version, or put there by other means."""
+def test_a_file_with_a_bad_envelope_line_is_still_shown(tmp_path: Path, envelope: bytes) -> None:
+    """The file may be truncated, from an earlier version, or put there by another program."""
     mail = caught(tmp_path, HELLO, envelope=envelope)
     assert (mail.subject, mail.text, mail.attachments) == ("x", "hi", None)
 
 
-def test_an_address_that_is_no_utf_8_can_be_shown(tmp_path: Path) -> None:
-    """The SMTP server passes such bytes on as lone surrogates."""
+def test_an_address_that_is_not_utf_8_can_be_shown(tmp_path: Path) -> None:
+    """The SMTP server decodes its bytes to lone surrogates."""
     line = first_line(None, ["ad\udce9@example.com"], HELLO)
     mail = caught(tmp_path, HELLO, envelope=line)
     assert (mail.sender, mail.recipients) == ("", ("ad\ufffd@example.com",))
 
 
-def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_shown_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / NAME).mkdir()
     assert summarise(tmp_path / NAME).subject == "(cannot be read: Is a directory)"
     assert read(tmp_path / NAME).subject == "(cannot be read: Is a directory)"
@@ -218,7 +216,7 @@ MAILS = st.lists(PIECES | st.binary(max_size=8), max_size=40).map(b"".join)
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(content=MAILS, envelope=st.none() | MAILS)
-def test_any_bytes_are_a_mail_that_can_be_shown(
+def test_any_bytes_can_be_shown_as_a_mail(
     tmp_path: Path, content: bytes, envelope: bytes | None
 ) -> None:
     caught(tmp_path, content, envelope=envelope)

@@ -1,7 +1,7 @@
-"""One connection: what is said in which turn, and how replies are told apart.
+"""An SMTP connection: the commands of each round trip, and the parsing of replies.
 
-The server here reads a script: what it says at each turn, in the pieces in which it goes out. What
-came before is known to the byte.
+The server here follows a script: for each round trip, its bytes in the pieces in which they go out.
+So a test knows exactly what the client received before each command.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from aiosmtplib import SMTPResponse
 
 from app.mail import connection, smtp
 from app.mail.replies import MailDeferred, MailRefused
-from tests.support.mails import HASTY, RECIPIENT, SENDER, MakeMailer, a_mail, failure, send
+from tests.support.mails import RECIPIENT, SENDER, SHORT_TIMEOUTS, MakeMailer, a_mail, failure, send
 from tests.support.smtp_server import DROP, SmtpServer
 
 pytestmark = pytest.mark.anyio
@@ -35,14 +35,14 @@ Turn = bytes | Sequence[bytes]
 
 
 class Scripted:
-    """Says one turn of its script after each thing it hears, hangs up after the last.
+    """Sends the first turn of its script to a new client, and a further turn after each read.
 
-    The first turn is said to whoever connects; every connection begins another script.
+    After the last turn it closes the connection. The next connection begins the next script.
     """
 
     def __init__(self, *scripts: Sequence[Turn]) -> None:
         self.port = 0
-        self.heard: list[list[str]] = []  # of each connection, what came in between
+        self.heard: list[list[str]] = []  # for each connection, the bytes between the turns
         self._scripts = iter(scripts)
         self._sessions: list[asyncio.Task[None]] = []
 
@@ -80,10 +80,10 @@ class Scripted:
             return ""
 
 
-# -- turns
+# -- round trips
 
 
-async def test_a_mail_takes_two_turns(mailer_to: MakeMailer) -> None:
+async def test_with_pipelining_a_mail_takes_two_round_trips(mailer_to: MakeMailer) -> None:
     async with Scripted([*WELCOME, *SENT, *SENT, BYE]) as server:
         mailer = mailer_to(server)
         assert await send(mailer) == "250 2.0.0 Ok"
@@ -92,7 +92,7 @@ async def test_a_mail_takes_two_turns(mailer_to: MakeMailer) -> None:
     assert server.heard[0][1:] == [ENVELOPE, CONTENT, ENVELOPE, CONTENT, QUIT]
 
 
-async def test_without_the_extension_it_takes_four(mailer_to: MakeMailer) -> None:
+async def test_without_pipelining_a_mail_takes_four_round_trips(mailer_to: MakeMailer) -> None:
     async with Scripted([GREETING, PLAIN, OK, OK, GO, OK, BYE]) as server:
         mailer = mailer_to(server)
         await send(mailer)
@@ -111,7 +111,7 @@ SPLIT = {
 
 
 @pytest.mark.parametrize("pieces", SPLIT.values(), ids=SPLIT)
-async def test_replies_are_told_apart_however_they_come(
+async def test_replies_are_separated_however_their_bytes_are_split(
     mailer_to: MakeMailer, pieces: list[bytes]
 ) -> None:
     async with Scripted([*WELCOME, pieces, [b"250-2.0.0 Ok\r\n", b"250 queued\r\n"]]) as server:
@@ -120,7 +120,7 @@ async def test_replies_are_told_apart_however_they_come(
 
 
 @pytest.mark.parametrize("offered", ["before", "after"])
-async def test_what_counts_is_offered_under_tls(
+async def test_pipelining_is_used_only_if_it_is_offered_after_starttls(
     mailer_to: MakeMailer,
     certificate: Path,
     server_tls: ssl.SSLContext,
@@ -154,7 +154,7 @@ REFUSALS: dict[str, tuple[list[bytes], str]] = {
 
 @pytest.mark.parametrize(("replies", "told"), REFUSALS.values(), ids=REFUSALS)
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_the_first_refusal_is_told_and_the_connection_used_again(
+async def test_the_first_refusal_is_reported_and_the_connection_is_reused(
     mailer_to: MakeMailer, replies: list[bytes], told: str, at_once: bool
 ) -> None:
     turn = b"".join(replies) if at_once else replies
@@ -168,10 +168,10 @@ async def test_the_first_refusal_is_told_and_the_connection_used_again(
 
 @pytest.mark.parametrize("answer", [OK, b"554 5.5.1 No valid recipients\r\n"])
 @pytest.mark.parametrize("envelope", [OK + NEVER + GO, NEVER + TOO_EARLY + GO])
-async def test_a_mail_to_nobody_stays_empty_whatever_the_server_would_take(
+async def test_if_data_is_accepted_without_a_recipient_the_client_sends_an_empty_mail(
     mailer_to: MakeMailer, envelope: bytes, answer: bytes
 ) -> None:
-    """DATA was granted although its recipient was not (RFC 2920, 3.1)."""
+    """RFC 2920, section 3.1: the client must then send a single dot, and no content."""
     async with Scripted([*WELCOME, envelope, answer, OK, *SENT, BYE]) as server:
         mailer = mailer_to(server)
         error = await failure(send(mailer))
@@ -200,17 +200,17 @@ LEFT_IN_THE_MIDST: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("stays", [False, True])
 @pytest.mark.parametrize(("replies", "told"), LEFT_IN_THE_MIDST.values(), ids=LEFT_IN_THE_MIDST)
-async def test_a_server_that_stops_in_the_midst_loses_the_connection_and_its_word_counts(
+async def test_a_server_that_stops_replying_is_disconnected_and_its_last_reply_is_reported(
     mailer_to: MakeMailer,
     monkeypatch: pytest.MonkeyPatch,
     replies: bytes,
     told: str,
     stays: bool,
 ) -> None:
-    """Whether it hangs up at once, or waits; what it said is told, silence ends in time."""
+    """The server closes the connection, or keeps it open in silence until the timeout."""
     monkeypatch.setattr(connection, "GOODBYE_SECONDS", 0.1)
     async with Scripted([*WELCOME, replies, *[b""] * stays], [*WELCOME, *SENT]) as server:
-        mailer = mailer_to(server, **HASTY if stays else {})
+        mailer = mailer_to(server, **SHORT_TIMEOUTS if stays else {})
         error = await failure(send(mailer))
         assert error.detail == (SILENT if stays and told == LOST else told)
         assert mailer.open_connections == 0
@@ -225,10 +225,10 @@ async def test_a_server_that_stops_in_the_midst_loses_the_connection_and_its_wor
 
 
 @pytest.mark.parametrize("answer", [DROP, "421 4.7.0 Too many mails on this connection"])
-async def test_several_stale_connections_at_once_fail_no_mail(
+async def test_several_stale_connections_at_the_same_time_fail_no_mail(
     server: SmtpServer, mailer_to: MakeMailer, answer: str
 ) -> None:
-    server.delay["dot"] = 0.02  # so that each has a connection of its own
+    server.delay["dot"] = 0.02  # so that the mails use different connections
     mailer = mailer_to(server, connections=3, timeout=5, data_timeout=5)
     await asyncio.gather(*(send(mailer) for _ in range(3)))
     server.once["mail"].extend([answer] * 3)
@@ -237,7 +237,7 @@ async def test_several_stale_connections_at_once_fail_no_mail(
 
 
 @pytest.mark.parametrize("said", [b"", CLOSING, CLOSING + TOO_EARLY + TOO_EARLY, OK, OK + OK])
-async def test_a_warm_connection_is_replaced_only_if_nothing_was_said_about_the_mail(
+async def test_a_reused_connection_is_replaced_only_if_the_server_did_not_reply_to_the_mail(
     mailer_to: MakeMailer, said: bytes
 ) -> None:
     async with Scripted([*WELCOME, *SENT, said], [*WELCOME, *SENT]) as server:
@@ -252,22 +252,22 @@ async def test_a_warm_connection_is_replaced_only_if_nothing_was_said_about_the_
     ]
 
 
-async def test_a_warm_connection_that_is_silent_is_not_replaced_within_the_attempt(
+async def test_a_reused_connection_that_is_silent_is_not_replaced_within_the_attempt(
     mailer_to: MakeMailer,
 ) -> None:
     async with Scripted([*WELCOME, *SENT, b"", b""]) as server:
-        mailer = mailer_to(server, **HASTY)
+        mailer = mailer_to(server, **SHORT_TIMEOUTS)
         await send(mailer)
         error = await failure(send(mailer))
     assert error.detail == SILENT
     assert len(server.heard) == 1
 
 
-# -- words out of turn
+# -- replies before their command
 
 
-async def test_no_answer_counts_that_came_before_its_question(mailer_to: MakeMailer) -> None:
-    """A 250 that came with the 354 says nothing about the content."""
+async def test_a_reply_that_came_before_its_command_does_not_count(mailer_to: MakeMailer) -> None:
+    """A 250 that arrives together with the 354 is not a reply to the content."""
     async with Scripted([*WELCOME, OK + OK + GO + OK, b""]) as server:
         mailer = mailer_to(server)
         error = await failure(send(mailer))
@@ -278,10 +278,10 @@ async def test_no_answer_counts_that_came_before_its_question(mailer_to: MakeMai
 
 
 @pytest.mark.parametrize("unasked", [CLOSING, OK, b"x" * 1_000_000])
-async def test_a_warm_connection_that_spoke_unasked_is_replaced(
+async def test_a_reused_connection_with_an_unsolicited_reply_is_replaced(
     mailer_to: MakeMailer, unasked: bytes
 ) -> None:
-    """What it says is not kept without bound."""
+    """The client buffers only a limited part of an unsolicited reply."""
     script: list[Turn] = [*WELCOME, SENT[0], [OK, unasked], b""]
     async with Scripted(script, [*WELCOME, *SENT]) as server:
         mailer = mailer_to(server)
@@ -299,7 +299,7 @@ async def test_a_warm_connection_that_spoke_unasked_is_replaced(
 async def test_a_connection_lost_before_its_first_mail_is_temporary(
     mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server hangs up with its answer to EHLO, and that is noticed before we go on."""
+    """The server closes the connection after its reply to EHLO, before the client sends MAIL."""
     ehlo = connection.Connection.ehlo
 
     async def ehlo_and_lose(opened: connection.Connection) -> SMTPResponse:
@@ -316,10 +316,10 @@ async def test_a_connection_lost_before_its_first_mail_is_temporary(
     assert error.detail == LOST
 
 
-# -- retirement
+# -- closing of idle connections
 
 
-async def test_a_connection_that_is_needed_meanwhile_does_not_retire(
+async def test_a_connection_that_is_needed_again_is_not_closed_as_idle(
     server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(smtp, "IDLE_SECONDS", 0.0)

@@ -1,4 +1,4 @@
-"""Connecting to a host with several addresses: the first that answers is taken."""
+"""Connecting to a host with several addresses: the first address that answers wins."""
 
 import asyncio
 import errno
@@ -21,7 +21,7 @@ Resolve = Callable[..., None]
 
 @pytest.fixture
 async def listener() -> AsyncIterator[asyncio.Server]:
-    """A server on 127.0.0.1 that takes connections."""
+    """A server on 127.0.0.1 that accepts connections."""
 
     async def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
@@ -32,12 +32,12 @@ async def listener() -> AsyncIterator[asyncio.Server]:
 
 @pytest.fixture
 def swallowing() -> Iterator[int]:
-    """A port of 127.0.0.2 at which connections are neither taken nor refused."""
+    """A port of 127.0.0.2 with a full accept queue: it neither accepts nor refuses connections."""
     with ExitStack() as sockets:
         full = sockets.enter_context(socket.socket())
         full.bind(("127.0.0.2", 0))
         full.listen(0)
-        for _ in range(4):  # more than it lets wait
+        for _ in range(4):  # more than the accept queue holds
             waiting = sockets.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
@@ -46,7 +46,7 @@ def swallowing() -> Iterator[int]:
 
 @pytest.fixture
 def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
-    """Let every name have these addresses, each with the port that belongs to it."""
+    """A function that makes every name resolve to these addresses and ports."""
 
     def to(*addresses: tuple[str, int]) -> None:
         async def getaddrinfo(*_: object, **__: object) -> list[tuple[object, ...]]:
@@ -92,7 +92,7 @@ async def test_the_next_address_is_tried_at_once_when_the_first_refuses(
 async def test_a_slow_first_address_may_still_win(
     listener: asyncio.Server, resolve: Resolve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The attempt at it goes on when the next one has failed."""
+    """The attempt at the first address continues after the attempt at the second has failed."""
     monkeypatch.setattr(dial_module, "STAGGER_SECONDS", 0.01)
     loop = asyncio.get_running_loop()
     connect = loop.sock_connect
@@ -108,10 +108,10 @@ async def test_a_slow_first_address_may_still_win(
         assert connected.getpeername()[0] == "127.0.0.1"
 
 
-async def test_of_two_that_answer_at_once_one_is_closed(
+async def test_all_connections_but_the_winner_are_closed(
     listener: asyncio.Server, resolve: Resolve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both those that ended together, and one that ends while the others are called off."""
+    """Two attempts succeed together, and a third succeeds while it is being cancelled."""
     monkeypatch.setattr(dial_module, "STAGGER_SECONDS", 0)
     opened: list[socket.socket] = []
     started = asyncio.Event()
@@ -125,24 +125,24 @@ async def test_of_two_that_answer_at_once_one_is_closed(
             if len(opened) > 2 and made is opened[2]:
                 await asyncio.sleep(60)
         except asyncio.CancelledError:
-            pass  # it had just connected
+            pass  # the connection succeeded just before the cancellation
         return made
 
     monkeypatch.setattr(dial_module, "_connect", connect)
     resolve(*[("127.0.0.1", port_of(listener))] * 3)
     with await dial("smtp.example.com", 25) as winner:
-        assert [one.fileno() == -1 for one in opened].count(False) == 1
+        assert [sock.fileno() == -1 for sock in opened].count(False) == 1
         assert winner.fileno() != -1
 
 
-async def test_families_alternate(resolve: Resolve) -> None:
-    """A network without IPv6 costs one delay, however many such addresses there are."""
+async def test_ipv6_and_ipv4_addresses_alternate(resolve: Resolve) -> None:
+    """So a network without IPv6 costs one delay, however many IPv6 addresses the host has."""
     resolve(("::1", 1), ("::2", 1), ("::3", 1), ("127.0.0.1", 1), ("127.0.0.2", 1))
     found = [address[0] for _, address in await dial_module._addresses("smtp.example.com", 25)]
     assert found == ["::1", "127.0.0.1", "::2", "127.0.0.2", "::3"]
 
 
-async def test_if_none_answers_the_error_of_the_first_is_told(
+async def test_if_no_address_answers_the_error_of_the_first_is_raised(
     resolve: Resolve, listener: asyncio.Server
 ) -> None:
     port = port_of(listener)
@@ -155,7 +155,7 @@ async def test_if_none_answers_the_error_of_the_first_is_told(
     assert "127.0.0.1" in str(refused.value)
 
 
-async def test_a_mail_goes_to_the_second_address_and_the_server_counts_as_reachable(
+async def test_a_mail_goes_to_the_second_address_and_the_server_is_reported_reachable(
     server: SmtpServer, swallowing: int, resolve: Resolve, mailer_to: MakeMailer
 ) -> None:
     resolve(("127.0.0.2", swallowing), ("127.0.0.1", server.port))
@@ -171,7 +171,7 @@ async def test_a_mail_goes_to_the_second_address_and_the_server_counts_as_reacha
 async def test_a_host_that_cannot_be_looked_up_defers_the_mail(
     server: SmtpServer, mailer_to: MakeMailer, host: str
 ) -> None:
-    """Though for some names it is an encoding that fails, and no connection."""
+    """For some names not the connection fails, but the encoding of the name."""
     mailer = mailer_to(server, host=host)
     assert isinstance(await failure(send(mailer)), ServerUnavailable)
     assert not await mailer.check()

@@ -1,11 +1,11 @@
-"""Whom mail may be sent to."""
+"""The allow-list of recipients."""
 
 import pytest
 
 from app.mail.recipients import Recipients
 
 
-def test_without_a_list_anybody_may_be_written_to() -> None:
+def test_without_a_list_every_recipient_is_permitted() -> None:
     assert Recipients().permit("ada@example.com")
 
 
@@ -24,7 +24,7 @@ def test_without_a_list_anybody_may_be_written_to() -> None:
         ("*@*", "ada@example.com"),
     ],
 )
-def test_an_address_that_matches_is_permitted(pattern: str, address: str) -> None:
+def test_an_address_that_matches_a_pattern_is_permitted(pattern: str, address: str) -> None:
     assert Recipients([pattern]).permit(address)
 
 
@@ -44,11 +44,13 @@ def test_an_address_that_matches_is_permitted(pattern: str, address: str) -> Non
         ("s@example.com", "\N{LATIN SMALL LETTER LONG S}@example.com"),
     ],
 )
-def test_an_address_that_does_not_match_all_of_a_pattern_is_not(pattern: str, address: str) -> None:
+def test_an_address_that_matches_a_pattern_only_partly_is_refused(
+    pattern: str, address: str
+) -> None:
     assert not Recipients([pattern]).permit(address)
 
 
-def test_one_of_several_patterns_is_enough() -> None:
+def test_an_address_must_match_any_of_several_patterns() -> None:
     recipients = Recipients(["*@example.com", "ada@example.org"])
     assert recipients.permit("grace@example.com")
     assert recipients.permit("ada@example.org")

@@ -1,4 +1,4 @@
-"""The meaning of each failure for the mail."""
+"""The classification of SMTP failures: temporary, permanent, or an outage of the server."""
 
 import ssl
 
@@ -26,7 +26,7 @@ from app.mail.replies import (
 
 @pytest.mark.parametrize("code", [421, 432, 450, 451, 452, 454, 455, 458, 499])
 def test_4xx_is_temporary(code: int) -> None:
-    """An unlisted code as well: the first digit decides."""
+    """This includes unlisted codes, because the first digit decides."""
     outcome = classify(UnexpectedReply(code, "no"))
     assert isinstance(outcome, MailDeferred)
     assert (outcome.detail, outcome.smtp_code) == (f"{code} no", code)
@@ -54,7 +54,7 @@ def test_4xx_is_temporary(code: int) -> None:
     ],
 )
 def test_5xx_about_the_mail_or_its_recipient_is_permanent(reply: str) -> None:
-    """An unlisted code as well."""
+    """This includes unlisted codes."""
     outcome = classify(UnexpectedReply(int(reply[:3]), reply[4:]))
     assert isinstance(outcome, MailRefused)
     assert (outcome.detail, outcome.smtp_code) == (reply, int(reply[:3]))
@@ -91,8 +91,8 @@ def test_5xx_about_the_mail_or_its_recipient_is_permanent(reply: str) -> None:
         "550 relay not permitted",
     ],
 )
-def test_5xx_about_us_is_temporary(reply: str) -> None:
-    """Any mail would meet the same, and the operator mends it."""
+def test_5xx_about_the_client_or_its_setup_is_temporary(reply: str) -> None:
+    """Every mail would get the same reply until the operator corrects the setup."""
     outcome = classify(UnexpectedReply(int(reply[:3]), reply[4:]))
     assert isinstance(outcome, MailDeferred)
     assert (outcome.detail, outcome.smtp_code) == (reply, int(reply[:3]))
@@ -110,7 +110,7 @@ def test_5xx_about_us_is_temporary(reply: str) -> None:
         (SMTPException("STARTTLS is not supported"), "STARTTLS is not supported"),
     ],
 )
-def test_trouble_on_the_way_is_temporary_and_has_no_code(
+def test_a_failure_of_the_connection_is_temporary_and_has_no_code(
     error: OSError | SMTPException, detail: str
 ) -> None:
     outcome = classify(error)
@@ -132,13 +132,13 @@ def test_a_refused_login_is_temporary_and_its_reply_is_not_repeated(text: str, d
 
 
 @pytest.mark.parametrize("code", [-1, 0, 199, 252, 354, 600])
-def test_an_answer_that_makes_no_sense_is_temporary(code: int) -> None:
+def test_an_invalid_reply_is_temporary(code: int) -> None:
     outcome = classify(SMTPResponseException(code, "Malformed: AGFkYQBzZWNyZXQ="))
     assert isinstance(outcome, MailDeferred)
     assert (outcome.detail, outcome.smtp_code) == ("The SMTP server's answer made no sense", None)
 
 
-def test_the_detail_is_one_short_printable_line() -> None:
+def test_the_detail_is_a_single_short_printable_line() -> None:
     outcome = classify(SMTPDataError(554, "no\nreally\x1b[31m \udcff" + "x" * 1000))
     assert outcome.detail.startswith("554 no really [31m xxx")
     assert outcome.detail.isprintable()
@@ -146,7 +146,7 @@ def test_the_detail_is_one_short_printable_line() -> None:
     assert str(outcome) == outcome.detail
 
 
-def test_one_line_keeps_a_multiline_reply_together() -> None:
+def test_one_line_joins_the_lines_of_a_reply() -> None:
     assert one_line("250 2.0.0 Ok\nqueued as\t7F3A") == "250 2.0.0 Ok queued as 7F3A"
 
 

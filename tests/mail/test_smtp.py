@@ -1,4 +1,4 @@
-"""The mailer against a real server. How it takes what servers do wrong is in tests/faults."""
+"""The mailer with a scripted SMTP server. More failures of servers are in tests/faults."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from tests.support.smtp_server import DEAF, DROP, HANG, SmtpServer
 
 pytestmark = pytest.mark.anyio
 
-# -- what goes over the wire
+# -- the bytes on the wire
 
 
 async def test_a_mail_arrives_as_it_was_built(server: SmtpServer, mailer_to: MakeMailer) -> None:
@@ -28,7 +28,7 @@ async def test_a_mail_arrives_as_it_was_built(server: SmtpServer, mailer_to: Mak
     assert received.content == a_mail().as_bytes().replace(b"\r\n.", b"\r\n..")
 
 
-async def test_a_message_of_any_make_has_no_bare_line_ends(
+async def test_bare_line_ends_in_a_message_are_sent_as_crlf(
     server: SmtpServer, mailer_to: MakeMailer
 ) -> None:
     message = EmailMessage()
@@ -37,7 +37,7 @@ async def test_a_message_of_any_make_has_no_bare_line_ends(
     assert server.received[0].content == b"\r\na\r\n..\r\nb\r\n..\r\nc\r\n"
 
 
-async def test_a_recipient_that_is_no_address_is_refused(
+async def test_a_recipient_that_is_not_an_address_is_refused(
     server: SmtpServer, mailer_to: MakeMailer
 ) -> None:
     for recipient in (
@@ -50,10 +50,10 @@ async def test_a_recipient_that_is_no_address_is_refused(
     assert not any(line.startswith("RCPT") for line in server.commands)
 
 
-async def test_a_bug_of_ours_is_not_taken_for_the_servers_word(
+async def test_an_unexpected_error_is_not_reported_as_a_mail_error(
     server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It keeps its type, so that the worker logs where it happened."""
+    """The error keeps its type, so that the worker logs its traceback."""
     mailer = mailer_to(server)
     await send(mailer)
 
@@ -66,7 +66,7 @@ async def test_a_bug_of_ours_is_not_taken_for_the_servers_word(
     assert mailer.open_connections == 0
 
 
-# -- the opening
+# -- opening a connection
 
 
 @pytest.mark.parametrize("stage", ["connect", "ehlo", "auth"])
@@ -74,7 +74,7 @@ async def test_a_bug_of_ours_is_not_taken_for_the_servers_word(
 async def test_a_refusal_before_the_first_mail_is_an_outage(
     server: SmtpServer, mailer_to: MakeMailer, stage: str, answer: str
 ) -> None:
-    """No other mail would get further, and waiting helps; the code is kept."""
+    """Every other mail would fail in the same way, and may succeed later. The code is kept."""
     server.always[stage] = answer
     mailer = mailer_to(server, **LOGIN)
     error = await failure(send(mailer))
@@ -84,7 +84,7 @@ async def test_a_refusal_before_the_first_mail_is_an_outage(
     assert mailer.open_connections == 0
 
 
-async def test_a_server_that_is_down_is_an_outage_and_says_where_it_was_sought(
+async def test_a_server_that_is_down_is_an_outage_and_the_error_names_its_address(
     server: SmtpServer, mailer_to: MakeMailer
 ) -> None:
     await server.stop()
@@ -97,10 +97,10 @@ async def test_a_server_that_is_down_is_an_outage_and_says_where_it_was_sought(
 @pytest.mark.parametrize(
     "limit", [OSError(errno.EMFILE, "Too many open files"), "421 4.7.0 Too many connections"]
 )
-async def test_one_connection_too_many_is_no_outage(
+async def test_a_limit_on_further_connections_is_no_outage(
     server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch, limit: OSError | str
 ) -> None:
-    """The others go on: mail that finds no connection waits for itself alone."""
+    """Mail on the open connections continues. Only the mail without a connection is deferred."""
     mailer = mailer_to(server)
     server.delay["dot"] = 0.2
     first = asyncio.create_task(send(mailer))
@@ -122,9 +122,7 @@ async def test_one_connection_too_many_is_no_outage(
     assert isinstance(await failure(send(mailer)), ServerUnavailable)
 
 
-async def test_a_server_that_knows_no_ehlo_is_told_helo(
-    server: SmtpServer, mailer_to: MakeMailer
-) -> None:
+async def test_a_server_without_ehlo_gets_helo(server: SmtpServer, mailer_to: MakeMailer) -> None:
     server.always |= {"ehlo": "502 5.5.1 What?", "helo": "250 test"}
     await send(mailer_to(server))
     assert [line.split()[0] for line in server.commands[:3]] == ["EHLO", "HELO", "MAIL"]
@@ -148,7 +146,7 @@ ODD_SUCCESS = {
 async def test_an_unlisted_code_is_understood_by_its_first_digit(
     server: SmtpServer, mailer_to: MakeMailer, stage: str
 ) -> None:
-    """RFC 5321, 4.2; and no second copy is sent."""
+    """RFC 5321, section 4.2. No second copy is sent."""
     server.always[stage] = ODD_SUCCESS[stage]
     server.once["rcpt"].extend(["550 5.0.0 Never"] if stage == "rset" else [])
     mailer = mailer_to(server, **LOGIN)
@@ -161,7 +159,7 @@ async def test_an_unlisted_code_is_understood_by_its_first_digit(
 
 
 @pytest.mark.parametrize(
-    ("name_of_the_machine", "setting", "said"),
+    ("hostname", "setting", "announced"),
     [
         ("mail.example.com", None, "mail.example.com"),
         ("mail.example.com", "web1.example.org", "web1.example.org"),
@@ -171,17 +169,17 @@ async def test_an_unlisted_code_is_understood_by_its_first_digit(
         ("", None, "[127.0.0.1]"),
     ],
 )
-async def test_the_name_in_ehlo_is_one_that_servers_accept(
+async def test_ehlo_announces_a_full_name_or_an_address_literal(
     server: SmtpServer,
     mailer_to: MakeMailer,
     monkeypatch: pytest.MonkeyPatch,
-    name_of_the_machine: str,
+    hostname: str,
     setting: str | None,
-    said: str,
+    announced: str,
 ) -> None:
-    monkeypatch.setattr(socket, "gethostname", lambda: name_of_the_machine)
+    monkeypatch.setattr(socket, "gethostname", lambda: hostname)
     await send(mailer_to(server, local_hostname=setting))
-    assert server.commands[0] == f"EHLO {said}"
+    assert server.commands[0] == f"EHLO {announced}"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +190,7 @@ async def test_the_name_in_ehlo_is_one_that_servers_accept(
         ("fe80::1%eth0", "[IPv6:fe80::1]"),
     ],
 )
-def test_an_address_is_written_in_brackets(address: str, literal: str) -> None:
+def test_an_address_literal_is_written_in_brackets(address: str, literal: str) -> None:
     assert connection.address_literal(address) == literal
 
 
@@ -233,17 +231,19 @@ async def test_starttls_comes_before_the_login(
 
 
 @pytest.mark.usefixtures("trusted")
-async def test_any_success_begins_tls(starttls_server: SmtpServer, mailer_to: MakeMailer) -> None:
+async def test_any_success_code_for_starttls_begins_tls(
+    starttls_server: SmtpServer, mailer_to: MakeMailer
+) -> None:
     starttls_server.always["starttls"] = "221 Begin"
     await send(mailer_to(starttls_server, security="starttls", timeout=5))
     assert starttls_server.received
 
 
 @pytest.mark.usefixtures("trusted")
-async def test_what_was_injected_before_tls_ends_the_connection(
+async def test_replies_injected_before_tls_end_the_connection(
     starttls_server: SmtpServer, mailer_to: MakeMailer
 ) -> None:
-    """It could be taken for the server's word under TLS (RFC 3207, 6)."""
+    """Otherwise they would count as replies under TLS (RFC 3207, section 6)."""
     starttls_server.always["starttls"] = "220 Ready\r\n250-test\r\n250 AUTH PLAIN"
     mailer = mailer_to(starttls_server, security="starttls", timeout=5, **LOGIN)
     assert isinstance(await failure(send(mailer)), ServerUnavailable)
@@ -261,7 +261,9 @@ async def test_a_refused_starttls_is_an_outage(
 
 
 @pytest.mark.usefixtures("trusted")
-async def test_tls_comes_before_anything(tls_server: SmtpServer, mailer_to: MakeMailer) -> None:
+async def test_with_implicit_tls_the_handshake_comes_first(
+    tls_server: SmtpServer, mailer_to: MakeMailer
+) -> None:
     await send(mailer_to(tls_server, security="tls", timeout=5, **LOGIN))
     assert AUTH in tls_server.commands
     assert tls_server.received
@@ -269,7 +271,7 @@ async def test_tls_comes_before_anything(tls_server: SmtpServer, mailer_to: Make
 
 @pytest.mark.usefixtures("trusted")
 @pytest.mark.parametrize("stage", ["auth", "mail"])
-async def test_no_socket_lingers_on_a_server_that_has_gone_deaf_under_tls(
+async def test_the_socket_is_closed_if_the_server_stops_reading_under_tls(
     tls_server: SmtpServer, mailer_to: MakeMailer, stage: str
 ) -> None:
     tls_server.always[stage] = DEAF
@@ -295,10 +297,10 @@ async def test_a_wrong_password_is_temporary_and_never_shown(
     assert error.detail == "The SMTP server refused our login: 535 5.7.8"
 
 
-# -- warm connections
+# -- reused connections
 
 
-async def test_a_connection_is_used_again(server: SmtpServer, mailer_to: MakeMailer) -> None:
+async def test_a_connection_is_reused(server: SmtpServer, mailer_to: MakeMailer) -> None:
     mailer = mailer_to(server)
     for number in range(5):
         await send(mailer, f"task-{number}")
@@ -307,7 +309,7 @@ async def test_a_connection_is_used_again(server: SmtpServer, mailer_to: MakeMai
 
 
 @pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "dot"])
-async def test_a_refusal_leaves_the_connection_warm(
+async def test_a_connection_is_reused_after_a_refusal(
     server: SmtpServer, mailer_to: MakeMailer, stage: str
 ) -> None:
     server.once[stage].append("550 5.0.0 Never")
@@ -320,7 +322,7 @@ async def test_a_refusal_leaves_the_connection_warm(
 
 @pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "dot"])
 @pytest.mark.parametrize("answer", ["451 4.0.0 Later", "550 5.0.0 Never"])
-async def test_a_refusal_on_a_warm_connection_is_not_asked_for_again_on_another(
+async def test_a_mail_refused_on_a_reused_connection_is_not_sent_again_on_another(
     server: SmtpServer, mailer_to: MakeMailer, stage: str, answer: str
 ) -> None:
     mailer = mailer_to(server)
@@ -360,7 +362,7 @@ async def test_a_sender_cancelled_while_resetting_leaves_no_connection(
 
 
 @pytest.mark.parametrize("answer", [DROP, "421 4.7.0 Too many mails on this connection"])
-async def test_a_warm_connection_that_ends_at_mail_is_replaced_silently(
+async def test_a_reused_connection_that_ends_at_mail_is_replaced_without_an_error(
     server: SmtpServer, mailer_to: MakeMailer, answer: str
 ) -> None:
     mailer = mailer_to(server)
@@ -371,7 +373,7 @@ async def test_a_warm_connection_that_ends_at_mail_is_replaced_silently(
 
 
 @pytest.mark.parametrize("stage", ["rcpt", "data", "dot"])
-async def test_a_warm_connection_that_ends_later_is_not_replaced_within_the_attempt(
+async def test_a_reused_connection_that_ends_after_mail_is_not_replaced_within_the_attempt(
     server: SmtpServer, mailer_to: MakeMailer, stage: str
 ) -> None:
     mailer = mailer_to(server)
@@ -393,7 +395,7 @@ async def test_a_connection_that_the_server_closed_while_idle_is_replaced(
     assert server.open_total == 2
 
 
-async def test_an_idle_connection_retires_with_a_goodbye(
+async def test_an_idle_connection_is_closed_with_quit(
     server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(smtp, "IDLE_SECONDS", 0.05)
@@ -406,7 +408,7 @@ async def test_an_idle_connection_retires_with_a_goodbye(
     assert server.open_total == 2
 
 
-async def test_a_connection_that_takes_its_leave_still_counts(
+async def test_a_connection_counts_towards_the_limit_until_quit_is_answered(
     server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(smtp, "IDLE_SECONDS", 0.01)
@@ -420,7 +422,7 @@ async def test_a_connection_that_takes_its_leave_still_counts(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-async def test_a_cancelled_sender_leaves_no_connection_and_no_slot_behind(
+async def test_a_cancelled_sender_releases_its_connection_and_its_slot(
     server: SmtpServer, mailer_to: MakeMailer, stage: str
 ) -> None:
     server.always[stage] = HANG
@@ -436,7 +438,7 @@ async def test_a_cancelled_sender_leaves_no_connection_and_no_slot_behind(
     await send(mailer)
 
 
-async def test_connections_stay_bounded_while_they_fail_and_are_replaced(
+async def test_the_limit_on_connections_holds_while_they_fail_and_are_replaced(
     server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(smtp, "IDLE_SECONDS", 0.001)
@@ -460,22 +462,20 @@ async def test_connections_stay_bounded_while_they_fail_and_are_replaced(
     assert len(server.received) > 50
 
 
-# -- can it be reached?
+# -- the check for readiness
 
 
-async def test_a_server_that_greets_us_can_be_reached(
-    server: SmtpServer, mailer_to: MakeMailer
-) -> None:
+async def test_a_server_that_greets_is_reachable(server: SmtpServer, mailer_to: MakeMailer) -> None:
     mailer = mailer_to(server)
     assert await mailer.check()
     await send(mailer)
     assert server.open_total == 1
 
 
-async def test_a_server_that_hung_up_can_still_be_reached(
+async def test_a_server_that_closed_the_idle_connection_is_reachable(
     server: SmtpServer, mailer_to: MakeMailer
 ) -> None:
-    """Over another connection, when the one that was warm ends with the question."""
+    """The check opens another connection when the idle one closes at NOOP."""
     mailer = mailer_to(server)
     await send(mailer)
     server.once["noop"].append(DROP)
@@ -483,7 +483,7 @@ async def test_a_server_that_hung_up_can_still_be_reached(
     assert server.open_total == 2
 
 
-async def test_a_server_that_is_down_cannot_be_reached(
+async def test_a_server_that_is_down_is_not_reachable(
     server: SmtpServer, mailer_to: MakeMailer
 ) -> None:
     mailer = mailer_to(server)
@@ -493,7 +493,7 @@ async def test_a_server_that_is_down_cannot_be_reached(
 
 
 @pytest.mark.parametrize("answer", ["554 5.0.0 No", DROP, HANG])
-async def test_a_server_that_does_not_greet_us_cannot_be_reached(
+async def test_a_server_that_does_not_greet_is_not_reachable(
     server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     monkeypatch.setattr(smtp, "CHECK_SECONDS", 0.1)
@@ -503,7 +503,7 @@ async def test_a_server_that_does_not_greet_us_cannot_be_reached(
     assert mailer.open_connections == 0
 
 
-async def test_what_is_known_stays_known_for_a_while(
+async def test_the_result_of_a_check_is_cached_for_a_while(
     server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(smtp, "CHECK_CACHE_SECONDS", 0.1)
@@ -515,7 +515,7 @@ async def test_what_is_known_stays_known_for_a_while(
     assert server.commands.count("NOOP") == 2
 
 
-async def test_a_busy_mailer_tells_what_it_found_when_it_last_connected(
+async def test_a_busy_mailer_reports_the_result_of_its_last_connection(
     server: SmtpServer, mailer_to: MakeMailer
 ) -> None:
     server.delay["connect"] = 0.1
@@ -530,10 +530,12 @@ async def test_a_busy_mailer_tells_what_it_found_when_it_last_connected(
     assert server.open_total == 1
 
 
-# -- the end
+# -- closing the mailer
 
 
-async def test_closing_says_goodbye(server: SmtpServer, mailer_to: MakeMailer) -> None:
+async def test_close_sends_quit_on_each_connection(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
     mailer = mailer_to(server)
     await asyncio.gather(send(mailer), send(mailer))
     await mailer.close()
@@ -542,7 +544,7 @@ async def test_closing_says_goodbye(server: SmtpServer, mailer_to: MakeMailer) -
 
 
 @pytest.mark.parametrize("answer", [HANG, DROP, "451 4.0.0 Later"])
-async def test_closing_does_not_wait_for_a_server_that_will_not_let_go(
+async def test_close_does_not_wait_for_a_server_that_keeps_the_connection_open(
     server: SmtpServer, mailer_to: MakeMailer, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     monkeypatch.setattr(connection, "GOODBYE_SECONDS", 0.1)

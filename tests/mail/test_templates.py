@@ -1,4 +1,4 @@
-"""A mail's two forms."""
+"""The text and the HTML of a mail, rendered from templates."""
 
 import pytest
 from jinja2 import TemplateNotFound, UndefinedError
@@ -6,7 +6,7 @@ from jinja2 import TemplateNotFound, UndefinedError
 from app.mail.templates import render
 
 
-def test_a_notification_says_its_message_in_text_and_its_subject_too_in_html() -> None:
+def test_a_notification_has_its_message_in_the_text_and_also_its_subject_in_the_html() -> None:
     mail = render("notification", subject="News", message="One.\n\nTwo.")
     assert mail.text == "One.\n\nTwo.\n"
     assert "<h1" in mail.html
@@ -14,7 +14,7 @@ def test_a_notification_says_its_message_in_text_and_its_subject_too_in_html() -
     assert "One.\n\nTwo.</p>" in mail.html
 
 
-def test_a_value_that_is_not_given_is_an_error() -> None:
+def test_a_missing_value_is_an_error() -> None:
     with pytest.raises(UndefinedError):
         render("notification", subject="News")
 

@@ -1,4 +1,4 @@
-"""Log lines: which there are, and what stands on them."""
+"""The log lines of the service and its server: their events, levels and fields."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ each_form = pytest.mark.parametrize("form", ["json", "console"])
 
 @pytest.fixture(autouse=True)
 def retry_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker looks often for what is due."""
+    """Let workers poll every 10 ms, so that retries come quickly."""
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
 
 
@@ -52,7 +52,7 @@ def retry_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ERROR", ["error"]),
     ],
 )
-def test_the_level_bounds_our_lines_and_those_of_libraries(
+def test_the_level_applies_to_the_services_lines_and_to_those_of_libraries(
     capsys: pytest.CaptureFixture[str], form: str, level: str, seen: list[str]
 ) -> None:
     configure_logging(level, form)
@@ -63,14 +63,14 @@ def test_the_level_bounds_our_lines_and_those_of_libraries(
         assert [re.findall(r"of level (\w+)", line)[0] for line in lines] == seen
 
 
-# The lines of a request and its tasks.
+# The lines of a request and its tasks
 
 
 def lines_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def test_the_lines_of_a_task_carry_its_id_and_that_of_its_request(
+def test_the_lines_of_a_task_have_the_ids_of_the_task_and_its_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with TestClient(create_app(settings_in(tmp_path))) as client:
@@ -88,13 +88,13 @@ def test_the_lines_of_a_task_carry_its_id_and_that_of_its_request(
     assert len(mails_in(tmp_path)) == 2
 
 
-def test_a_task_that_another_task_queued_belongs_to_the_same_request(
+def test_a_follow_up_task_has_the_request_id_of_the_first_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with TestClient(create_app(settings_in(tmp_path))) as client:
-        half_a_picture = {"file": ("a.png", b"\x89PNG\r\n\x1a\n", "image/png")}
+        truncated_picture = {"file": ("a.png", b"\x89PNG\r\n\x1a\n", "image/png")}
         headers = {"X-Request-ID": "7f3a"}
-        queued = client.post("/upload", files=half_a_picture, headers=headers).json()
+        queued = client.post("/upload", files=truncated_picture, headers=headers).json()
         wait_for(client, queued["id"])
         (follow_up,) = client.get("/tasks?kind=make_thumbnail").json()["data"]
         wait_for(client, follow_up["id"], "failed")
@@ -106,7 +106,7 @@ def test_a_task_that_another_task_queued_belongs_to_the_same_request(
     assert line["request_id"] == "7f3a"
 
 
-def test_a_refused_mail_is_one_line_without_a_traceback(
+def test_a_refused_mail_writes_one_line_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], smtp_server: SmtpServer
 ) -> None:
     smtp_server.always["rcpt"] = "550 5.1.1 No such user"
@@ -124,7 +124,7 @@ def test_a_refused_mail_is_one_line_without_a_traceback(
     assert "exception" not in line
 
 
-def test_an_outage_is_one_line_when_it_begins_however_many_mails_wait(
+def test_an_outage_writes_one_line_at_its_beginning_however_many_mails_wait(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = settings_in(tmp_path, catcher=False, smtp_port=free_port())
@@ -140,24 +140,24 @@ def test_an_outage_is_one_line_when_it_begins_however_many_mails_wait(
     assert "No connection to the SMTP server" in tasks[0]["error"]
 
 
-# The lines of tasks, one by one.
+# The lines of TaskLog for single events
 
 
-class Listening:
-    """A log of tasks with a clock that is set, and the lines that it writes."""
+class TaskLogLines:
+    """A TaskLog with a clock that the test sets. It collects the lines that the log writes."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self._task_log = TaskLog(lambda: self.now)
 
-    def tell(
+    def fail(
         self,
         error: BaseException,
         what: EventType = EventType.RETRYING,
         *,
         kind: str = "send_email",
     ) -> list[Any]:
-        """Tell of a failed attempt; gives the lines about it."""
+        """Write the event of a failed attempt, and return the lines above DEBUG."""
         task = a_task(
             kind=kind,
             status=Status.RETRYING if what is EventType.RETRYING else Status.FAILED,
@@ -170,71 +170,69 @@ class Listening:
 
 
 @pytest.fixture
-def listening() -> Listening:
+def task_log() -> TaskLogLines:
     configure_logging("DEBUG", "json")
-    return Listening()
+    return TaskLogLines()
 
 
 def greylisted(recipient: str = "ada@example.com") -> TemporaryError:
     return TemporaryError(f"451 4.7.1 <{recipient}>: Greylisted", smtp_code=451)
 
 
-def test_the_first_deferral_is_a_line_and_the_others_of_a_minute_are_one(
-    listening: Listening,
+def test_after_the_first_deferral_further_ones_of_a_minute_are_summed_up_in_one_line(
+    task_log: TaskLogLines,
 ) -> None:
-    """The replies name their recipients: the cause is the same."""
-    (first,) = listening.tell(greylisted())
+    """The replies differ in the recipient's address, but count as the same cause."""
+    (first,) = task_log.fail(greylisted())
     assert (first["event"], first["log_level"]) == ("task retrying", "warning")
     assert first["task_id"]
     assert "exc_info" not in first
     for second in range(1, 60):
-        listening.now = second
-        assert listening.tell(greylisted(f"u{second}@example.com")) == []
-    listening.now = 60
-    (summary,) = listening.tell(greylisted())
+        task_log.now = second
+        assert task_log.fail(greylisted(f"u{second}@example.com")) == []
+    task_log.now = 60
+    (summary,) = task_log.fail(greylisted())
     assert (summary["event"], summary["kind"]) == ("tasks deferred", "send_email")
     assert (summary["count"], summary["seconds"]) == (59, 60)
     assert "u59@example.com" in summary["error"]["detail"]
 
 
-def test_each_cause_and_each_kind_has_a_line_of_its_own(listening: Listening) -> None:
-    assert listening.tell(greylisted())
-    assert listening.tell(TemporaryError("450 4.2.0 Busy", smtp_code=450))
-    assert listening.tell(greylisted(), kind="another")
-    assert not listening.tell(greylisted(), kind="another")
+def test_each_cause_and_each_kind_has_its_own_line(task_log: TaskLogLines) -> None:
+    assert task_log.fail(greylisted())
+    assert task_log.fail(TemporaryError("450 4.2.0 Busy", smtp_code=450))
+    assert task_log.fail(greylisted(), kind="another")
+    assert not task_log.fail(greylisted(), kind="another")
 
 
-def test_a_cause_that_comes_back_after_a_quiet_minute_is_a_line_at_once(
-    listening: Listening,
+def test_a_cause_that_returns_after_a_quiet_minute_writes_a_line_at_once(
+    task_log: TaskLogLines,
 ) -> None:
-    listening.tell(greylisted())
-    listening.now = 61
-    (line,) = listening.tell(greylisted())
+    task_log.fail(greylisted())
+    task_log.now = 61
+    (line,) = task_log.fail(greylisted())
     assert line["event"] == "task retrying"
 
 
-def test_sums_are_told_with_the_next_event_of_any_task(listening: Listening) -> None:
-    listening.tell(greylisted())
-    listening.tell(greylisted())
-    listening.now = 61
-    summary, failed = listening.tell(PermanentError("no"), EventType.FAILED, kind="another")
+def test_a_summary_is_written_with_the_next_event_of_any_task(task_log: TaskLogLines) -> None:
+    task_log.fail(greylisted())
+    task_log.fail(greylisted())
+    task_log.now = 61
+    summary, failed = task_log.fail(PermanentError("no"), EventType.FAILED, kind="another")
     assert (summary["event"], failed["event"]) == ("tasks deferred", "task failed")
 
 
 @pytest.mark.parametrize("what", [EventType.RETRYING, EventType.FAILED])
-def test_only_an_error_that_nobody_expected_is_traced(
-    listening: Listening, what: EventType
-) -> None:
-    """And each of them is a line."""
+def test_only_an_unexpected_error_has_a_traceback(task_log: TaskLogLines, what: EventType) -> None:
+    """Each unexpected error writes its own line."""
     for _ in range(2):
-        (line,) = listening.tell(bug := OSError("a bug"), what)
+        (line,) = task_log.fail(bug := OSError("a bug"), what)
         assert line["exc_info"] is bug
     for error in (greylisted(), PermanentError("no"), ServiceUnavailable("away")):
-        for line in listening.tell(error, what):
+        for line in task_log.fail(error, what):
             assert "exc_info" not in line
 
 
-# The lines of the server.
+# The lines of the server
 
 
 @pytest.mark.parametrize(
@@ -244,7 +242,9 @@ def test_only_an_error_that_nobody_expected_is_traced(
         ("console", r"\d{4}-\d\d-\d\dT\S+Z \[info +\] \S.*"),
     ],
 )
-def test_the_lines_of_the_server_look_like_ours(tmp_path: Path, form: str, shape: str) -> None:
+def test_the_lines_of_uvicorn_have_the_services_format(
+    tmp_path: Path, form: str, shape: str
+) -> None:
     with Service(tmp_path, log_format=form) as service:
         queued = service.post("/send-notification/ada@example.com").json()
         service.wait_for(queued["id"])

@@ -1,4 +1,4 @@
-"""Programs that others wrote."""
+"""Fixtures for third-party programs: browsers, SMTP servers and clients, and a proxy."""
 
 import os
 from collections.abc import Iterator
@@ -6,44 +6,44 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.postfix import Postfix
-from tests.support.tools import not_here, tool
+from tests.support.tools import skip_or_fail, tool
 
 
 @pytest.fixture
 def chromium() -> str:
-    """Debian's Chromium."""
+    """The path of Debian's Chromium."""
     return tool("chromium")
 
 
 @pytest.fixture
 def smtp_sink() -> str:
-    """Postfix's SMTP server for tests, which takes any mail."""
+    """The path of smtp-sink, Postfix's test server, which accepts any mail."""
     return tool("smtp-sink")
 
 
 @pytest.fixture(scope="module")
 def postfix() -> Iterator[Postfix]:
-    """A Postfix of our own, as strict as it can be."""
+    """A private Postfix with strict settings."""
     path = tool("postfix")
     if os.geteuid() != 0:
-        not_here("Postfix needs root, which we are not")
+        skip_or_fail("Postfix needs root")
     with Postfix(path) as postfix:
         yield postfix
 
 
 @pytest.fixture(scope="module")
 def swaks() -> str:
-    """The Swiss Army Knife for SMTP, a client that does what it is told."""
+    """The path of swaks, the Swiss Army Knife for SMTP, a scriptable client."""
     return tool("swaks")
 
 
 @pytest.fixture
 def maildev() -> str:
-    """An SMTP server for development, from npm."""
+    """The path of maildev, an SMTP server for development, from npm."""
     return tool("maildev")
 
 
 @pytest.fixture(scope="module")
 def nginx() -> str:
-    """A web server, as a proxy."""
+    """The path of nginx, used as a proxy."""
     return tool("nginx")

@@ -1,4 +1,4 @@
-"""maildev takes our mail, and shows it as it was sent."""
+"""maildev accepts the service's mail, and shows it as it was sent."""
 
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ TEXT = "It is done.\n.\n..\nGrüße, 🎉\n"
 
 @pytest.fixture
 def ports(maildev: str, tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """The ports of a running maildev, for SMTP and for HTTP."""
+    """The SMTP and HTTP ports of a running maildev."""
     smtp, web = free_port(), free_port()
     command = [maildev, "--ip", "127.0.0.1", "--web-ip", "127.0.0.1"]
     command += ["--smtp", str(smtp), "--web", str(web), "--mail-directory", str(tmp_path / "mail")]

@@ -1,4 +1,4 @@
-"""A real nginx in front of a real server, with the configuration that docs/ recommends."""
+"""The configuration of docs/nginx.conf in a real nginx, in front of the real service."""
 
 import http.server
 import os
@@ -25,7 +25,8 @@ KEY = "key-of-ada"
 MB = 1_000_000
 HEAD = f"POST /process/ HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n".encode()
 
-# What conf.d/ is included in; the system's nginx, if there is one, is left alone.
+# The main configuration around docs/nginx.conf. All its paths lie in the test's directory, so the
+# system's own nginx is not touched.
 AROUND = """\
 daemon off;
 pid {directory}/pid;
@@ -45,7 +46,7 @@ http {{
 
 
 class Nginx:
-    """The recommended configuration, in front of whatever listens at a port of this machine."""
+    """nginx with the recommended configuration, in front of a server at the port `behind`."""
 
     def __init__(self, program: str, directory: Path, behind: int, **changes: str) -> None:
         self.port = free_port()
@@ -63,19 +64,20 @@ class Nginx:
             assert old in site
             site = site.replace(old, new)
         (directory / "afterward.conf").write_text(site)
-        user = "user root;" if os.geteuid() == 0 else ""  # else its worker reaches no directory
+        # As root, nginx's workers would run as another user, and could not read the directory.
+        user = "user root;" if os.geteuid() == 0 else ""
         around = AROUND.format(directory=directory, user=user)
         (directory / "nginx.conf").write_text(around)
         self.command = [program, "-e", "stderr", "-c", str(directory / "nginx.conf")]
 
     def complaints(self) -> str:
-        """What `nginx -t` finds; it must find the configuration to be right."""
+        """Return the output of `nginx -t`, which must accept the configuration."""
         tested = subprocess.run([*self.command, "-t"], capture_output=True, check=True, text=True)
         return tested.stderr
 
     @contextmanager
     def running(self) -> Iterator["Nginx"]:
-        """Let it run meanwhile."""
+        """Run nginx during the `with` block."""
         process = subprocess.Popen(self.command, stderr=subprocess.DEVNULL)
         try:
             until(self._listens, within=PATIENCE)
@@ -85,7 +87,7 @@ class Nginx:
             process.wait(PATIENCE)
 
     def client(self) -> httpx2.Client:
-        """Somebody who talks to it."""
+        """Return a client that trusts nginx's certificate."""
         url = f"https://127.0.0.1:{self.port}"
         return httpx2.Client(base_url=url, verify=self.trust, timeout=PATIENCE)
 
@@ -112,22 +114,22 @@ def proxy(
 
 @pytest.fixture
 def client(proxy: Nginx) -> Iterator[httpx2.Client]:
-    """Who comes through nginx, with a key.
+    """A client that sends an API key, through nginx.
 
-    On connections of its own: nginx may close one after it refused a body.
+    Each test has its own, because nginx may close a connection after it refused a body.
     """
     with proxy.client() as client:
         client.headers["Authorization"] = f"Bearer {KEY}"
         yield client
 
 
-def test_nginx_finds_nothing_wrong_with_it(nginx: str, tmp_path: Path) -> None:
+def test_nginx_accepts_the_configuration_without_a_warning(nginx: str, tmp_path: Path) -> None:
     found = Nginx(nginx, tmp_path, 8000).complaints()
     assert "test is successful" in found
     assert "[" not in found.replace("[notice]", "")
 
 
-def test_its_limits_are_those_of_the_service() -> None:
+def test_its_limits_equal_those_of_the_service() -> None:
     settings = Settings(_env_file=None)
     whole, upload = re.findall(r"client_max_body_size (\d+);", CONFIGURATION)
     timeouts = re.findall(r"client_\w+_timeout (\d+)s;", CONFIGURATION)
@@ -136,7 +138,7 @@ def test_its_limits_are_those_of_the_service() -> None:
     assert [int(seconds) for seconds in timeouts] == [settings.client_timeout_seconds] * 2
 
 
-def test_a_mail_is_sent(client: httpx2.Client, service: Service) -> None:
+def test_a_mail_is_sent_through_nginx(client: httpx2.Client, service: Service) -> None:
     queued = client.post("/send-notification/ada@example.com", json={"subject": "Through nginx"})
     assert queued.status_code == 202
     assert client.get(queued.headers["location"]).is_success
@@ -144,7 +146,7 @@ def test_a_mail_is_sent(client: httpx2.Client, service: Service) -> None:
     assert [mail.subject for mail in service.mails] == ["Through nginx"]
 
 
-def test_a_file_of_two_megabytes_comes_and_goes(client: httpx2.Client) -> None:
+def test_a_file_of_two_megabytes_is_uploaded_and_downloaded(client: httpx2.Client) -> None:
     content = os.urandom(2 * MB)
     queued = client.post("/upload", files={"file": ("noise.bin", content)})
     assert queued.status_code == 202
@@ -152,8 +154,8 @@ def test_a_file_of_two_megabytes_comes_and_goes(client: httpx2.Client) -> None:
     assert client.get(f"/uploads/{queued.json()['upload']['id']}/content").content == content
 
 
-def test_it_shows_the_service_under_a_prefix(nginx: str, tmp_path: Path) -> None:
-    """With the prefix before its two locations, as docs/security.md says."""
+def test_the_service_works_under_a_prefix(nginx: str, tmp_path: Path) -> None:
+    """The configuration has the prefix in both of its locations, as docs/security.md says."""
     prefixed = {
         "location / {": "location /afterward/ {",
         "location ~ ^/upload/?$ {": "location ~ ^/afterward/upload/?$ {",
@@ -176,7 +178,7 @@ def test_it_shows_the_service_under_a_prefix(nginx: str, tmp_path: Path) -> None
         assert client.get("/tasks").status_code == 404
 
 
-def test_an_event_comes_while_it_happens(client: httpx2.Client) -> None:
+def test_events_are_not_buffered(client: httpx2.Client) -> None:
     with client.stream("GET", "/events") as events:
         queued = client.post("/send-notification/ada@example.com").json()
         data = next(line for line in events.iter_lines() if line.startswith("data:"))
@@ -194,14 +196,14 @@ def test_a_body_that_is_too_large_is_refused(client: httpx2.Client) -> None:
     problem_of(refused_behind, 413)
 
 
-def test_who_has_no_key_is_refused(client: httpx2.Client) -> None:
+def test_a_client_without_a_valid_key_is_refused(client: httpx2.Client) -> None:
     for header in ("", "Bearer wrong", "Basic YWRhOg=="):
         refused = client.get("/tasks", headers={"Authorization": header})
         problem_of(refused, 401)
         assert refused.headers["www-authenticate"].startswith("Bearer")
 
 
-def test_the_service_hears_the_host_and_nothing_that_strangers_say_of_addresses(
+def test_nginx_passes_the_host_on_and_replaces_the_clients_forwarded_headers(
     nginx: str, tmp_path: Path
 ) -> None:
     heard: list[tuple[str, str]] = []
@@ -213,7 +215,7 @@ def test_the_service_hears_the_host_and_nothing_that_strangers_say_of_addresses(
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Keep the test output quiet."""
 
     claims = {
         "Host": "mail.example.com",
@@ -239,7 +241,7 @@ def test_the_service_hears_the_host_and_nothing_that_strangers_say_of_addresses(
     }
 
 
-def test_a_service_that_is_away_is_a_503(nginx: str, tmp_path: Path) -> None:
+def test_nginx_answers_503_while_the_service_is_down(nginx: str, tmp_path: Path) -> None:
     with Nginx(nginx, tmp_path, free_port()).running() as proxy, proxy.client() as client:
         answer = client.get("/tasks")
     assert answer.status_code == 503
@@ -248,17 +250,17 @@ def test_a_service_that_is_away_is_a_503(nginx: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sent", [HEAD, HEAD + b"Content-Length: 9\r\n\r\n{"], ids=["head", "body"])
-def test_a_client_that_dawdles_is_let_go(
+def test_a_slow_client_is_disconnected_by_nginx(
     nginx: str, service: Service, tmp_path: Path, sent: bytes
 ) -> None:
-    """Before the service would let it go, which has ten seconds of patience."""
+    """The limit is a second in nginx, and ten in the service behind it."""
     soon = {"header_timeout 10s": "header_timeout 1s", "body_timeout 10s": "body_timeout 1s"}
     proxy = Nginx(nginx, tmp_path, service.port, **soon)
     with (
         proxy.running(),
         socket.create_connection(("127.0.0.1", proxy.port), timeout=7) as connection,
-        proxy.trust.wrap_socket(connection, server_hostname="127.0.0.1") as dawdler,
+        proxy.trust.wrap_socket(connection, server_hostname="127.0.0.1") as slow_client,
     ):
-        dawdler.sendall(sent)
-        while dawdler.recv(4096):  # it may be told why
+        slow_client.sendall(sent)
+        while slow_client.recv(4096):  # nginx may send an error first
             pass

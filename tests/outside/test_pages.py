@@ -1,4 +1,4 @@
-"""The pages, looked at in a real browser."""
+"""The pages in a real browser."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ MESSAGE = "It is done.\n<img src=x onerror=alert(1)>"
 
 @pytest.fixture
 def page(chromium: str, tmp_path: Path) -> Iterator[Page]:
-    """A page in a browser that complains of nothing: an error in its console fails the test."""
+    """A page in Chromium. A message in its console, a dialog or an error fails the test."""
     complaints: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -30,8 +30,10 @@ def page(chromium: str, tmp_path: Path) -> Iterator[Page]:
     assert complaints == []
 
 
-def test_a_mail_is_seen_in_the_inbox(page: Page, tmp_path: Path) -> None:
-    """From the front page to the mail; what it contains is shown, and never run."""
+def test_a_mail_is_shown_in_the_inbox_and_its_scripts_do_not_run(
+    page: Page, tmp_path: Path
+) -> None:
+    """The test follows the links from the front page to the mail."""
     with Service(tmp_path) as service:
         answer = service.post(
             "/send-notification/ada@example.com", json={"subject": SUBJECT, "message": MESSAGE}
@@ -56,7 +58,7 @@ def test_a_mail_is_seen_in_the_inbox(page: Page, tmp_path: Path) -> None:
 def test_the_documentation_is_shown_without_the_internet(
     page: Page, tmp_path: Path, path: str
 ) -> None:
-    """Each file comes from this server, and its policy forbids none of them."""
+    """Each file comes from the service, and its Content-Security-Policy allows each file."""
     loaded: list[str] = []
     page.on("request", lambda request: loaded.append(request.url))
     with Service(tmp_path) as service:
@@ -67,7 +69,7 @@ def test_the_documentation_is_shown_without_the_internet(
     assert all(url.startswith((service.url, f"blob:{service.url}", "data:")) for url in loaded)
 
 
-def test_a_request_is_tried_out_in_the_documentation(page: Page, tmp_path: Path) -> None:
+def test_try_it_out_in_the_documentation_sends_a_request(page: Page, tmp_path: Path) -> None:
     with Service(tmp_path, root_path="/afterward") as service:
         page.goto(f"{service.url}/afterward/docs")
         page.locator("#operations-operations-livez_livez_get").click()
@@ -79,8 +81,7 @@ def test_a_request_is_tried_out_in_the_documentation(page: Page, tmp_path: Path)
         assert "200" in answer.inner_text()
 
 
-def test_an_empty_inbox_says_how_to_fill_it(page: Page, tmp_path: Path) -> None:
-    """With the command to send a mail."""
+def test_an_empty_inbox_shows_the_command_that_sends_a_mail(page: Page, tmp_path: Path) -> None:
     with Service(tmp_path) as service:
         page.goto(f"{service.url}/inbox")
 

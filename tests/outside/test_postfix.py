@@ -1,4 +1,4 @@
-"""A real Postfix takes our mail: it greylists, refuses, and forbids line ends that are not CRLF."""
+"""A real Postfix accepts the service's mail. It greylists, refuses, and forbids bare newlines."""
 
 import asyncio
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ BODIES = {
 
 @pytest.fixture(scope="module")
 def service(postfix: Postfix, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The service, which sends through Postfix."""
+    """The service, with Postfix as its SMTP server."""
     directory = tmp_path_factory.mktemp("service")
     with Service(directory, catcher=False, smtp_port=postfix.port, retry_base_seconds=1) as service:
         yield service
@@ -44,7 +44,7 @@ def service(postfix: Postfix, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_a_greylisted_mail_is_tried_again_and_delivered_once(
     service: Service, postfix: Postfix
 ) -> None:
-    """The first attempt of a sender to this recipient is put off with 450."""
+    """Postfix defers the first mail to this recipient with a 450."""
     task = service.post(f"/send-notification/{GREYLISTED}").json()
 
     error = service.wait_for(task["id"], "retrying")["error"]
@@ -61,10 +61,9 @@ def test_a_greylisted_mail_is_tried_again_and_delivered_once(
     [("nobody@example.org", "", 550), (ADA, "a line\n" * (MAX_MESSAGE_BYTES // 7), 552)],
     ids=["an unknown recipient", "a mail that is too large"],
 )
-def test_what_postfix_refuses_fails_at_once(
+def test_a_mail_that_postfix_refuses_fails_at_once_with_the_code(
     service: Service, recipient: str, message: str, code: int
 ) -> None:
-    """And the code is kept."""
     task = service.post(f"/send-notification/{recipient}", json={"message": message}).json()
     failed = service.wait_for(task["id"], "failed")
 
@@ -72,8 +71,10 @@ def test_what_postfix_refuses_fails_at_once(
     assert failed["error"]["smtp_code"] == code
 
 
-def test_a_nasty_mail_arrives_as_it_was_meant(service: Service, postfix: Postfix) -> None:
-    """From POST to the mailbox: the text is that of the request, on lines of its own."""
+def test_the_text_of_a_request_arrives_unchanged_in_the_mailbox(
+    service: Service, postfix: Postfix
+) -> None:
+    """The text combines line ends, dots, long lines and accents."""
     message = "".join(BODIES.values())
     answer = service.post(f"/send-notification/{ADA}", json={"message": message})
     result = service.wait_for(answer.json()["id"])["result"]
@@ -86,20 +87,20 @@ def test_a_nasty_mail_arrives_as_it_was_meant(service: Service, postfix: Postfix
 
 @pytest.mark.anyio
 async def test_postfix_delivers_every_body_byte_for_byte_as_it_was_sent(postfix: Postfix) -> None:
-    """Mails as we build them, and mails whose lines nobody has folded or encoded."""
+    """Both composed mails, and raw mails with lines that are neither folded nor encoded."""
     mailer = Mailer(host="127.0.0.1", port=postfix.port)
     for number, body in enumerate(BODIES.values()):
         for mail in (composed(f"<built-{number}@test>", body), raw(f"<raw-{number}@test>", body)):
             await mailer.send(mail, sender=SENDER, recipient=ADA)
             stored = await asyncio.to_thread(postfix.wait_for, "ada", mail["Message-ID"])
             sent = b"".join(line + b"\n" for line in mail.as_bytes().splitlines())
-            received = stored.partition(b"From: ")  # what Postfix has put on top, and the mail
+            received = stored.partition(b"From: ")  # Postfix's trace headers, then the mail
             assert b"".join(received[1:]) == sent, body[:40]
     await mailer.close()
 
 
 def composed(message_id: str, body: str) -> EmailMessage:
-    """A mail as the service builds it."""
+    """Compose a mail as the service does."""
     return compose(
         sender=SENDER,
         recipient=ADA,
@@ -112,7 +113,7 @@ def composed(message_id: str, body: str) -> EmailMessage:
 
 
 def raw(message_id: str, body: str) -> EmailMessage:
-    """A mail whose body goes out as it is, though in ASCII."""
+    """Build a mail with the body as it is, in ASCII."""
     mail = EmailMessage()
     mail["From"] = SENDER
     mail["Message-ID"] = message_id
@@ -120,8 +121,8 @@ def raw(message_id: str, body: str) -> EmailMessage:
     return mail
 
 
-def test_postfix_is_as_strict_as_we_think(postfix: Postfix) -> None:
-    """A bare LF that a client leaves in a mail is refused: the tests above are not in vain."""
+def test_control_postfix_refuses_a_bare_newline(postfix: Postfix) -> None:
+    """So the tests above would fail if the service sent a bare LF."""
     with SMTP("127.0.0.1", postfix.port) as client:
         client.ehlo()
         client.mail(SENDER)

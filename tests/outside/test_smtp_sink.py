@@ -1,4 +1,4 @@
-"""An SMTP server that others wrote takes our mail: Postfix's smtp-sink."""
+"""Postfix's test server, smtp-sink, accepts the service's mail."""
 
 import subprocess
 import time
@@ -7,8 +7,7 @@ from pathlib import Path
 from tests.support.service import Service, free_port
 
 
-def test_mail_is_taken_by_smtp_sink(smtp_sink: str, tmp_path: Path) -> None:
-    """And what it stored is the mail, with lines that end in CRLF on the wire."""
+def test_smtp_sink_accepts_and_stores_a_mail(smtp_sink: str, tmp_path: Path) -> None:
     port = free_port()
     mails = tmp_path / "mails"
     mails.mkdir(mode=0o777)

@@ -1,4 +1,4 @@
-"""The start says where everything is, or in one line why there is none; and Ctrl-C ends it."""
+"""The start logs all addresses, or in one line the reason why it fails. Ctrl-C ends the service."""
 
 import json
 import os
@@ -29,8 +29,8 @@ WORKER = (*COMMAND, "worker")
 CATCHER = (*COMMAND, "catcher")
 
 
-def said(process: Process, event: str) -> dict[str, Any]:
-    """Wait for the log line of an event."""
+def line_of(process: Process, event: str) -> dict[str, Any]:
+    """Wait for the log line of an event, and return it."""
 
     def lines() -> list[dict[str, Any]]:
         whole = process.log.rpartition("\n")[0].splitlines()
@@ -40,12 +40,12 @@ def said(process: Process, event: str) -> dict[str, Any]:
     return lines()[0]
 
 
-# Where everything is
+# The addresses
 
 
-def test_the_api_says_where_its_pages_are_and_where_mail_and_data_go(tmp_path: Path) -> None:
+def test_the_api_logs_the_addresses_of_its_pages_mail_and_data(tmp_path: Path) -> None:
     with Service(tmp_path) as service:
-        ready, started = said(service, "ready"), said(service, "started")
+        ready, started = line_of(service, "ready"), line_of(service, "started")
         assert ready["at"] == f"{service.url}/"
         for name in ("at", "docs", "inbox"):
             assert service.get(ready[name]).is_success, name
@@ -54,23 +54,25 @@ def test_the_api_says_where_its_pages_are_and_where_mail_and_data_go(tmp_path: P
     assert started["uploads"] == str(tmp_path / "uploads")
 
 
-def test_the_port_that_the_system_chose_is_told(tmp_path: Path) -> None:
+def test_the_port_that_the_system_chose_is_logged(tmp_path: Path) -> None:
     with Process(tmp_path, command=COMMAND, port=0, catcher=False) as service:
-        ready = said(service, "ready")
+        ready = line_of(service, "ready")
         assert "inbox" not in ready
         port = int(ready["at"].removeprefix("http://127.0.0.1:").removesuffix("/"))
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
 
 
 @pytest.mark.parametrize("command", [WORKER, CATCHER], ids=["worker", "catcher"])
-def test_a_worker_and_a_catcher_say_it_too(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_a_worker_and_a_catcher_log_their_addresses(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
     port = free_port()
     with Process(tmp_path, command=command, smtp_port=port, smtp_security="tls") as process:
         if command is WORKER:
-            started = said(process, "started")
+            started = line_of(process, "started")
             assert started["mail_goes_to"] == f"127.0.0.1:{port} (tls)"
         else:
-            ready = said(process, "ready")
+            ready = line_of(process, "ready")
             assert ready["at"] == f"127.0.0.1:{port}"
             assert ready["mail_is_kept_in"] == str(tmp_path / "inbox")
         assert process.stop() == 0
@@ -86,7 +88,7 @@ def test_a_worker_and_a_catcher_say_it_too(tmp_path: Path, command: tuple[str, .
         ("::1", "http://[::1]:8000/"),
     ],
 )
-def test_the_address_can_be_opened_in_a_browser(host: str, address: str) -> None:
+def test_the_logged_address_can_be_opened_in_a_browser(host: str, address: str) -> None:
     assert server.url(Settings(_env_file=None, host=host), 8000) == address
 
 
@@ -109,28 +111,28 @@ def test_the_address_can_be_opened_in_a_browser(host: str, address: str) -> None
         ({"upload_url": "s3://bucket/prefix"}, "s3://bucket/prefix"),
     ],
 )
-def test_where_something_goes_is_told_without_a_login(settings: dict[str, Any], said: str) -> None:
+def test_logged_addresses_contain_no_passwords(settings: dict[str, Any], said: str) -> None:
     where = _locations(Settings(_env_file=None, **settings))
     assert said in where.values()
     assert "secret" not in str(where)
 
 
-# Why there is none
+# The reasons why a start fails
 
 
 def refusal(process: Process, *, code: int) -> str:
-    """Wait for the end of a process that cannot start; returns all that it wrote."""
+    """Wait for the end of a process that cannot start, and return its output."""
     assert process.wait() == code
     assert "Traceback" not in process.log
     return process.log
 
 
-def test_a_second_start_in_one_folder_is_told_of_the_first(tmp_path: Path) -> None:
+def test_a_second_start_in_the_same_directory_names_the_first_process(tmp_path: Path) -> None:
     with (
         Service(tmp_path) as first,
         Process(tmp_path, command=COMMAND, port=first.port) as second,
     ):
-        before = second.log  # both write to one file
+        before = second.log  # both processes write to the same file
         log = refusal(second, code=1).removeprefix(before)
         assert log == (
             f"cannot start: the service already runs here, as process {first.pid} at "
@@ -140,8 +142,8 @@ def test_a_second_start_in_one_folder_is_told_of_the_first(tmp_path: Path) -> No
 
 
 @pytest.mark.thorough
-def test_a_second_start_in_one_folder_at_another_port_hears_of_the_queue(tmp_path: Path) -> None:
-    """And not of the catcher's port, which is taken as well."""
+def test_a_second_start_at_another_port_fails_because_of_the_queue(tmp_path: Path) -> None:
+    """The catcher's port is in use as well, but the error names only the queue."""
     port = free_port()
     with (
         Service(tmp_path, smtp_port=port) as first,
@@ -155,7 +157,7 @@ def test_a_second_start_in_one_folder_at_another_port_hears_of_the_queue(tmp_pat
 
 
 @pytest.mark.parametrize("queue", ["sqlite:///queue.db", "postgresql://nowhere.invalid/queue"])
-def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path, queue: str) -> None:
+def test_a_port_in_use_is_reported_before_anything_starts(tmp_path: Path, queue: str) -> None:
     port = free_port()
     with (
         socket.create_server(("127.0.0.1", port)),
@@ -169,7 +171,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path, que
 
 
 @pytest.mark.thorough
-def test_the_lock_file_of_a_process_that_has_ended_misleads_nobody(tmp_path: Path) -> None:
+def test_the_lock_file_of_an_ended_process_is_not_trusted(tmp_path: Path) -> None:
     with Service(tmp_path) as first:
         first.kill()
     with (
@@ -181,9 +183,7 @@ def test_the_lock_file_of_a_process_that_has_ended_misleads_nobody(tmp_path: Pat
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("command", [COMMAND, CATCHER], ids=["serve", "catcher"])
-def test_a_port_of_the_catcher_that_is_taken_is_told(
-    tmp_path: Path, command: tuple[str, ...]
-) -> None:
+def test_a_catcher_port_in_use_is_reported(tmp_path: Path, command: tuple[str, ...]) -> None:
     port = free_port()
     with (
         socket.create_server(("127.0.0.1", port)),
@@ -194,7 +194,7 @@ def test_a_port_of_the_catcher_that_is_taken_is_told(
     assert f" SMTP_PORT={port + 1} make run" in log
 
 
-def test_bad_settings_are_told_before_the_port(tmp_path: Path) -> None:
+def test_bad_settings_are_reported_before_a_port_in_use(tmp_path: Path) -> None:
     port = free_port()
     with (
         socket.create_server(("127.0.0.1", port)),
@@ -205,17 +205,17 @@ def test_bad_settings_are_told_before_the_port(tmp_path: Path) -> None:
     assert str(port) not in log
 
 
-def test_the_owner_of_a_queue_on_postgresql_is_not_looked_for() -> None:
+def test_a_queue_on_postgresql_has_no_owning_process() -> None:
     assert server._owner_of_the_queue("postgresql://db/queue") is None
 
 
-# How long a connection stays
+# Idle connections
 
 
-def test_idle_connections_are_kept_for_as_long_as_the_setting_says(
+def test_idle_connections_are_kept_for_keep_alive_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """75 seconds by default: proxies keep theirs for 60, and the side that closes last is safe."""
+    """The default is 75 seconds, because proxies close after 60, and should close first."""
     served: list[uvicorn.Config] = []
 
     def keep(self: uvicorn.Server, sockets: list[socket.socket]) -> None:
@@ -230,7 +230,7 @@ def test_idle_connections_are_kept_for_as_long_as_the_setting_says(
 
 
 @pytest.mark.thorough
-def test_an_idle_connection_is_closed_when_its_time_is_up(tmp_path: Path) -> None:
+def test_an_idle_connection_is_closed_after_keep_alive_seconds(tmp_path: Path) -> None:
     with (
         Service(tmp_path, keep_alive_seconds=1) as service,
         socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection,
@@ -247,7 +247,7 @@ def test_an_idle_connection_is_closed_when_its_time_is_up(tmp_path: Path) -> Non
 
 @pytest.fixture
 def slow_stop(tmp_path: Path) -> Iterator[Service]:
-    """A service that waits for a client before it stops."""
+    """A service with an unfinished request, which it waits for when it stops."""
     with (
         Service(tmp_path, shutdown_grace_seconds=PATIENCE) as service,
         socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as client,
@@ -258,25 +258,27 @@ def slow_stop(tmp_path: Path) -> Iterator[Service]:
 
 
 @pytest.mark.parametrize("command", [COMMAND, WORKER, CATCHER], ids=["serve", "worker", "catcher"])
-def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_ctrl_c_ends_the_process_without_a_traceback(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
     with Process(tmp_path, command=command, port=free_port()) as process:
-        said(process, "started" if command is WORKER else "ready")
+        line_of(process, "started" if command is WORKER else "ready")
         os.kill(process.pid, signal.SIGINT)
         assert process.wait() == 0
     assert "Traceback" not in process.log
 
 
 @pytest.mark.thorough
-def test_a_second_ctrl_c_ends_it_at_once(slow_stop: Service) -> None:
+def test_a_second_ctrl_c_ends_the_process_at_once(slow_stop: Service) -> None:
     os.kill(slow_stop.pid, signal.SIGINT)
-    said(slow_stop, "Waiting for connections to close. (CTRL+C to force quit)")
+    line_of(slow_stop, "Waiting for connections to close. (CTRL+C to force quit)")
     os.kill(slow_stop.pid, signal.SIGINT)
     assert slow_stop.wait() == -signal.SIGINT
     assert "Traceback" not in slow_stop.log
 
 
-def test_ctrl_c_while_the_modules_are_read_prints_no_traceback(tmp_path: Path) -> None:
-    """The first module that is read here, instead of the library, presses Ctrl-C."""
+def test_ctrl_c_during_the_imports_prints_no_traceback(tmp_path: Path) -> None:
+    """A fake structlog module, imported first, raises SIGINT."""
     (tmp_path / "structlog.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
     with Process(tmp_path, command=COMMAND) as process:
         assert process.wait() == -signal.SIGINT
@@ -284,8 +286,8 @@ def test_ctrl_c_while_the_modules_are_read_prints_no_traceback(tmp_path: Path) -
 
 
 @pytest.mark.thorough
-def test_other_servers_start_the_app_too(tmp_path: Path) -> None:
-    """`uvicorn app.main:app`, with its own options."""
+def test_uvicorn_can_start_the_app_directly(tmp_path: Path) -> None:
+    """`uvicorn app.main:app` logs each request once."""
     command = (sys.executable, "-m", "uvicorn", "app.main:app", "--port", "{port}")
     with Service(tmp_path, command=command) as service:
         assert service.get("/livez").is_success
@@ -294,4 +296,4 @@ def test_other_servers_start_the_app_too(tmp_path: Path) -> None:
         service.get("/tasks?limit=1")
         until(lambda: service.log.count("/tasks") == 1, within=PATIENCE, what=service.log)
         service.stop()
-    assert service.log.count("/tasks") == 1  # and not a line of uvicorn's own as well
+    assert service.log.count("/tasks") == 1  # no second line from uvicorn's own access log

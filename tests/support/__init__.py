@@ -1,14 +1,25 @@
-"""What several tests share.
+"""Helpers that several test folders share.
 
-service         the service in a process of its own; `until` something is true
-mails           a mail to send
-smtp_server     an SMTP server that can be told to misbehave; slow_smtp is one in a process
-postgres        a real PostgreSQL, to be stopped, killed and frozen
-kills           a load of many clients while something bad happens, and what was lost by it
-workers         several workers whose tasks leave marks (marks), one that is stuck (stuck)
-fake_clock      a clock that jumps
-network         machines of their own, to be cut off
-tutorial        the service as tutorials write it, to compare with
-torture         short and long forms, and the table of what was tried
-tools           what a machine may lack
+service         starts the service as a separate process; `until` waits for a condition
+mails           builds a mail and sends it
+smtp_server     an SMTP server that misbehaves on request; slow_smtp runs it as a process
+postgres        a real PostgreSQL that a test may stop, kill or freeze
+kills           sends from many clients during a fault, then counts lost and repeated mails
+workers         starts several workers, which leave marks (marks); stuck_worker keeps a row's lock
+fake_clock      a system clock that a test can set
+network         separate machines (network namespaces) with cables that a test can unplug
+power           a disk that loses its power or fails when a test says so
+
+For negative controls:
+
+tutorial                 the service with plain BackgroundTasks, as tutorials write it
+weakened_durability      without one of the protections against data loss
+early_turns              with turns taken before a request's body has arrived
+unbounded_uploads        uploads without a size limit
+unbounded_event_streams  event streams that buffer without a limit
+
+For the tests themselves:
+
+torture         short and long forms of a test, and the table that `make torture` prints
+tools           skips a test if a program is missing
 """

@@ -1,4 +1,4 @@
-"""Certificates for servers that live for a second, made by openssl."""
+"""Short-lived TLS certificates for test servers, made by openssl."""
 
 import ssl
 import subprocess
@@ -6,7 +6,10 @@ from pathlib import Path
 
 
 def make_certificate(directory: Path, *, name: str = "IP:127.0.0.1", days: int = 1) -> Path:
-    """A certificate and its key in one file; it is its own authority. Negative days: expired."""
+    """Make a self-signed certificate and return the file with it and its key.
+
+    It is valid for `days`; with a negative number it has expired already.
+    """
     path, key = directory / "certificate.pem", str(directory / "key.pem")
     asking = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     asking += ["-nodes", "-subj", "/CN=test", "-addext", f"subjectAltName={name}", "-keyout", key]
@@ -19,7 +22,7 @@ def make_certificate(directory: Path, *, name: str = "IP:127.0.0.1", days: int =
 
 
 def server_context(certificate: Path) -> ssl.SSLContext:
-    """What a server with that certificate needs."""
+    """Return the TLS settings of a server with this certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context

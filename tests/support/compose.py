@@ -1,4 +1,4 @@
-"""The two compose files, and what they are together."""
+"""The compose file, and its merge with docker-compose.scale.yml."""
 
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,14 @@ BASE_FILE = ROOT / "docker-compose.yml"
 SCALE_FILE = ROOT / "docker-compose.scale.yml"
 
 
-def laid_over(base: Any, over: Any) -> Any:
-    """Merge one file over another as Compose does: mappings by key, lists by appending.
+def merged(base: Any, over: Any) -> Any:
+    """Merge `over` into `base` as Compose does: mappings by key, lists by appending.
 
     See "Merge Compose files" in Docker's documentation.
     """
     if isinstance(base, dict) and isinstance(over, dict):
         return base | {
-            key: laid_over(base[key], value) if key in base else value
-            for key, value in over.items()
+            key: merged(base[key], value) if key in base else value for key, value in over.items()
         }
     if isinstance(base, list) and isinstance(over, list):
         return base + over
@@ -26,4 +25,4 @@ def laid_over(base: Any, over: Any) -> Any:
 
 
 BASE: dict[str, Any] = yaml.safe_load(BASE_FILE.read_text())
-SCALE: dict[str, Any] = laid_over(BASE, yaml.safe_load(SCALE_FILE.read_text()))
+SCALE: dict[str, Any] = merged(BASE, yaml.safe_load(SCALE_FILE.read_text()))

@@ -1,4 +1,4 @@
-"""A proxy before PostgreSQL that passes a COMMIT on, and loses the answer to it."""
+"""A proxy in front of PostgreSQL that forwards a COMMIT and loses PostgreSQL's answer to it."""
 
 import asyncio
 import contextlib
@@ -8,15 +8,15 @@ from typing import Any, Self
 
 from tests.support.service import free_port, wait_until_open
 
-ANSWERED_SECONDS = 5.0  # in which PostgreSQL answers before its connection is cut
+ANSWERED_SECONDS = 5.0  # how long PostgreSQL has to answer before the connection is cut anyway
 
 _COMMIT = b"COMMIT"
 
 
 class CuttingProxy:
-    """Listens at `port`, and passes everything on to PostgreSQL at another port of loopback.
+    """Listens at `port` on loopback, and forwards everything to PostgreSQL at the port `to`.
 
-    `lose_commit_of` and `lose_answer` choose one connection that is cut, once.
+    `lose_commit_of` and `lose_answer` choose the next connection to cut. `cuts` counts the cuts.
     """
 
     def __init__(self, to: int) -> None:
@@ -30,26 +30,32 @@ class CuttingProxy:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin to listen."""
+        """Start listening."""
         self._thread.start()
         wait_until_open(self.port)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End, and cut every connection."""
+        """Stop, and cut every connection."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
     def lose_commit_of(self, mark: bytes) -> None:
-        """Cut the connection that has sent `mark`, once its next COMMIT is carried out."""
+        """Cut the connection that sends the bytes `mark`, after PostgreSQL ran its next COMMIT.
+
+        The client does not get the answer to that COMMIT.
+        """
         self._mark, self._messages = mark, None
 
     def lose_answer(self, messages: int) -> None:
-        """Cut the connection that sends the last of so many messages, once that is carried out."""
+        """Count the messages of all clients, and cut the connection of the last of `messages`.
+
+        PostgreSQL carries that message out, and the client does not get the answer.
+        """
         self._mark, self._messages = None, messages
 
-    def let_be(self) -> None:
-        """Cut nothing that is not cut yet."""
+    def stop_cutting(self) -> None:
+        """Forget which connection was to be cut."""
         self._mark = self._messages = None
 
     def _run(self) -> None:
@@ -69,20 +75,20 @@ class CuttingProxy:
         with contextlib.suppress(OSError, asyncio.CancelledError):
             postgres, into = await asyncio.open_connection("127.0.0.1", self._to)
             cut, answered = asyncio.Event(), asyncio.Event()
-            ways = [
-                asyncio.create_task(self._pass_on(client, into, cut, answered)),
-                asyncio.create_task(_pass_back(postgres, out, cut, answered)),
+            directions = [
+                asyncio.create_task(self._forward(client, into, cut, answered)),
+                asyncio.create_task(_return_answers(postgres, out, cut, answered)),
             ]
             try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
+                for direction in directions:
+                    direction.cancel()
+                await asyncio.gather(*directions, return_exceptions=True)
                 into.transport.abort()
                 out.transport.abort()
 
-    async def _pass_on(
+    async def _forward(
         self,
         client: asyncio.StreamReader,
         into: asyncio.StreamWriter,
@@ -92,8 +98,8 @@ class CuttingProxy:
         marked = False
         while data := await client.read(65536):
             marked = marked or (self._mark is not None and self._mark in data)
-            if self._is_last(marked and _COMMIT in data):
-                self.let_be()
+            if self._should_cut(marked and _COMMIT in data):
+                self.stop_cutting()
                 self.cuts += 1
                 cut.set()
             into.write(data)
@@ -103,14 +109,14 @@ class CuttingProxy:
                     await asyncio.wait_for(answered.wait(), ANSWERED_SECONDS)
                 return
 
-    def _is_last(self, commits_the_marked: bool) -> bool:
+    def _should_cut(self, commits_marked: bool) -> bool:
         if self._messages is not None:
             self._messages -= 1
             return self._messages <= 0
-        return commits_the_marked
+        return commits_marked
 
 
-async def _pass_back(
+async def _return_answers(
     postgres: asyncio.StreamReader,
     out: asyncio.StreamWriter,
     cut: asyncio.Event,

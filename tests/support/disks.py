@@ -1,4 +1,4 @@
-"""Disks that fill up, directories that cannot be written, and root refused as anybody is."""
+"""Full disks, read-only directories, and a root that file permissions bind."""
 
 import contextlib
 import os
@@ -10,27 +10,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-# Before a command: root without its capabilities, whom permissions bind as they bind everybody.
+# A prefix for a command. It takes root's capabilities away, because with them root may write to
+# any file, whatever its permissions say.
 UNPRIVILEGED = () if os.geteuid() else ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 
 
 class Disk(Protocol):
-    """Something to keep files on that can be full for a process, and free again."""
+    """A place for files that can be full for one process, and later has room again."""
 
     name: str
     directory: Path
 
     def fill(self, pid: int) -> None:
-        """Leave no room for what this process would write."""
+        """Make every further write of this process fail."""
         ...
 
     def free(self, pid: int) -> None:
-        """Take that back."""
+        """Make room again."""
         ...
 
 
 class SmallDisk:
-    """A file system of a few megabytes in memory, for real; only root can have one."""
+    """A real file system of a few megabytes in memory (tmpfs). Only root can mount it."""
 
     name = "tmpfs"
 
@@ -38,8 +39,8 @@ class SmallDisk:
         self.directory = directory
         self._ballast = directory / "ballast"
 
-    def fill(self, pid: int) -> None:  # noqa: ARG002 - it is full for everybody
-        """Fill it up to its last page; see Disk."""
+    def fill(self, pid: int) -> None:  # noqa: ARG002 - the disk is full for every process
+        """Fill the disk up to its last page; see Disk."""
         with self._ballast.open("ab", buffering=0) as ballast:
             for size in (65_536, 4_096):
                 with contextlib.suppress(OSError):
@@ -47,12 +48,12 @@ class SmallDisk:
                         ballast.write(bytes(size))
 
     def free(self, pid: int) -> None:  # noqa: ARG002
-        """Take the ballast away; see Disk."""
+        """Remove the ballast file; see Disk."""
         self._ballast.unlink()
 
 
 class LimitedFiles:
-    """A limit on how large the files of a process may become: nothing may be written at all."""
+    """Stands in for a full disk: RLIMIT_FSIZE of 0 lets a process write nothing to any file."""
 
     name = "RLIMIT_FSIZE"
 
@@ -73,7 +74,7 @@ class LimitedFiles:
 
 @contextmanager
 def small_disk(directory: Path, megabytes: int = 32) -> Iterator[SmallDisk | None]:
-    """A SmallDisk at `directory`; None where the system does not let us mount one."""
+    """Yield a SmallDisk at `directory`, or None where this process may not mount file systems."""
     directory.mkdir()
     mounting = ("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(directory))
     possible = not os.geteuid() and shutil.which("mount")
@@ -83,13 +84,16 @@ def small_disk(directory: Path, megabytes: int = 32) -> Iterator[SmallDisk | Non
     try:
         yield SmallDisk(directory)
     finally:
-        # Lazily: what is killed may take a moment to let go of its files.
+        # Lazily, because a killed process may take a moment to close its files.
         subprocess.run(("umount", "--lazy", str(directory)), check=True)
 
 
 @contextmanager
 def read_only(directory: Path, *, but: Path | None = None) -> Iterator[None]:
-    """Let nobody write in this directory, nor in those in it `but` one; root is UNPRIVILEGED."""
+    """Make this directory and its subdirectories read-only, except the subdirectory `but`.
+
+    This binds root only if root's command begins with UNPRIVILEGED.
+    """
     folders = [directory, *(path for path in directory.iterdir() if path.is_dir() and path != but)]
     modes = [folder.stat().st_mode for folder in folders]
     for folder in folders:

@@ -1,4 +1,4 @@
-"""Multipart forms byte by byte, as no client library writes them."""
+"""Multipart forms built byte by byte, also malformed ones that no client library writes."""
 
 from collections.abc import Iterator
 
@@ -7,18 +7,18 @@ FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
 def form_of(*parts: bytes, end: bytes | None = None, boundary: bytes = b"b") -> bytes:
-    """A form; its end may be a false one."""
+    """Return a form of these parts. `end` replaces the closing delimiter, for malformed forms."""
     end = b"--%b--\r\n" % boundary if end is None else end
     return b"".join(b"--%b\r\n%b\r\n" % (boundary, part) for part in parts) + end
 
 
 def part(disposition: bytes, *headers: bytes, content: bytes = b"Hello") -> bytes:
-    """A part of a form."""
+    """Return one part of a form."""
     return b"\r\n".join([b"Content-Disposition: form-data; " + disposition, *headers, b"", content])
 
 
 def file_part(name: bytes = b"a.bin", content: bytes = b"Hello") -> bytes:
-    """The part that an upload takes."""
+    """Return the part named `file`, which `POST /upload` reads."""
     return part(b'name="file"; filename="%b"' % name, content=content)
 
 
@@ -30,7 +30,10 @@ def posted(
     length: int | None = None,
     chunked: bool = False,
 ) -> bytes:
-    """A request with this body, in chunks or of a length, which is a lie if it is given."""
+    """Return a POST request with this body.
+
+    The body is sent in chunks, or with a Content-Length. `length` gives a false Content-Length.
+    """
     framing = b"Content-Length: %d" % (len(body) if length is None else length)
     if chunked:
         framing = b"Transfer-Encoding: chunked"

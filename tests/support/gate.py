@@ -1,4 +1,4 @@
-"""The service in this process, with somebody at its gate."""
+"""The service in this process, with settings for its API keys and other access checks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ MAIL_ROUTES = ["/send-notification/{}", "/send-email/?email={}", "/items/7?email
 
 @contextmanager
 def served(directory: Path, **settings: object) -> Iterator[TestClient]:
-    """A client of a service whose data is in `directory`; it follows no redirects."""
+    """Yield a client of a service with its data in `directory`. It follows no redirects."""
     app = create_app(settings_in(directory, **settings))
     with TestClient(app, follow_redirects=False, raise_server_exceptions=False) as client:
         yield client
 
 
 def bearing(key: str) -> dict[str, str]:
-    """The header with an API key."""
+    """Return the Authorization header with this API key."""
     return {"Authorization": f"Bearer {key}"}

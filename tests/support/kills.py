@@ -1,4 +1,4 @@
-"""A load of many clients on a service that something bad happens to, and what was lost by it."""
+"""Send from many clients during a fault such as a kill, and count lost and repeated mails."""
 
 import random
 import re
@@ -16,8 +16,8 @@ from tests.support.service import Service, until
 from tests.support.smtp_server import SmtpServer
 
 CLIENTS = 16
-PATIENCE = 60.0  # seconds: a worker's lease, and the work
-QUIET = 1.0  # seconds without a mail: longer than the SMTP server takes for one
+PATIENCE = 60.0  # seconds: stop_sending for a lease to expire and for the tasks to run
+QUIET = 1.0  # seconds without a mail: longer than the SMTP server takes for each
 
 _ID = re.compile(rb"^Message-ID: <([^@]+)@", re.MULTILINE)
 _BACKLOG = re.compile(r"^afterward_backlog\{.* (\S+)$", re.MULTILINE)
@@ -25,25 +25,25 @@ _BACKLOG = re.compile(r"^afterward_backlog\{.* (\S+)$", re.MULTILINE)
 
 @dataclass
 class Tally:
-    """Which tasks were answered 202, and how often each mail arrived."""
+    """The tasks that were answered 202, and the mails that arrived."""
 
     accepted: set[str] = field(default_factory=set)
     given_up: set[str] = field(default_factory=set)
-    delivered: Counter[str] = field(default_factory=Counter)  # by the task in the Message-ID
-    renamed: int = 0  # mails that came under more than one Message-ID
+    delivered: Counter[str] = field(default_factory=Counter)  # task id, from the Message-ID
+    renamed: int = 0  # copies of a mail with a Message-ID different from the first
 
     @property
     def lost(self) -> set[str]:
-        """Accepted, but neither delivered nor shown as failed."""
+        """Tasks that were accepted, but neither delivered nor shown as failed."""
         return self.accepted - set(self.delivered) - self.given_up
 
     @property
     def copies(self) -> int:
-        """How many mails came again."""
+        """The number of mails beyond the first for each task."""
         return self.delivered.total() - len(self.delivered)
 
     def __str__(self) -> str:
-        """What became of them, in a line."""
+        """Summarise the tally in one line."""
         return (
             f"{len(self.lost):,} lost, {len(self.given_up)} given up, {self.copies:,} copies, "
             f"{self.renamed} of them under another Message-ID"
@@ -53,7 +53,7 @@ class Tally:
 def kill_under_load(
     service: Service, smtp_server: SmtpServer, *, kills: int, accepted: int
 ) -> Tally:
-    """Kill the service at random instants, and start it again; see `disturb_under_load`."""
+    """Kill and restart the service at random instants; see `disturb_under_load`."""
 
     def kill() -> None:
         service.kill()
@@ -70,10 +70,9 @@ def disturb_under_load(
     times: int,
     accepted: int,
 ) -> Tally:
-    """Send from many clients while something bad happens `times` times, at random instants.
+    """Send from many clients, and call `disturb` at `times` random instants meanwhile.
 
-    At least `accepted` requests are answered 202 meanwhile. Returns once the service has nothing
-    left to do.
+    At least `accepted` requests are answered 202. Return the tally when no task is left unfinished.
     """
     tally = Tally()
     with _load(service, tally):
@@ -90,9 +89,9 @@ def disturb_under_load(
 
 @contextmanager
 def _load(service: Service, tally: Tally) -> Iterator[None]:
-    enough = threading.Event()
+    stop_sending = threading.Event()
     clients = [
-        threading.Thread(target=_client, args=(service.url, tally.accepted, enough))
+        threading.Thread(target=_client, args=(service.url, tally.accepted, stop_sending))
         for _ in range(CLIENTS)
     ]
     for client in clients:
@@ -100,21 +99,21 @@ def _load(service: Service, tally: Tally) -> Iterator[None]:
     try:
         yield
     finally:
-        enough.set()
+        stop_sending.set()
         for client in clients:
             client.join()
 
 
-def _client(url: str, accepted: set[str], enough: threading.Event) -> None:
-    """Ask for one mail after the other, each to somebody else."""
+def _client(url: str, accepted: set[str], stop_sending: threading.Event) -> None:
+    """Request mails until `stop_sending` is set, each to a new recipient."""
     with httpx2.Client(base_url=url, timeout=10) as client:
-        while not enough.is_set():
+        while not stop_sending.is_set():
             try:
                 answer = client.post(f"/send-notification/{uuid.uuid4().hex}@example.com")
                 if answer.status_code == httpx2.codes.ACCEPTED:
                     accepted.add(answer.json()["id"])
             except httpx2.TransportError:
-                time.sleep(0.05)  # it was killed; nothing was promised
+                time.sleep(0.05)  # killed before it answered, so it promised nothing
             time.sleep(0.02)
 
 
@@ -124,13 +123,13 @@ def _wait_until_accepted(tally: Tally, number: float) -> None:
 
 def _wait_until_done(service: Service, smtp_server: SmtpServer, tasks: int) -> None:
     if service.get("/metrics").status_code == httpx2.codes.NOT_FOUND:
-        _wait_until_quiet(smtp_server)  # the tutorial's service cannot tell
+        _wait_until_quiet(smtp_server)  # the tutorial's service has no backlog to ask for
     else:
         until(lambda: _backlog(service) == {0.0}, within=PATIENCE + tasks / 20)
 
 
 def _backlog(service: Service) -> set[float]:
-    """How many tasks wait, how many run, and so on: all of one instant."""
+    """Return the distinct numbers of tasks in each unfinished state, all of one instant."""
     return {float(tasks) for tasks in _BACKLOG.findall(service.get("/metrics").text)}
 
 

@@ -1,4 +1,4 @@
-"""A mail to send, the sending of it, and the fixtures for that: a server, and mailers to it."""
+"""A sample mail, functions that send it, and fixtures for an SMTP server and its mailers."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -15,8 +15,8 @@ from tests.support.smtp_server import SmtpServer
 
 SENDER = "notifications@example.com"
 RECIPIENT = "ada@example.org"
-TIMEOUT = 0.3  # seconds that a step may take where a server is slow on purpose
-HASTY = {"timeout": TIMEOUT, "data_timeout": TIMEOUT}
+TIMEOUT = 0.3  # seconds for each step, in tests with a slow server
+SHORT_TIMEOUTS = {"timeout": TIMEOUT, "data_timeout": TIMEOUT}
 STAGES = ["connect", "ehlo", "mail", "rcpt", "data", "dot"]
 
 MakeMailer = Callable[..., Mailer]
@@ -45,7 +45,7 @@ async def failure(sending: Awaitable[str]) -> MailError:
 
 @pytest.fixture(params=["pipelining", "one by one"])
 async def server(request: pytest.FixtureRequest) -> AsyncIterator[SmtpServer]:
-    """An SMTP server that takes everything, until it is told otherwise; in few turns or in more."""
+    """An SMTP server that accepts every mail by default, with and without PIPELINING."""
     async with SmtpServer() as smtp_server:
         if request.param == "one by one":
             smtp_server.always["ehlo"] = "250-test\r\n250 AUTH PLAIN"
@@ -54,14 +54,14 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[SmtpServer]:
 
 @pytest.fixture
 async def mailer_to() -> AsyncIterator[MakeMailer]:
-    """Make a mailer to a server; it is closed after the test."""
+    """A function that makes a mailer to a server. The fixture closes it after the test."""
     async with AsyncExitStack() as closing:
 
         def make(server: SmtpServer, **settings: object) -> Mailer:
             known: dict[str, object] = {
                 "host": "127.0.0.1",
                 "port": server.port,
-                "timeout": PATIENCE,  # a busy machine must not take an answer for silence
+                "timeout": PATIENCE,  # long, so that a slow answer on a busy machine is no timeout
                 "data_timeout": PATIENCE,
                 "connections": 2,
             }

@@ -1,7 +1,8 @@
-"""A worker whose tasks leave marks outside the queue: who ran what, and how often.
+"""A worker whose tasks leave marks in a file: the task's id, and the process that ran it.
 
 `python -m tests.support.marks` works on QUEUE_URL, and adds a line to the file MARKS for each run.
-WITHOUT takes one of its defences away, for negative controls: see `_weaken`.
+The tests count these lines, because a count by the queue itself would prove little. WITHOUT removes
+a protection, for negative controls: see `_weaken`.
 """
 
 import asyncio
@@ -31,13 +32,13 @@ from tests.support.service import PATIENCE, until
 
 
 async def leave_a_mark(context: Context[Path], *, seconds: float = 0.0) -> None:
-    """Take some time, then write down that this task was run, and by which process."""
+    """Sleep for `seconds`, then write the ids of this task and this process to the file."""
     await asyncio.sleep(seconds)
     _mark(context.tools, context.task.id)
 
 
 async def die(_: Context[Path]) -> None:
-    """Take the process down with it."""
+    """Kill the process that runs this task."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -50,7 +51,7 @@ def _mark(marks: Path, task_id: str) -> None:
 
 
 async def main() -> None:
-    """Work until SIGTERM."""
+    """Run a worker until SIGTERM."""
     configure_logging("INFO", "json")
     marks = Path(os.environ["MARKS"])
     engine = open_engine(os.environ["QUEUE_URL"])
@@ -66,12 +67,12 @@ async def main() -> None:
 
 def _weaken(without: str) -> None:
     match without:
-        case "crash-cap":  # a task may take as many processes with it as it likes
+        case "crash-cap":  # a task may crash any number of processes
             sqlite_statements.MAX_CRASHES = 1_000_000  # type: ignore[attr-defined]
             postgres_statements.CLAIM = postgres_statements.CLAIM.replace(
                 f"crashes + 1 >= {MAX_CRASHES}", "false"
             )
-        case "suspicion":  # what was in one crash together runs together again
+        case "suspicion":  # tasks that crashed together may run side by side again
             claim = SQLite.claim
 
             async def claim_all(*args: Any, **kwargs: Any) -> Claim:
@@ -100,28 +101,28 @@ async def _work(engine: Engine, marks: Path) -> None:
 
 
 async def _work_carelessly(engine: Engine, marks: Path) -> None:
-    """List the waiting tasks, run them, and only then cancel them, as the other workers do too.
+    """Run waiting tasks without claiming them: list them, run them, and only then cancel them.
 
-    All TOGETHER workers have their first list before any of them goes on: else one of them could
-    be done with all tasks, on a busy machine, before another has started.
+    Each of the TOGETHER workers waits until all of them have their first list. Without that wait,
+    on a busy machine, the first worker could finish every task before the second has started.
     """
-    look = partial(
+    list_waiting = partial(
         engine.list_tasks, client="", status=Status.QUEUED, kind=None, after=None, limit=10
     )
-    tasks = await look()
-    (marks.parent / f"looked-{os.getpid()}").touch()
+    tasks = await list_waiting()
+    (marks.parent / f"listed-{os.getpid()}").touch()
     together = int(os.environ["TOGETHER"])
-    all_looked = partial(_are_there, marks.parent, "looked-*", together)
-    await asyncio.to_thread(until, all_looked, within=PATIENCE)
+    all_have_listed = partial(_has_files, marks.parent, "listed-*", together)
+    await asyncio.to_thread(until, all_have_listed, within=PATIENCE)
     while tasks:
         for task in tasks:
             _mark(marks, task.id)
             with contextlib.suppress(TaskHasStarted):
                 await engine.cancel(task.id, time.time())
-        tasks = await look()
+        tasks = await list_waiting()
 
 
-def _are_there(directory: Path, pattern: str, number: int) -> bool:
+def _has_files(directory: Path, pattern: str, number: int) -> bool:
     return len(list(directory.glob(pattern))) >= number
 
 

@@ -1,4 +1,4 @@
-"""How much memory and processor a server takes, and how long others wait meanwhile."""
+"""Measure a server's memory, its use of the processor, and the latency of its answers."""
 
 import math
 import os
@@ -13,27 +13,30 @@ MB = 1_000_000
 
 
 def most_megabytes(pid: int) -> float:
-    """What a process has taken at most so far."""
+    """Return the peak of a process's resident memory so far (VmHWM)."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / MB
 
 
 class Peak:
-    """By how much a process's memory grows at most, from now on."""
+    """Measures the growth of a process's peak memory from now on."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        Path(f"/proc/{pid}/clear_refs").write_text("5")  # forget the peak so far (proc(5))
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets the peak (proc(5))
         self._before = most_megabytes(pid)
 
     @property
     def grown(self) -> float:
-        """Megabytes."""
+        """The growth in megabytes."""
         return most_megabytes(self._pid) - self._before
 
 
 class Pulse:
-    """Asks again and again whether a service lives: on one connection, or `anew` each time."""
+    """Measures the latency of /livez again and again.
+
+    With `anew`, each request opens a new connection. Without it, all share one connection.
+    """
 
     def __init__(self, url: str, *, anew: bool = False) -> None:
         self._url = f"{url}/livez"
@@ -43,12 +46,12 @@ class Pulse:
         self.seconds: list[float] = []
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start asking."""
         self._asking.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ask no more."""
+        """Stop asking."""
         self._done.set()
         self._asking.join()
         assert self.seconds
@@ -62,19 +65,19 @@ class Pulse:
 
     @property
     def p99(self) -> float:
-        """What 99 of 100 answers took at most, in seconds."""
+        """The 99th percentile of the latencies, in seconds."""
         return sorted(self.seconds)[math.ceil(len(self.seconds) * 0.99) - 1]
 
 
 def idle_p99(url: str) -> float:
-    """The same while nothing happens, at least to this service: what the machine is good for."""
+    """Return the 99th percentile of an idle service, in seconds, as this machine's baseline."""
     with Pulse(url) as pulse:
         time.sleep(0.5)
     return pulse.p99
 
 
 def cpu_share(pid: int, seconds: float) -> float:
-    """How much of a processor a process takes, over so many seconds."""
+    """Measure a process for `seconds`; return its processor time per second (1.0 is one core)."""
 
     def used() -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Machines of their own, each a network namespace of Linux with a cable to one switch."""
+"""Separate machines: Linux network namespaces, each with a cable (veth) to one switch (bridge)."""
 
 import os
 import subprocess
@@ -8,26 +8,26 @@ from typing import Self
 
 import pytest
 
-from tests.support.tools import not_here, tool
+from tests.support.tools import skip_or_fail, tool
 
-NETWORK = "198.18.77"  # of those set aside for tests between machines (RFC 2544)
+NETWORK = "198.18.77"  # from the range reserved for tests between networks (RFC 2544)
 SUBNET = f"{NETWORK}.0/24"
 HERE = f"{NETWORK}.1"  # this machine's address
 
 
 class Machine:
-    """A machine at the switch; a command that begins with `within` runs on it."""
+    """A machine at the switch. A command that begins with `within` runs on it."""
 
     def __init__(self, switch: str, number: int) -> None:
         self.address = f"{NETWORK}.{number + 1}"
         self._switch = switch
         self._name = f"{switch}-{number}"
-        # Not `ip netns exec`: it also mounts, which fails where the root is no mount of its own.
+        # Not `ip netns exec`: it also mounts, which fails where / is not a mount point.
         self.within = ("nsenter", f"--net=/run/netns/{self._name}")
         self._plug = f"{switch}p{number}"
 
     def __enter__(self) -> Self:
-        """Set it up, and plug it in."""
+        """Create the namespace, and connect it."""
         _ip("netns", "add", self._name)
         _ip("link", "add", self._plug, "type", "veth", "peer", "name", "eth0", "netns", self._name)
         for command in (
@@ -41,22 +41,22 @@ class Machine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take it away, and its cable with it."""
+        """Delete the namespace and its cable."""
         _ip("netns", "delete", self._name)
 
     def plug_in(self) -> None:
-        """Connect it with the others."""
+        """Connect the machine to the switch."""
         _ip("link", "set", self._plug, "master", self._switch)
 
     def unplug(self) -> None:
-        """Cut it off, behind the next switch: nobody is told, packets just go nowhere."""
+        """Disconnect the machine at the switch. Its own interface stays up; packets are lost."""
         _ip("link", "set", self._plug, "nomaster")
 
 
 @contextmanager
 def machines(count: int) -> Iterator[Sequence[Machine]]:
-    """So many machines that reach each other, and this one at HERE."""
-    _or_skip()
+    """Yield `count` machines that reach each other, and this machine at HERE."""
+    _skip_unless_possible()
     switch = f"aft{os.getpid()}"
     _ip("link", "add", switch, "type", "bridge")
     try:
@@ -68,11 +68,11 @@ def machines(count: int) -> Iterator[Sequence[Machine]]:
         _ip("link", "delete", switch)
 
 
-def _or_skip() -> None:
-    """Skip where this cannot be: on a laptop; but in CI only where the kernel refuses."""
+def _skip_unless_possible() -> None:
+    """Skip the test if network namespaces are impossible; in CI only if the kernel refuses them."""
     tool("ip")
     if os.geteuid():
-        not_here("network namespaces need root")
+        skip_or_fail("network namespaces need root")
     probe = ("ip", "netns", "add", probed := f"aft{os.getpid()}-probe")
     tried = subprocess.run(probe, capture_output=True, text=True, check=False)
     if tried.returncode:

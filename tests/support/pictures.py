@@ -1,4 +1,4 @@
-"""Pictures, sound ones and hostile ones."""
+"""Valid and hostile pictures."""
 
 import struct
 import zlib
@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 
 
 def picture(width: int = 600, height: int = 300) -> bytes:
-    """A sound one, that does not compress well."""
+    """Return a valid PNG of noise, which compresses badly."""
     png = BytesIO()
     Image.effect_noise((width, height), 50).save(png, "PNG")
     return png.getvalue()
@@ -24,20 +24,23 @@ def png(
     colour: int = 2,
     chunks: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
-    """One that claims to be of this size, whatever its pixels are; in RGB of 8 bits at first."""
+    """Return a PNG with this size in its header, whether or not the pixels match it.
+
+    By default it is RGB (colour type 2) with 8 bits for each channel.
+    """
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     every = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in every)
 
 
 def black_and_white(width: int, height: int) -> bytes:
-    """A sound one of one bit for each pixel: a thousandth of what it is in memory."""
+    """Return a valid PNG of one bit per pixel, about a thousandth of its size in memory."""
     rows = bytes(height * (1 + (width + 7) // 8))
     return png(width, height, pixels=rows, depth=1, colour=0)
 
 
 def compressed_text(size: int) -> bytes:
-    """A small one with a remark of so many bytes, compressed."""
+    """Return a small PNG with a compressed comment (zTXt) that expands to `size` bytes."""
     small = png(9, 9, pixels=bytes(9 * (1 + 9 * 3)))
     head = len(b"\x89PNG\r\n\x1a\n") + len(_chunk(b"IHDR", bytes(13)))
     remark = _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(size)))
@@ -48,22 +51,22 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-# ICC profiles (ICC.1:2001-04): just enough of each that its colours differ from sRGB's.
+# Minimal ICC profiles (ICC.1:2001-04) with colours different from sRGB's.
 
 
 def swapped_profile() -> bytes:
-    """Returns a profile of sRGB with red in the place of green."""
+    """Return an sRGB profile with red and green swapped."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return srgb.replace(b"rXYZ", b"****", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"****", b"gXYZ")
 
 
 def linear_grey_profile() -> bytes:
-    """Returns a profile of grey whose values are proportional to the light."""
+    """Return a grey profile with values proportional to the light."""
     return _profile(b"GRAY", b"XYZ ", b"mntr", kTRC=b"curv" + bytes(8))
 
 
 def black_ink_profile() -> bytes:
-    """Returns a profile of CMYK in which every ink is black."""
+    """Return a CMYK profile in which every ink is black."""
     linear = bytes(range(256))
     white, black = bytes((255, 128, 128)), bytes((0, 128, 128))
     identity = b"".join(_fixed(float(number % 4 == 0)) for number in range(9))

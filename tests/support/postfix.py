@@ -1,4 +1,4 @@
-"""A Postfix of its own on loopback: strict with line ends, and it greylists and delivers."""
+"""A private Postfix on loopback. It refuses bare newlines, greylists one mailbox, and delivers."""
 
 import os
 import shutil
@@ -60,9 +60,9 @@ postlog unix-dgram n - n - 1 postlogd
 
 
 class Postfix:
-    """Runs while it is entered; needs root. Touches nothing of the system's Postfix.
+    """Runs inside its `with` block, and needs root. It leaves the system's own Postfix alone.
 
-    It takes mail for MAILBOXES at DOMAIN, and from GREYLISTED's senders only at their second try.
+    It accepts mail for MAILBOXES at DOMAIN. Mail for GREYLISTED is accepted at the second attempt.
     """
 
     def __init__(self, program: str) -> None:
@@ -71,8 +71,8 @@ class Postfix:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Start, and wait until it answers."""
-        # Not below pytest's directories: Postfix's own users must get there.
+        """Start Postfix, and wait until it runs."""
+        # Not below pytest's directories, because Postfix's own users could not read there.
         temporary = tempfile.TemporaryDirectory(prefix="postfix-", ignore_cleanup_errors=True)
         self._directory = Path(self._stack.enter_context(temporary))
         self._directory.chmod(0o755)
@@ -84,7 +84,7 @@ class Postfix:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop, and leave nothing behind."""
+        """Stop Postfix, and remove its files."""
         self._stack.close()
 
     def _write_settings(self, greylist: str) -> None:
@@ -111,24 +111,24 @@ class Postfix:
 
     @property
     def log(self) -> str:
-        """What it has logged so far."""
+        """Postfix's log so far."""
         log = self._directory / "log"
         return log.read_text() if log.exists() else ""
 
     def delivered(self, mailbox: str, message_id: str) -> list[bytes]:
-        """The mails of this Message-ID, as they stand in the mailbox: lines end in LF."""
+        """Return the mails with this Message-ID from a mailbox. Their lines end in LF."""
         files = (self._directory / "mail" / mailbox / "new").glob("*")
         mails = [path.read_bytes() for path in files]
         return [mail for mail in mails if f"\nMessage-ID: {message_id}\n".encode() in mail]
 
     def wait_for(self, mailbox: str, message_id: str) -> bytes:
-        """Wait until a mail has been delivered; returns what stands in the mailbox."""
+        """Wait until the mail with this Message-ID is delivered, and return its bytes."""
         until(lambda: self.delivered(mailbox, message_id), within=PATIENCE, what=message_id)
         return self.delivered(mailbox, message_id)[0]
 
 
 class _Greylist(socketserver.ThreadingTCPServer):
-    """Answers Postfix's questions: a sender it has not seen may come back later."""
+    """A policy server for Postfix. It defers the first mail of each sender to GREYLISTED."""
 
     daemon_threads = True
 
@@ -138,7 +138,7 @@ class _Greylist(socketserver.ThreadingTCPServer):
 
 
 class _Policy(socketserver.StreamRequestHandler):
-    """One connection, one question after the other (SMTPD_POLICY_README)."""
+    """Answers the policy requests of one connection in turn (SMTPD_POLICY_README)."""
 
     server: _Greylist
 
@@ -147,7 +147,7 @@ class _Policy(socketserver.StreamRequestHandler):
         for line in self.rfile:
             name, _, value = line.decode().strip().partition("=")
             facts[name] = value
-            if not name:  # an empty line ends a question
+            if not name:  # an empty line ends a request
                 self.wfile.write(f"action={self._action(facts)}\n\n".encode())
 
     def _action(self, facts: dict[str, str]) -> str:

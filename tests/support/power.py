@@ -1,4 +1,4 @@
-"""A disk whose power can be cut, and which can fail: what had not reached it is gone.
+"""A disk that loses its power, or fails. Data that had not reached it is lost.
 
 with Disk(tmp_path) as disk:
     with Service(tmp_path, **settings_on(disk)) as service:
@@ -26,7 +26,7 @@ from typing import Any, Self
 import httpx2
 
 from tests.support.service import PATIENCE, Service, until
-from tests.support.tools import not_here, tool
+from tests.support.tools import skip_or_fail, tool
 
 CLIENTS = 8
 
@@ -36,11 +36,11 @@ _WITHOUT_FLUSH = struct.pack("I", 2)
 
 
 class Disk:
-    """An ext4 file system on a loop device, mounted at `folder`; its image is in memory.
+    """An ext4 file system on a loop device, mounted at `folder`. Its image is in memory.
 
-    `cut` is exact: what the kernel has in its page cache, and has not yet written, is dropped, that
-    of the file system's journal as well. A process that is killed loses nothing of that. That the
-    disk keeps what it was told to flush is taken for granted.
+    `cut` simulates a power cut exactly: the kernel drops all unwritten data from its page cache and
+    from the file system's journal. Killing a process would lose none of that. The model takes for
+    granted that a disk keeps all data that it was told to flush.
     """
 
     def __init__(self, directory: Path, *, megabytes: int = 256) -> None:
@@ -50,14 +50,14 @@ class Disk:
         self._size = megabytes << 20
 
     def __enter__(self) -> Self:
-        """Make it and mount it; skip the test where that is not possible, but in CI fail it."""
+        """Create and mount the disk. Where that is impossible, skip the test, or fail it in CI."""
         make = tool("mkfs.ext4")
         if os.geteuid():
-            not_here("only root may mount a disk of its own")
+            skip_or_fail("only root may mount a disk of its own")
         self.folder.mkdir()
         self._memory.mkdir()
         with contextlib.ExitStack() as undo:
-            # Lazily: what was killed may take a moment to let go of its files.
+            # Lazily, because a killed process may take a moment to close its files.
             try:
                 _run("mount", "-t", "tmpfs", "tmpfs", self._memory)
                 undo.callback(_run, "umount", "--lazy", self._memory)
@@ -66,40 +66,45 @@ class Disk:
                 _run(make, "-q", "-J", "size=8", self._image)
                 self._mount()
             except subprocess.CalledProcessError as error:
-                not_here(f"no disk can be mounted here: {error.stderr.decode().strip()}")
+                skip_or_fail(f"no disk can be mounted here: {error.stderr.decode().strip()}")
             undo.callback(_run, "umount", "--lazy", self.folder)
             self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Unmount it, with all that is on it."""
+        """Unmount the disk, and delete its image."""
         self._undo.close()
 
     def _mount(self) -> None:
         _run("mount", "-o", "loop", self._image, self.folder)
 
     def cut(self) -> None:
-        """Cut the power: from this instant on nothing reaches the disk, and its users get EIO."""
+        """Cut the power. From now on nothing reaches the disk, and its users get EIO."""
         with _opened(self.folder) as folder:
             fcntl.ioctl(folder, _SHUTDOWN, _WITHOUT_FLUSH)
 
     def power_on(self) -> None:
-        """Mount what was on the disk, which makes its journal good; its users must have ended."""
+        """Mount the disk as it was at the cut. Its users must have ended.
+
+        ext4 replays its journal at the mount.
+        """
         copy = self._image.with_name("copy")
-        _run("cp", "--sparse=always", self._image, copy)  # now: nothing of the old one counts
+        # Copy before the unmount, because the unmount may write to the old image.
+        _run("cp", "--sparse=always", self._image, copy)
         _run("umount", self.folder)
         copy.replace(self._image)
         self._mount()
 
     def fail(self) -> None:
-        """Let it fail: whatever goes to a place that was free is lost, and its fsync says so.
+        """Make writes to free blocks fail: the data is lost, and fsync reports the error.
 
-        The disk is a thin one, whose blocks come from somewhere else, where there are none left.
+        This imitates a thinly provisioned disk: its blocks come from a pool, and the pool is empty.
         """
         with self._image.open("rb+") as image:
             os.posix_fallocate(image.fileno(), 0, self._size)
-        _run("fstrim", self.folder)  # gives back all but what holds something
-        # A loop device takes a write that was cut short for a whole one: so, one block at a time.
+        _run("fstrim", self.folder)  # returns all unused blocks
+        # A loop device reports a short write as complete. So limit each write to one block, which
+        # succeeds or fails as a whole.
         device = self.folder.stat().st_dev
         limit = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/queue/max_sectors_kb")
         limit.write_text("4")
@@ -107,12 +112,12 @@ class Disk:
         _run("mount", "-o", f"remount,size={used + 16_384}", self._memory)
 
     def mend(self) -> None:
-        """Take that back: what is written from now on is kept."""
+        """Undo `fail`: later writes reach the disk again."""
         _run("mount", "-o", "remount,size=50%", self._memory)
 
 
 def settings_on(disk: Disk) -> dict[str, Any]:
-    """The settings of a service whose database and uploads are on the disk, and nothing else."""
+    """Return settings that put the database and the uploads on the disk, and nothing else."""
     return {
         "queue_url": f"sqlite:///{database_on(disk)}",
         "upload_url": f"file:{disk.folder}/uploads",
@@ -121,13 +126,13 @@ def settings_on(disk: Disk) -> dict[str, Any]:
 
 
 def database_on(disk: Disk) -> Path:
-    """The database of such a service."""
+    """Return the path of the database of a service with these settings."""
     return disk.folder / "var" / "queue.db"
 
 
-def look_into(disk: Disk) -> tuple[str, set[str], set[str]]:
-    """What SQLite says of the database; its tasks, and the keys it has answers for."""
-    uri = f"{database_on(disk).as_uri()}?mode=ro"  # the service itself is to bring it in order
+def inspect_database(disk: Disk) -> tuple[str, set[str], set[str]]:
+    """Return SQLite's integrity verdict, the task ids, and the idempotency keys with an answer."""
+    uri = f"{database_on(disk).as_uri()}?mode=ro"  # leave the recovery to the service
     with closing(sqlite3.connect(uri, uri=True)) as database:
         try:
             (verdict,) = database.execute("PRAGMA integrity_check").fetchone()
@@ -135,7 +140,7 @@ def look_into(disk: Disk) -> tuple[str, set[str], set[str]]:
                 {value for (value,) in database.execute(statement)}
                 for statement in ("SELECT id FROM tasks", "SELECT key FROM answers")
             )
-        except sqlite3.OperationalError as error:  # not even its tables were there
+        except sqlite3.OperationalError as error:  # for example: the tables do not exist yet
             return str(error), set(), set()
     return verdict, tasks, keys
 
@@ -143,10 +148,10 @@ def look_into(disk: Disk) -> tuple[str, set[str], set[str]]:
 def cut_under_load(
     disk: Disk, service: Service, post: Callable[[httpx2.Client], tuple[str, str] | None]
 ) -> dict[str, str]:
-    """Cut the power at a random instant while many clients post, and switch it on again.
+    """Cut the power at a random instant while many clients post, then restore it.
 
-    `post` gives what was accepted, a name and a value. Gives all that was accepted before the cut.
-    The service has ended then.
+    `post` returns a name and a value for an accepted request, or None. Return these pairs for all
+    requests accepted before the cut. The service has been killed by then.
     """
     accepted: dict[str, str] = {}
     with _load(service.url, post, accepted):
@@ -163,16 +168,16 @@ def cut_under_load(
 def _load(
     url: str, post: Callable[[httpx2.Client], tuple[str, str] | None], accepted: dict[str, str]
 ) -> Iterator[None]:
-    enough = threading.Event()
+    stop_posting = threading.Event()
 
     def keep_posting() -> None:
         with (
             httpx2.Client(base_url=url, timeout=10) as client,
-            contextlib.suppress(httpx2.TransportError),  # the power was cut: nothing promised
+            contextlib.suppress(httpx2.TransportError),  # killed before it answered: no promise
         ):
-            while not enough.is_set():
-                if taken := post(client):
-                    accepted.update([taken])
+            while not stop_posting.is_set():
+                if pair := post(client):
+                    accepted.update([pair])
 
     clients = [threading.Thread(target=keep_posting) for _ in range(CLIENTS)]
     for client in clients:
@@ -180,7 +185,7 @@ def _load(
     try:
         yield
     finally:
-        enough.set()
+        stop_posting.set()
         for client in clients:
             client.join()
 

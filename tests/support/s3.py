@@ -1,4 +1,4 @@
-"""A server that speaks S3's protocol, in a process of its own, and ways to make it misbehave."""
+"""An S3 server (moto) as a separate process, and a proxy that injects faults."""
 
 import re
 import subprocess
@@ -25,9 +25,9 @@ _SIGNATURE = (
 
 
 class S3Server:
-    """Listens on loopback, and keeps what it is given in memory.
+    """Listens on loopback, and keeps its objects in memory.
 
-    It wants a signature, and takes any: a test looks into its buckets with plain requests.
+    It requires a signature but accepts any, so a test can inspect the buckets with plain requests.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class S3Server:
         self.stop()
 
     def stop(self) -> None:
-        """End it at once: what it keeps is gone."""
+        """Kill the server. All its objects are lost."""
         self._process.kill()
         self._process.wait(PATIENCE)
         self._client.close()
@@ -67,14 +67,14 @@ class S3Server:
             return False
 
     def new_bucket(self) -> "Bucket":
-        """A bucket with nothing in it."""
+        """Create an empty bucket."""
         name = f"bucket-{uuid.uuid4()}"
         self._client.put(f"/{name}").raise_for_status()
         return Bucket(self._client, name)
 
 
 class Bucket:
-    """What is in a bucket, as S3 itself sees it."""
+    """The contents of a bucket, as S3 itself lists them."""
 
     def __init__(self, client: httpx2.Client, name: str) -> None:
         self._client = client
@@ -82,12 +82,12 @@ class Bucket:
 
     @property
     def keys(self) -> list[str]:
-        """The names of its objects."""
+        """The keys of its objects."""
         return self._listed("list-type=2", "Key")
 
     @property
     def unfinished(self) -> list[str]:
-        """The names of the objects that are being uploaded in parts."""
+        """The keys of unfinished multipart uploads."""
         return self._listed("uploads", "Key")
 
     def _listed(self, query: str, tag: str) -> list[str]:
@@ -95,16 +95,16 @@ class Bucket:
         return re.findall(f"<{tag}>(.*?)</{tag}>", answer)
 
     def put(self, key: str, content: bytes) -> None:
-        """Store an object, past the service."""
+        """Store an object directly, without the service."""
         self._client.put(f"/{self.name}/{key}", content=content).raise_for_status()
 
     def get(self, key: str) -> httpx2.Response:
-        """An object, with its headers."""
+        """Fetch an object with its headers."""
         return self._client.get(f"/{self.name}/{key}").raise_for_status()
 
 
 def credentials(endpoint: str) -> dict[str, str]:
-    """The variables that lead to an S3 server, and nowhere else."""
+    """Return environment variables that direct the S3 client to `endpoint` alone."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "test",
@@ -116,10 +116,12 @@ def credentials(endpoint: str) -> dict[str, str]:
 
 @dataclass
 class Fault:
-    """What happens to requests that match, as in "PUT .*partNumber=2".
+    """A fault for requests that match `pattern`, for example "PUT .*partNumber=2".
 
-    With a `status` that is the answer, and S3 hears nothing of it. Without one S3 does as it is
-    told, but the answer is lost. If it is `held`, S3 hears of it and answers once `go_on` is set.
+    With a `status`, the proxy answers with it, and the request does not reach S3. Without a status,
+    S3 carries the request out, and the proxy drops the answer. With `held`, the proxy delays the
+    request until `go_on` is set, then passes it and its answer on. `begun` is set when a request
+    matches.
     """
 
     pattern: str
@@ -131,7 +133,7 @@ class Fault:
 
 
 class FaultyS3(ThreadingHTTPServer):
-    """Stands between the service and an S3 server, and lets everything pass but `faults`."""
+    """A proxy between the service and an S3 server. It applies `faults`, and logs `requests`."""
 
     daemon_threads = False
 
@@ -156,18 +158,18 @@ class FaultyS3(ThreadingHTTPServer):
 
 
 class _Exchange(BaseHTTPRequestHandler):
-    """One request and its answer."""
+    """Forwards the requests of one connection, and applies the faults."""
 
     server: FaultyS3
 
-    def _exchange(self) -> None:
+    def _forward(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(length)
-        if len(body) < length:  # whoever sends it has gone
+        if len(body) < length:  # the client closed the connection early
             return
         line = f"{self.command} {self.path}"
         self.server.requests.append(line)
-        fault = next((one for one in self.server.faults if re.match(one.pattern, line)), None)
+        fault = next((fault for fault in self.server.faults if re.match(fault.pattern, line)), None)
         if fault:
             fault.begun.set()
         if fault and fault.status:
@@ -182,15 +184,15 @@ class _Exchange(BaseHTTPRequestHandler):
         if not fault or fault.held:
             self._answer(answer.status, dict(answer.headers), content)
 
-    do_DELETE = do_GET = do_HEAD = do_POST = do_PUT = _exchange  # noqa: N815
+    do_DELETE = do_GET = do_HEAD = do_POST = do_PUT = _forward  # noqa: N815
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
         self.send_response_only(status)
         for name, value in ({"Content-Length": str(len(content))} | headers).items():
             self.send_header(name, value)
         self.end_headers()
-        with suppress(ConnectionError):  # whoever asked may have gone
+        with suppress(ConnectionError):  # the client may have closed the connection
             self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Keep the test output quiet."""

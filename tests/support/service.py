@@ -1,4 +1,4 @@
-"""The service for tests: `settings_in` for one in this process, `Service` for a real server."""
+"""The service for tests: `settings_in` for an app in this process, `Service` for a real server."""
 
 import contextlib
 import logging
@@ -21,15 +21,15 @@ from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "app")
-PATIENCE = 30.0  # seconds, for what ought to take a moment, on a machine that may be busy
+PATIENCE = 30.0  # seconds to wait for an event that takes a moment, even on a busy machine
 
-logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request helps nobody
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # not a line for each request
 
 Json = dict[str, Any]
 
 
 def settings_in(directory: Path, **changes: object) -> Settings:
-    """Settings that keep everything below `directory`; mail goes to the embedded catcher."""
+    """Return settings that keep all data in `directory`. Mail goes to the embedded catcher."""
     return Settings(_env_file=None, **(_defaults(directory) | changes))
 
 
@@ -46,29 +46,30 @@ def _defaults(directory: Path) -> dict[str, Any]:
     }
 
 
-_given_lately: deque[int] = deque(maxlen=100)
+_recent_ports: deque[int] = deque(maxlen=100)
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens at.
+    """Return a TCP port on loopback that no process listens at.
 
-    It is not one of those that the system gives to clients, nor of the tests that run beside.
+    The port lies outside the system's ephemeral range, and outside the ranges of the other test
+    processes: worker gw3, for example, uses 23,000 to 23,999.
     """
     first = 20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     while True:
         port = random.randrange(first, first + 1_000)
-        if port in _given_lately:  # to somebody who may not have begun to listen
+        if port in _recent_ports:  # its user may not have started to listen yet
             continue
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
-            _given_lately.append(port)
+            _recent_ports.append(port)
             return port
 
 
 def wait_for(
     client: httpx2.Client, task_id: str, status: str = "succeeded", *, at_most: float = PATIENCE
 ) -> Json:
-    """Wait until a task has this status; returns the task."""
+    """Wait until a task has this status, and return the task."""
     deadline = time.monotonic() + at_most
     while True:
         task: Json = client.get(f"/tasks/{task_id}").raise_for_status().json()
@@ -79,7 +80,10 @@ def wait_for(
 
 
 def until(true: Callable[[], object], *, within: float, what: object = "") -> float:
-    """Wait until something is true; gives how many seconds that took."""
+    """Wait until `true()` holds, and return how many seconds that took.
+
+    Raise AssertionError after `within` seconds. `what` is added to its message.
+    """
     began = time.monotonic()
     while not true():
         assert time.monotonic() < began + within, f"not within {within} s {what}"
@@ -88,7 +92,7 @@ def until(true: Callable[[], object], *, within: float, what: object = "") -> fl
 
 
 def wait_until_open(port: int) -> None:
-    """Wait until somebody listens at this port of loopback."""
+    """Wait until a process listens at this port of loopback."""
 
     def is_open() -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -99,22 +103,22 @@ def wait_until_open(port: int) -> None:
 
 
 def mails_in(directory: Path) -> list[Caught]:
-    """What the catcher of the service in `directory` has caught, newest first."""
+    """Return the mails caught by the service with its data in `directory`, newest first."""
     catcher = Catcher("", 0, directory / "inbox")
     return [caught for mail in catcher.list() if (caught := catcher.get(mail.id))]
 
 
 def files_below(directory: Path) -> list[str]:
-    """The files, and nothing but the files, at any depth."""
+    """Return the relative paths of all files below a directory, without the directories."""
     return sorted(
         str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()
     )
 
 
 class Process:
-    """A command as a process of its own, for example `python -m app worker`.
+    """A command that runs as a separate process, for example `python -m app worker`.
 
-    It works in `directory`. Settings are named as in `Settings`; what it writes is in `log`.
+    It runs in `directory`. Settings have the names of `Settings`; its output is in `log`.
     """
 
     def __init__(self, directory: Path, *, command: Sequence[str], **settings: object) -> None:
@@ -125,16 +129,16 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Start it."""
+        """Start the process."""
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it at once, if it still runs."""
+        """Kill the process if it still runs."""
         self.kill()
 
     def start(self) -> None:
-        """Start it, again perhaps."""
+        """Start or restart the process."""
         self.directory.mkdir(exist_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -147,41 +151,41 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Its number, also after its end."""
+        """The process id, also after the end of the process."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def ended(self) -> bool:
-        """Whether it runs no more."""
+        """Whether the process has ended."""
         assert self._process is not None
         return self._process.poll() is not None
 
     def wait(self, at_most: float = PATIENCE) -> int:
-        """Wait for its end; returns the exit code."""
+        """Wait for the end of the process, and return its exit code."""
         assert self._process is not None
         return self._process.wait(at_most)
 
     def stop(self, *, within: float = PATIENCE) -> int:
-        """Send SIGTERM and wait for the end; returns the exit code."""
+        """Send SIGTERM, wait for the end, and return the exit code."""
         assert self._process is not None
         self._process.terminate()
         return self.wait(within)
 
     def kill(self) -> None:
-        """Send SIGKILL, if it still runs."""
+        """Send SIGKILL if the process still runs."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(PATIENCE)
 
     @property
     def log(self) -> str:
-        """All that was written to standard output and standard error so far."""
+        """Everything written to standard output and standard error so far."""
         return self._log.read_text()
 
 
 class Service(Process):
-    """`python -m app` as a process of its own, on a free port, with all its data in `directory`.
+    """`python -m app` as a separate process, on a free port, with all its data in `directory`.
 
         with Service(tmp_path, retry_attempts=1) as service:
             task = service.post("/send-notification/ada@example.com").json()
@@ -206,7 +210,7 @@ class Service(Process):
         super().__init__(directory, command=command, host=host, port=self.port, **settings)
 
     def __enter__(self) -> Self:
-        """Start, and wait until it answers."""
+        """Start the service, and wait until it answers."""
         self.client = httpx2.Client(base_url=self.url, timeout=PATIENCE)
         try:
             self.start()
@@ -216,12 +220,12 @@ class Service(Process):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it at once, if it still runs."""
+        """Kill the process if it still runs."""
         super().__exit__()
         self.client.close()
 
     def start(self) -> None:
-        """Start it, again perhaps, on the same data and port; wait until it answers."""
+        """Start or restart the service on the same data and port, and wait until it answers."""
         super().start()
         assert self._process is not None
         deadline = time.monotonic() + PATIENCE
@@ -247,17 +251,17 @@ class Service(Process):
     def wait_for(
         self, task_id: str, status: str = "succeeded", *, at_most: float = PATIENCE
     ) -> Json:
-        """Wait until a task has this status; returns the task."""
+        """Wait until a task has this status, and return the task."""
         return wait_for(self.client, task_id, status, at_most=at_most)
 
     @property
     def mails(self) -> list[Caught]:
-        """What the embedded catcher has caught, newest first."""
+        """The mails that the embedded catcher has caught, newest first."""
         return mails_in(self.directory)
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """The environment variables of a process of the service; nothing of ours leaks into it."""
+    """Return the environment of a service process. It inherits only PATH from this process."""
     return {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),

@@ -1,4 +1,4 @@
-"""An SMTP server as a process: `python -m tests.support.slow_smtp PORT SECONDS`, for each mail."""
+"""A slow SMTP server: `python -m tests.support.slow_smtp PORT SECONDS` takes SECONDS per mail."""
 
 import asyncio
 import sys
@@ -7,7 +7,7 @@ from tests.support.smtp_server import SmtpServer
 
 
 async def main(port: int, seconds: float) -> None:
-    """Take every mail, slowly."""
+    """Accept every mail, each after a delay of `seconds`."""
     server = SmtpServer()
     server.port = port
     server.delay["dot"] = seconds

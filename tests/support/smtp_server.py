@@ -1,4 +1,4 @@
-"""An SMTP server that does as it is told: refuse, defer, hang, drop or drip, at any stage."""
+"""An SMTP server that refuses, defers, hangs, drops or drips at any stage, on request."""
 
 import asyncio
 import contextlib
@@ -10,11 +10,11 @@ from typing import Self
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-HANG = "hang"  # say nothing until the client goes away
-DEAF = "deaf"  # say nothing, and not even notice that the client goes away
-DROP = "drop"  # close the connection without a word
-DRIP = "drip"  # a byte now and then, and never a whole line
-TRICKLE = "trickle"  # a line now and then, and never the last
+HANG = "hang"  # send nothing until the client closes the connection
+DEAF = "deaf"  # send nothing, and stop reading, so that the client's close goes unnoticed
+DROP = "drop"  # close the connection without a reply
+DRIP = "drip"  # send a byte every 50 ms, and never a complete line
+TRICKLE = "trickle"  # send a line of a reply every 50 ms, and never its last line
 
 USUAL = {
     "connect": "220 test ESMTP",
@@ -34,25 +34,26 @@ USUAL = {
 
 @dataclass(frozen=True)
 class Received:
-    """One mail that came up to its final dot, whatever was answered."""
+    """A mail that arrived up to its final dot, accepted or not."""
 
     sender: str
     recipients: tuple[str, ...]
-    content: bytes  # as it came, without the final dot
+    content: bytes  # as received, without the final dot
 
 
 class SmtpServer:
-    """Listens on loopback; counts connections, keeps command lines and mails.
+    """Listens on loopback, counts connections, and keeps command lines and mails.
 
-    `always` and `once` script its answers, by stage (see USUAL), each a reply or one of HANG, DEAF,
-    DROP, DRIP and TRICKLE; `delay` slows them, in seconds. All may change while it runs. Without
-    `starttls` it may be told to offer STARTTLS all the same, and never begins what it promised.
+    `always` and `once` set its replies by stage (see USUAL): a reply, or HANG, DEAF, DROP, DRIP or
+    TRICKLE. `delay` delays the replies of a stage, in seconds. All three may change while the
+    server runs. A test may make it offer STARTTLS without a certificate (`always["ehlo"]`): then it
+    accepts the command, and never begins TLS.
     """
 
     def __init__(
         self, *, starttls: ssl.SSLContext | None = None, tls: ssl.SSLContext | None = None
     ) -> None:
-        self.port = 0  # chosen at the first start, and kept
+        self.port = 0  # chosen by the system at the first start, then kept
         self.starttls = starttls
         self.tls = tls
         self.always: dict[str, str] = {}
@@ -67,21 +68,21 @@ class SmtpServer:
         self._sessions: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen, at the same port as before if there was one."""
+        """Start listening, after a restart at the same port."""
         self._server = await asyncio.start_server(
             self._serve, "127.0.0.1", self.port, ssl=self.tls, limit=1 << 24
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Go down at once: no new connections, and the open ones are lost."""
+        """Stop listening, and cut all open connections."""
         assert self._server is not None
         self._server.close()
         await self.drop_connections()
         await self._server.wait_closed()
 
     async def drop_connections(self) -> None:
-        """Lose every open connection without a word."""
+        """Cut all open connections without a reply."""
         sessions = list(self._sessions)
         for session in sessions:
             session.cancel()
@@ -143,7 +144,7 @@ class SmtpServer:
     async def _answer(
         self, stage: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
-        """Say what the script says, or the usual; tell whether that means to go on."""
+        """Send the scripted or the usual reply. Return whether it accepts the command."""
         await asyncio.sleep(self.delay.get(stage, 0))
         usual = USUAL.get(stage, "500 5.5.1 What?")
         answer = self.always.get(stage, usual)
@@ -169,6 +170,9 @@ class SmtpServer:
 
 @contextlib.contextmanager
 def in_a_thread(server: SmtpServer) -> Iterator[BlockingPortal]:
-    """Run a server beside a test that is not async, which may `portal.call(server.stop)`."""
+    """Run a server in a thread, for a test that is not async.
+
+    Such a test controls it with, for example, `portal.call(server.stop)`.
+    """
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(server):
         yield portal

@@ -1,4 +1,4 @@
-"""A service to attack, and the check that an attack came to nothing."""
+"""A service to attack, and checks that an attack had no effect."""
 
 import re
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from tests.support.forms import FORM
 from tests.support.service import PATIENCE, Json, Service, files_below, until
 from tests.support.smtp_server import Received, SmtpServer, in_a_thread
 
-MARK = "do-not-repeat-me"  # somewhere in the input, and nowhere in the answer
+MARK = "do-not-repeat-me"  # part of the input; an answer must not contain it
 JSON = {"Content-Type": "application/json"}
 NOTIFICATION = "/send-notification/ada@example.com"
 
 
 @dataclass(frozen=True)
 class Traces:
-    """What an attack could have left behind."""
+    """The effects that an attack could have had."""
 
     tasks: list[Json]
     files: list[str]
@@ -30,7 +30,7 @@ class Traces:
 
 
 class Target:
-    """A real server, with a worker and an SMTP server that would hear of whatever is accepted."""
+    """A real server with a worker. Its SMTP server receives every mail that is accepted."""
 
     def __init__(self, service: Service, smtp_server: SmtpServer) -> None:
         self.service = service
@@ -43,11 +43,11 @@ class Target:
         return self.service.post(path, **options)
 
     def upload(self, body: bytes, **headers: str) -> httpx2.Response:
-        """Send this form, whose boundary is b."""
+        """Upload a form with the boundary `b`."""
         return self.service.post("/upload", content=body, headers=FORM | headers)
 
     def traces(self) -> Traces:
-        """Where the service stands, once what was accepted before is done."""
+        """Wait for all accepted tasks to end, then return the present effects."""
         until(lambda: all(task["finished_at"] for task in self._tasks()), within=PATIENCE)
         return Traces(
             tasks=self._newest,
@@ -56,7 +56,7 @@ class Target:
                 for name in files_below(self.service.directory)
                 if not name.startswith(("queue.db", "service.log"))
             ],
-            # A connection that nobody uses any more says QUIT by itself.
+            # The mailer sends QUIT when it closes an idle connection.
             smtp_commands=sum(command != "QUIT" for command in self.smtp_server.commands),
         )
 
@@ -66,13 +66,17 @@ class Target:
 
     @contextmanager
     def unmoved(self) -> Iterator[None]:
-        """Nothing that is done meanwhile may leave a trace."""
+        """Assert that the requests of the `with` block leave no trace."""
         before = self.traces()
         yield
         assert self.traces() == before
 
     def refused(self, response: httpx2.Response, *statuses: int) -> Json:
-        """The problem that a response is: documented, small, without anything of the input."""
+        """Return the problem document of a refusal.
+
+        Its status must be among `statuses` and documented in /openapi.json, and it must not repeat
+        the input.
+        """
         request = response.request
         about = (
             f"{response} {response.text[:300]} to {request.url!s:.200} {request.content[:200]!r}"
@@ -81,13 +85,13 @@ class Target:
         documented = self._documented(request.method, request.url.path)
         assert str(response.status_code) in documented, about
         problem = problem_of(response, *statuses)
-        # The path may stand in it (RFC 9457, section 3.1.5).
+        # `instance` may contain the path (RFC 9457, section 3.1.5).
         assert MARK not in str(problem | {"instance": ""})
         assert MARK not in str(response.headers)
         return problem
 
     def _documented(self, method: str, path: str) -> set[str]:
-        """The statuses that the document names for such a request."""
+        """Return the statuses that the OpenAPI document names for this method and path."""
         for template, operations in self._document["paths"].items():
             pattern = template.rstrip("/").replace("{email}", f"(?:{RecipientConvertor.regex})")
             pattern = re.sub(r"\{\w+\}", "[^/]+", pattern) + "/?"
@@ -96,7 +100,7 @@ class Target:
         return {"404", "405"}
 
     def mail_of(self, response: httpx2.Response) -> Received:
-        """The one mail that came of an accepted request, at the SMTP server."""
+        """Wait for the task of an accepted request, and return the mail that it sent."""
         task_id = response.raise_for_status().json()["id"]
         self.service.wait_for(task_id)
         message_id = f"\r\nMessage-ID: <{task_id}@".encode()
@@ -106,7 +110,7 @@ class Target:
 
 @contextmanager
 def attacked(directory: Path, **settings: Any) -> Iterator[Target]:
-    """A target whose data is in `directory`; there must be no error in its log in the end."""
+    """Yield a target with its data in `directory`. At the end its log must contain no error."""
     with (
         in_a_thread(smtp_server := SmtpServer()),
         Service(
@@ -122,7 +126,7 @@ def attacked(directory: Path, **settings: Any) -> Iterator[Target]:
 
 
 def errors_in(log: str) -> list[str]:
-    """The lines about what nobody expected; that a task failed, with its reason, is none."""
+    """Return the log lines about unexpected errors. A task's final failure is not unexpected."""
     return [
         line
         for line in log.splitlines()

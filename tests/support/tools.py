@@ -1,4 +1,4 @@
-"""Programs that a machine may lack: a laptop skips their tests and says why; in CI they fail."""
+"""Optional programs. Without one, its tests are skipped on a laptop, and fail in CI."""
 
 import os
 import shutil
@@ -8,13 +8,13 @@ import pytest
 
 
 def tool(name: str) -> str:
-    """The path of a program, or see `not_here`."""
+    """Return the path of a program. If it is not installed, skip the test or fail it in CI."""
     search = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
-    return shutil.which(name, path=search) or not_here(f"{name} is not installed")
+    return shutil.which(name, path=search) or skip_or_fail(f"{name} is not installed")
 
 
-def not_here(why: str) -> NoReturn:
-    """Skip this test; in CI, fail it."""
-    if os.environ.get("CI"):  # which may be set, and empty
+def skip_or_fail(why: str) -> NoReturn:
+    """Skip this test, or in CI fail it, with the reason `why`."""
+    if os.environ.get("CI"):  # CI may be set to an empty string, which counts as unset
         pytest.fail(why)
     pytest.skip(why)

@@ -1,7 +1,8 @@
-"""The rows of tests/faults and tests/attacks: long forms, and the table that `make torture` prints.
+"""Long forms of the tests in tests/faults and tests/attacks, and the table of `make torture`.
 
-docs/guarantees.md gives each module its row: test_smtp_at_any_stage.py is row F6. A test whose name
-begins with `test_control_` is a negative control: it shows that the row's other tests could fail.
+docs/guarantees.md links each module to a row: test_smtp_errors_at_every_stage.py, for example, is
+row F6. A test with a name that begins with `test_control_` is a negative control: it runs something
+weaker, and shows that the row's other tests could fail.
 """
 
 import os
@@ -26,30 +27,31 @@ _PROPERTY = "tried"
 
 
 def form(short: NumberT, long: NumberT) -> NumberT:
-    """How many, or how long: `short` in `make check`, `long` in `make torture`.
+    """Return `short` in `make check`, and `long` in `make torture`: a count or a duration.
 
-    A requirement on time is the long form, which has a quiet machine. `make check` may meet a busy
-    one: there it allows so much more that only what is wrong takes longer.
+    For a limit on time, `long` is the real requirement, because `make torture` runs on a quiet
+    machine. `make check` may run on a busy machine, so there the limit is far wider: only a defect
+    exceeds it.
     """
     return long if LONG else short
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Row:
-    """A line of the list of faults and attacks, by its number."""
+    """A row of the tables of faults and attacks in docs/guarantees.md."""
 
     name: str
     number: int
     title: str
 
     def __str__(self) -> str:
-        """As in the list."""
+        """Return the row's label, for example F6."""
         return f"{self.name}{self.number}"
 
 
 @cache
 def rows() -> dict[str, Row]:
-    """The row of each test module, by its path in `tests`, as docs/guarantees.md links them."""
+    """Return the row of each test module that docs/guarantees.md links, by its path in `tests`."""
     return {
         path: Row(letter, int(number), stem.replace("_", " "))
         for letter, number, cells in _ROW.findall(_GUARANTEES.read_text())
@@ -58,14 +60,14 @@ def rows() -> dict[str, Row]:
 
 
 def row_of(path: str) -> Row | None:
-    """The row that a test module is about."""
+    """Return the row of a test module, or None."""
     match = _MODULE.search(path)
     return rows().get(match[1]) if match else None
 
 
 @pytest.fixture
 def tried(record_property: Callable[[str, object], None]) -> Tried:
-    """Tells the table what was tried, and what was seen, as in `tried("200 kills", "0 lost")`."""
+    """A function that adds a line to the table, for example `tried("200 kills", "0 lost")`."""
 
     def tell(what: str, seen: str) -> None:
         record_property(_PROPERTY, f"{what}: {seen}")
@@ -75,7 +77,7 @@ def tried(record_property: Callable[[str, object], None]) -> Tried:
 
 
 def table(reports: Iterable[pytest.TestReport]) -> list[str]:
-    """The lines of the table: what was tried for each row, and whether it held."""
+    """Return the lines of the table: for each row its result, and what its tests tried."""
     lines = []
     reports_of: dict[Row, list[pytest.TestReport]] = {}
     for report in reports:
@@ -85,9 +87,9 @@ def table(reports: Iterable[pytest.TestReport]) -> list[str]:
         proofs = [test for test in tests if not _is_control(test)]
         controls = [test for test in tests if _is_control(test)]
         lines.append(f"{row!s:4} {row.title:45} {_verdict(proofs, 'held')}")
-        lines += [f"       {line}" for test in proofs for line in _told(test)]
+        lines += [f"       {line}" for test in proofs for line in _notes(test)]
         lines.append(f"     {'control':45} {_verdict(controls, 'failed as it should')}")
-        lines += [f"       {line}" for test in controls for line in _told(test)]
+        lines += [f"       {line}" for test in controls for line in _notes(test)]
     return lines
 
 
@@ -102,10 +104,10 @@ def _verdict(tests: list[pytest.TestReport], word: str) -> str:
     return ", ".join(parts + ([f"{skipped} not run here"] if skipped else []))
 
 
-def _told(report: pytest.TestReport) -> list[str]:
-    told = [str(value) for name, value in report.user_properties if name == _PROPERTY]
+def _notes(report: pytest.TestReport) -> list[str]:
+    notes = [str(value) for name, value in report.user_properties if name == _PROPERTY]
     if report.outcome == "skipped":
-        told.append(f"not run here: {report.longrepr[2]}")  # type: ignore[index]
+        notes.append(f"not run here: {report.longrepr[2]}")  # type: ignore[index]
     elif report.outcome == "failed":
-        told.append(f"FAILED: {report.nodeid}")
-    return told
+        notes.append(f"FAILED: {report.nodeid}")
+    return notes

@@ -1,4 +1,4 @@
-"""The system calls of a service in their order, as strace tells them."""
+"""The system calls of a service in order, recorded by strace."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ _LINE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One system call: its arguments as strace writes them, and when it began and ended."""
+    """A system call: its arguments as strace prints them, and its begin and end as line numbers."""
 
     name: str
     arguments: str
@@ -24,23 +24,24 @@ class Call:
     ended: int
 
     def __contains__(self, text: str) -> bool:
-        """Whether a text is in its arguments: a path, or some of the bytes it wrote."""
+        """Return whether the arguments contain a text: a path, or some of the written bytes."""
         return text in self.arguments
 
 
 def strace(command: tuple[str, ...], trace: Path) -> tuple[str, ...]:
-    """A command that runs another, and writes what it asks of the system."""
-    # -D: the process that is started, and killed, is the command itself.
-    # -y: paths instead of numbers. -s: a whole page of the database, where ids are to be found.
+    """Return a command that runs `command`, and writes its system calls to the file `trace`."""
+    # -D: strace runs as a grandchild, so the process that a test starts and kills is the command.
+    # -y: paths next to file descriptors. -s: long strings, because ids are anywhere in a page.
     options = f"-D -f -y -s 9000 --seccomp-bpf -e signal=kill -e trace={_CALLS} -o"
     return (tool("strace"), *shlex.split(options), str(trace), *command)
 
 
 def calls(trace: str) -> Iterator[Call]:
-    """The calls that have ended well, by the time when they did.
+    """Yield the successful calls, in the order of their ends.
 
-    A call in which another thread's comes is written in two parts, its begin and its end. So the
-    number of a line is a clock: one call was over before another began if its line comes first.
+    strace prints a call in two lines, begin and end, if a call of another thread comes between. So
+    line numbers serve as a clock. For example, a call with lines 3 to 5 was over before a call with
+    lines 7 to 7 began.
     """
     begun: dict[str, tuple[int, str, str]] = {}
     for number, line in enumerate(trace.splitlines()):

@@ -1,4 +1,4 @@
-"""HTTP byte by byte, as no client library writes it."""
+"""HTTP requests as raw bytes, also malformed requests that no client library writes."""
 
 import re
 import socket
@@ -10,7 +10,7 @@ _HEAD = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n((?:[^\r\n]+\r\n)*)\r\n")
 
 @dataclass(frozen=True)
 class Response:
-    """One of the responses in what a server said."""
+    """An HTTP response, parsed."""
 
     status: int
     headers: dict[str, str]
@@ -19,14 +19,14 @@ class Response:
 
 @dataclass(frozen=True)
 class Said:
-    """All that the server said, and whether it then closed the connection."""
+    """All bytes from the server, and whether it closed the connection after them."""
 
     raw: bytes
     closed: bool
 
     @cached_property
     def responses(self) -> list[Response]:
-        """What it said, as responses with a Content-Length; AssertionError for anything else."""
+        """The bytes as responses with a Content-Length. Raise AssertionError for anything else."""
         found, rest = [], self.raw
         while rest:
             head = _HEAD.match(rest)
@@ -40,18 +40,18 @@ class Said:
 
     @property
     def statuses(self) -> list[int]:
-        """Of the responses, in order."""
+        """The statuses of the responses, in order."""
         return [response.status for response in self.responses]
 
 
 def say(port: int, request: bytes, *, patience: float = 5.0) -> Said:
-    """Send these bytes, and listen until the server closes, or is silent for `patience` seconds."""
+    """Send raw bytes, then read until the server closes or is silent for `patience` seconds."""
     heard, closed = b"", True
     with socket.create_connection(("127.0.0.1", port), timeout=patience) as connection:
         try:
             connection.sendall(request)
         except ConnectionError:
-            pass  # it has closed already; what it said may still be there
+            pass  # the server has closed the connection; its answer may still be readable
         except TimeoutError:
             closed = False
         try:

@@ -1,4 +1,4 @@
-"""Several workers on one database, and what they did: by the marks that their tasks leave."""
+"""Start several workers on one database, and count the marks that their tasks leave."""
 
 import asyncio
 import sys
@@ -17,7 +17,7 @@ from tests.support.service import COMMAND, Process
 
 WORKER = (*COMMAND, "worker")
 MARKS = (sys.executable, "-m", "tests.support.marks")
-AT_ONCE = 500  # tasks put in one transaction
+AT_ONCE = 500  # tasks in one transaction
 UNFINISHED = (
     "SELECT count(*) FROM afterward.tasks WHERE status IN ('queued', 'running', 'retrying')"
 )
@@ -26,7 +26,7 @@ UNFINISHED = (
 def put(
     url: str, function: Callable[..., Coroutine[Any, Any, Any]], times: int, **arguments: Any
 ) -> set[str]:
-    """Queue so many tasks, straight through the engine; gives their ids."""
+    """Queue `times` tasks without the API, and return their ids."""
 
     async def put_all() -> set[str]:
         engine = open_engine(url)
@@ -45,7 +45,7 @@ def put(
 
 
 def read(url: str, task_id: str) -> Task:
-    """The task as it stands; on SQLite, while no process works on it."""
+    """Return a task from the database. On SQLite, no other process may use the file meanwhile."""
 
     async def read_one() -> Task:
         engine = open_engine(url)
@@ -59,7 +59,7 @@ def read(url: str, task_id: str) -> Task:
 
 @contextmanager
 def workers(directory: Path, count: int, **settings: object) -> Iterator[list[Process]]:
-    """Workers that leave marks in the file `directory/marks`, each a process of its own."""
+    """Yield `count` worker processes. Their tasks leave marks in the file `directory/marks`."""
     marks = directory / "marks"
     marks.touch()
     with ExitStack() as stack:
@@ -72,12 +72,12 @@ def workers(directory: Path, count: int, **settings: object) -> Iterator[list[Pr
 
 
 def runs(directory: Path) -> Counter[str]:
-    """How often each task was run to its end, by the marks."""
+    """Return how often each task ran to its end, by the marks."""
     return Counter(line.split()[0] for line in _lines(directory))
 
 
 def processes(directory: Path) -> int:
-    """How many processes left marks."""
+    """Return how many processes left marks."""
     return len({line.split()[1] for line in _lines(directory)})
 
 

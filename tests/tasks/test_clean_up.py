@@ -1,4 +1,4 @@
-"""What is finished and old is removed; what is owed, or new, stays."""
+"""The clean-up removes old finished tasks. It keeps unfinished and new tasks."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -54,7 +54,7 @@ def pending(queue: Queue[Tools]) -> PendingUploads:
 
 
 async def a_task(engine: Engine, status: Status, at: float) -> str:
-    """Put a task that came to this status at this time; returns its id."""
+    """Add a task that reached this status at this time, and return its id."""
     task = Task(
         id=new_id(at),
         kind="send_email",
@@ -76,7 +76,7 @@ async def a_task(engine: Engine, status: Status, at: float) -> str:
     return task.id
 
 
-async def is_there(engine: Engine, task_id: str) -> bool:
+async def exists(engine: Engine, task_id: str) -> bool:
     try:
         await engine.get(task_id)
     except TaskNotFound:
@@ -95,7 +95,7 @@ async def is_there(engine: Engine, task_id: str) -> bool:
         (Status.RETRYING, True),
     ],
 )
-async def test_after_the_retention_what_is_finished_goes_and_what_is_owed_stays(
+async def test_after_the_retention_time_finished_tasks_are_removed_and_unfinished_tasks_stay(
     queue: Queue[Tools],
     uploads: LocalStore,
     pending: PendingUploads,
@@ -105,18 +105,18 @@ async def test_after_the_retention_what_is_finished_goes_and_what_is_owed_stays(
 ) -> None:
     old = await a_task(queue.engine, status, NOW - WEEK - 1)
     await clean_up(queue, uploads, pending, finished_before=NOW - WEEK)
-    assert await is_there(queue.engine, old) is stays
+    assert await exists(queue.engine, old) is stays
 
 
-async def test_within_the_retention_everything_stays(
+async def test_within_the_retention_time_finished_tasks_stay(
     queue: Queue[Tools], uploads: LocalStore, pending: PendingUploads
 ) -> None:
     recent = await a_task(queue.engine, Status.SUCCEEDED, NOW - WEEK + 1)
     await clean_up(queue, uploads, pending, finished_before=NOW - WEEK)
-    assert await is_there(queue.engine, recent)
+    assert await exists(queue.engine, recent)
 
 
-async def test_more_is_removed_than_goes_into_one_transaction(
+async def test_old_tasks_are_removed_in_several_transactions(
     queue: Queue[Tools],
     uploads: LocalStore,
     pending: PendingUploads,
@@ -133,7 +133,7 @@ async def test_more_is_removed_than_goes_into_one_transaction(
 
 
 @pytest.mark.parametrize(("age", "stays"), [(DAY - 1, True), (DAY + 1, False)])
-async def test_answers_to_idempotency_keys_go_after_a_day(
+async def test_answers_to_idempotency_keys_are_removed_after_a_day(
     queue: Queue[Tools], uploads: LocalStore, pending: PendingUploads, age: float, *, stays: bool
 ) -> None:
     engine = queue.engine
@@ -143,16 +143,16 @@ async def test_answers_to_idempotency_keys_go_after_a_day(
     assert removed == (1 if stays else 0)
 
 
-# Again and again.
+# Failures of a clean-up
 
 
-async def test_a_step_that_fails_is_logged_and_the_others_are_done(
+async def test_a_failed_step_is_logged_and_the_next_steps_run(
     queue: Queue[Tools],
     uploads: LocalStore,
     pending: PendingUploads,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever it raises: one bad file or row must not keep all the others."""
+    """This holds for every error, so a bad file or row does not block the clean-up of the rest."""
     done = list[str]()
 
     def failing(name: str, error: Exception) -> Callable[..., Awaitable[int]]:
@@ -173,7 +173,7 @@ async def test_a_step_that_fails_is_logged_and_the_others_are_done(
     assert events == ["clean-up put off", "clean-up failed", *["clean-up put off"] * 2]
 
 
-async def test_what_cannot_be_done_now_is_done_next_time(
+async def test_a_postponed_step_is_done_at_the_next_clean_up(
     queue: Queue[Tools],
     uploads: LocalStore,
     pending: PendingUploads,
@@ -193,7 +193,7 @@ async def test_what_cannot_be_done_now_is_done_next_time(
     with capture_logs() as lines:
         cleaning = asyncio.create_task(clean_up_regularly(queue, uploads, pending, 7))
         async with asyncio.timeout(PATIENCE):
-            while await is_there(engine, old):  # noqa: ASYNC110 -- a test may poll
+            while await exists(engine, old):  # noqa: ASYNC110 -- a test may poll
                 await asyncio.sleep(0.01)
         cleaning.cancel()
     assert [line["event"] for line in lines].count("clean-up put off") == 2

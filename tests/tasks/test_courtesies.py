@@ -1,4 +1,4 @@
-"""Courtesies: whatever happens to one, it is logged, and the next one runs."""
+"""Courtesies (BackgroundTasks): an error is logged, and the next courtesy still runs."""
 
 import asyncio
 from pathlib import Path
@@ -18,7 +18,7 @@ async def fail(reason: str) -> None:
     raise ValueError(reason)
 
 
-async def test_a_courtesy_that_raises_is_logged_once_and_raises_nothing() -> None:
+async def test_an_error_of_a_courtesy_is_logged_once_and_not_raised() -> None:
     with capture_logs() as lines:
         await fail("on purpose")
     (line,) = lines
@@ -30,7 +30,7 @@ async def test_a_courtesy_that_raises_is_logged_once_and_raises_nothing() -> Non
     }
 
 
-async def test_a_courtesy_keeps_its_name() -> None:
+async def test_a_courtesy_keeps_the_name_and_docstring_of_its_function() -> None:
     assert (fail.__name__, fail.__doc__) == ("fail", "Fail on purpose.")
 
 
@@ -54,7 +54,7 @@ async def test_a_courtesy_can_be_cancelled() -> None:
         ({"error": None}, "background task failed", "error"),
     ],
 )
-async def test_data_is_processed_unless_it_asks_for_an_error(
+async def test_data_is_processed_unless_it_has_the_key_error(
     data: dict[str, object], event: str, level: str
 ) -> None:
     with capture_logs() as lines:
@@ -72,7 +72,9 @@ async def test_data_is_processed_unless_it_asks_for_an_error(
         ("%s {x}", "%s {x}"),
     ],
 )
-async def test_one_call_writes_one_line(tmp_path: Path, text: str, line: str) -> None:
+async def test_a_call_writes_exactly_a_line_with_control_characters_escaped(
+    tmp_path: Path, text: str, line: str
+) -> None:
     await write_log(LogFile(tmp_path / "deep" / "log.txt"), text)
     assert (tmp_path / "deep" / "log.txt").read_text() == line + "\n"
 

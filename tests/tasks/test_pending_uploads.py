@@ -1,4 +1,4 @@
-"""An upload that began is committed or given up, and the database decides which of the two."""
+"""Pending uploads: each upload is either committed or removed, and the database decides which."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ HOUR = 3600.0
 
 
 class Place:
-    """A database, a process on it, and a store, which other databases may have too."""
+    """A process with a database, and a store that other databases may share."""
 
     def __init__(self, queue: Queue[Tools], uploads: LocalStore) -> None:
         self.queue = queue
@@ -40,7 +40,7 @@ class Place:
         self.pending = PendingUploads(queue)
 
     async def receive(self, flight: AsyncExitStack) -> Record:
-        """Begin an upload and receive its file; returns its record until it is committed."""
+        """Begin an upload, receive its file, and return its pending record."""
 
         async def content() -> AsyncIterator[bytes]:
             yield b"Hello"
@@ -50,17 +50,17 @@ class Place:
         return record
 
     async def leave_behind(self) -> Record:
-        """Receive a file as a request that ended without knowing what its commit did."""
+        """Receive a file for a request that ends before it learns the result of its commit."""
         async with AsyncExitStack() as flight:
             return await self.receive(flight)
 
     async def commit(self, pending: Record) -> None:
-        """Commit an upload, as its request does."""
+        """Commit an upload as its request does."""
         record = Record(COLLECTION, "", pending.id, {}, NOW)
         await self.queue.engine.put(Writes(records=(record,), removed=(pending,)))
 
     async def work(self) -> None:
-        """Run the tasks that are queued."""
+        """Run the queued tasks."""
         tools: Any = type("Tools", (), {"engine": self.queue.engine, "uploads": self.uploads})
         await Worker(self.queue, cast("Tools", tools)).run_until_idle()
 
@@ -73,13 +73,13 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A monotonic clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
 
     def monotonic(self) -> float:
-        """Tell the time."""
+        """Return the time in seconds."""
         return self.now
 
 
@@ -97,10 +97,10 @@ async def pending_ids(place: Place) -> list[str]:
     return [record.id for record in records]
 
 
-async def test_an_abandoned_upload_is_removed_in_the_end(
+async def test_an_abandoned_upload_is_removed_after_an_hour(
     place: Place, clock: Clock, tmp_path: Path
 ) -> None:
-    """With its record, and with a log line that names it."""
+    """Its pending record is removed as well, and a log line has its id."""
     record = await place.leave_behind()
     await place.pending.remove_abandoned(HOUR)
     clock.now += HOUR - 1
@@ -117,7 +117,7 @@ async def test_an_abandoned_upload_is_removed_in_the_end(
     assert named == ["abandoned upload is removed", "upload removed"]
 
 
-async def test_a_process_that_was_started_again_removes_what_the_one_before_left(
+async def test_a_restarted_process_removes_the_abandoned_uploads_of_the_previous_process(
     place: Place, clock: Clock, tmp_path: Path
 ) -> None:
     await place.leave_behind()
@@ -129,7 +129,7 @@ async def test_a_process_that_was_started_again_removes_what_the_one_before_left
     assert files_below(tmp_path / "uploads") == []
 
 
-async def test_more_are_removed_than_are_read_at_once(
+async def test_abandoned_uploads_of_several_pages_are_removed(
     place: Place, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PAGE", 2)
@@ -142,10 +142,10 @@ async def test_more_are_removed_than_are_read_at_once(
     assert files_below(tmp_path / "uploads") == []
 
 
-async def test_of_a_commit_and_a_removal_at_the_same_time_one_comes_first(
+async def test_a_commit_and_a_removal_at_the_same_time_exclude_each_other(
     place: Place, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Either the upload is committed and has its file, or neither is there."""
+    """Either the upload is committed and has its file, or it has neither record nor file."""
     record = await place.leave_behind()
     await place.pending.remove_abandoned(HOUR)
     clock.now += HOUR
@@ -166,10 +166,10 @@ async def test_of_a_commit_and_a_removal_at_the_same_time_one_comes_first(
     assert len(files_below(tmp_path / "uploads")) == was_committed
 
 
-async def test_an_upload_that_was_committed_a_moment_ago_is_left_alone(
+async def test_an_upload_committed_after_the_clean_up_read_its_record_stays(
     place: Place, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clean-up has read its record, and finds it gone when it removes it."""
+    """The clean-up cannot remove the pending record, because the commit has removed it already."""
     record = await place.leave_behind()
     await place.pending.remove_abandoned(HOUR)
     clock.now += HOUR
@@ -190,8 +190,10 @@ async def test_an_upload_that_was_committed_a_moment_ago_is_left_alone(
     assert lines == []
 
 
-async def test_an_upload_that_was_given_up_cannot_be_committed(place: Place, clock: Clock) -> None:
-    """Its file is gone, so its client must not be answered 202."""
+async def test_an_upload_that_the_clean_up_removed_cannot_be_committed(
+    place: Place, clock: Clock
+) -> None:
+    """Its file is gone, so its client must not get a 202."""
     record = await place.leave_behind()
     await place.pending.remove_abandoned(HOUR)
     clock.now += HOUR
@@ -203,7 +205,7 @@ async def test_an_upload_that_was_given_up_cannot_be_committed(place: Place, clo
 async def test_an_upload_in_flight_is_never_removed_by_its_own_process(
     place: Place, clock: Clock, tmp_path: Path
 ) -> None:
-    """However long it takes, and however far the clock of the machine is set forward."""
+    """This holds for any duration of the upload, and for any jump of the clock."""
     async with AsyncExitStack() as flight:
         record = await place.receive(flight)
         for _ in range(3):
@@ -214,10 +216,10 @@ async def test_an_upload_in_flight_is_never_removed_by_its_own_process(
     assert files_below(tmp_path / "uploads") == [f"received/{record.id}"]
 
 
-async def test_an_upload_in_flight_is_not_removed_by_another_process_while_its_own_lives(
+async def test_an_upload_in_flight_is_not_removed_by_another_process_while_it_has_heartbeats(
     place: Place, clock: Clock, tmp_path: Path
 ) -> None:
-    """It tells so by its heartbeats; without them, it is given up."""
+    """Without heartbeats for an hour, the other process removes it."""
     other = PendingUploads(place.queue)
     async with AsyncExitStack() as flight:
         await place.receive(flight)
@@ -233,8 +235,8 @@ async def test_an_upload_in_flight_is_not_removed_by_another_process_while_its_o
         assert files_below(tmp_path / "uploads") == []
 
 
-async def test_a_short_upload_has_no_heartbeat(place: Place, clock: Clock) -> None:
-    """Each is a commit."""
+async def test_a_short_upload_writes_no_heartbeat(place: Place, clock: Clock) -> None:
+    """Each heartbeat costs a commit."""
     async with AsyncExitStack() as flight:
         record = await place.receive(flight)
         clock.now += module.HEARTBEAT_SECONDS - 1
@@ -243,10 +245,10 @@ async def test_a_short_upload_has_no_heartbeat(place: Place, clock: Clock) -> No
         assert listed == record
 
 
-async def test_a_heartbeat_does_not_bring_back_the_record_of_a_committed_upload(
+async def test_a_heartbeat_does_not_restore_the_pending_record_of_a_committed_upload(
     place: Place, clock: Clock
 ) -> None:
-    """Else the clean-up would queue the removal of what was committed."""
+    """With the record restored, the clean-up would queue the removal of the committed upload."""
     async with AsyncExitStack() as flight:
         record = await place.receive(flight)
         await place.commit(record)
@@ -255,7 +257,7 @@ async def test_a_heartbeat_does_not_bring_back_the_record_of_a_committed_upload(
     assert await pending_ids(place) == []
 
 
-async def test_an_upload_that_ends_during_its_heartbeat_is_in_flight_no_more(
+async def test_an_upload_that_ends_during_its_heartbeat_is_no_longer_in_flight(
     place: Place, clock: Clock
 ) -> None:
     async with AsyncExitStack() as flight:
@@ -270,10 +272,10 @@ async def test_an_upload_that_ends_during_its_heartbeat_is_in_flight_no_more(
     assert await pending_ids(place) == []
 
 
-async def test_the_files_of_another_database_in_the_same_store_are_spared(
+async def test_the_files_of_another_database_in_the_same_store_are_kept(
     place: Place, clock: Clock, tmp_path: Path
 ) -> None:
-    """As after a move to PostgreSQL, or in a bucket that two services share."""
+    """For example after a move to PostgreSQL, or in a bucket that two services share."""
     record = await place.leave_behind()
     promised = await place.leave_behind()
     await place.commit(promised)
@@ -290,7 +292,7 @@ async def test_the_files_of_another_database_in_the_same_store_are_spared(
     assert set(files_below(tmp_path / "uploads")) == spared
 
 
-async def test_one_record_that_names_no_file_of_ours_leaves_the_others_to_be_removed(
+async def test_a_record_with_an_invalid_id_does_not_block_the_removal_of_other_uploads(
     place: Place, clock: Clock, tmp_path: Path
 ) -> None:
     await place.queue.engine.put(Writes(records=(Record(module.COLLECTION, "", "zzz", {}, NOW),)))

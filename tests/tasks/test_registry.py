@@ -1,11 +1,11 @@
-"""The registry: what is queued today is found by its name tomorrow."""
+"""The registry of the service's tasks: their stored names and retry policies."""
 
 from app.settings import Settings
 from app.tasks import registry
 
 
-def test_the_names_are_what_is_stored_and_stay() -> None:
-    """Names may be added; one that is changed or removed strands the tasks that bear it."""
+def test_the_names_of_the_tasks_do_not_change() -> None:
+    """Stored tasks refer to these names. If a name changes, its tasks can no longer run."""
     assert set(registry(Settings(_env_file=None))) >= {
         "send_email",
         "save_upload",
@@ -14,8 +14,8 @@ def test_the_names_are_what_is_stored_and_stay() -> None:
     }
 
 
-def test_what_depends_on_the_outside_world_is_tried_for_days() -> None:
-    """An outage of a weekend fails no mail and no upload."""
+def test_tasks_that_depend_on_other_services_are_tried_for_four_days() -> None:
+    """So an outage of a weekend fails no mail and no upload."""
     kinds = registry(Settings(_env_file=None))
     patience = {kind: (policy := kinds.policy(kind)) and policy.give_up_after for kind in kinds}
     four_days = 4 * 24 * 3600

@@ -1,4 +1,4 @@
-"""The tasks of an upload, when the client deletes it or its file is missing at the worst moment."""
+"""The tasks of an upload: deletion at any moment, missing files, and stores that refuse."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -36,27 +36,27 @@ pytestmark = pytest.mark.anyio
 
 NOW = 1_750_000_000.0
 HOUR = 3600.0
-STEP = 20.0  # seconds by which the clock goes on between two looks of the worker
+STEP = 20.0  # seconds that the clock advances between two polls of the worker
 
 
 class Stage:
-    """An upload that was received, and the context of a task about it."""
+    """A received upload. It also stands in for the context of a task, and for its tools."""
 
     def __init__(self, engine: SQLite, uploads: LocalStore) -> None:
         self.engine = engine
         self.uploads = uploads
         self.upload_id = new_id(NOW)
         self.record = Record(COLLECTION, "", self.upload_id, {}, 0)
-        self.tools = self  # all that these tasks use of them is the engine, the store, the pictures
+        self.tools = self  # these tasks use only the tools engine, uploads and pictures
         self.pictures = self
-        self.task = self  # and of the task, whose it is
+        self.task = self  # these tasks use only the task's client
         self.client = ""
         self.durable_tasks = UnitOfWork[Tools](
             registry(Settings(_env_file=None)), policy_of=lambda _: RetryPolicy(), now=lambda: NOW
         )
 
     async def receive(self, **changes: object) -> None:
-        """Bring it to where the request would have left it."""
+        """Store the file and the record as the request does."""
 
         async def content() -> AsyncIterator[bytes]:
             yield b"Hello"
@@ -67,17 +67,17 @@ class Stage:
         await self.engine.put(Writes(records=(record,)))
 
     async def thumbnail(self, _: Path) -> bytes:
-        """What the pictures would make."""
+        """Return a fake thumbnail."""
         return b"a small picture"
 
     async def delete(self) -> None:
-        """Delete the upload as the route does, and let the task run that removes its bytes."""
+        """Delete the upload as the route does, then run the task that removes its file."""
         await self.engine.put(Writes(removed=(self.record,)))
         await remove_upload(self.context, upload_id=self.upload_id)
 
     @property
     def context(self) -> Context:
-        """The context, as the type checker knows it."""
+        """This object, as a Context for the type checker."""
         return cast("Context", self)
 
 
@@ -91,15 +91,15 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     await engine.stop()
 
 
-async def test_an_upload_that_is_there_is_published(stage: Stage, tmp_path: Path) -> None:
-    for _ in range(2):  # again, after a crash just before the end
+async def test_a_received_upload_is_published(stage: Stage, tmp_path: Path) -> None:
+    for _ in range(2):  # the second run is the attempt after a crash just before the end
         await save_upload(stage.context, upload_id=stage.upload_id)
         record = await stage.engine.read_record(COLLECTION, stage.upload_id, client="")
         assert record.body["status"] == "published"
         assert files_below(tmp_path / "uploads") == [f"published/{stage.upload_id}"]
 
 
-async def test_a_record_that_lacks_the_type_of_its_file_is_published_all_the_same(
+async def test_an_upload_with_a_record_without_a_content_type_is_published(
     stage: Stage,
 ) -> None:
     await stage.engine.put(Writes(records=(stage.record,)))
@@ -129,7 +129,7 @@ async def test_an_upload_that_is_deleted_meanwhile_leaves_no_file(
     verb: str,
     moment: str,
 ) -> None:
-    """Its record and its bytes are removed just before or after any step of the task."""
+    """The record and the file are removed just before or after each step of the task."""
     here = getattr(stage, at)
     real = getattr(here, verb)
 
@@ -148,10 +148,10 @@ async def test_an_upload_that_is_deleted_meanwhile_leaves_no_file(
 
 
 @pytest.mark.parametrize("task", [save_upload, make_thumbnail], ids=lambda task: task.__name__)
-async def test_after_a_crash_the_next_attempt_removes_what_the_first_one_stored(
+async def test_if_the_upload_was_deleted_the_attempt_after_a_crash_removes_its_files(
     stage: Stage, tmp_path: Path, task: Callable[..., Coroutine[Any, Any, object]]
 ) -> None:
-    """The first attempt died between its write and its look at the record."""
+    """The first attempt crashed after it wrote the file, and before it read the record again."""
     await stage.engine.delete_record(stage.record)
     await stage.uploads.publish(stage.upload_id)
     await stage.uploads.save_thumbnail(stage.upload_id, b"small")
@@ -160,10 +160,10 @@ async def test_after_a_crash_the_next_attempt_removes_what_the_first_one_stored(
 
 
 @pytest.mark.parametrize("task", [save_upload, make_thumbnail], ids=lambda task: task.__name__)
-async def test_a_record_without_its_file_is_a_failure_and_no_success(
+async def test_a_record_without_its_file_is_a_permanent_failure(
     stage: Stage, task: Callable[..., Coroutine[Any, Any, object]]
 ) -> None:
-    """The client was promised this file. No retry can bring it back."""
+    """The client was promised this file, and no retry can restore it."""
     await stage.uploads.delete(stage.upload_id)
     with pytest.raises(PermanentError, match=f"the file of upload {stage.upload_id} is gone"):
         await task(stage.context, upload_id=stage.upload_id)
@@ -175,10 +175,10 @@ async def test_a_picture_that_is_too_large_to_copy_gets_no_thumbnail(stage: Stag
         await make_thumbnail(stage.context, upload_id=stage.upload_id)
 
 
-async def test_the_bytes_of_an_upload_that_has_a_record_are_never_removed(
+async def test_the_file_of_an_upload_with_a_record_is_never_removed(
     stage: Stage, tmp_path: Path
 ) -> None:
-    """Also if another client owns it."""
+    """This also holds if another client owns it."""
     stage.client = "another"
     with pytest.raises(PermanentError, match="its file stays"):
         await remove_upload(stage.context, upload_id=stage.upload_id)
@@ -197,7 +197,7 @@ async def test_the_bytes_of_an_upload_that_has_a_record_are_never_removed(
         (remove_upload, "uploads", "delete"),
     ],
 )
-async def test_an_upload_waits_for_a_store_or_database_that_refuses(
+async def test_an_upload_is_retried_if_its_store_or_database_refuses(
     stage: Stage,
     monkeypatch: pytest.MonkeyPatch,
     refusal: type[Exception],
@@ -205,7 +205,7 @@ async def test_an_upload_waits_for_a_store_or_database_that_refuses(
     at: str,
     verb: str,
 ) -> None:
-    """But no other upload waits for it, because the store may refuse this file alone."""
+    """Other uploads do not wait, because the store may refuse only this file."""
 
     async def refuse(*_: object, **__: object) -> None:
         raise refusal
@@ -218,8 +218,8 @@ async def test_an_upload_waits_for_a_store_or_database_that_refuses(
     assert not isinstance(raised.value, ServiceUnavailable)
 
 
-class Refusing:
-    """A store that refuses to publish for an hour of its clock, and works again afterwards."""
+class RefusingStore:
+    """A store that refuses to publish for an hour of its clock, and then works again."""
 
     def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = Clock()
@@ -234,8 +234,8 @@ class Refusing:
         await self._publish(upload_id)
 
 
-async def after_an_hour_of(refusing: Refusing, stage: Stage, policy: RetryPolicy) -> Task:
-    """Queue the upload's task, let a worker try it for more than an hour, and give the task."""
+async def run_for_two_hours(refusing: RefusingStore, stage: Stage, policy: RetryPolicy) -> Task:
+    """Queue the upload's task, let a worker try it for two hours, and return the task."""
     clock = refusing.clock
     queue = Queue(stage.engine, Registry[Tools](TaskKind(save_upload, policy)), policy, now=clock)
     collected = queue.collect()
@@ -253,40 +253,42 @@ async def test_a_store_that_is_away_for_an_hour_fails_no_upload(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = retry_policy(Settings(_env_file=None))
-    task = await after_an_hour_of(Refusing(stage, monkeypatch), stage, policy)
+    task = await run_for_two_hours(RefusingStore(stage, monkeypatch), stage, policy)
     assert task.status is Status.SUCCEEDED
     assert task.attempts > Settings(_env_file=None).retry_attempts
     assert (task.max_attempts, task.gives_up_at) == (None, task.created_at + STORE_RETRY_SECONDS)
     assert files_below(tmp_path / "uploads") == [f"published/{stage.upload_id}"]
 
 
-async def test_control_eight_attempts_fail_the_upload_within_the_hour(
+async def test_control_with_eight_attempts_the_upload_fails_within_the_hour(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So the hour is long enough to tell a bound in attempts from a bound in time."""
-    task = await after_an_hour_of(Refusing(stage, monkeypatch), stage, RetryPolicy(attempts=8))
+    """So an hour is long enough to distinguish a limit of attempts from a limit of time."""
+    task = await run_for_two_hours(
+        RefusingStore(stage, monkeypatch), stage, RetryPolicy(attempts=8)
+    )
     assert task.status is Status.FAILED
 
 
-async def test_an_unexpected_error_is_still_bounded_by_attempts(
+async def test_an_unexpected_error_is_limited_by_attempts(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker for pictures that dies each time is no outage: the picture most likely kills it."""
-    refusing = Refusing(stage, monkeypatch)
+    """If the picture process dies each time, the picture is the likely cause, and not an outage."""
+    refusing = RefusingStore(stage, monkeypatch)
 
     async def die(_: str) -> None:
         raise PictureWorkerDied
 
     monkeypatch.setattr(stage.uploads, "publish", die)
     settings = Settings(_env_file=None)
-    task = await after_an_hour_of(refusing, stage, retry_policy(settings))
+    task = await run_for_two_hours(refusing, stage, retry_policy(settings))
     assert (task.status, task.attempts) == (Status.FAILED, settings.retry_attempts)
 
 
 async def test_a_file_that_cannot_be_read_delays_no_other_upload(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both tasks are tried in the same moment; the clock stands still."""
+    """The clock stands still, so both tasks are tried at the same moment."""
     bad, head = new_id(NOW), stage.uploads.head
 
     async def refuse_the_bad_one(upload_id: str) -> bytes:

@@ -1,4 +1,4 @@
-"""First stop: a courtesy. BackgroundTasks run after the response, and promise nothing."""
+"""First stop: a courtesy. A BackgroundTasks task runs after the response, and a crash loses it."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ from tests.support.service import free_port, settings_in
 
 
 def test_the_test_client_waits_for_background_tasks(tmp_path: Path) -> None:
-    """So a test may look for their effect at once."""
+    """So a test can check their effect at once."""
     with TestClient(create_app(settings_in(tmp_path, catcher=False))) as client:
         answer = client.post("/test-task/")
 
@@ -27,8 +27,8 @@ def test_the_test_client_waits_for_background_tasks(tmp_path: Path) -> None:
         assert (tmp_path / "log.txt").read_text() == "test task\n"
 
 
-def test_a_real_server_answers_before_the_task_has_run(tutorial: "Tutorial") -> None:
-    """The task below waits for the client, which has its response by then."""
+def test_a_real_server_answers_before_the_task_runs(tutorial: "Tutorial") -> None:
+    """The task waits for the client to continue, and the client has its response already."""
     answer = httpx2.post(f"{tutorial.url}/slow")
 
     assert answer.status_code == 202
@@ -37,22 +37,22 @@ def test_a_real_server_answers_before_the_task_has_run(tutorial: "Tutorial") -> 
     tutorial.wait_until_logged("slow")
 
 
-def test_plain_tasks_that_raise_skip_the_others_of_their_request(tutorial: "Tutorial") -> None:
-    """This is what BackgroundTasks does today; and it closes the connection under the client."""
+def test_with_plain_background_tasks_an_error_skips_the_next_tasks(tutorial: "Tutorial") -> None:
+    """The server also closes the connection, although the response did not announce it."""
     connection = HTTPConnection("127.0.0.1", tutorial.port)
     connection.request("POST", "/raise")
     answer = connection.getresponse()
     answer.read()
 
     assert answer.status == 202
-    assert not answer.will_close  # as far as the client was told
-    assert connection.sock.recv(1) == b""  # but it was closed
+    assert not answer.will_close  # the response has no "Connection: close"
+    assert connection.sock.recv(1) == b""  # but the server closed the connection
     connection.close()
     assert tutorial.log == []
 
 
-def test_ours_log_their_errors_themselves_so_the_others_still_run(tmp_path: Path) -> None:
-    """The second of three tasks raises."""
+def test_courtesies_of_the_service_log_their_errors_so_the_next_tasks_run(tmp_path: Path) -> None:
+    """The second of three tasks raises an error."""
     with TestClient(create_app(settings_in(tmp_path, catcher=False))) as client:
         assert client.post("/multiple-tasks/").status_code == 202
 
@@ -60,7 +60,7 @@ def test_ours_log_their_errors_themselves_so_the_others_still_run(tmp_path: Path
 
 
 class Tutorial:
-    """A plain FastAPI app on a real server in a thread."""
+    """A plain FastAPI app on a real server, in a thread."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -98,7 +98,7 @@ class Tutorial:
 
 @pytest.fixture
 def tutorial() -> Iterator[Tutorial]:
-    """The tutorial's server, running."""
+    """A running server of the tutorial's app."""
     tutorial = Tutorial()
     thread = threading.Thread(target=tutorial.server.run)
     thread.start()

@@ -1,4 +1,4 @@
-"""Second stop: a promise. It is on disk before the 202, and kept after it."""
+"""Second stop: a promise. The task is on disk before the 202, so a crash does not lose it."""
 
 import sqlite3
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from tests.support.service import Service
 
 
-def test_what_was_answered_202_is_on_disk(tmp_path: Path) -> None:
-    """A process that is killed at that moment leaves the task behind, and the next one does it."""
+def test_a_task_that_was_answered_202_is_on_disk(tmp_path: Path) -> None:
+    """The process is killed right after the 202. The next process runs the task."""
     with Service(tmp_path, worker_concurrency=0) as service:
         answer = service.post("/send-notification/ada@example.com", json={"subject": "Hello"})
         service.kill()
@@ -26,8 +26,8 @@ def test_what_was_answered_202_is_on_disk(tmp_path: Path) -> None:
         assert mail.message_id == f"<{task['id']}@example.com>"
 
 
-def test_a_promise_and_a_courtesy_stand_side_by_side(tmp_path: Path) -> None:
-    """One route: a line in the log as a courtesy, twice, and a mail as a promise."""
+def test_a_route_may_have_both_a_promise_and_courtesies(tmp_path: Path) -> None:
+    """The route writes two log lines as courtesies, and sends a mail as a promise."""
     with Service(tmp_path) as service:
         answer = service.post("/send-notification/ada@example.com", params={"q": "why not"})
         service.wait_for(answer.json()["id"], "succeeded")
@@ -38,7 +38,7 @@ def test_a_promise_and_a_courtesy_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def rows(directory: Path) -> list[tuple[str, str, str, int]]:
-    """The tasks in the database of the service in this directory."""
+    """Return the tasks in the service's database."""
     connection = sqlite3.connect(directory / "queue.db")
     try:
         return connection.execute("SELECT id, kind, status, attempts FROM tasks").fetchall()

@@ -1,4 +1,4 @@
-"""Third stop: a failure. What may pass is tried again; what cannot pass fails, and says why."""
+"""Third stop: a failure. A temporary error is retried. A permanent error fails the task at once."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from tests.support.smtp_server import SmtpServer
 
 
 def test_mail_waits_for_an_smtp_server_that_is_down(tmp_path: Path) -> None:
-    """202 while it is down, `retrying` with the error meanwhile, `succeeded` once it is back."""
+    """The request gets a 202, the task is `retrying` with the error, and finally `succeeded`."""
     server = SmtpServer()
     with start_blocking_portal() as portal:
         portal.call(server.start)
-        portal.call(server.stop)  # it keeps its port
+        portal.call(server.stop)  # the server keeps its port for the next start
         with Service(tmp_path, catcher=False, smtp_port=server.port) as service:
             answer = service.post("/send-notification/ada@example.com")
             assert answer.status_code == 202
@@ -32,8 +32,10 @@ def test_mail_waits_for_an_smtp_server_that_is_down(tmp_path: Path) -> None:
     assert mail.recipients == ("ada@example.com",)
 
 
-def test_a_refusal_for_good_fails_at_once(tmp_path: Path, smtp_server: SmtpServer) -> None:
-    """550: there is no such mailbox, and there will be none in a minute."""
+def test_a_mail_that_is_refused_for_good_fails_at_once(
+    tmp_path: Path, smtp_server: SmtpServer
+) -> None:
+    """A 550 means that the mailbox does not exist, so another attempt would fail as well."""
     smtp_server.always["rcpt"] = "550 5.1.1 No such user"
     with Service(tmp_path, catcher=False, smtp_port=smtp_server.port) as service:
         answer = service.post("/send-notification/nobody@example.com")
@@ -43,18 +45,18 @@ def test_a_refusal_for_good_fails_at_once(tmp_path: Path, smtp_server: SmtpServe
         assert failed["error"]["type"] == "PermanentError"
         assert failed["error"]["smtp_code"] == 550
 
-        smtp_server.always.clear()  # the mailbox is made after all
+        smtp_server.always.clear()  # an operator creates the mailbox
         again = service.post(f"/tasks/{failed['id']}/retry")
         assert again.status_code == 202
         service.wait_for(failed["id"], "succeeded")
 
 
-def test_an_attempt_that_is_made_again_sends_the_same_mail(
+def test_a_second_attempt_sends_exactly_the_same_mail(
     tmp_path: Path, smtp_server: SmtpServer
 ) -> None:
-    """The connection drops after the final dot: the mail may have been taken, or not.
+    """The connection drops after the final dot, so the server may have accepted the mail or not.
 
-    So it is sent again, and its Message-ID tells the receiver that the two are one.
+    The service sends it again. The same Message-ID tells the receiver that both are the same mail.
     """
     smtp_server.once["dot"].append("drop")
     with Service(tmp_path, catcher=False, smtp_port=smtp_server.port) as service:

@@ -1,7 +1,7 @@
-"""Fourth stop: the process ends. Nothing that was answered 202 is lost.
+"""Fourth stop: the process is killed. No task that was answered 202 is lost.
 
-Here it is killed once; tests/faults/test_killed_under_load.py kills it over and over, and shows
-what plain BackgroundTasks lose.
+Here the process is killed once. tests/faults/test_killed_under_load.py kills it many times, and
+counts the mails that plain BackgroundTasks lose.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ SEND = "/send-notification/ada@example.com"
 def test_after_kill_9_and_a_restart_every_mail_arrives(
     tmp_path: Path, smtp_server: SmtpServer
 ) -> None:
-    """A process that is killed has no time to do anything; what it promised is on disk."""
+    """A killed process cannot write anything more, but its promises are on disk already."""
     smtp_server.delay["dot"] = 0.2
     with Service(
         tmp_path, catcher=False, smtp_port=smtp_server.port, worker_concurrency=2
@@ -29,12 +29,12 @@ def test_after_kill_9_and_a_restart_every_mail_arrives(
         service.start()
         for task_id in promised:
             service.wait_for(task_id)
-    # At least once: those that were being sent when it was killed may have come twice.
+    # At least once: the two mails that were being sent at the kill may arrive twice.
     assert len(promised) <= len(smtp_server.received) <= len(promised) + 2
 
 
 def test_sigterm_lets_running_tasks_finish(tmp_path: Path, smtp_server: SmtpServer) -> None:
-    """A stop within the grace ends with exit code 0, and with the mail sent once."""
+    """The task ends within the grace period, so the exit code is 0, and the mail is sent once."""
     smtp_server.delay["dot"] = 1.0
     with Service(tmp_path, catcher=False, smtp_port=smtp_server.port) as service:
         task = service.post(SEND).json()

@@ -1,4 +1,4 @@
-"""Fifth stop: a file. Its bytes are safe before the answer, and checked after it."""
+"""Fifth stop: an upload. Its file is on disk before the 202, and a task publishes it afterwards."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from tests.support.service import Service
 
 
 def test_an_upload_survives_a_kill_between_the_answer_and_its_task(tmp_path: Path) -> None:
-    """The bytes that come back are those that were sent."""
+    """The client can download exactly the bytes that it sent."""
     content = os.urandom(300_000)
     with Service(tmp_path, worker_concurrency=0) as service:
         answer = service.post("/upload", files={"file": ("notes.bin", content)})
@@ -27,7 +27,7 @@ def test_an_upload_survives_a_kill_between_the_answer_and_its_task(tmp_path: Pat
 
 
 def test_a_picture_gets_a_thumbnail_in_another_process(tmp_path: Path) -> None:
-    """The task that publishes it promises the thumbnail: a task may add tasks."""
+    """The task that publishes the picture adds a task that makes the thumbnail."""
     picture = tmp_path / "picture.png"
     Image.new("RGB", (1600, 1200), "teal").save(picture)
     with Service(tmp_path) as service:

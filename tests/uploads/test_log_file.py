@@ -1,4 +1,4 @@
-"""The file that lines are appended to."""
+"""The permissions of the log file that courtesies append lines to."""
 
 import stat
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The one file of a form, read while it arrives."""
+"""The parser of an upload's form, which reads its only file while it arrives."""
 
 import re
 import time
@@ -43,44 +43,44 @@ async def read(chunks: Iterable[bytes], content_type: str = TYPE) -> tuple[PartI
     return info, b"".join([piece async for piece in content])
 
 
-async def test_a_form_with_one_file_gives_its_name_its_type_and_its_bytes() -> None:
+async def test_a_form_with_a_file_gives_its_name_its_type_and_its_bytes() -> None:
     body = form(part(b"Hello\r\n", FILE, b"Content-Type: Text/Plain; format=flowed"))
     assert await read([body]) == (PartInfo("a.txt", "text/plain"), b"Hello\r\n")
 
 
-async def test_an_empty_file_is_a_file() -> None:
+async def test_an_empty_file_is_accepted() -> None:
     assert await read([form(part(b"", FILE))]) == (
         PartInfo("a.txt", "application/octet-stream"),
         b"",
     )
 
 
-# All that looks like the delimiter `CRLF--b`, and is not.
+# Sequences that resemble the delimiter `CRLF--b`, and are content.
 NEARLY = b"\r\n-\r\n--\r\n--c\r\r\n\r\n--\r--b\n--b\r\n--b-\r\n--bb\r\n--b\rX\r\n--b-X-\r"
 
 
 @pytest.mark.parametrize("cut", range(len(form(part(NEARLY, FILE))) + 1))
-async def test_where_the_network_cuts_a_body_makes_no_difference(cut: int) -> None:
+async def test_a_body_may_be_split_into_two_chunks_anywhere(cut: int) -> None:
     body = form(part(NEARLY, FILE))
     assert (await read([body[:cut], b"", body[cut:]]))[1] == NEARLY
 
 
-# With stretches that do not look like it at all, so that whole chunks do not either.
+# Plain stretches in between, so that some chunks contain no part of a delimiter.
 CONTENT = b"x" * 20 + NEARLY + b"x" * 20 + NEARLY
 MIXED = form(part(CONTENT, FILE))
 CUTS = st.lists(st.integers(0, len(MIXED)), max_size=30).map(sorted)
 
 
 @given(CUTS)
-async def test_however_often_a_body_is_cut_it_is_the_same(cuts: list[int]) -> None:
+async def test_a_body_may_be_split_into_any_chunks(cuts: list[int]) -> None:
     chunks = [MIXED[start:end] for start, end in pairwise([0, *cuts, len(MIXED)])]
     assert (await read(chunks))[1] == CONTENT
 
 
-async def test_chunks_of_nothing_but_content_are_kept_from_the_parser(
+async def test_chunks_with_only_content_bypass_the_parser(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It would search them for the delimiter once more."""
+    """The parser would search them for the delimiter a second time."""
     parsed = []
 
     class Watched(MultipartParser):
@@ -94,23 +94,23 @@ async def test_chunks_of_nothing_but_content_are_kept_from_the_parser(
     assert parsed == [begin, b"x\r", b"x" * 100, end]
 
 
-async def test_a_body_that_arrives_byte_by_byte_is_read_all_the_same() -> None:
+async def test_a_body_may_arrive_byte_by_byte() -> None:
     body = form(part(NEARLY, FILE))
     assert (await read(body[i : i + 1] for i in range(len(body))))[1] == NEARLY
 
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b"-", b"--b", b"\r\n--b", b"x"])), st.integers(1, 9))
-async def test_any_content_without_a_delimiter_is_given_back(
+async def test_any_content_without_a_delimiter_is_returned_unchanged(
     pieces: list[bytes], size: int
 ) -> None:
-    # With a letter after it, a delimiter is none.
+    # With a letter after it, a delimiter is content.
     content = b"".join(piece + b"x" for piece in pieces)
     body = form(part(content, FILE))
     chunks = [body[i : i + size] for i in range(0, len(body), size)]
     assert (await read(chunks))[1] == content
 
 
-async def test_what_surrounds_the_form_is_skipped() -> None:
+async def test_bytes_before_and_after_the_form_are_skipped() -> None:
     body = b"\r\n" + form(part(b"Hello", FILE)) + b"Good bye"
     assert (await read([body]))[1] == b"Hello"
 
@@ -125,7 +125,9 @@ async def test_what_surrounds_the_form_is_skipped() -> None:
         (b"a.txt\"; filename*=\"UTF-8''b.txt", "a.txt"),
     ],
 )
-async def test_a_file_name_is_one_to_be_shown(filename: bytes, shown: str) -> None:
+async def test_a_file_name_is_converted_to_a_harmless_display_name(
+    filename: bytes, shown: str
+) -> None:
     header = b'Content-Disposition: form-data; name="file"; filename="' + filename + b'"'
     assert (await read([form(part(b"", header))]))[0].filename == shown
 
@@ -142,10 +144,8 @@ async def test_a_file_name_is_one_to_be_shown(filename: bytes, shown: str) -> No
         (b'filename="a\\"; filename*=utf-8\'\'b"', "a\"; filename*=utf-8''b"),
     ],
 )
-async def test_the_extended_file_name_is_used_where_there_is_one(
-    filenames: bytes, shown: str
-) -> None:
-    """RFC 7578, section 4.2, has none; .NET sends it beside another, urllib3 1.x alone."""
+async def test_the_extended_file_name_takes_precedence(filenames: bytes, shown: str) -> None:
+    """RFC 7578, section 4.2, forbids it, but .NET sends both names, and urllib3 1.x only this."""
     header = b"Content-Disposition: form-data; name=file; " + filenames
     assert (await read([form(part(b"", header))]))[0].filename == shown
 
@@ -166,7 +166,7 @@ async def test_the_extended_file_name_is_used_where_there_is_one(
         b"utf-8''=%3Futf-8%3Fq%3Fb%3F=",
     ],
 )
-async def test_an_extended_file_name_that_cannot_be_read_gives_way_to_the_plain_one(
+async def test_an_invalid_extended_file_name_falls_back_to_the_plain_one(
     extended: bytes,
 ) -> None:
     header = b"Content-Disposition: form-data; name=file; filename*=" + extended
@@ -183,7 +183,7 @@ async def test_an_extended_file_name_that_cannot_be_read_gives_way_to_the_plain_
         (b"x" * 300 + b".tar", "upload.tar"),
     ],
 )
-async def test_a_file_name_that_cannot_be_shown_is_no_reason_to_refuse_the_file(
+async def test_a_file_with_a_name_that_cannot_be_shown_is_accepted(
     filename: bytes, shown: str
 ) -> None:
     body = form(part(b"Hello", FILE.replace(b"a.txt", filename)))
@@ -192,7 +192,7 @@ async def test_a_file_name_that_cannot_be_shown_is_no_reason_to_refuse_the_file(
 
 
 @pytest.mark.parametrize("character", ["%00", "%0D", "%0A", "%1B", "%7F", "%C2%85", "%E2%80%A8"])
-async def test_an_extended_file_name_has_no_control_characters(character: str) -> None:
+async def test_an_extended_file_name_with_control_characters_is_refused(character: str) -> None:
     header = b"Content-Disposition: form-data; name=file; filename=a; filename*=utf-8''secret"
     with pytest.raises(InvalidForm, match="control") as refused:
         await read([form(part(b"", header + character.encode()))])
@@ -213,13 +213,13 @@ async def test_an_extended_file_name_has_no_control_characters(character: str) -
         (b"image/png; charset=binary", "image/png"),
     ],
 )
-async def test_a_text_keeps_the_charset_that_it_came_with(declared: bytes, kept: str) -> None:
+async def test_a_text_keeps_its_declared_charset(declared: bytes, kept: str) -> None:
     info, _ = await read([form(part(b"", FILE, b"Content-Type: " + declared))])
     assert info.content_type == kept
 
 
 @given(declared=st.binary().filter(lambda declared: not set(declared) & set(b"\r\n\0")))
-async def test_whatever_type_is_declared_a_header_can_hold_what_is_made_of_it(
+async def test_any_declared_type_becomes_a_valid_header_value(
     declared: bytes,
 ) -> None:
     info, _ = await read([form(part(b"", FILE, b"Content-Type: " + declared))])
@@ -230,7 +230,7 @@ async def test_whatever_type_is_declared_a_header_can_hold_what_is_made_of_it(
 
 
 @pytest.mark.parametrize("declared", [b"nonsense", b"a/b\n", b"text/pl\xe4in", b"a/" + b"x" * 200])
-async def test_a_media_type_that_is_none_is_not_passed_on(declared: bytes) -> None:
+async def test_an_invalid_media_type_is_replaced_by_octet_stream(declared: bytes) -> None:
     info, _ = await read([form(part(b"", FILE, b"Content-Type: " + declared))])
     assert info.content_type == "application/octet-stream"
 
@@ -268,7 +268,7 @@ async def test_a_body_of_another_type_is_not_read(content_type: str) -> None:
         (form(part(b"", FILE), part(b"", FILE.replace(b'"file"', b'"secret"'))), "", "no other"),
     ],
 )
-async def test_a_form_of_another_shape_is_invalid_and_is_not_repeated(
+async def test_a_form_with_missing_or_other_parts_is_invalid_and_its_input_is_not_repeated(
     body: bytes, pointer: str, detail: str
 ) -> None:
     with pytest.raises(InvalidForm, match=detail) as refused:
@@ -278,14 +278,14 @@ async def test_a_form_of_another_shape_is_invalid_and_is_not_repeated(
 
 
 @pytest.mark.parametrize("size", range(1, 100))
-async def test_a_second_part_is_no_content_wherever_it_is_cut(size: int) -> None:
+async def test_a_second_part_is_refused_in_chunks_of_any_size(size: int) -> None:
     body = form(part(b"Hello", FILE), part(b"Bye", FILE))
     with pytest.raises(InvalidForm, match="one file"):
         await read(body[start : start + size] for start in range(0, len(body), size))
 
 
 @pytest.mark.parametrize("length", range(len(form(part(b"Hello", FILE))) - 2))
-async def test_a_body_that_ends_too_early_is_malformed(length: int) -> None:
+async def test_a_truncated_body_is_malformed(length: int) -> None:
     with pytest.raises(MalformedMultipart):
         await read([form(part(b"Hello", FILE))[:length]])
 
@@ -303,12 +303,12 @@ async def test_a_body_that_ends_too_early_is_malformed(length: int) -> None:
         form(part(b"", FILE, *(b"X-%d: x" % i for i in range(8)))),
     ],
 )
-async def test_a_body_with_broken_or_boundless_headers_is_malformed(body: bytes) -> None:
+async def test_a_body_with_broken_or_too_many_headers_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedMultipart):
         await read([body])
 
 
-async def test_a_thousand_and_one_parts_are_refused_at_the_second() -> None:
+async def test_a_form_of_1001_parts_is_refused_at_the_second_part() -> None:
     seen = 0
 
     def parts() -> Iterable[bytes]:
@@ -321,14 +321,14 @@ async def test_a_thousand_and_one_parts_are_refused_at_the_second() -> None:
     assert seen == 1
 
 
-async def test_ten_megabytes_of_line_ends_are_a_file_like_any_other() -> None:
+async def test_ten_megabytes_of_line_ends_are_read_in_less_than_a_second() -> None:
     body = form(part(b"\r\n" * 5_000_000, FILE))
-    began = time.process_time()  # of this process alone, however busy the machine is
+    began = time.process_time()  # processor time, so that other processes do not matter
     _, content = await read(body[i : i + 65_536] for i in range(0, len(body), 65_536))
     assert len(content) == 10_000_000
     assert time.process_time() - began < 1
 
 
-async def test_what_follows_the_form_does_not_go_on_for_ever() -> None:
+async def test_too_many_bytes_after_the_form_are_refused() -> None:
     with pytest.raises(MalformedMultipart):
         await read([form(part(b"", FILE)), *[b"x"] * (MAX_AROUND + 1)])

@@ -1,4 +1,4 @@
-"""What a stranger's file is called, and what it is."""
+"""The display name and the media type of an uploaded file."""
 
 import io
 import re
@@ -31,7 +31,7 @@ from app.uploads.names import LONGEST_NAME, ascii_name, display_name, media_type
         ("folder/", "upload"),
     ],
 )
-def test_a_name_is_the_last_component_of_what_the_sender_called_it(raw: str, shown: str) -> None:
+def test_a_name_is_the_last_component_of_the_senders_path(raw: str, shown: str) -> None:
     assert display_name(raw) == shown
 
 
@@ -67,8 +67,8 @@ def test_a_name_with_control_characters_is_refused_without_being_repeated(raw: s
         ("\u202e.t\u202ext", "upload"),
     ],
 )
-def test_a_name_that_cannot_be_shown_gives_way(raw: str, shown: str) -> None:
-    """Its extension stays, where it is a plain one: programs go by it."""
+def test_a_name_that_cannot_be_shown_is_replaced(raw: str, shown: str) -> None:
+    """A plain extension is kept, because programs choose by it."""
     assert display_name(raw) == shown
     assert display_name(raw, "a.txt") == "a.txt"
     assert display_name("a.txt", raw) == "a.txt"
@@ -90,12 +90,12 @@ def test_a_name_that_cannot_be_shown_gives_way(raw: str, shown: str) -> None:
         ("\uff0e\uff0e\uff0fa", "___a"),
     ],
 )
-def test_a_name_has_a_form_in_ascii_that_needs_no_escape(name: str, plain: str) -> None:
+def test_a_name_has_an_ascii_form_that_needs_no_escaping(name: str, plain: str) -> None:
     assert ascii_name(name) == plain
 
 
 @given(st.text(st.characters(), max_size=300))
-def test_whatever_the_name_its_form_in_ascii_is_safe_in_quotes(name: str) -> None:
+def test_the_ascii_form_of_any_name_is_safe_in_quotes(name: str) -> None:
     plain = ascii_name(name)
     assert plain
     assert re.fullmatch(r"[ !#-.0-\[\]-~]+", plain)
@@ -103,7 +103,7 @@ def test_whatever_the_name_its_form_in_ascii_is_safe_in_quotes(name: str) -> Non
 
 
 @given(st.text(st.characters(), max_size=400))
-def test_whatever_the_sender_wrote_the_shown_name_is_one_harmless_line(raw: str) -> None:
+def test_any_input_is_refused_or_gives_a_single_harmless_line(raw: str) -> None:
     try:
         name = display_name(raw)
     except ValueError:
@@ -130,7 +130,7 @@ def archive(name: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("head", "declared", "said"),
+    ("head", "declared", "decided"),
     [
         (picture("PNG"), "text/plain", "image/png"),
         (picture("JPEG"), "image/png", "image/jpeg"),
@@ -144,8 +144,8 @@ def archive(name: str) -> bytes:
         (b"SQLite format 3\0", "text/plain", "application/octet-stream"),
     ],
 )
-def test_the_first_bytes_decide_what_a_file_is(head: bytes, declared: str, said: str) -> None:
-    assert media_type(head, declared) == said
+def test_the_first_bytes_decide_the_media_type(head: bytes, declared: str, decided: str) -> None:
+    assert media_type(head, declared) == decided
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_first_bytes_decide_what_a_file_is(head: bytes, declared: str, said:
         (b"", "text/csv"),
     ],
 )
-def test_a_declared_kind_of_text_is_believed_where_the_bytes_are_silent(
+def test_a_declared_type_of_text_is_accepted_if_the_bytes_are_text_of_no_known_type(
     head: bytes, declared: str
 ) -> None:
     assert media_type(head, declared) == declared
@@ -175,14 +175,14 @@ def test_a_declared_kind_of_text_is_believed_where_the_bytes_are_silent(
         (b"RIFF....ABCD", "image/webp"),
     ],
 )
-def test_a_declared_type_that_the_bytes_should_confirm_and_do_not_is_never_believed(
+def test_a_declared_type_with_a_signature_that_the_bytes_lack_is_rejected(
     head: bytes, declared: str
 ) -> None:
     assert media_type(head, declared) == "application/octet-stream"
 
 
 @pytest.mark.parametrize(
-    ("head", "declared", "said"),
+    ("head", "declared", "decided"),
     [
         (b"na\xefve", "text/csv; charset=windows-1252", "text/csv; charset=windows-1252"),
         (b"<!DOCTYPE html>", "text/html; charset=koi8-r", "text/html; charset=koi8-r"),
@@ -201,8 +201,10 @@ def test_a_declared_type_that_the_bytes_should_confirm_and_do_not_is_never_belie
         ("Hello".encode("utf-16-le"), "text/plain", "application/octet-stream"),
     ],
 )
-def test_a_text_keeps_its_charset_and_is_given_none(head: bytes, declared: str, said: str) -> None:
-    assert media_type(head, declared) == said
+def test_a_text_keeps_a_declared_charset_and_gets_no_other(
+    head: bytes, declared: str, decided: str
+) -> None:
+    assert media_type(head, declared) == decided
 
 
 BEGINNINGS = [
@@ -215,17 +217,17 @@ BEGINNINGS = [
     b"RIFF",
     b"\0",
 ]
-NEVER_BELIEVED = ["image/png", "application/pdf", "application/zip", "audio/mpeg", "font/woff2"]
+BINARY_TYPES = ["image/png", "application/pdf", "application/zip", "audio/mpeg", "font/woff2"]
 
 
 @given(
     beginning=st.sampled_from(BEGINNINGS),
     rest=st.binary(),
-    declared=st.sampled_from(NEVER_BELIEVED),
+    declared=st.sampled_from(BINARY_TYPES),
 )
-def test_whatever_the_bytes_they_decide_and_a_header_can_hold_what_they_are(
+def test_for_any_bytes_a_declared_binary_type_is_ignored_and_the_result_is_a_valid_header(
     beginning: bytes, rest: bytes, declared: str
 ) -> None:
-    said = media_type(beginning + rest, declared)
-    assert said == media_type(beginning + rest, "application/octet-stream")
-    assert re.fullmatch(r"[a-z]+/[a-z0-9.+-]+", said)
+    decided = media_type(beginning + rest, declared)
+    assert decided == media_type(beginning + rest, "application/octet-stream")
+    assert re.fullmatch(r"[a-z]+/[a-z0-9.+-]+", decided)

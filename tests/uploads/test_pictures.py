@@ -1,4 +1,4 @@
-"""Thumbnails, of sound pictures and of hostile ones, and the process that makes them."""
+"""Thumbnails of valid and hostile pictures, and the separate process that makes them."""
 
 import asyncio
 import io
@@ -70,23 +70,25 @@ def test_a_picture_is_scaled_down_in_proportion(source: Path, kind: str) -> None
         ("RGBA", "WEBP", "RGBA"),
     ],
 )
-def test_every_kind_of_colour_is_shown(source: Path, mode: str, kind: str, result: str) -> None:
+def test_pictures_of_every_colour_mode_get_a_thumbnail(
+    source: Path, mode: str, kind: str, result: str
+) -> None:
     Image.new(mode, (300, 300)).save(source, kind)
     assert opened(thumbnail(source)).mode == result
 
 
-# Colours.
+# Colours
 
 
 def shown(source: Path) -> list[tuple[int, ...]]:
-    """The pixels of a thumbnail's middle row, in RGBA."""
+    """Return the pixels of the thumbnail's middle row, in RGBA."""
     small = opened(thumbnail(source)).convert("RGBA")
     middle = small.height // 2
     return [small.getpixel((x, middle)) for x in range(small.width)]  # type: ignore[misc]
 
 
 def nearly(pixel: tuple[int, ...], *colour: int) -> bool:
-    return all(abs(one - other) <= 3 for one, other in zip(pixel, colour, strict=True))
+    return all(abs(a - b) <= 3 for a, b in zip(pixel, colour, strict=True))
 
 
 def rows(row: bytes, height: int) -> bytes:
@@ -104,7 +106,7 @@ def rows(row: bytes, height: int) -> bytes:
     ids=["grey", "RGB", "grey with alpha", "RGBA"],
 )
 @pytest.mark.parametrize("width", [4, 1024])
-def test_sixteen_bits_become_eight(
+def test_sixteen_bits_per_channel_are_reduced_to_eight(
     source: Path, colour: int, unit: str, opaque: bytes, width: int
 ) -> None:
     count = len(unit) - 1 - bool(opaque)
@@ -122,8 +124,8 @@ def test_sixteen_bits_become_eight(
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_the_transparent_grey_is_that_of_the_file(source: Path, depth: int) -> None:
-    """It counts in steps of the file's depth, as its pixels do."""
+def test_the_transparent_grey_is_read_in_the_depth_of_the_file(source: Path, depth: int) -> None:
+    """The tRNS chunk gives the transparent value in the same depth as the pixels."""
     white = 2**depth - 1
     row = bytes(64) + b"\xff" * 64
     width = 8 * len(row) // depth
@@ -137,8 +139,10 @@ def test_the_transparent_grey_is_that_of_the_file(source: Path, depth: int) -> N
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_the_transparent_colour_is_not_mixed_with_others(source: Path, depth: int) -> None:
-    """A magenta that stands for transparent would leave a rim where the picture is scaled."""
+def test_the_transparent_colour_does_not_bleed_into_its_neighbours(
+    source: Path, depth: int
+) -> None:
+    """Otherwise scaling would leave a magenta rim around the transparent area."""
     high = 2**depth - 1
     unit = ">HHH" if depth == 16 else ">BBB"
     magenta, green = struct.pack(unit, high, 0, high), struct.pack(unit, 0, high // 2 + 1, 0)
@@ -173,7 +177,7 @@ def test_a_palette_with_transparency_keeps_it(source: Path) -> None:
         ("L", "JPEG"),
     ],
 )
-def test_colours_are_those_of_the_profile(source: Path, mode: str, kind: str) -> None:
+def test_colours_are_converted_from_the_profile_to_srgb(source: Path, mode: str, kind: str) -> None:
     red = Image.new("RGB", (300, 200), (255, 0, 0))
     colour = (54, 54, 54) if mode == "L" else (0, 255, 0)
     made = red.convert(mode, palette=Image.Palette.ADAPTIVE) if mode == "P" else red.convert(mode)
@@ -190,21 +194,21 @@ def lossless(kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", ["L", "LA"])
-def test_grey_is_that_of_the_profile(source: Path, mode: str) -> None:
+def test_grey_is_converted_from_its_profile(source: Path, mode: str) -> None:
     Image.new("LA", (300, 200), (128, 77)).convert(mode).save(
         source, "PNG", icc_profile=linear_grey_profile()
     )
     assert nearly(shown(source)[0], 188, 188, 188, 77 if mode == "LA" else 255)
 
 
-def test_grey_of_sixteen_bits_with_alpha_is_that_of_the_profile(source: Path) -> None:
+def test_grey_of_sixteen_bits_with_alpha_is_converted_from_its_profile(source: Path) -> None:
     profile = (b"iCCP", b"x\0\0" + zlib.compress(linear_grey_profile()))
     pixels = rows(struct.pack(">HH", 128 * 257, 77 * 257) * 9, 9)
     source.write_bytes(png(9, 9, pixels=pixels, depth=16, colour=4, chunks=[profile]))
     assert nearly(shown(source)[0], 188, 188, 188, 77)
 
 
-def test_ink_is_that_of_the_profile(source: Path) -> None:
+def test_cmyk_is_converted_from_its_profile(source: Path) -> None:
     cyan = Image.new("CMYK", (300, 200), (255, 0, 0, 0))
     cyan.save(source, "JPEG")
     assert nearly(shown(source)[0], 0, 255, 255, 255)
@@ -226,7 +230,7 @@ def test_ink_is_that_of_the_profile(source: Path) -> None:
     ],
     ids=["empty", "no", "cut", "zeros", "grey", "CMYK", "Lab", "link"],
 )
-def test_a_profile_that_does_not_fit_is_ignored(source: Path, profile: bytes) -> None:
+def test_an_invalid_or_unsuitable_profile_is_ignored(source: Path, profile: bytes) -> None:
     chunks = [(b"iCCP", b"x\0\0" + zlib.compress(profile))]
     pixels = rows(bytes((255, 0, 0)) * 9, 9)
     source.write_bytes(png(9, 9, pixels=pixels, chunks=chunks))
@@ -243,7 +247,7 @@ def test_a_profile_that_does_not_fit_is_ignored(source: Path, profile: bytes) ->
         ([(b"sRGB", None), (b"gAMA", 100_000)], 128),
     ],
 )
-def test_a_gamma_is_taken_into_account(
+def test_a_gamma_chunk_is_applied_unless_srgb_overrides_it(
     source: Path, chunks: list[tuple[bytes, int | None]], grey: int
 ) -> None:
     data = [(name, b"\0" if value is None else struct.pack(">I", value)) for name, value in chunks]
@@ -252,20 +256,20 @@ def test_a_gamma_is_taken_into_account(
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_is_shown(source: Path, kind: str) -> None:
+def test_an_animation_is_represented_by_its_first_frame(source: Path, kind: str) -> None:
     frames = [Image.new("RGB", (300, 200), colour) for colour in ("red", "blue")]
     frames[0].save(source, kind, save_all=True, append_images=frames[1:], **lossless(kind))
     assert nearly(shown(source)[0], 255, 0, 0, 255)
 
 
-# Shapes.
+# Shapes
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
 @pytest.mark.parametrize(
     ("size", "small"), [((1, 1), (1, 1)), ((10_000, 1), (256, 1)), ((1, 10_000), (1, 256))]
 )
-def test_a_picture_may_be_as_narrow_as_a_pixel(
+def test_a_picture_may_be_a_single_pixel_wide_or_high(
     source: Path, kind: str, size: tuple[int, int], small: tuple[int, int]
 ) -> None:
     Image.new("RGB", size, "red").save(source, kind)
@@ -293,20 +297,22 @@ def test_a_jpeg_is_decoded_at_a_fraction_of_its_size(
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\1\x12", b"Exif\0\0junk"]
 )
-def test_broken_data_about_a_picture_is_no_fault_of_the_picture(source: Path, exif: bytes) -> None:
+def test_broken_exif_data_does_not_fail_the_picture(source: Path, exif: bytes) -> None:
     for kind in ("JPEG", "PNG", "WEBP"):
         Image.new("RGB", (600, 300), "red").save(source, kind, exif=exif)
         assert opened(thumbnail(source)).size == (256, 128)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_turned_upright_whichever_way_it_lies(source: Path, orientation: int) -> None:
-    """Each of these pictures has its red corner at the top left when it is upright."""
+def test_a_picture_is_turned_upright_by_its_exif_orientation(
+    source: Path, orientation: int
+) -> None:
+    """The upright picture has a red corner at the top left."""
     upright = Image.new("RGB", (400, 200), "blue")
     upright.paste((255, 0, 0), (0, 0, 100, 50))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    lying = {
+    rotated = {
         1: lambda picture: picture,
         2: lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
         3: lambda picture: picture.transpose(Image.Transpose.ROTATE_180),
@@ -317,7 +323,7 @@ def test_a_picture_is_turned_upright_whichever_way_it_lies(source: Path, orienta
         8: lambda picture: picture.transpose(Image.Transpose.ROTATE_270),
     }[orientation](upright)
     for kind in ("JPEG", "PNG"):
-        lying.save(source, kind, exif=exif, **lossless(kind))
+        rotated.save(source, kind, exif=exif, **lossless(kind))
         small = opened(thumbnail(source))
         assert small.size == (256, 128)
         assert nearly(small.getpixel((8, 8)), 255, 0, 0)  # type: ignore[arg-type]
@@ -328,9 +334,9 @@ def test_a_small_picture_is_not_enlarged(source: Path) -> None:
     assert opened(thumbnail(source)).size == (3, 2)
 
 
-def test_a_photograph_is_turned_upright_and_tells_nothing_else(source: Path) -> None:
+def test_a_thumbnail_keeps_no_exif_data(source: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # orientation: rotate by a quarter turn
     exif[0x010F] = "A camera"
     Image.new("RGB", (600, 300)).save(source, "JPEG", exif=exif)
     small = opened(thumbnail(source))
@@ -339,9 +345,9 @@ def test_a_photograph_is_turned_upright_and_tells_nothing_else(source: Path) -> 
 
 
 @pytest.mark.parametrize("edge", [7_100, 10_000, 100_000])
-def test_a_flood_of_pixels_is_refused_by_its_header(source: Path, edge: int) -> None:
+def test_a_picture_with_too_many_pixels_is_refused_by_its_header(source: Path, edge: int) -> None:
     source.write_bytes(png(edge, edge))
-    began = time.process_time()  # of this process alone, however busy the machine is
+    began = time.process_time()  # processor time, so that other processes do not matter
     with pytest.raises(PictureRefused, match="too many pixels"):
         thumbnail(source)
     assert time.process_time() - began < 0.5
@@ -371,7 +377,7 @@ def bitmap() -> bytes:
         bitmap(),
     ],
 )
-def test_what_is_no_picture_of_ours_is_refused(source: Path, content: bytes) -> None:
+def test_a_file_of_another_format_is_refused(source: Path, content: bytes) -> None:
     source.write_bytes(content)
     with pytest.raises(PictureRefused, match="not a PNG"):
         thumbnail(source)
@@ -398,19 +404,19 @@ def test_a_picture_that_takes_too_much_memory_is_refused(
         thumbnail(source)
 
 
-def test_a_file_that_is_not_there_is_no_fault_of_the_picture(source: Path) -> None:
+def test_a_missing_file_is_not_reported_as_a_refused_picture(source: Path) -> None:
     with pytest.raises(FileNotFoundError):
         thumbnail(source)
 
 
-def test_a_refusal_finds_its_way_out_of_the_process() -> None:
+def test_a_refusal_can_be_pickled_for_the_parent_process() -> None:
     assert str(pickle.loads(pickle.dumps(PictureRefused("Why.")))) == "Why."
 
 
-# The process.
+# The process
 
 
-async def test_thumbnails_are_made_in_another_process_one_at_a_time(
+async def test_thumbnails_are_made_in_a_single_other_process(
     pictures: Pictures, source: Path
 ) -> None:
     Image.new("RGB", (1024, 512)).save(source, "PNG")
@@ -434,12 +440,12 @@ def child_of(pictures: Pictures) -> int:
 def alive(pid: int) -> bool:
     try:
         return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):  # gone before, or while it is read
+    except (FileNotFoundError, ProcessLookupError):  # it ended before or during the read
         return False
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Waits for what happens in a moment, and fails after five seconds."""
+    """Wait until a condition holds, and fail after five seconds."""
     for _ in range(500):
         if condition():
             return
@@ -449,7 +455,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 @pytest.fixture
 async def stuck(pictures: Pictures, tmp_path: Path) -> AsyncIterator[asyncio.Task[bytes]]:
-    """A picture that its process never finishes: a pipe that nobody writes to."""
+    """A thumbnail that never finishes, because its file is a pipe without a writer."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     task = asyncio.create_task(pictures.thumbnail(pipe))
@@ -463,11 +469,11 @@ async def test_a_picture_that_kills_its_process_can_be_tried_again(
     pictures: Pictures, source: Path, stuck: asyncio.Task[bytes]
 ) -> None:
     Image.new("RGB", (9, 9)).save(source, "PNG")
-    next_one = asyncio.create_task(pictures.thumbnail(source))
+    next_thumbnail = asyncio.create_task(pictures.thumbnail(source))
     os.kill(child_of(pictures), signal.SIGKILL)
     with pytest.raises(PictureWorkerDied, match="Another attempt"):
         await stuck
-    assert opened(await next_one).size == (9, 9)
+    assert opened(await next_thumbnail).size == (9, 9)
 
 
 async def test_a_process_that_died_while_idle_is_replaced(pictures: Pictures, source: Path) -> None:
@@ -493,11 +499,11 @@ async def test_a_picture_that_takes_too_long_is_cancelled_together_with_its_proc
     assert opened(await pictures.thumbnail(source)).size == (9, 9)
 
 
-async def test_closing_does_not_wait_for_a_picture(
+async def test_close_does_not_wait_for_a_thumbnail(
     pictures: Pictures, source: Path, stuck: asyncio.Task[bytes]
 ) -> None:
     child = child_of(pictures)
-    pictures.close()  # returns, though the picture is never finished
+    pictures.close()  # returns, although the thumbnail never finishes
     pictures.close()
     with pytest.raises(PictureWorkerDied):
         await stuck
@@ -506,7 +512,7 @@ async def test_closing_does_not_wait_for_a_picture(
     await until(lambda: not alive(child))
 
 
-async def test_the_process_has_bounded_memory_and_leaves_control_c_to_its_parent(
+async def test_the_process_has_limited_memory_and_ignores_ctrl_c(
     pictures: Pictures, source: Path
 ) -> None:
     Image.new("RGB", (9, 9)).save(source, "PNG")
@@ -518,7 +524,7 @@ async def test_the_process_has_bounded_memory_and_leaves_control_c_to_its_parent
     assert child_of(pictures) == child
 
 
-async def test_the_event_loop_goes_on_while_a_picture_is_made(
+async def test_the_event_loop_runs_while_a_thumbnail_is_made(
     pictures: Pictures, source: Path
 ) -> None:
     Image.new("RGB", (4000, 4000)).save(source, "PNG")
@@ -550,9 +556,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("busy", [False, True])
-async def test_the_process_does_not_outlive_a_parent_that_was_killed(
-    tmp_path: Path, *, busy: bool
-) -> None:
+async def test_the_process_ends_after_its_parent_was_killed(tmp_path: Path, *, busy: bool) -> None:
     picture = tmp_path / "picture"
     if busy:
         os.mkfifo(picture)
@@ -563,7 +567,7 @@ async def test_the_process_does_not_outlive_a_parent_that_was_killed(
     )
     assert parent.stdout is not None
     child = int(await parent.stdout.readline())
-    # Long enough for it to have begun what it then waits for.
+    # Long enough for the child to start, and then to block on the pipe or wait for work.
     await asyncio.sleep(0.5)
     assert alive(child)
     parent.kill()

@@ -1,4 +1,4 @@
-"""What only the store in S3 can get wrong: parts left behind, lost answers, and other people."""
+"""Tests of the S3 store alone: multipart uploads, lost answers, foreign objects and outages."""
 
 import asyncio
 import errno
@@ -51,16 +51,16 @@ def store(bucket: Bucket) -> Store:
     return open_store(f"s3://{bucket.name}")
 
 
-def sooner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest parts that S3 takes, and one retry: they tell as much."""
+def use_small_parts_and_one_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the smallest parts that S3 accepts, and only one retry, so that tests are fast."""
     monkeypatch.setattr(module, "_PART", 5 * MIB)
     monkeypatch.setattr(module, "_RETRIES", 1)
 
 
 @pytest.fixture
 def faulty_store(bucket: Bucket, faulty_s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store, with `faulty_s3` in between."""
-    sooner(monkeypatch)
+    """The store, with the proxy `faulty_s3` in front of S3."""
+    use_small_parts_and_one_retry(monkeypatch)
     return open_store(f"s3://{bucket.name}")
 
 
@@ -72,7 +72,7 @@ async def stream(megabytes: int, *, end: Exception | None = None) -> AsyncIterat
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Waits for what happens in a moment, and fails after five seconds."""
+    """Wait until a condition holds, and fail after five seconds."""
     for _ in range(500):
         if condition():
             return
@@ -80,11 +80,11 @@ async def until(condition: Callable[[], object]) -> None:
     pytest.fail("It did not happen.")
 
 
-# Parts.
+# Multipart uploads
 
 
 @pytest.mark.parametrize("megabytes", [1, 7, 8, 17])
-async def test_what_is_received_is_whole_whatever_its_parts(
+async def test_an_upload_is_stored_completely_for_any_number_of_parts(
     store: Store, bucket: Bucket, upload_id: str, megabytes: int
 ) -> None:
     received = await store.receive(upload_id, stream(megabytes), limit=megabytes * MIB)
@@ -93,7 +93,7 @@ async def test_what_is_received_is_whole_whatever_its_parts(
     assert bucket.unfinished == []
 
 
-async def test_a_small_upload_is_a_single_request(
+async def test_a_small_upload_takes_a_single_request(
     faulty_store: Store, faulty_s3: FaultyS3, bucket: Bucket, upload_id: str
 ) -> None:
     await faulty_store.receive(upload_id, stream(1), limit=MIB)
@@ -122,7 +122,7 @@ async def test_an_upload_that_fails_leaves_no_object_and_no_part(
     assert (bucket.keys, bucket.unfinished) == ([], [])
 
 
-async def test_what_broke_the_upload_is_told_though_s3_does_not_forget_its_parts(
+async def test_the_error_of_a_broken_upload_is_raised_although_s3_refuses_the_abort(
     faulty_store: Store, faulty_s3: FaultyS3, upload_id: str
 ) -> None:
     faulty_s3.faults.append(Fault("DELETE", 403))
@@ -133,7 +133,7 @@ async def test_what_broke_the_upload_is_told_though_s3_does_not_forget_its_parts
 
 @pytest.mark.parametrize("moment", [BEGIN, PART, COMPLETE, "PUT .*received/[^?]*$"])
 @pytest.mark.parametrize("cancellations", [1, 5])
-async def test_a_cancelled_upload_leaves_nothing_wherever_it_was(
+async def test_an_upload_cancelled_at_any_step_leaves_nothing(
     faulty_store: Store,
     faulty_s3: FaultyS3,
     bucket: Bucket,
@@ -154,8 +154,8 @@ async def test_a_cancelled_upload_leaves_nothing_wherever_it_was(
     fault.go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await receiving
-    # More than one cancellation: the request is over before its clean-up is.
-    await until(lambda: any(re.match(f"DELETE|{DELETE}", one) for one in faulty_s3.requests))
+    # After several cancellations the request ends before its clean-up does.
+    await until(lambda: any(re.match(f"DELETE|{DELETE}", line) for line in faulty_s3.requests))
     await until(lambda: (bucket.keys, bucket.unfinished) == ([], []))
 
 
@@ -164,14 +164,14 @@ async def test_a_cancelled_upload_leaves_nothing_wherever_it_was(
     [
         Fault(BEGIN, 403),
         Fault(PART + "=1", 403),
-        Fault(PART + "=3", 403),  # the last one
+        Fault(PART + "=3", 403),  # the last part
         Fault(COMPLETE, 403),
         Fault(PART + "=2"),
         Fault(COMPLETE),
     ],
     ids=["begin", "part", "last part", "complete", "answer to part", "answer to complete"],
 )
-async def test_what_s3_refuses_is_not_kept_and_the_store_goes_on(
+async def test_an_upload_that_s3_refuses_leaves_nothing_and_the_next_one_succeeds(
     faulty_store: Store, faulty_s3: FaultyS3, bucket: Bucket, upload_id: str, trouble: Fault
 ) -> None:
     faulty_s3.faults.append(trouble)
@@ -184,7 +184,7 @@ async def test_what_s3_refuses_is_not_kept_and_the_store_goes_on(
     assert bucket.keys == [f"received/{upload_id}"]
 
 
-async def test_trouble_that_passes_is_not_noticed(
+async def test_a_short_refusal_of_s3_is_retried(
     bucket: Bucket, faulty_s3: FaultyS3, upload_id: str
 ) -> None:
     store = open_store(f"s3://{bucket.name}")
@@ -196,7 +196,7 @@ async def test_trouble_that_passes_is_not_noticed(
     assert (await receiving).size == MIB
 
 
-async def test_an_upload_leaves_the_event_loop_to_others(
+async def test_an_upload_does_not_block_the_event_loop(
     faulty_store: Store, faulty_s3: FaultyS3, upload_id: str
 ) -> None:
     part = Fault(PART, held=True)
@@ -211,7 +211,7 @@ async def test_an_upload_leaves_the_event_loop_to_others(
 
 
 async def test_a_large_upload_takes_little_memory(store: Store, bucket: Bucket) -> None:
-    """At most 32 MB, in a process of its own."""
+    """Measured in a separate process: the peak may grow by at most 32 MB."""
     program = """if True:
         import asyncio, sys, uuid
         from pathlib import Path
@@ -247,13 +247,13 @@ async def test_a_large_upload_takes_little_memory(store: Store, bucket: Bucket) 
     assert float(printed) < 32
 
 
-# Names.
+# Keys
 
 
 @pytest.mark.parametrize(
     ("url", "root"), [("", ""), ("/", ""), ("/a", "a/"), ("/a/", "a/"), ("/a/b-c.d", "a/b-c.d/")]
 )
-async def test_everything_is_below_the_prefix(
+async def test_all_keys_begin_with_the_prefix(
     bucket: Bucket, upload_id: str, url: str, root: str
 ) -> None:
     store = open_store(f"s3://{bucket.name}{url}")
@@ -269,7 +269,7 @@ async def test_everything_is_below_the_prefix(
     assert bucket.keys == []
 
 
-async def test_what_others_keep_in_the_bucket_is_not_ours(
+async def test_foreign_objects_in_the_bucket_are_not_removed(
     store: Store, bucket: Bucket, upload_id: str
 ) -> None:
     foreign = ["received/", "received/notes.txt", "received2/x", f"a/received/{upload_id}"]
@@ -280,11 +280,11 @@ async def test_what_others_keep_in_the_bucket_is_not_ours(
     assert bucket.keys == sorted(foreign)
 
 
-# Published.
+# Publishing and downloading
 
 
 @pytest.mark.parametrize("fault", [Fault(DELETE, 403), Fault(COPY)], ids=["delete", "copy"])
-async def test_publishing_goes_on_where_a_crash_left_it(
+async def test_publishing_after_a_crash_continues_at_the_failed_step(
     faulty_store: Store, faulty_s3: FaultyS3, bucket: Bucket, upload_id: str, fault: Fault
 ) -> None:
     await faulty_store.receive(upload_id, stream(1), limit=MIB)
@@ -298,7 +298,7 @@ async def test_publishing_goes_on_where_a_crash_left_it(
     assert bucket.keys == [f"published/{upload_id}"]
 
 
-async def test_a_copy_that_is_refused_leaves_the_upload_where_it_was(
+async def test_a_refused_copy_leaves_the_upload_in_its_place(
     faulty_store: Store, faulty_s3: FaultyS3, bucket: Bucket, upload_id: str
 ) -> None:
     await faulty_store.receive(upload_id, stream(1), limit=MIB)
@@ -315,7 +315,7 @@ async def test_a_copy_that_is_refused_leaves_the_upload_where_it_was(
         ("\N{SNAKE}" * 255, ""),  # more than S3 keeps beside an object
     ],
 )
-async def test_a_signed_address_leads_to_what_a_browser_saves(
+async def test_a_signed_address_downloads_the_file_under_its_name(
     store: Store, upload_id: str, filename: str, disposition: str
 ) -> None:
     with pytest.raises(NoSuchUpload):
@@ -333,7 +333,7 @@ async def test_a_signed_address_leads_to_what_a_browser_saves(
 
 
 @pytest.mark.parametrize("error", [None, KeyError])
-async def test_the_copy_on_this_machine_is_gone_afterwards(
+async def test_the_local_copy_is_deleted_after_its_use(
     store: Store, upload_id: str, error: type[Exception] | None
 ) -> None:
     await store.receive(upload_id, stream(3), limit=3 * MIB)
@@ -354,8 +354,8 @@ async def test_the_copy_on_this_machine_is_gone_afterwards(
     assert [path.exists() for path in seen] == [False]
 
 
-async def test_one_copy_at_a_time_is_on_this_machine(store: Store, upload_id: str) -> None:
-    """The folder of temporary files may have room for one."""
+async def test_at_most_one_local_copy_exists_at_a_time(store: Store, upload_id: str) -> None:
+    """The directory of temporary files may have room for only one."""
     await store.receive(upload_id, stream(1), limit=MIB)
     copies = most = 0
 
@@ -374,14 +374,14 @@ async def test_one_copy_at_a_time_is_on_this_machine(store: Store, upload_id: st
 @pytest.mark.parametrize(
     ("number", "error"), [(errno.ENOSPC, StoreFull), (errno.EIO, StoreUnavailable)]
 )
-async def test_a_copy_that_the_disk_refuses_is_an_error_of_the_store(
+async def test_a_local_copy_that_the_disk_refuses_is_a_store_error(
     store: Store,
     upload_id: str,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
     error: type[StoreError],
 ) -> None:
-    """The next one succeeds, once there is room again."""
+    """The next copy succeeds when there is room again."""
     await store.receive(upload_id, stream(1), limit=MIB)
     real = tempfile.NamedTemporaryFile
 
@@ -404,7 +404,7 @@ async def test_a_copy_that_the_disk_refuses_is_an_error_of_the_store(
         assert path.read_bytes() == bytes(MIB)
 
 
-# Refusals.
+# Refusals by S3
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ async def test_a_copy_that_the_disk_refuses_is_an_error_of_the_store(
         (404, "NoSuchUpload", StoreUnavailable),
     ],
 )
-async def test_every_refusal_is_an_error_of_the_store(
+async def test_every_refusal_is_a_store_error(
     faulty_store: Store,
     faulty_s3: FaultyS3,
     upload_id: str,
@@ -445,10 +445,10 @@ async def test_every_refusal_is_an_error_of_the_store(
     ("status", "code", "said"),
     [(403, "Denied", "403 Forbidden (Denied)"), (404, "NoSuchKey", "404 Not Found (NoSuchKey)")],
 )
-async def test_a_refusal_is_told_in_one_line_and_without_the_body_of_the_answer(
+async def test_a_refusal_is_described_in_one_line_without_the_body_of_the_answer(
     faulty_store: Store, faulty_s3: FaultyS3, upload_id: str, status: int, code: str, said: str
 ) -> None:
-    """S3 repeats the headers of a request it cannot verify, and a session token is one of them."""
+    """S3 repeats the headers of a request that it cannot verify, including a session token."""
     body = f"{code}</Code>\n<Token-0>{SECRET}</Token-0><Code>"
     faulty_s3.faults.append(Fault(".*", status, body))
     with pytest.raises(StoreError) as refusal:
@@ -462,7 +462,7 @@ async def test_a_refusal_is_told_in_one_line_and_without_the_body_of_the_answer(
         error = error.__cause__
 
 
-async def test_a_bucket_that_is_not_there_is_unavailable(
+async def test_a_missing_bucket_makes_the_store_unavailable(
     store: Store, bucket: Bucket, upload_id: str
 ) -> None:
     store = open_store(f"s3://{bucket.name}-2")
@@ -472,7 +472,7 @@ async def test_a_bucket_that_is_not_there_is_unavailable(
 
 
 @pytest.mark.parametrize("listens", [False, True])
-async def test_a_dead_s3_is_given_up_in_time(
+async def test_a_request_to_an_s3_that_does_not_answer_fails_in_time(
     bucket: Bucket,
     faulty_s3: FaultyS3,
     upload_id: str,
@@ -485,22 +485,22 @@ async def test_a_dead_s3_is_given_up_in_time(
         monkeypatch.setattr(module, "_RETRY_TIMEOUT", timedelta(seconds=0.1))
         faulty_s3.faults.append(Fault(".*", held=True))
     else:
-        sooner(monkeypatch)
+        use_small_parts_and_one_retry(monkeypatch)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     store = open_store(f"s3://{bucket.name}")
     began = time.monotonic()
     with pytest.raises(StoreUnavailable):
         await store.receive(upload_id, stream(1), limit=MIB)
-    assert time.monotonic() - began < 9  # without the two changes it takes 10 s, or 60 s
+    assert time.monotonic() - began < 9  # with the default timeouts it takes 10 s or 60 s
     for fault in faulty_s3.faults:
         fault.go_on.set()
 
 
-# Ready, and started.
+# The check and the start
 
 
 @pytest.mark.parametrize("refused", ["PUT", DELETE])
-async def test_a_store_that_cannot_store_or_delete_says_so(
+async def test_the_check_fails_if_s3_refuses_to_store_or_delete(
     faulty_store: Store, faulty_s3: FaultyS3, bucket: Bucket, refused: str
 ) -> None:
     faulty_s3.faults.append(Fault(refused, 403))
@@ -510,7 +510,7 @@ async def test_a_store_that_cannot_store_or_delete_says_so(
     assert bucket.keys == []
 
 
-async def test_a_check_leaves_no_trace_though_nobody_waits_for_it(
+async def test_a_cancelled_check_leaves_no_object(
     faulty_store: Store, faulty_s3: FaultyS3, bucket: Bucket
 ) -> None:
     proof = Fault("PUT", held=True)
@@ -525,7 +525,7 @@ async def test_a_check_leaves_no_trace_though_nobody_waits_for_it(
     await until(lambda: bucket.keys == [])
 
 
-def test_without_obstore_the_store_says_what_to_install(
+def test_without_obstore_the_error_says_what_to_install(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "app.uploads.s3")
@@ -544,7 +544,7 @@ def test_without_obstore_the_store_says_what_to_install(
         ("AWS_ACCESS_KEY_ID", None, "UPLOAD_URL: .*Missing AccessKeyId"),
     ],
 )
-def test_an_environment_that_makes_no_sense_stops_the_start(
+def test_invalid_aws_variables_prevent_the_start(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, name: str, value: str | None, said: str
 ) -> None:
     monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""What every store promises; then what only the local one can get wrong."""
+"""Tests of every upload store, then of the local store alone."""
 
 import asyncio
 import errno
@@ -37,7 +37,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture(params=["file", pytest.param("s3", marks=pytest.mark.thorough)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """Every store, one after the other."""
+    """A local store and an S3 store, in turn."""
     if request.param == "file":
         return open_store(f"file:{tmp_path}/var/uploads")
     bucket: Bucket = request.getfixturevalue("bucket")
@@ -54,8 +54,8 @@ async def stream(*chunks: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def everything_about(store: Store) -> list[Callable[[str], Awaitable[object]]]:
-    """Each verb that needs an upload to be there."""
+def readers_of(store: Store) -> list[Callable[[str], Awaitable[object]]]:
+    """Return each method that raises NoSuchUpload for an unknown upload."""
     return [
         store.head,
         store.publish,
@@ -65,11 +65,11 @@ def everything_about(store: Store) -> list[Callable[[str], Awaitable[object]]]:
     ]
 
 
-# Every store.
+# Every store
 
 
 @pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 9 * MIB + 7])
-async def test_what_is_received_is_what_was_sent(store: Store, upload_id: str, size: int) -> None:
+async def test_an_upload_is_stored_unchanged(store: Store, upload_id: str, size: int) -> None:
     data = os.urandom(size)
     chunks = [data[i : i + 65_537] for i in range(0, size, 65_537)]
     received = await store.receive(upload_id, stream(*chunks), limit=size)
@@ -80,7 +80,7 @@ async def test_what_is_received_is_what_was_sent(store: Store, upload_id: str, s
     assert await store.head(upload_id, 10) == data[:10]
 
 
-async def test_an_upload_can_be_downloaded_once_it_is_published(
+async def test_an_upload_can_be_downloaded_after_it_is_published(
     store: Store, upload_id: str
 ) -> None:
     await store.receive(upload_id, stream(b"Hello"), limit=5)
@@ -93,7 +93,7 @@ async def test_an_upload_can_be_downloaded_once_it_is_published(
         assert path.read_bytes() == b"Hello"
 
 
-async def test_an_upload_is_read_piece_by_piece(store: Store, upload_id: str) -> None:
+async def test_any_range_of_an_upload_can_be_read(store: Store, upload_id: str) -> None:
     data = os.urandom(9 * MIB)
     await store.receive(upload_id, stream(data), limit=len(data))
     await store.publish(upload_id)
@@ -101,7 +101,7 @@ async def test_an_upload_is_read_piece_by_piece(store: Store, upload_id: str) ->
         assert await store.read(upload_id, start, end) == data[start:end]
 
 
-async def test_an_empty_upload_is_one_too(store: Store, upload_id: str) -> None:
+async def test_an_empty_upload_is_stored(store: Store, upload_id: str) -> None:
     await store.receive(upload_id, stream(), limit=0)
     assert await store.head(upload_id) == b""
     await store.publish(upload_id)
@@ -122,7 +122,7 @@ async def test_one_byte_over_the_limit_is_too_large(store: Store, upload_id: str
         await store.head(upload_id)
 
 
-async def test_a_stream_that_breaks_leaves_nothing(store: Store, upload_id: str) -> None:
+async def test_a_broken_stream_leaves_nothing(store: Store, upload_id: str) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield bytes(9 * MIB)
         raise EOFError
@@ -134,8 +134,8 @@ async def test_a_stream_that_breaks_leaves_nothing(store: Store, upload_id: str)
     assert await store.sweep(-1) == 0
 
 
-async def test_an_unknown_upload_is_not_there(store: Store, upload_id: str) -> None:
-    for verb in everything_about(store):
+async def test_an_unknown_upload_raises_no_such_upload(store: Store, upload_id: str) -> None:
+    for verb in readers_of(store):
         with pytest.raises(NoSuchUpload):
             await verb(upload_id)
     with pytest.raises(NoSuchUpload):
@@ -143,16 +143,14 @@ async def test_an_unknown_upload_is_not_there(store: Store, upload_id: str) -> N
             pass
 
 
-async def test_an_upload_has_one_thumbnail_and_the_last_one_counts(
-    store: Store, upload_id: str
-) -> None:
+async def test_a_later_thumbnail_replaces_the_first(store: Store, upload_id: str) -> None:
     await store.save_thumbnail(upload_id, b"first")
     await store.save_thumbnail(upload_id, b"second")
     assert await store.thumbnail(upload_id) == b"second"
 
 
 @pytest.mark.parametrize("published", [False, True])
-async def test_a_deleted_upload_is_gone_in_every_state(
+async def test_a_deleted_upload_raises_no_such_upload_in_every_state(
     store: Store, upload_id: str, *, published: bool
 ) -> None:
     await store.receive(upload_id, stream(b"Hello"), limit=5)
@@ -161,12 +159,12 @@ async def test_a_deleted_upload_is_gone_in_every_state(
         await store.publish(upload_id)
     await store.delete(upload_id)
     await store.delete(upload_id)
-    for verb in everything_about(store):
+    for verb in readers_of(store):
         with pytest.raises(NoSuchUpload):
             await verb(upload_id)
 
 
-async def test_a_store_that_works_says_so_and_keeps_nothing(store: Store) -> None:
+async def test_the_check_of_a_working_store_succeeds_and_leaves_nothing(store: Store) -> None:
     assert await store.check()
     assert await store.sweep(-1) == 0
 
@@ -184,7 +182,7 @@ async def test_a_store_that_works_says_so_and_keeps_nothing(store: Store) -> Non
         "0\n",
     ],
 )
-async def test_an_id_that_is_not_ours_names_nothing(store: Store, wrong: str) -> None:
+async def test_an_invalid_id_raises_no_such_upload(store: Store, wrong: str) -> None:
     with pytest.raises(NoSuchUpload):
         checked_id(wrong)
     with pytest.raises(NoSuchUpload):
@@ -193,12 +191,12 @@ async def test_an_id_that_is_not_ours_names_nothing(store: Store, wrong: str) ->
         await store.save_thumbnail(wrong, b"small")
     with pytest.raises(NoSuchUpload):
         await store.signed_address(wrong, 60)
-    for verb in (*everything_about(store), store.delete):
+    for verb in (*readers_of(store), store.delete):
         with pytest.raises(NoSuchUpload):
             await verb(wrong)
 
 
-# The local store.
+# The local store
 
 
 @pytest.fixture
@@ -229,12 +227,12 @@ def test_an_absolute_url_may_have_one_slash_or_three(tmp_path: Path, slashes: st
 @pytest.mark.parametrize(
     "url", ["", "uploads", "ftp://host/path", "file:", "file://host/path", "s3:", "s3:///a", "s3:a"]
 )
-def test_a_url_that_names_no_store_is_refused(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="file:"):
         open_store(url)
 
 
-async def test_only_the_service_can_read_what_is_stored(
+async def test_only_the_services_user_can_read_uploads(
     local: LocalStore, tmp_path: Path, upload_id: str
 ) -> None:
     await local.receive(upload_id, stream(b"Hello"), limit=5)
@@ -247,7 +245,7 @@ def modes(folder: Path) -> set[tuple[bool, int]]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Waits for what happens in a moment, and fails after five seconds."""
+    """Wait until a condition holds, and fail after five seconds."""
     for _ in range(500):
         if condition():
             return
@@ -257,7 +255,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("step", ["open", "write", "keep"])
 @pytest.mark.parametrize("cancellations", [1, 5])
-async def test_a_cancelled_upload_leaves_nothing_wherever_it_was(
+async def test_an_upload_cancelled_at_any_step_leaves_nothing(
     local: LocalStore,
     tmp_path: Path,
     upload_id: str,
@@ -286,14 +284,14 @@ async def test_a_cancelled_upload_leaves_nothing_wherever_it_was(
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await receiving
-    # More than one cancellation: the request is over before its clean-up is.
+    # After several cancellations the request ends before its clean-up does.
     await until(lambda: not files(tmp_path))
 
 
-async def test_a_stream_that_breaks_while_the_disk_refuses_leaves_nothing(
+async def test_a_broken_stream_on_a_full_disk_leaves_nothing(
     local: LocalStore, tmp_path: Path, upload_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "write", refusing(errno.ENOSPC))
+    monkeypatch.setattr(os, "write", failing_with(errno.ENOSPC))
 
     async def broken() -> AsyncIterator[bytes]:
         yield bytes(MIB)
@@ -316,7 +314,7 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def refusing(number: int) -> Callable[..., int]:
+def failing_with(number: int) -> Callable[..., int]:
     def refuse(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
@@ -333,7 +331,7 @@ def refusing(number: int) -> Callable[..., int]:
         (errno.EIO, StoreUnavailable),
     ],
 )
-async def test_what_the_disk_refuses_is_not_kept_and_the_store_goes_on(
+async def test_an_upload_that_the_disk_refuses_leaves_nothing_and_the_next_one_succeeds(
     local: LocalStore,
     tmp_path: Path,
     upload_id: str,
@@ -344,7 +342,7 @@ async def test_what_the_disk_refuses_is_not_kept_and_the_store_goes_on(
 ) -> None:
     await local.check()
     with monkeypatch.context() as broken:
-        broken.setattr(os, call, refusing(number))
+        broken.setattr(os, call, failing_with(number))
         with pytest.raises(error):
             await local.receive(upload_id, stream(bytes(3 * MIB)), limit=3 * MIB)
         with pytest.raises(error):
@@ -354,7 +352,7 @@ async def test_what_the_disk_refuses_is_not_kept_and_the_store_goes_on(
     assert await local.head(upload_id) == b"Hello"
 
 
-async def test_a_write_that_takes_only_some_bytes_is_continued(
+async def test_a_short_write_is_continued(
     local: LocalStore, upload_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.write
@@ -364,7 +362,9 @@ async def test_a_write_that_takes_only_some_bytes_is_continued(
     assert await local.head(upload_id, 20_000) == data
 
 
-async def test_a_store_below_a_file_is_unavailable(tmp_path: Path, upload_id: str) -> None:
+async def test_a_store_with_a_file_in_place_of_its_directory_is_unavailable(
+    tmp_path: Path, upload_id: str
+) -> None:
     (tmp_path / "file").touch()
     store = LocalStore(tmp_path / "file")
     assert not await store.check()
@@ -372,7 +372,7 @@ async def test_a_store_below_a_file_is_unavailable(tmp_path: Path, upload_id: st
         await store.receive(upload_id, stream(b"Hello"), limit=5)
 
 
-async def test_everything_is_made_durable_before_it_is_promised(
+async def test_files_and_their_directories_are_synced_in_order(
     local: LocalStore, tmp_path: Path, upload_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await local.check()
@@ -396,15 +396,15 @@ async def test_everything_is_made_durable_before_it_is_promised(
 
 
 @pytest.fixture
-def told_again() -> Iterator[None]:
-    """The log says anew what it says once in a process."""
+def log_once_more() -> Iterator[None]:
+    """Reset the warning that the store logs only once in a process."""
     _warn_that_names_are_not_synced.cache_clear()
     yield
     _warn_that_names_are_not_synced.cache_clear()
 
 
 def refusing_folders(call: str, number: int) -> Callable[..., int]:
-    """The system's `open` or `fsync`, which fails for directories."""
+    """Return os.open or os.fsync with an error for directories."""
     real: Callable[..., int] = getattr(os, call)
 
     def refuse(target: int | Path, *arguments: int) -> int:
@@ -416,7 +416,7 @@ def refusing_folders(call: str, number: int) -> Callable[..., int]:
     return refuse
 
 
-@pytest.mark.usefixtures("told_again")
+@pytest.mark.usefixtures("log_once_more")
 @pytest.mark.parametrize(
     ("call", "number"),
     [
@@ -426,14 +426,14 @@ def refusing_folders(call: str, number: int) -> Callable[..., int]:
         ("open", errno.EINVAL),
     ],
 )
-async def test_where_no_directory_can_be_synced_uploads_work_and_the_log_says_so_once(
+async def test_uploads_work_without_a_sync_of_directories_and_a_warning_is_logged_once(
     local: LocalStore,
     upload_id: str,
     monkeypatch: pytest.MonkeyPatch,
     call: str,
     number: int,
 ) -> None:
-    """SMB, shared folders of virtual machines, and some file systems in user space."""
+    """SMB, shared folders of virtual machines and some FUSE file systems have no such sync."""
     monkeypatch.setattr(os, call, refusing_folders(call, number))
     with capture_logs() as lines:
         assert await local.check()
@@ -447,7 +447,7 @@ async def test_where_no_directory_can_be_synced_uploads_work_and_the_log_says_so
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EACCES])
-async def test_a_directory_that_could_be_synced_and_is_not_is_an_error(
+async def test_a_failed_sync_of_a_directory_is_an_error(
     local: LocalStore, upload_id: str, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     await local.check()
@@ -466,20 +466,20 @@ async def test_a_directory_that_could_be_synced_and_is_not_is_an_error(
         (ValueError("No"), "ValueError('No')"),
     ],
 )
-def test_the_reason_names_the_error_and_what_to_do(error: Exception, reason: str) -> None:
+def test_the_reason_names_the_error_and_a_remedy(error: Exception, reason: str) -> None:
     refused = StoreUnavailable()
     refused.__cause__ = error
     assert reason_of(refused) == reason
     assert reason_of(error) == reason
 
 
-async def test_a_check_that_fails_is_logged_with_its_reason_whenever_that_changes(
+async def test_a_failed_check_is_logged_each_time_its_reason_changes(
     local: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with capture_logs() as lines:
         for number in (errno.EROFS, errno.EROFS, errno.ENOSPC):
             with monkeypatch.context() as broken:
-                broken.setattr(os, "fsync", refusing(number))
+                broken.setattr(os, "fsync", failing_with(number))
                 assert not await local.check()
         assert await local.check()
         assert await local.check()
@@ -528,30 +528,30 @@ async def test_a_link_planted_under_a_temporary_name_is_refused(
     assert secret.read_text() == "secret"
 
 
-def half_written(root: Path, name: str, age: float) -> Path:
-    """A file in incoming/ that was written last so many seconds ago."""
+def partial_file(root: Path, name: str, age: float) -> Path:
+    """Create a partial file in incoming/, last written `age` seconds ago."""
     file = root / "incoming" / name
     file.touch()
     os.utime(file, (time.time() - age, time.time() - age))
     return file
 
 
-async def test_what_a_crash_left_half_written_is_swept_once_it_is_old(
+async def test_old_partial_files_are_swept_and_new_ones_stay(
     local: LocalStore, tmp_path: Path, upload_id: str
 ) -> None:
     assert await local.sweep(0) == 0
     await local.receive(upload_id, stream(b"Hello"), limit=5)
     old, new = "0" * 32, "1" * 32
-    half_written(tmp_path / "up", old, age=100)
-    half_written(tmp_path / "up", new, age=0)
+    partial_file(tmp_path / "up", old, age=100)
+    partial_file(tmp_path / "up", new, age=0)
     assert await local.sweep(60) == 1
     assert files(tmp_path / "up") == sorted([f"incoming/{new}", f"received/{upload_id}"])
 
 
-async def test_an_upload_in_flight_is_not_swept_however_old_it_looks(
+async def test_an_upload_in_flight_is_not_swept_even_if_its_file_looks_old(
     local: LocalStore, tmp_path: Path, upload_id: str
 ) -> None:
-    """As after the clock was set forward. Another process with the same folder spares it too."""
+    """A clock set forward makes it look old. Another process on the same directory keeps it too."""
     other = LocalStore(tmp_path / "up")
 
     async def slow() -> AsyncIterator[bytes]:
@@ -566,18 +566,18 @@ async def test_an_upload_in_flight_is_not_swept_however_old_it_looks(
     assert received.size == 2 * MIB + 1
 
 
-async def test_one_file_that_cannot_be_swept_leaves_the_others_to_be_swept(
+async def test_a_file_that_cannot_be_swept_does_not_block_the_others(
     local: LocalStore, tmp_path: Path
 ) -> None:
-    """It is logged once. A foreign name is never removed."""
+    """The failure is logged once. A file with a foreign name is never removed."""
     await local.check()
     foreign = ["incoming/.DS_Store", "incoming/.nfs0001", "incoming/zzz"]
     for name in foreign:
-        half_written(tmp_path / "up", Path(name).name, age=100)
+        partial_file(tmp_path / "up", Path(name).name, age=100)
     (tmp_path / "up" / "incoming" / ("2" * 32)).mkdir()
     os.utime(tmp_path / "up" / "incoming" / ("2" * 32), (0, 0))
     for number in range(5):
-        half_written(tmp_path / "up", f"{number:032x}", age=100)
+        partial_file(tmp_path / "up", f"{number:032x}", age=100)
     with capture_logs() as lines:
         assert await local.sweep(60) == 5
         assert await local.sweep(60) == 0
@@ -589,26 +589,26 @@ async def test_one_file_that_cannot_be_swept_leaves_the_others_to_be_swept(
 async def test_without_locks_nothing_is_swept(
     local: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, upload_id: str
 ) -> None:
-    """There it cannot be told whether a file is in use; uploads work nevertheless."""
-    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+    """Without file locks the sweep cannot see whether a file is in use. Uploads still work."""
+    monkeypatch.setattr(fcntl, "flock", failing_with(errno.ENOLCK))
     await local.receive(upload_id, stream(b"Hello"), limit=5)
-    half_written(tmp_path / "up", "0" * 32, age=100)
+    partial_file(tmp_path / "up", "0" * 32, age=100)
     assert await local.sweep(60) == 0
     assert len(files(tmp_path / "up")) == 2
 
 
-async def test_an_upload_leaves_the_event_loop_to_others(
+async def test_an_upload_does_not_block_the_event_loop(
     local: LocalStore, upload_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, loop_thread = os.write, threading.get_ident()
 
-    def elsewhere(descriptor: int, data: bytes) -> int:
+    def write_slowly(descriptor: int, data: bytes) -> int:
         assert threading.get_ident() != loop_thread
         time.sleep(0.05)
         return real(descriptor, data)
 
     with monkeypatch.context() as slow:
-        slow.setattr(os, "write", elsewhere)
+        slow.setattr(os, "write", write_slowly)
         receiving = asyncio.create_task(
             local.receive(upload_id, stream(*[bytes(MIB)] * 3), limit=3 * MIB)
         )
@@ -620,5 +620,5 @@ async def test_an_upload_leaves_the_event_loop_to_others(
     assert ticks > 10
 
 
-def test_errors_say_what_their_docstrings_say() -> None:
+def test_the_message_of_an_error_is_its_docstring() -> None:
     assert re.match("There is no room", str(StoreFull()))

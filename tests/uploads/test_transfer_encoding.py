@@ -1,4 +1,4 @@
-"""Files in base64 and in quoted-printable, decoded while they arrive."""
+"""Decoding of base64 and quoted-printable files while they arrive."""
 
 import base64
 import quopri
@@ -28,7 +28,7 @@ def cut(text: bytes, size: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", [b"", b"7bit", b"8bit", b"binary", b" BINARY "])
-def test_most_files_are_sent_as_they_are(name: bytes) -> None:
+def test_an_identity_encoding_needs_no_decoder(name: bytes) -> None:
     assert decoder_for({b"content-transfer-encoding": name}) is None
     assert decoder_for({}) is None
     assert decoder_for({b"content-encoding": b"Identity"}) is None
@@ -50,24 +50,24 @@ def test_a_file_in_another_encoding_is_refused(headers: dict[bytes, bytes]) -> N
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 77, 10_000])
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes])
-def test_base64_is_decoded_wherever_it_is_cut(encode: object, size: int) -> None:
+def test_base64_is_decoded_from_chunks_of_any_size(encode: object, size: int) -> None:
     assert callable(encode)
     assert decode(b"Base64", *cut(encode(EVERYTHING), size)) == EVERYTHING
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 77, 10_000])
-def test_quoted_printable_is_decoded_wherever_it_is_cut(size: int) -> None:
+def test_quoted_printable_is_decoded_from_chunks_of_any_size(size: int) -> None:
     encoded = quopri.encodestring(EVERYTHING, quotetabs=True)
     assert decode(b"Quoted-Printable", *cut(encoded, size)) == EVERYTHING
 
 
 @given(content=st.binary(), sizes=st.integers(1, 9))
-def test_whatever_the_file_it_comes_out_of_either_encoding(content: bytes, sizes: int) -> None:
+def test_any_content_survives_both_encodings(content: bytes, sizes: int) -> None:
     assert decode(b"base64", *cut(base64.b64encode(content), sizes)) == content
     lines = content.replace(b"\n", b"\r\n")
     encoded = b"".join(b"=%02x" % byte for byte in content)
     assert decode(b"quoted-printable", *cut(encoded, sizes)) == content
-    # `quopri` takes each LF for the end of a line, as it stands in the file.
+    # `quopri` leaves each LF as it is, because it takes it for the end of a line.
     assert decode(b"quoted-printable", *cut(quopri.encodestring(lines), sizes)) == lines
 
 
@@ -85,7 +85,9 @@ def test_whatever_the_file_it_comes_out_of_either_encoding(content: bytes, sizes
         (b"a\rb\r", b"a\rb\r"),
     ],
 )
-def test_quoted_printable_has_line_ends_that_are_no_content(encoded: bytes, content: bytes) -> None:
+def test_soft_line_breaks_and_trailing_blanks_are_not_content(
+    encoded: bytes, content: bytes
+) -> None:
     for size in range(1, len(encoded) + 1):
         assert decode(b"quoted-printable", *cut(encoded, size)) == content
 
@@ -112,12 +114,12 @@ def test_quoted_printable_has_line_ends_that_are_no_content(encoded: bytes, cont
         (b"quoted-printable", b"a=" + b" " * (LONGEST_BLANKS + 1)),
     ],
 )
-def test_what_is_not_encoded_as_it_says_is_malformed(name: bytes, encoded: bytes) -> None:
+def test_input_that_breaks_its_declared_encoding_is_malformed(name: bytes, encoded: bytes) -> None:
     for size in (1, 2, 3, len(encoded)):
         with pytest.raises(MalformedEncoding):
             decode(name, *cut(encoded, size))
 
 
-def test_blanks_without_end_are_not_kept_in_memory() -> None:
+def test_too_many_trailing_blanks_are_refused() -> None:
     with pytest.raises(MalformedEncoding):
         decode(b"quoted-printable", *[b" " * 100] * (LONGEST_BLANKS // 100 + 1))

@@ -3,6 +3,8 @@
 engine       implements Engine
 statements   the SQL of claims, of insertions and of outcomes
 batcher      lets operations that arrive together share one transaction
+callers_transaction
+             writes a task through the caller's own connection
 connections  opens connections, keeps a pool of them, and translates their errors
 outages      measures outages of the database, because they extend all leases
 listener     keeps a connection that receives notifications (LISTEN)

@@ -10,6 +10,7 @@ import asyncpg
 from afterward.engine import Engine
 from afterward.engines.postgres import statements
 from afterward.engines.postgres.batcher import Batcher
+from afterward.engines.postgres.callers_transaction import insert_through
 from afterward.engines.postgres.connections import (
     CLOSE_SECONDS,
     Pool,
@@ -110,6 +111,9 @@ class Postgres(Engine):
             ]
             await statements.write(session, accepted)
         return refusals
+
+    async def put_through(self, connection: object, task: Task) -> None:
+        await insert_through(connection, task)
 
     async def get(self, task_id: str) -> Task:
         async with self._pool.session() as session:

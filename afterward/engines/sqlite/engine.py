@@ -59,6 +59,14 @@ class SQLite(Engine):
         if writes.tasks:
             self._tasks_added.set()
 
+    async def put_through(self, connection: object, task: Task) -> None:  # noqa: ARG002
+        raise RuntimeError(
+            "The queue is in a SQLite file of its own, so a task cannot be part of your "
+            "transaction. Keep an outbox table beside your rows, as "
+            "examples/4_your_own_database.py does, or keep the queue on PostgreSQL, in the "
+            "database of your rows."
+        )
+
     async def get(self, task_id: str) -> Task:
         return await self._commits.run(lambda connection: statements.read_task(connection, task_id))
 

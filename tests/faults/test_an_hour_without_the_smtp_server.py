@@ -1,9 +1,9 @@
-"""The SMTP server is away for an hour, or defers every mail for an hour, with 1,000 mails waiting.
+"""The SMTP server is down, or defers every mail, for an hour, while 1,000 mails wait.
 
-No mail fails. When the server is back, the backlog is delivered within 20 minutes, over no more
-connections than SMTP_CONNECTIONS. The log grows by a line or two a minute.
+No mail fails. After the outage the service delivers the backlog within 20 minutes, over at most
+SMTP_CONNECTIONS connections. During the outage it writes a log line or two a minute.
 
-Hours pass by a clock that the test sets; the mails and the connections are real.
+The test sets the clock, so the hour takes seconds. The mails and the connections are real.
 """
 
 import time
@@ -38,30 +38,30 @@ CONNECTIONS = 10
 WORKER_CONCURRENCY = 40
 HOUR = 3600.0
 MINUTE = 60.0
-STEP = form(10.0, 1.0)  # seconds by which the clock goes on
+STEP = form(10.0, 1.0)  # seconds that the test's clock advances between two polls
 DELIVERED_WITHIN = 20 * MINUTE
 LINES_A_MINUTE = 2
-AWAY = form(3.0, 180.0)  # seconds, by the real clock
+AWAY = form(3.0, 180.0)  # seconds of the real clock
 REAL_MAILS = 40
 
-EIGHT_ATTEMPTS = RetryPolicy(attempts=8, maximum=3600)  # as it was once
+EIGHT_ATTEMPTS = RetryPolicy(attempts=8, maximum=3600)  # an earlier policy of the service
 
 Trouble = Callable[[SmtpServer], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What came of an hour of trouble."""
+    """The results of an hour of trouble."""
 
     statuses: dict[Status, int]
     delivered: int
     attempts: int
-    minutes: float | None  # after the return, until all were delivered
-    connections: int  # at once, at most
-    lines: int  # of the log, while mail was delayed
+    minutes: float | None  # from the server's return until all mails were delivered
+    connections: int  # the most at the same time
+    lines: int  # log lines during the trouble
 
     def __str__(self) -> str:
-        """For the table."""
+        """Summarise the results for the table."""
         after = "never" if self.minutes is None else f"after {self.minutes:.1f} min"
         return (
             f"{self.statuses[Status.FAILED]} failed, {self.delivered} delivered, all of them "
@@ -95,7 +95,7 @@ each_trouble = pytest.mark.parametrize(
 
 @pytest.mark.anyio
 @each_trouble
-async def test_no_mail_fails_and_the_backlog_goes_out_soon(
+async def test_no_mail_fails_and_the_backlog_is_delivered_soon_after(
     tmp_path: Path, begin: Trouble, end: Trouble, tried: Tried
 ) -> None:
     policy = retry_policy(settings_in(tmp_path, retry_base_seconds=1))
@@ -108,20 +108,21 @@ async def test_no_mail_fails_and_the_backlog_goes_out_soon(
     assert seen.connections <= CONNECTIONS
     assert seen.lines <= LINES_A_MINUTE * HOUR / MINUTE
     if begin is go_down:
-        # Those that met its beginning, and then one for each pause of up to half a minute.
+        # An attempt of each mail after the outage, of each mail that ran when the outage began,
+        # and a probe after each pause of up to half a minute.
         assert seen.attempts <= MAILS + WORKER_CONCURRENCY + HOUR / 20
 
 
 @pytest.mark.anyio
-async def test_control_eight_attempts_fail_the_mails(tmp_path: Path, tried: Tried) -> None:
-    """They are over after a minute or two."""
+async def test_control_with_eight_attempts_every_mail_fails(tmp_path: Path, tried: Tried) -> None:
+    """Eight attempts are used up after a minute or two."""
     seen = await an_hour_of(greylist, greylist_no_more, tmp_path, EIGHT_ATTEMPTS)
     tried(f"an hour of greylisting, {MAILS} mails with 8 attempts each", str(seen))
     assert seen.statuses[Status.FAILED] == MAILS
 
 
 async def an_hour_of(begin: Trouble, end: Trouble, directory: Path, policy: RetryPolicy) -> Seen:
-    """Let mails wait for a server that is in trouble for an hour, and then deliver them."""
+    """Queue mails, keep the server in trouble for an hour, then end it and measure the delivery."""
     clock = Clock()
     arrived_at = clock.now
     async with opened(directory / "queue.db") as engine, SmtpServer() as server:
@@ -173,8 +174,8 @@ def _tools(mailer: Mailer, directory: Path, engine: Any) -> Tools:
     return Tools(mailer, SENDER, Recipients(), store, Pictures(), engine)
 
 
-def test_a_real_outage_delays_mail_and_fails_none(tmp_path: Path, tried: Tried) -> None:
-    """By the real clock, with the settings as they are by default."""
+def test_a_short_real_outage_fails_no_mail(tmp_path: Path, tried: Tried) -> None:
+    """This test uses the real clock, and the default settings except for a shorter first pause."""
     server = SmtpServer()
     with (
         in_a_thread(server) as portal,

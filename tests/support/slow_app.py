@@ -1,6 +1,6 @@
-"""An app that takes its time, behind our server: what a deadline for clients must not cut off.
+"""A slow app behind the project's server. A deadline for slow clients must not cut it off.
 
-`POST /work?SECONDS` reads nothing for so long, then all, and answers with how much came.
+`POST /work?SECONDS` sleeps for SECONDS, reads the whole body, and answers with its size in bytes.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""The service where each request takes its turn before its body is there, for a negative control.
+"""The service with turns taken before a request's body has arrived, for a negative control.
 
-`python -m tests.support.hasty` serves like `python -m app`.
+`python -m tests.support.early_turns` serves like `python -m app`.
 """
 
 from collections.abc import Callable, Coroutine

@@ -1,4 +1,4 @@
-"""A worker that says nothing more in the middle of a claim: one task's locks are its own."""
+"""A worker that stops in the middle of a claim, and keeps the lock of one task's row."""
 
 import asyncio
 import os
@@ -7,7 +7,7 @@ from afterward.engines.postgres.engine import Postgres
 
 
 async def main() -> None:
-    """Claim one task of QUEUE_URL, and never commit it."""
+    """Claim one task of QUEUE_URL in a transaction that never commits."""
     engine = Postgres(os.environ["QUEUE_URL"])
     await engine.start()
     async with engine._pool.transaction() as session:

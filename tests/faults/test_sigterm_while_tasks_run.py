@@ -1,7 +1,7 @@
-"""SIGTERM comes while tasks run that take longer than the grace.
+"""SIGTERM arrives while tasks run that take longer than the grace period.
 
-Their leases are given back, uncounted; the process ends within the grace and a second, with exit
-code 0; afterwards every task is done.
+The worker re-queues them without counting an attempt. The process ends within the grace period plus
+a second, with exit code 0. After the next start every task is done.
 """
 
 import subprocess
@@ -22,7 +22,7 @@ from tests.support.torture import Tried, form
 from tests.support.workers import WORKER
 
 SEND = "/send-notification/ada@example.com"
-AT_ONCE = 10  # tasks that run
+AT_ONCE = 10  # tasks that run at the same time
 TASKS = form(15, 200)
 GRACE = 1  # seconds
 IN_TIME = GRACE + form(10.0, 1.0)
@@ -34,10 +34,8 @@ PLAIN = {WAITS: UVICORN, GIVES_UP: (*UVICORN, f"--timeout-graceful-shutdown={GRA
 
 
 @pytest.mark.anyio
-async def test_a_stopping_worker_gives_back_what_does_not_finish(
-    engine: Engine, clock: Clock
-) -> None:
-    """Uncounted, and due at once."""
+async def test_a_stopping_worker_requeues_unfinished_tasks(engine: Engine, clock: Clock) -> None:
+    """The attempt is not counted, and the task is due at once."""
     queue = queue_of(engine, wait_forever, now=clock)
     diary = Diary(queue)
     task = await promise(queue, wait_forever)
@@ -51,10 +49,10 @@ async def test_a_stopping_worker_gives_back_what_does_not_finish(
     assert (await claim_one(engine)).id == task.id
 
 
-def test_the_service_ends_in_time_and_nothing_is_lost(
+def test_the_service_ends_in_time_and_loses_no_task(
     tmp_path: Path, smtp_server: SmtpServer, tried: Tried
 ) -> None:
-    """What ran, and what waited, is done after the next start."""
+    """The running and the waiting tasks are done after the next start."""
     smtp_server.always["dot"] = HANG
     with Service(
         tmp_path, catcher=False, smtp_port=smtp_server.port, shutdown_grace_seconds=GRACE
@@ -75,10 +73,10 @@ def test_the_service_ends_in_time_and_nothing_is_lost(
     assert attempts == [1] * TASKS
 
 
-def test_a_worker_gives_its_tasks_back_to_the_others(
+def test_a_worker_process_requeues_its_tasks_for_other_workers(
     tmp_path: Path, database_url: str, smtp_server: SmtpServer, tried: Tried
 ) -> None:
-    """A process of its own, on PostgreSQL; nobody waits for its lease to run out."""
+    """On PostgreSQL, the tasks are due at once, although the lease runs for ten more minutes."""
     smtp_server.always["dot"] = HANG
     api = Service(tmp_path / "api", queue_url=database_url, catcher=False, worker_concurrency=0)
     worker = Process(
@@ -114,7 +112,7 @@ def test_a_worker_gives_its_tasks_back_to_the_others(
 def test_control_plain_background_tasks_end_too_late_or_are_lost(
     tmp_path: Path, smtp_server: SmtpServer, tried: Tried, server: str
 ) -> None:
-    """Uvicorn waits for them without limit; with a limit it cancels them, and they are gone."""
+    """Uvicorn waits for them without a limit. With a limit it cancels them, so they are lost."""
     smtp_server.always["dot"] = HANG
     with Service(tmp_path, command=PLAIN[server], smtp_port=smtp_server.port) as service:
         for _ in range(10):
@@ -125,7 +123,7 @@ def test_control_plain_background_tasks_end_too_late_or_are_lost(
         smtp_server.always.clear()
         smtp_server.received.clear()
         service.start()
-        time.sleep(0.5)  # for what should come now
+        time.sleep(0.5)  # time for mail to arrive, if any were left
     lost = 10 - len(smtp_server.received)
 
     how = f"exit code {code}" if code is not None else "had to be killed"
@@ -135,7 +133,7 @@ def test_control_plain_background_tasks_end_too_late_or_are_lost(
 
 
 def stop(process: Process) -> tuple[int | None, float]:
-    """Its exit code, or None if it does not end in time; and the seconds since SIGTERM."""
+    """Send SIGTERM; return the exit code, or None if it does not end in time, and the seconds."""
     began = time.monotonic()
     code = None
     try:

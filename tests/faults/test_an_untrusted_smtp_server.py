@@ -1,7 +1,7 @@
-"""The server's certificate is bad, or STARTTLS is not offered, was stripped off, or is refused.
+"""The SMTP server's certificate is bad, or STARTTLS is not offered, stripped, or refused.
 
-The password does not leave us, in clear or at all, and nothing of the mail does. The mail is tried
-again, since somebody may mend it, and fails after the last attempt.
+The client sends neither the password nor any part of the mail. The mail is tried again, because an
+operator may repair the server. It fails after the last attempt.
 """
 
 import asyncio
@@ -28,18 +28,18 @@ OFFERED = {"ehlo": "250-test\r\n250-STARTTLS\r\n250 AUTH PLAIN"}
 
 
 @dataclass(frozen=True)
-class Doubtful:
-    """A server that must not be trusted."""
+class Untrusted:
+    """An SMTP server that the client must not trust."""
 
     security: Security = "starttls"
-    certificate: dict[str, int | str] | None = None  # what to make it with
-    trusted: bool = False  # its authority
+    certificate: dict[str, int | str] | None = None  # arguments of make_certificate
+    trusted: bool = False  # whether the client trusts the certificate's authority
     answers: dict[str, str] = field(default_factory=dict)
     complaint: str = ""  # a part of the error's detail
     timeout: float = 5  # seconds for each step
 
     def make(self, directory: Path) -> tuple[SmtpServer, Path | None]:
-        """The server, and the certificate that the client is to trust."""
+        """Return the server, and the certificate that the client must trust, or None."""
         if self.certificate is None:
             server, path = SmtpServer(), None
         else:
@@ -49,71 +49,71 @@ class Doubtful:
         return server, path if self.trusted else None
 
 
-DOUBTFUL = {
-    "of an unknown authority": Doubtful(certificate={}, complaint="CERTIFICATE_VERIFY_FAILED"),
-    "without STARTTLS": Doubtful(complaint="STARTTLS extension not supported"),
-    "of an unknown authority, TLS": Doubtful(
+UNTRUSTED = {
+    "of an unknown authority": Untrusted(certificate={}, complaint="CERTIFICATE_VERIFY_FAILED"),
+    "without STARTTLS": Untrusted(complaint="STARTTLS extension not supported"),
+    "of an unknown authority, TLS": Untrusted(
         "tls", certificate={}, complaint="CERTIFICATE_VERIFY_FAILED"
     ),
-    "with the name of another": Doubtful(
+    "with another server's name": Untrusted(
         certificate={"name": "DNS:mail.example.org"}, trusted=True, complaint="mismatch"
     ),
-    "expired": Doubtful(certificate={"days": -1}, trusted=True, complaint="expired"),
-    "whose STARTTLS was blotted out": Doubtful(
+    "expired": Untrusted(certificate={"days": -1}, trusted=True, complaint="expired"),
+    "with STARTTLS overwritten": Untrusted(
         answers={"ehlo": "250-test\r\n250-XXXXXXXA\r\n250 AUTH PLAIN"}, complaint="not supported"
     ),
-    "that puts STARTTLS off": Doubtful(
+    "that defers STARTTLS": Untrusted(
         answers={**OFFERED, "starttls": "454 4.7.0 Later"}, complaint="454 4.7.0 Later"
     ),
-    "that refuses STARTTLS": Doubtful(
+    "that refuses STARTTLS": Untrusted(
         answers={**OFFERED, "starttls": "502 5.5.1 No"}, complaint="502 5.5.1 No"
     ),
-    "that never begins TLS": Doubtful(
+    "that never begins TLS": Untrusted(
         answers=OFFERED, complaint="did not answer in time", timeout=TIMEOUT
     ),
 }
 
 
-def test_the_mail_is_tried_again_and_then_fails(
+def test_a_mail_to_an_untrusted_server_is_tried_again_and_then_fails(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     tried: Tried,
 ) -> None:
-    """The whole way, from POST to status; the short form takes two servers."""
-    names = list(DOUBTFUL)[: form(2, len(DOUBTFUL))]
+    """From the POST to the task's status. The short form takes only two servers."""
+    names = list(UNTRUSTED)[: form(2, len(UNTRUSTED))]
     patience, attempts, heard = form(2.0, 30.0), 0, list[str]()
     for name in names:
-        doubtful = DOUBTFUL[name]
-        server, trusted = doubtful.make(tmp_path)
+        untrusted = UNTRUSTED[name]
+        server, trusted = untrusted.make(tmp_path)
         monkeypatch.setenv("SSL_CERT_FILE", str(trusted or ""))
         with in_a_thread(server):
-            failed = send_to(server, doubtful, tmp_path, patience)
+            failed = send_to(server, untrusted, tmp_path, patience)
         assert failed["attempts"] > 1
         attempts += failed["attempts"]
-        assert doubtful.complaint in failed["error"]["detail"]
-        heard += told_to(server)
+        assert untrusted.complaint in failed["error"]["detail"]
+        heard += secrets_sent_to(server)
 
     assert heard == []
     log = capfd.readouterr().err
     assert log.count("a service is away") == len(names)
     assert LOGIN["password"] not in log
     tried(
-        f"{len(names)} doubtful servers, {attempts} attempts in {patience:g} s each",
-        f"all failed at the end, {auths(heard)} AUTH",
+        f"{len(names)} untrusted servers, {attempts} attempts in {patience:g} s each",
+        f"all failed at the end, {count_auths(heard)} AUTH",
     )
 
 
-def send_to(server: SmtpServer, doubtful: Doubtful, directory: Path, patience: float) -> Json:
-    """Send a mail, for so many seconds, until it has failed; returns the task."""
+def send_to(server: SmtpServer, untrusted: Untrusted, directory: Path, patience: float) -> Json:
+    """Send a mail that is tried for `patience` seconds, and return the failed task."""
     settings = settings_in(
         directory,
         catcher=False,
         smtp_port=server.port,
-        smtp_security=doubtful.security,
+        smtp_security=untrusted.security,
         smtp_username=LOGIN["username"],
         smtp_password=LOGIN["password"],
-        smtp_timeout=doubtful.timeout,
+        smtp_timeout=untrusted.timeout,
         mail_retry_seconds=patience,
     )
     with TestClient(create_app(settings)) as client:
@@ -122,35 +122,35 @@ def send_to(server: SmtpServer, doubtful: Doubtful, directory: Path, patience: f
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("name", DOUBTFUL)
-async def test_a_doubtful_server_gets_no_credentials(
+@pytest.mark.parametrize("name", UNTRUSTED)
+async def test_an_untrusted_server_gets_no_credentials(
     name: str, mailer_to: MakeMailer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    doubtful = DOUBTFUL[name]
-    server, trusted = doubtful.make(tmp_path)
+    untrusted = UNTRUSTED[name]
+    server, trusted = untrusted.make(tmp_path)
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
     async with server:
-        mailer = mailer_to(server, security=doubtful.security, timeout=doubtful.timeout, **LOGIN)
+        mailer = mailer_to(server, security=untrusted.security, timeout=untrusted.timeout, **LOGIN)
         error = await failure(send(mailer))
     assert isinstance(error, MailDeferred)
-    assert doubtful.complaint in error.detail
-    assert told_to(server) == []
+    assert untrusted.complaint in error.detail
+    assert secrets_sent_to(server) == []
 
 
 @pytest.fixture
 async def forger(tmp_path: Path) -> AsyncIterator[SmtpServer]:
-    """A server whose certificate is its own work."""
-    server, _ = DOUBTFUL["of an unknown authority"].make(tmp_path)
+    """A server with a self-signed certificate."""
+    server, _ = UNTRUSTED["of an unknown authority"].make(tmp_path)
     async with server:
         yield server
 
 
 @pytest.mark.anyio
-async def test_control_a_client_that_checks_no_certificate_tells_the_password(
+async def test_control_a_client_that_checks_no_certificate_sends_the_password(
     forger: SmtpServer, tried: Tried
 ) -> None:
-    """The standard library's, as tutorials use it."""
+    """Tutorials use the standard library's smtplib like this."""
 
     def send_with_smtplib() -> None:
         with smtplib.SMTP("127.0.0.1", forger.port, timeout=5) as client:
@@ -158,15 +158,15 @@ async def test_control_a_client_that_checks_no_certificate_tells_the_password(
             client.login(user=LOGIN["username"], password=LOGIN["password"])
 
     await asyncio.to_thread(send_with_smtplib)
-    assert auths(told_to(forger)) == 1
+    assert count_auths(secrets_sent_to(forger)) == 1
     tried("smtplib's starttls and login, with a bad certificate", "1 AUTH")
 
 
 @pytest.mark.anyio
-async def test_control_a_client_that_does_without_starttls_tells_the_password(
+async def test_control_a_client_with_optional_starttls_sends_the_password_in_clear(
     server: SmtpServer, tried: Tried
 ) -> None:
-    """It upgrades where that is offered: whoever strips the offer reads the password."""
+    """It uses STARTTLS only if offered. An attacker strips the offer and reads the password."""
     await aiosmtplib.send(
         a_mail(),
         sender=SENDER,
@@ -176,16 +176,16 @@ async def test_control_a_client_that_does_without_starttls_tells_the_password(
         username=LOGIN["username"],
         password=LOGIN["password"],
     )
-    assert auths(told_to(server)) == 1
+    assert count_auths(secrets_sent_to(server)) == 1
     tried("aiosmtplib.send as it is, with STARTTLS stripped", "1 AUTH in clear")
 
 
-def told_to(server: SmtpServer) -> list[str]:
-    """What the server heard that only one we trust may hear."""
-    harmless = ("EHLO", "STARTTLS", "QUIT", "\x16\x03")  # the last is how TLS begins
+def secrets_sent_to(server: SmtpServer) -> list[str]:
+    """Return the command lines that only a trusted server may receive."""
+    harmless = ("EHLO", "STARTTLS", "QUIT", "\x16\x03")  # TLS begins with the bytes 16 03
     return [line for line in server.commands if not line.upper().startswith(harmless)]
 
 
-def auths(heard: list[str]) -> int:
-    """How often the password was told."""
+def count_auths(heard: list[str]) -> int:
+    """Return how often the client sent the password."""
     return sum(line.upper().startswith("AUTH") for line in heard)

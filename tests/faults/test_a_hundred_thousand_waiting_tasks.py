@@ -1,8 +1,8 @@
-"""100,000 tasks wait: for a later attempt, or all due at once.
+"""100,000 tasks wait: for a later attempt, or all due at the same time.
 
-A new mail overtakes those that wait for later, and waits for those only that were due before it,
-however often they fail. A claim takes as long as it does with a hundred, and the first one comes
-within a second after the start, which checks the whole file.
+A new mail overtakes the tasks that are due later. It waits only for tasks that were due before it,
+even if those fail again and again. A claim costs as much as with 100 waiting tasks. The first claim
+comes within a second of the start, although the start checks the whole file.
 """
 
 import shutil
@@ -48,13 +48,13 @@ pytestmark = pytest.mark.anyio
 
 WAITING = 100_000
 LATER = NOW + 1000
-AT_ONCE = 10  # tasks in a claim
+AT_ONCE = 10  # tasks of each claim
 FEW = 100
 TIMES = FEW // AT_ONCE - 1
 
 
 def with_waiting(path: Path, count: int) -> Path:
-    """Make a database in which so many tasks wait for a second attempt, LATER."""
+    """Create a database with `count` tasks that wait for a second attempt at the time LATER."""
     with closing(open_database(path)) as connection:
         connection.execute(
             f"""
@@ -71,20 +71,20 @@ def with_waiting(path: Path, count: int) -> Path:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It takes a second to make, so all tests have copies of it."""
+    """The original of `crowded`. It takes a second to make, so each test gets a copy."""
     return with_waiting(tmp_path_factory.mktemp("template") / "queue.db", WAITING)
 
 
 @pytest.fixture
 def crowded(template: Path, tmp_path: Path) -> Path:
-    """A database in which 100,000 tasks wait for LATER."""
+    """A database with 100,000 tasks that wait until LATER."""
     return Path(shutil.copy(template, tmp_path / "crowded.db"))
 
 
-# Who comes first
+# The order of the tasks
 
 
-async def test_what_waits_for_later_does_not_hold_up_a_new_mail(crowded: Path) -> None:
+async def test_tasks_that_are_due_later_do_not_delay_a_new_mail(crowded: Path) -> None:
     async with opened(crowded) as engine:
         await put(engine, mail := a_task())
         assert (await claim_one(engine)).id == mail.id
@@ -93,10 +93,10 @@ async def test_what_waits_for_later_does_not_hold_up_a_new_mail(crowded: Path) -
 OLD = form(100, 500)
 
 
-async def test_tasks_that_fail_over_and_over_do_not_hold_up_a_new_mail(
+async def test_tasks_that_fail_again_and_again_do_not_starve_a_new_mail(
     engine: Engine, tried: Tried
 ) -> None:
-    """It comes when all have been tried that were due before it: first in, first out."""
+    """The mail is claimed after one attempt of each task that was due before it."""
     claims = await claims_until_a_mail_is_reached(engine)
     name = "SQLite" if isinstance(engine, SQLite) else "PostgreSQL"
     tried(
@@ -106,10 +106,10 @@ async def test_tasks_that_fail_over_and_over_do_not_hold_up_a_new_mail(
     assert claims <= OLD / AT_ONCE + 1
 
 
-async def test_control_oldest_first_starves_a_new_mail(
+async def test_control_a_claim_of_the_oldest_tasks_first_starves_a_new_mail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """By the time of acceptance, that is, as simple queues do it."""
+    """Simple queues order by the time of acceptance, so old tasks that fail always come first."""
 
     class OldestFirst(sqlite3.Connection):
         def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
@@ -123,12 +123,12 @@ async def test_control_oldest_first_starves_a_new_mail(
 
 
 async def claims_until_a_mail_is_reached(engine: Engine, at_most: int = 1_000) -> int:
-    """Let tasks fail and be due again at once; how many claims until a mail has its turn."""
+    """Let tasks fail and be due again at once. Return how many claims it takes to reach a mail."""
     now = NOW
     await put(engine, *(a_task(at=now) for _ in range(OLD)))
     await put(engine, mail := a_task(at=now + 1))
     for claims in range(1, at_most):
-        now += 2  # PostgreSQL's engine goes by seconds
+        now += 2  # more than a second, the precision of PostgreSQL's engine
         tasks = (await claim(engine, limit=AT_ONCE, now=now)).running
         if mail.id in {task.id for task in tasks}:
             return claims
@@ -137,13 +137,13 @@ async def claims_until_a_mail_is_reached(engine: Engine, at_most: int = 1_000) -
     return at_most
 
 
-# What a claim costs
+# The cost of a claim
 
 
 async def test_a_claim_costs_no_more_than_with_a_hundred_waiting(
     crowded: Path, tmp_path: Path, tried: Tried
 ) -> None:
-    """Counted in steps of SQLite's machine; whether the others are due, or wait for later."""
+    """Counted in instructions of SQLite's virtual machine, for waiting tasks due now and later."""
     few, _ = await cost_on_sqlite(with_waiting(tmp_path / "few.db", FEW), now=LATER)
     none_due, _ = await cost_on_sqlite(crowded, now=NOW)
     left_out, _ = await cost_on_sqlite(crowded, now=LATER, kinds=("send_email", "save_data"))
@@ -158,10 +158,10 @@ async def test_a_claim_costs_no_more_than_with_a_hundred_waiting(
     assert seconds < form(0.1, 0.001)
 
 
-async def test_control_without_its_index_a_claim_reads_them_all(
+async def test_control_without_its_index_a_claim_reads_every_waiting_task(
     crowded: Path, tmp_path: Path, tried: Tried
 ) -> None:
-    """One of that name on something else takes its place."""
+    """An index of the same name on another column replaces it, so the statement still runs."""
     for path in (crowded, few := with_waiting(tmp_path / "few.db", FEW)):
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.executescript(
@@ -183,9 +183,9 @@ async def test_control_without_its_index_a_claim_reads_them_all(
 async def cost_on_sqlite(
     path: Path, *, now: float, kinds: Sequence[str] = KINDS
 ) -> tuple[int, float]:
-    """How many steps a claim takes (SQLite's instructions), and how many seconds (the median).
+    """Return the steps of a claim (SQLite's instructions), and the median of its seconds.
 
-    The seconds are those of the statements, without the wait for the disk.
+    The seconds cover the statements, without the wait for the disk.
     """
     steps = 0
     seconds = list[float]()
@@ -225,26 +225,28 @@ INDEXES = ("tasks_ready",)
 
 
 @pytest.mark.long_form
-async def test_a_claim_on_postgresql_costs_no_more_either(database_url: str, tried: Tried) -> None:
-    """Counted in blocks that are read: more now and then, for an index of one more level."""
-    await claims_on_postgresql_are_cheap(database_url, tried)
+async def test_a_claim_on_postgresql_costs_no_more_than_with_a_hundred_waiting(
+    database_url: str, tried: Tried
+) -> None:
+    """Counted in blocks read. A larger index may have one more level, which costs a block more."""
+    await assert_claims_on_postgresql_are_cheap(database_url, tried)
 
 
 @pytest.mark.long_form
-async def test_control_without_its_indexes_postgresql_reads_them_all(
+async def test_control_without_its_indexes_postgresql_reads_every_waiting_task(
     postgres: Postgres, tried: Tried
 ) -> None:
-    url = postgres.new_database()  # whose indexes nobody else misses
+    url = postgres.new_database()  # no other test needs the indexes of this one
     await migrate(url)
 
     def drop_indexes() -> None:
         postgres.sql("; ".join(f"DROP INDEX afterward.{name}" for name in INDEXES), url)
 
     with pytest.raises(AssertionError, match="blocks"):
-        await claims_on_postgresql_are_cheap(url, tried, "without indexes", drop_indexes)
+        await assert_claims_on_postgresql_are_cheap(url, tried, "without indexes", drop_indexes)
 
 
-async def claims_on_postgresql_are_cheap(
+async def assert_claims_on_postgresql_are_cheap(
     url: str, tried: Tried, how: str = "as it is", then: Callable[[], None] = lambda: None
 ) -> None:
     now = time.time()
@@ -266,7 +268,7 @@ async def claims_on_postgresql_are_cheap(
 
 
 async def cost_on_postgresql(engine: PostgreSQL, now: float) -> tuple[int, float]:
-    """How many blocks a claim reads, and how many seconds it takes; the least of three."""
+    """Return the blocks that a claim reads and its seconds: the cheapest of three claims."""
 
     async def blocks() -> int:
         async with engine._pool.session() as session:
@@ -284,10 +286,10 @@ async def cost_on_postgresql(engine: PostgreSQL, now: float) -> tuple[int, float
     return min(costs)
 
 
-# The start
+# The time from the start to the first claim
 
 
-async def test_the_first_claim_comes_within_a_second_after_the_start(
+async def test_the_first_claim_comes_within_a_second_of_the_start(
     crowded: Path, tried: Tried
 ) -> None:
     async def greet(context: Context[None]) -> None:

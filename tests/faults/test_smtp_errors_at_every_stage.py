@@ -1,7 +1,8 @@
-"""The SMTP server refuses, defers, drops, hangs or drips its replies, at any stage.
+"""The SMTP server refuses, defers, drops, hangs or drips its replies, at every stage.
 
-After a 4xx, a drop or silence the mail is tried again. After a 5xx it fails at once, and the code
-is kept. Silence of any kind ends the attempt within the timeout of the step, and a second.
+After a 4xx, a dropped connection or silence, the mail is tried again. After a 5xx about the mail it
+fails at once, and the task keeps the code. Silence of any kind ends the attempt within the step's
+timeout plus a second.
 """
 
 import asyncio
@@ -21,9 +22,9 @@ import pytest
 from app.mail.replies import MailDeferred, MailRefused, ServerUnavailable
 from app.mail.smtp import Mailer, Security
 from tests.support.mails import (
-    HASTY,
     RECIPIENT,
     SENDER,
+    SHORT_TIMEOUTS,
     STAGES,
     TIMEOUT,
     MakeMailer,
@@ -40,14 +41,16 @@ DEFERRALS = [421, 450, 451, 452]
 REFUSALS = [550, 552, 554]
 OPENING = ["connect", "ehlo"]
 SILENCES = [HANG, DROP, DRIP, TRICKLE]
-WHOLE_WAY_TIMEOUT = 1.0  # seconds; a busy machine must not take an answer for silence
+WHOLE_WAY_TIMEOUT = 1.0  # seconds; long enough for a reply on a busy machine
 
 
-# The whole way: POST, task, SMTP, status
+# From the POST through task and SMTP to the status
 
 
-def test_a_task_is_tried_again_or_fails_as_the_server_says(tmp_path: Path, tried: Tried) -> None:
-    """The short form takes every 13th cell of the matrix: each stage, each kind of answer."""
+def test_a_task_is_retried_after_a_deferral_and_fails_after_a_refusal(
+    tmp_path: Path, tried: Tried
+) -> None:
+    """The short form tries every 13th pair of a stage and a reply. This covers each stage."""
     replies = [*(f"{code} Later" for code in DEFERRALS), *(f"{code} No" for code in REFUSALS)]
     cells = list(product(STAGES, [*replies, *SILENCES]))[:: form(13, 1)]
     server = SmtpServer()
@@ -63,7 +66,9 @@ def test_a_task_is_tried_again_or_fails_as_the_server_says(tmp_path: Path, tried
         ) as service,
     ):
         for stage, answer in cells:
-            portal.call(server.drop_connections)  # so that it meets every stage
+            portal.call(
+                server.drop_connections
+            )  # so that a new connection goes through every stage
             server.always = {stage: answer}
             task = service.post("/send-notification/ada@example.com").json()
             refused = is_refusal(stage, answer)
@@ -86,23 +91,23 @@ def test_a_task_is_tried_again_or_fails_as_the_server_says(tmp_path: Path, tried
 
 
 def is_refusal(stage: str, answer: str) -> bool:
-    """Whether this is a refusal of the mail; before MAIL, a 5xx is about us or the server."""
+    """Return whether a reply refuses the mail. Before MAIL, a 5xx is about the client or server."""
     return answer.startswith("5") and stage not in OPENING
 
 
 def duration(task: Json) -> float:
-    """How long an attempt took, in seconds: there may have been two before anybody looked."""
+    """Return the seconds of an attempt: the average, because the test may see the task late."""
     began, ended = (datetime.fromisoformat(task[name]) for name in ("started_at", "updated_at"))
     return (ended - began).total_seconds() / float(task["attempts"])
 
 
 def code_of(answer: str) -> int | None:
-    """The code of a reply; None for silence."""
+    """Return the code of a reply, or None for silence."""
     return int(answer[:3]) if answer[0].isdigit() else None
 
 
-def test_control_plain_background_tasks_lose_what_is_deferred(tmp_path: Path, tried: Tried) -> None:
-    """Five mails meet one deferral each, at any stage before the dot, and none arrives."""
+def test_control_plain_background_tasks_lose_deferred_mail(tmp_path: Path, tried: Tried) -> None:
+    """Five mails get a deferral each, at each stage before the dot, and are lost."""
     server = SmtpServer()
     for stage in STAGES[:-1]:
         server.once[stage].append("451 4.3.0 Later")
@@ -111,17 +116,17 @@ def test_control_plain_background_tasks_lose_what_is_deferred(tmp_path: Path, tr
         Service(tmp_path, command=TUTORIAL, smtp_port=server.port) as service,
     ):
         for _ in STAGES:
-            # A connection each: it is closed under the client where a task raises.
+            # A new connection for each request, because the server closes it when a task raises.
             answer = httpx2.post(f"{service.url}/send-notification/ada@example.com")
             assert answer.status_code == 202
-        service.stop()  # waits for the tasks
+        service.stop()  # waits for its background tasks
 
     assert not any(server.once.values())
     assert len(server.received) == 1
     tried("6 mails, 5 deferrals, plain BackgroundTasks", "5 lost")
 
 
-# Every cell of the matrix, as the mailer sees it
+# Every pair of a stage and a reply, with the mailer alone
 
 
 @pytest.mark.anyio
@@ -139,7 +144,7 @@ async def test_a_deferral_at_any_stage_is_temporary(
 @pytest.mark.anyio
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("code", REFUSALS)
-async def test_a_refusal_is_permanent_once_there_is_a_mail_to_refuse(
+async def test_a_refusal_is_permanent_from_mail_on_and_temporary_before(
     server: SmtpServer, mailer_to: MakeMailer, stage: str, code: int
 ) -> None:
     server.always[stage] = f"{code} 5.0.0 Never"
@@ -153,18 +158,18 @@ async def test_a_refusal_is_permanent_once_there_is_a_mail_to_refuse(
 async def test_silence_at_any_stage_is_temporary_and_ends_in_time(
     mailer_to: MakeMailer, silence: str
 ) -> None:
-    async def meet(stage: str) -> None:
+    async def meet_silence_at(stage: str) -> None:
         async with SmtpServer() as server:
             server.always[stage] = silence
-            await deferred_in_time(mailer_to(server, **HASTY))
+            await assert_deferred_in_time(mailer_to(server, **SHORT_TIMEOUTS))
 
-    await asyncio.gather(*map(meet, STAGES))
+    await asyncio.gather(*map(meet_silence_at, STAGES))
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("answer", ["nonsense", "152 2.0.0 Perhaps", "652 2.0.0 Perhaps"])
 @pytest.mark.parametrize("stage", STAGES)
-async def test_an_answer_that_makes_no_sense_is_temporary(
+async def test_an_invalid_reply_is_temporary(
     server: SmtpServer, mailer_to: MakeMailer, stage: str, answer: str
 ) -> None:
     server.always[stage] = answer
@@ -177,16 +182,16 @@ async def test_a_server_that_is_down_is_temporary(
 ) -> None:
     mailer = mailer_to(server)
     await server.stop()
-    await deferred_in_time(mailer)
+    await assert_deferred_in_time(mailer)
     await server.start()
     assert await send(mailer)
 
 
 @pytest.mark.anyio
-async def test_a_server_that_does_not_even_accept_is_temporary(
+async def test_a_server_that_does_not_accept_connections_is_temporary(
     full: SmtpServer, mailer_to: MakeMailer
 ) -> None:
-    await deferred_in_time(mailer_to(full, **HASTY))
+    await assert_deferred_in_time(mailer_to(full, **SHORT_TIMEOUTS))
 
 
 @pytest.mark.anyio
@@ -198,22 +203,22 @@ async def test_a_server_that_never_begins_tls_is_temporary(
         server.always["ehlo"] = "250-test\r\n250 STARTTLS"
     else:
         server.always["connect"] = HANG
-    await deferred_in_time(mailer_to(server, security=security, **HASTY))
+    await assert_deferred_in_time(mailer_to(server, security=security, **SHORT_TIMEOUTS))
 
 
 @pytest.mark.anyio
-async def test_a_hang_at_data_does_not_take_as_long_as_one_at_the_dot_may(
+async def test_a_hang_at_data_ends_after_the_timeout_of_a_step_and_not_of_the_dot(
     server: SmtpServer, mailer_to: MakeMailer
 ) -> None:
     server.always["data"] = HANG
-    await deferred_in_time(mailer_to(server, **HASTY | {"data_timeout": 60}))
+    await assert_deferred_in_time(mailer_to(server, **SHORT_TIMEOUTS | {"data_timeout": 60}))
 
 
 @pytest.mark.anyio
-async def test_control_a_timeout_of_each_read_does_not_end_what_drips(
+async def test_control_a_timeout_for_each_read_does_not_end_a_dripping_reply(
     server: SmtpServer, tried: Tried
 ) -> None:
-    """The standard library's: with a byte now and then, an attempt may take for ever."""
+    """The standard library's smtplib has such a timeout, which each byte of a reply restarts."""
     server.always["mail"] = DRIP
 
     def send_with_smtplib() -> None:
@@ -233,8 +238,8 @@ async def test_control_a_timeout_of_each_read_does_not_end_what_drips(
     assert not ended
 
 
-async def deferred_in_time(mailer: Mailer) -> None:
-    """Send a mail: it is deferred without a code within the timeout and a second."""
+async def assert_deferred_in_time(mailer: Mailer) -> None:
+    """Assert that a mail is deferred without a code, within the timeout plus a second."""
     began = time.monotonic()
     error = await failure(send(mailer))
     assert time.monotonic() - began < TIMEOUT + form(10, 1)
@@ -245,14 +250,14 @@ async def deferred_in_time(mailer: Mailer) -> None:
 
 @pytest.fixture
 def full() -> Iterator[SmtpServer]:
-    """A server that is too busy to accept: it neither takes nor refuses connections."""
+    """A server with a full accept queue: it neither accepts nor refuses connections."""
     server = SmtpServer()
     with ExitStack() as sockets:
         listener = sockets.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         server.port = listener.getsockname()[1]
-        for _ in range(4):  # more than it lets wait
+        for _ in range(4):  # more than the accept queue holds
             waiting = sockets.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(("127.0.0.1", server.port))

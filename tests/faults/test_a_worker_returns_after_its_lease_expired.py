@@ -1,6 +1,7 @@
-"""A worker that was taken for dead comes back, and says how its attempt ended: no row changes.
+"""A worker returns after its lease expired, and writes the outcome of its attempt: no row changes.
 
-Each claim of a task has a number, the fencing token, and only the latest one may settle.
+Each claim of a task has a number, the fencing token. Only the worker with the latest number can
+write an outcome.
 """
 
 import os
@@ -34,54 +35,63 @@ OUTCOMES = [
 ]
 
 
-async def waits_again(engine: Engine, task_id: str) -> None:
-    """The others notice that its worker is silent."""
+async def is_requeued(engine: Engine, task_id: str) -> None:
+    """The lease has expired, so another worker re-queues the task."""
     (task,) = await recover(engine, "another", now=LATER)
     assert (task.id, task.status) == (task_id, Status.RETRYING)
 
 
-async def runs_elsewhere(engine: Engine, task_id: str) -> None:
-    await waits_again(engine, task_id)
+async def is_run_by_another_worker(engine: Engine, task_id: str) -> None:
+    await is_requeued(engine, task_id)
     await claim_one(engine, "another", now=LATER)
 
 
-async def was_done_elsewhere(engine: Engine, task_id: str) -> None:
-    await runs_elsewhere(engine, task_id)
+async def was_done_by_another_worker(engine: Engine, task_id: str) -> None:
+    await is_run_by_another_worker(engine, task_id)
     await engine.settle(await engine.get(task_id), Outcome(Status.SUCCEEDED), LATER)
 
 
 async def was_cancelled(engine: Engine, task_id: str) -> None:
-    await waits_again(engine, task_id)
+    await is_requeued(engine, task_id)
     await engine.cancel(task_id, LATER)
 
 
-async def runs_afresh(engine: Engine, task_id: str) -> None:
-    """Somebody cancelled it and queued it anew: its attempts are counted from the start."""
+async def was_cancelled_and_queued_anew(engine: Engine, task_id: str) -> None:
+    """A client cancelled the task and retried it, so its attempts are counted from the start."""
     await was_cancelled(engine, task_id)
     await retry(engine, task_id, LATER, Writes())
     await claim_one(engine, "another", now=LATER)
 
 
-MEANWHILE = [runs_elsewhere, was_done_elsewhere, was_cancelled, runs_afresh, waits_again]
+MEANWHILE = [
+    is_run_by_another_worker,
+    was_done_by_another_worker,
+    was_cancelled,
+    was_cancelled_and_queued_anew,
+    is_requeued,
+]
 
 
 @pytest.mark.anyio
-async def test_what_it_says_changes_nothing(engine: Engine, tried: Tried) -> None:
-    """Whatever became of the task; its follow-ups and records are not written either."""
+async def test_a_stale_worker_cannot_change_any_row(engine: Engine, tried: Tried) -> None:
+    """This holds in every later state of the task, also for follow-up tasks and records."""
     follow_ups = Writes((a_task(),), (Record("uploads", "", "1", {}, NOW),))
     outcomes = [*OUTCOMES, Outcome(Status.SUCCEEDED, follow_ups=follow_ups)]
     changed = 0
-    for something_happens in MEANWHILE:
+    for change in MEANWHILE:
         await put(engine, a_task())
         stale = await claim_one(engine)
-        await something_happens(engine, stale.id)
+        await change(engine, stale.id)
         before = await all_tasks(engine)
         for outcome in outcomes:
             assert await engine.settle(stale, outcome, LATE) is None
         assert await engine.report(stale, 0.5, LATE) is None
         changed += len(set(await all_tasks(engine)) ^ set(before))
 
-    tried(f"{len(MEANWHILE) * (len(outcomes) + 1)} late words", f"{changed} rows changed")
+    tried(
+        f"{len(MEANWHILE) * (len(outcomes) + 1)} late outcomes and reports",
+        f"{changed} rows changed",
+    )
     assert changed == 0
     assert await engine.list_records("uploads", client="", after=None, limit=10) == []
 
@@ -94,18 +104,18 @@ async def all_tasks(engine: Engine) -> list[Task]:
 async def test_control_without_the_token_the_row_changes(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """Our own statements, but that they do not compare the claim's number."""
+    """The engines' own statements, without the comparison of the claim's number."""
     await put(engine, a_task())
     stale = await claim_one(engine)
-    await runs_elsewhere(engine, stale.id)
-    compare_no_claims(monkeypatch)
+    await is_run_by_another_worker(engine, stale.id)
+    remove_the_fencing_token(monkeypatch)
     settled = await engine.settle(stale, OUTCOMES[0], LATE)
     tried("without the token: 1 late success", f"{int(settled is not None)} row changed")
     assert (await engine.get(stale.id)).result == '"late"'
 
 
-def compare_no_claims(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the fencing token out of what both engines say to their databases."""
+def remove_the_fencing_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the comparison of the fencing token from both engines' statements."""
     run_merged = GroupCommit.run_merged
 
     async def run_without(commits: GroupCommit, do: Callable[[Any, Any], Any], item: Any) -> Any:
@@ -119,26 +129,26 @@ def compare_no_claims(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class WithoutToken:
-    """A connection to either database."""
+    """Wraps a connection to either database, and changes its statements."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
     def execute(self, statement: str, *values: Any) -> Any:
-        """What SQLite is asked with."""
+        """Run a statement on SQLite."""
         statement = statement.replace("AND tasks.claims = ended.claims", "")
         return self._connection.execute(statement, *values)
 
     def fetch(self, statement: str, *values: Any) -> Any:
-        """What PostgreSQL is asked with."""
+        """Run a statement on PostgreSQL."""
         statement = statement.replace("AND tasks.claims = held.claims", "")
         return self._connection.fetch(statement, *values)
 
 
-def test_a_worker_that_stood_still_is_turned_down(
+def test_the_outcomes_of_a_suspended_worker_are_rejected(
     tmp_path: Path, database_url: str, sql: Sql, tried: Tried
 ) -> None:
-    """A whole process, as on a machine that was suspended: it goes on where it stopped."""
+    """SIGSTOP and SIGCONT act like the suspend and resume of the worker's machine."""
     put_marks(database_url, leave_a_mark, 1, seconds=0.5)
     with workers(tmp_path, 1, queue_url=database_url, lease_seconds=1) as (suspended,):
         until(lambda: sql("SELECT status FROM afterward.tasks") == "running", within=PATIENCE)

@@ -1,8 +1,8 @@
-"""strace writes down what the service asks of the system while many clients send and upload.
+"""strace records the service's system calls while many clients send and upload.
 
-Before each 202 goes to its socket, an fdatasync of the database's log has ended that began after
-the row was written there. Before that row, an upload's file was synced, then named, and its folder
-was synced as well.
+Before a 202 is written to its socket, the row is written to the WAL, and then an fdatasync of the
+WAL begins and ends. For an upload, four steps come before its row: the file is written, synced and
+renamed, and then its directory is synced.
 """
 
 import re
@@ -23,12 +23,12 @@ from tests.support.traced import Call, calls, strace
 MAILS = form(40, 2_000)
 UPLOADS = form(12, 400)
 CLIENTS = 8
-CARELESS = (sys.executable, "-m", "tests.support.careless")
+WEAKENED = (sys.executable, "-m", "tests.support.weakened_durability")
 
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def test_everything_is_synced_before_each_202(tmp_path: Path, tried: Tried) -> None:
+def test_rows_and_files_are_synced_before_each_202(tmp_path: Path, tried: Tried) -> None:
     mails, uploads, order = traced(tmp_path, COMMAND)
 
     kept = [order.row_is_kept(task) for task in mails + list(uploads)]
@@ -40,28 +40,28 @@ def test_everything_is_synced_before_each_202(tmp_path: Path, tried: Tried) -> N
     assert all(files_kept)
 
 
-def test_sqlite_is_told_to_wait_for_the_disk_at_each_commit(tmp_path: Path) -> None:
-    """Also where there is no strace. 2 is FULL: the WAL is synced before COMMIT returns."""
+def test_sqlite_waits_for_the_disk_at_each_commit(tmp_path: Path) -> None:
+    """This runs without strace. 2 is FULL: SQLite syncs the WAL before COMMIT returns."""
     with closing(open_database(tmp_path / "queue.db")) as database:
         assert database.execute("PRAGMA synchronous").fetchone() == (2,)
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 @pytest.mark.parametrize("without", ["fsync of commits", "fsync of files", "fsync of folders"])
-def test_control_a_sync_that_is_missing_is_seen(tmp_path: Path, tried: Tried, without: str) -> None:
-    mails, uploads, order = traced(tmp_path, CARELESS, without=without)
+def test_control_a_missing_sync_is_detected(tmp_path: Path, tried: Tried, without: str) -> None:
+    mails, uploads, order = traced(tmp_path, WEAKENED, without=without)
 
     if without == "fsync of commits":
         kept = [order.row_is_kept(task) for task in mails]
     else:
         kept = [order.file_is_kept(task, upload) for task, upload in uploads.items()]
     tried(f"without {without}", f"{len(kept) - sum(kept)} of {len(kept)} out of order")
-    # Another's sync may come just in time.
+    # The sync for another request may come just in time, so not every request is out of order.
     assert sum(kept) < len(kept) / 2
 
 
 class Order:
-    """What comes after what in a trace."""
+    """Checks the order of writes, syncs and renames in a trace."""
 
     def __init__(self, trace: list[Call]) -> None:
         self._syncs = [call for call in trace if call.name in {"fsync", "fdatasync"}]
@@ -72,13 +72,13 @@ class Order:
                 self._with_id[found].append(call)
 
     def row_is_kept(self, task_id: str) -> bool:
-        """Whether the row was on the disk before the 202 was written to the socket."""
+        """Return whether the row was synced before the 202 was written to the socket."""
         written = self._first(task_id, "pwrite64", "-wal>")
         synced = self._synced(written, "-wal>")
         return synced < self._first(task_id, "write", "HTTP/1.1 202").began
 
     def file_is_kept(self, task_id: str, upload_id: str) -> bool:
-        """Whether the bytes, the name and the folder were on the disk, in this order, before it."""
+        """Return whether the file, then its name and its directory were synced before the row."""
         renamed = self._first(upload_id, "rename", "/received/")
         incoming = renamed.arguments.split('"')[1]
         written = [call for call in self._writes if f"{incoming}>" in call][-1]
@@ -91,7 +91,7 @@ class Order:
         return next(call for call in self._with_id[found] if call.name == name and text in call)
 
     def _synced(self, written: Call, path: str) -> float:
-        """When the first sync of this path had ended that began after the call; or never."""
+        """Return the end of the first sync of this path that began after the call, or infinity."""
         later = (call.ended for call in self._syncs if call.began > written.ended and path in call)
         return next(later, float("inf"))
 
@@ -99,7 +99,10 @@ class Order:
 def traced(
     directory: Path, command: tuple[str, ...], **settings: Any
 ) -> tuple[list[str], dict[str, str], Order]:
-    """Send under strace; gives the accepted tasks, those of uploads with theirs, and the order."""
+    """Send and upload under strace.
+
+    Return the task ids of the mails, the upload ids by task id, and the order of the system calls.
+    """
     trace = directory / "trace"
     with (
         Service(
@@ -129,5 +132,5 @@ def traced(
 
 
 def ended(trace: Path, pid: int) -> bool:
-    """Whether strace has seen the end of the process, and written all down."""
+    """Return whether strace has recorded the end of the process."""
     return re.search(rf"^{pid} +\+\+\+", trace.read_text()[-10_000:], re.MULTILINE) is not None

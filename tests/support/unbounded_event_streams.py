@@ -1,6 +1,6 @@
-"""The service with event readers that hold whole tasks without a limit, for a negative control.
+"""The service with event streams that buffer whole tasks without a limit, for a negative control.
 
-`python -m tests.support.hoarding` serves like `python -m app`.
+`python -m tests.support.unbounded_event_streams` serves like `python -m app`.
 """
 
 import sys

@@ -1,6 +1,7 @@
-"""The service without some of its care for the disk, for negative controls.
+"""The service without one of its protections against data loss, for negative controls.
 
-`python -m tests.support.careless` serves like `python -m app`. WITHOUT names what it does not do.
+`python -m tests.support.weakened_durability` serves like `python -m app`. The environment variable
+WITHOUT names the protection to leave out.
 """
 
 import os
@@ -20,15 +21,17 @@ def _weaken(without: str) -> None:
             _skip_fsync(stat.S_ISREG)
         case "fsync of folders":
             _skip_fsync(stat.S_ISDIR)
-            # A log that does not grow: else its own fsync takes the names along, on ext4.
+            # Keep the WAL small. Otherwise ext4 writes the new names together with the fsync of a
+            # growing WAL, and the control would lose nothing.
             _prepare_and(lambda connection: connection.execute("PRAGMA wal_autocheckpoint = 20"))
-        case "doubt":  # in what the system has cached when an fsync has failed
+        case "doubt":  # keep the page cache after a failed fsync, although it is not on disk
             sqlite_file._advise = lambda *_: None
         case _:
             raise ValueError(without)
 
 
 def _prepare_and(then: Callable[[sqlite3.Connection], object]) -> None:
+    """Call `then` with each new connection after SQLite's usual preparation."""
     prepare = sqlite_file._prepare
 
     def prepare_carelessly(connection: sqlite3.Connection) -> None:
@@ -38,11 +41,11 @@ def _prepare_and(then: Callable[[sqlite3.Connection], object]) -> None:
     sqlite_file._prepare = prepare_carelessly
 
 
-def _skip_fsync(is_one: Callable[[int], bool]) -> None:
+def _skip_fsync(has_type: Callable[[int], bool]) -> None:
     fsync = os.fsync
 
     def fsync_others(descriptor: int) -> None:
-        if not is_one(os.fstat(descriptor).st_mode):
+        if not has_type(os.fstat(descriptor).st_mode):
             fsync(descriptor)
 
     os.fsync = fsync_others  # type: ignore[assignment]

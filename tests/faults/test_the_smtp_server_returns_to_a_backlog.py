@@ -1,7 +1,7 @@
-"""The SMTP server is down while mail is queued, and comes back.
+"""The SMTP server is down while mail is queued, and returns.
 
-There is no stampede: no more than SMTP_CONNECTIONS are open at once, and those are used again and
-again rather than one made for each mail.
+The backlog causes no stampede: at most SMTP_CONNECTIONS connections are open at the same time, and
+the mailer reuses each connection for many mails.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from tests.support.torture import Tried, form
 MAILS = form(50, 1000)
 CONNECTIONS = 3
 PATIENT = PATIENCE + MAILS / 20  # seconds
-HANDLING = 0.005  # seconds that the server takes for a mail, so that senders meet
+HANDLING = 0.005  # seconds that the server takes for a mail, so that deliveries overlap
 
 
-def test_mail_that_has_waited_comes_over_a_few_connections(tmp_path: Path, tried: Tried) -> None:
-    """Ten tasks run at once, and share the three connections."""
+def test_a_backlog_is_delivered_over_a_few_connections(tmp_path: Path, tried: Tried) -> None:
+    """Ten tasks run at the same time, and share three connections."""
     server = SmtpServer()
     server.delay["dot"] = HANDLING
     with (
@@ -38,7 +38,7 @@ def test_mail_that_has_waited_comes_over_a_few_connections(tmp_path: Path, tried
         portal.call(server.stop)
         for _ in range(MAILS):
             service.post("/send-notification/ada@example.com").raise_for_status()
-        until(lambda: tasks(service, "retrying"), within=PATIENT)  # the outage has been met
+        until(lambda: tasks(service, "retrying"), within=PATIENT)  # a mail has met the outage
         portal.call(server.start)
         until(lambda: len(server.received) >= MAILS, within=PATIENT)
 
@@ -55,7 +55,7 @@ def test_mail_that_has_waited_comes_over_a_few_connections(tmp_path: Path, tried
 async def test_control_a_connection_for_each_mail_is_a_stampede(
     server: SmtpServer, tried: Tried
 ) -> None:
-    """A sender as simple as can be, which begins with all that waited."""
+    """A simple sender starts all waiting mails at the same time."""
     server.delay["dot"] = HANDLING
     await asyncio.gather(
         *(
@@ -78,6 +78,6 @@ async def test_control_a_connection_for_each_mail_is_a_stampede(
 
 
 def tasks(service: Service, status: str) -> list[Json]:
-    """The newest tasks with this status."""
+    """Return the newest tasks with this status."""
     found: list[Json] = service.get("/tasks", params={"status": status}).json()["data"]
     return found
