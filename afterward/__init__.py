@@ -2,25 +2,31 @@
 
 A task is a row in a database, committed before the client gets its 202. A worker claims the row,
 runs the task's function, and tries it again if it fails. So a task survives a crash of the process
-that accepted it, and of the one that runs it.
+that accepted it, and a crash of the worker that runs it.
+
+Two words are our own. A durable task that was accepted is a *promise*: it runs at least once, and
+its outcome is kept. A task of FastAPI's BackgroundTasks is a *courtesy*: a crash loses it.
 
 Read in this order:
 
     fastapi          DurableRoute and DurableTasks: collect tasks in a route, commit, then answer
     unit_of_work     add_task(function, *args, **kwargs): the tasks of one transaction
     queue            commits, cancels and retries tasks; tells subscribers of each change
-    worker           claims due tasks, runs them, writes how each ended
-    attempt          calls the function of a task, and describes its error
+    worker           claims due tasks for its free slots
+    attempt          runs one task, and writes its outcome
+    call             calls the function of a task, and describes its error
+    heartbeat        extends the leases of running tasks
 
-    runtime          Afterward: starts and stops all of it
+    runtime          Afterward: starts and stops the engine, the worker and retention
     registry         the functions that may run, and their retry policies
     retry            when a failed task is tried again
     task             a task as it is stored, and its states
-    errors           what can go wrong
+    errors           the errors of the queue, and the errors that tasks raise
     events           changes of tasks, for subscribers; task_log writes them as log lines
-    retention        removes what is old
+    retention        removes old tasks and stored responses
     pauses           lets tasks wait while a service is away; circuit_breaker decides for one kind
     backlog_limit    refuses tasks when too many are unfinished
+    keep_trying      repeats a database operation until it succeeds
     engine           the operations that a database must have; engines has SQLite and PostgreSQL
 """
 

@@ -1,108 +1,211 @@
-"""Run one attempt of a task, and say how it ended: no path through here leaves it unsaid."""
+"""One attempt of a task: run its function, settle it, and tell the subscribers how it ended."""
 
 import asyncio
-import inspect
-import json
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+import contextlib
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from afterward.errors import PermanentError, TaskError, UnusableResult
-from afterward.registry import Function
-from afterward.task import to_json
+import structlog
 
-DETAIL_LENGTH = 1000  # characters of an error's description
+from afterward.call import call, error_as_json, with_timeout
+from afterward.errors import QueueUnavailable, ServiceUnavailable
+from afterward.events import EventType
+from afterward.keep_trying import keep_trying
+from afterward.pauses import Pauses, Return
+from afterward.queue import Queue
+from afterward.retry import is_unexpected
+from afterward.task import WAITING, Outcome, Status, Task, to_json
+from afterward.unit_of_work import Context
 
-ResultT = TypeVar("ResultT")
+OUTCOME_TRIES = 3  # to write an outcome that the database refuses as invalid
+
+_OUTCOME_NOT_WRITTEN = Outcome(
+    Status.FAILED,
+    error=to_json(
+        {
+            "type": "OutcomeNotWritten",
+            "detail": "the attempt ended, but its outcome is not storable",
+        }
+    ),
+    unexpected=True,
+)
+
+ToolsT = TypeVar("ToolsT")
+
+log = structlog.get_logger(__name__)
 
 
-async def call(function: Function, context: object, arguments: str) -> str | None:
-    """Call a task's function with its stored arguments; give its result as JSON, None for None.
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """The end of a task's function. The outcome is not written yet."""
 
-    Raises whatever the function raises; PermanentError if the arguments cannot be read, or do not
-    fit the function; UnusableResult if the result is not JSON.
+    outcome: Outcome
+    error: BaseException | None = None
+    service_is_back: Return | None = None
+
+
+class Attempt(Generic[ToolsT]):
+    """One claimed task while this worker runs and settles it, in an asyncio task of its own.
+
+    `earlier` are attempts of the same task that still run, although the worker lost the task and
+    has claimed it again. They must end first. `on_settled` is called when the outcome is written,
+    to free the slot.
     """
-    args, kwargs = _read(arguments)
-    try:
-        # A coroutine function checks its arguments here, and runs nothing before the await.
-        coroutine = function(context, *args, **kwargs)
-    except TypeError as error:
-        raise PermanentError(f"its stored arguments do not fit: {described(error)}") from error
-    return _encoded(await coroutine)
 
+    def __init__(
+        self,
+        task: Task,
+        queue: Queue[ToolsT],
+        tools: ToolsT,
+        pauses: Pauses,
+        *,
+        timeout: float,
+        earlier: Collection["Attempt[ToolsT]"],
+        on_settled: Callable[["Attempt[ToolsT]"], None],
+    ) -> None:
+        self.task = task
+        self.key = task.id, task.claims
+        """The task's id and the number of its claim (the fencing token)."""
+        self.is_suspect = task.crashes > 0
+        """Whether the worker crashed in the last attempt. This task may be the cause."""
+        self.is_settling = False
+        """Whether the function has ended and the outcome is being written."""
+        self.found_outage = False
+        """Whether the function raised ServiceUnavailable."""
+        self._queue = queue
+        self._tools = tools
+        self._pauses = pauses
+        self._timeout = timeout
+        self._earlier = earlier
+        self._on_settled = on_settled
+        self._permit = pauses.begin(task.kind)
+        self.asyncio_task = asyncio.create_task(self._run_and_settle(), name=task.id)
 
-def _read(arguments: str) -> tuple[list[Any], dict[str, Any]]:
-    try:
-        call = json.loads(arguments)
-        return [*call["args"]], {**call["kwargs"]}
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise PermanentError(f"its stored arguments cannot be read: {described(error)}") from error
+    def cancel(self) -> None:
+        """Cancel the attempt: its function ends, and the task is given back uncounted."""
+        self.asyncio_task.cancel()
 
+    async def _run_and_settle(self) -> None:
+        task = self.task
+        with structlog.contextvars.bound_contextvars(
+            task_id=task.id, kind=task.kind, request_id=task.request_id
+        ):
+            began = time.monotonic()
+            try:
+                ended = await self._run()
+                self.is_settling = True
+                written, settled = await self._settle(ended.outcome)
+            finally:
+                self._on_settled(self)
+            self._tell_subscribers(written, settled, ended.error, time.monotonic() - began)
+            if ended.service_is_back is not None:
+                await self._log_return(ended.service_is_back)
 
-def _encoded(result: object) -> str | None:
-    if result is None:
-        return None
-    try:
-        encoded = to_json(result)
-        if "\\ud" in encoded:  # it may be half of a pair, which cannot be answered in UTF-8
-            json.dumps(result, ensure_ascii=False).encode()
-    except Exception as error:
-        if inspect.iscoroutine(result):
-            result.close()  # or Python complains that it was never awaited
-        raise UnusableResult(
-            f"the work was done, but its result is not JSON: {described(error)}"
-        ) from error
-    return encoded
+    # Run
 
+    async def _run(self) -> _Ended:
+        """Call the task's function, and return how it ended. Raises nothing."""
+        task = self.task
+        follow_ups = self._queue.collect(task.request_id, task.client)
+        context = Context(task, self._tools, follow_ups, self._report_progress)
+        function = self._queue.registry.function(task.kind)
+        try:
+            await self._wait_for_earlier()
+            self._queue.events.emit(EventType.STARTED, task)
+            result = await with_timeout(self._timeout, call(function, context, task.arguments))
+        except BaseException as error:  # noqa: BLE001 -- a task's function may raise any error
+            return self._ended_with(error)
+        service_is_back = self._pauses.end(task, self._permit, None, called_off=False)
+        outcome = Outcome(Status.SUCCEEDED, result=result, follow_ups=follow_ups.collected())
+        return _Ended(outcome, None, service_is_back)
 
-async def within(seconds: float, work: Awaitable[ResultT]) -> ResultT:
-    """Give the result of `work`; raises TimeoutError with a description after so many seconds."""
-    deadline = asyncio.timeout(seconds)
-    try:
-        async with deadline:
-            return await work
-    except TimeoutError as error:
-        if deadline.expired():
-            error.args = (f"the attempt took longer than {seconds:g} s",)
-        raise
+    async def _wait_for_earlier(self) -> None:
+        """Wait until the earlier attempts of the same task have ended. Raises TimeoutError."""
+        if self._earlier:
+            running = [attempt.asyncio_task for attempt in self._earlier]
+            _, left = await asyncio.wait(running, timeout=self._timeout)
+            if left:
+                raise TimeoutError("an earlier attempt of this task does not end")
 
+    def _ended_with(self, error: BaseException) -> _Ended:
+        # Only this worker cancels the asyncio task from outside, because it stops or has lost the
+        # task to another worker. Then the attempt is given back, whatever error the function made
+        # of the cancellation. A function that raises CancelledError of its own has failed.
+        called_off = self.asyncio_task.cancelling() > 0
+        service_is_back = self._pauses.end(self.task, self._permit, error, called_off=called_off)
+        if called_off:
+            given_back = Outcome(Status.QUEUED, due_at=self._queue.now(), counts=False)
+            return _Ended(given_back, error, service_is_back)
+        self.found_outage = isinstance(error, ServiceUnavailable)
+        return _Ended(self._outcome_of_failure(error), error, service_is_back)
 
-def error_as_json(error: BaseException) -> str:
-    """Give an error as the API shows it: its type, its description, and the facts about it.
+    def _outcome_of_failure(self, error: BaseException) -> Outcome:
+        task, policy = self.task, self._queue.policy_of(self.task.kind)
+        resumes_at = self._pauses.resumes_at(task.kind) if self.found_outage else None
+        due_at = policy.next_attempt_at(task, error, self._queue.now(), resumes_at=resumes_at)
+        return Outcome(
+            Status.FAILED if due_at is None else Status.RETRYING,
+            due_at=due_at,
+            error=error_as_json(error),
+            unexpected=is_unexpected(error),
+        )
 
-    Facts that are not JSON are left out. The code that describes a failure must not fail itself.
-    """
-    told = {"type": type(error).__name__, "detail": described(error)}
-    return to_json((_facts(error) if isinstance(error, TaskError) else {}) | told)
+    async def _report_progress(self, progress: float) -> None:
+        fraction = min(max(progress, 0.0), 1.0)
+        # Progress is only shown, so a database that refuses it is no reason to fail the task.
+        with contextlib.suppress(QueueUnavailable):
+            reported = await self._queue.engine.report(self.task, fraction, self._queue.now())
+            if reported is not None:
+                self._queue.events.emit(EventType.PROGRESSED, reported)
 
+    # Settle
 
-def _facts(error: TaskError) -> dict[str, Any]:
-    facts = {}
-    try:
-        for name, fact in error.facts.items():
-            value = _clean(fact) if isinstance(fact, str) else fact
-            if _is_json(value):
-                facts[_clean(name)] = value
-    except Exception:  # noqa: BLE001 -- a subclass may have anything in their place
-        return {}
-    return facts
+    async def _settle(self, outcome: Outcome) -> tuple[Outcome, Task | None]:
+        """Write the outcome. Return what was written, and the task, or None if its claim was lost.
 
+        While the database is unavailable, the worker keeps trying. If the database refuses this
+        outcome three times for another reason, the task fails instead: otherwise the worker would
+        try for ever, and after a restart the task would run again.
+        """
+        ended_at, refusals = self._queue.now(), 0
 
-def _is_json(value: object) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except Exception:  # noqa: BLE001 -- an object of any class may raise anything
-        return False
-    return True
+        async def write() -> tuple[Outcome, Task | None]:
+            nonlocal refusals
+            to_write = outcome if refusals < OUTCOME_TRIES else _OUTCOME_NOT_WRITTEN
+            try:
+                return to_write, await self._queue.engine.settle(self.task, to_write, ended_at)
+            except QueueUnavailable:
+                raise
+            except Exception:
+                refusals += 1
+                raise
 
+        return await keep_trying(write)
 
-def described(error: BaseException) -> str:
-    """Give an error's description, whatever it does when it is asked for one."""
-    try:
-        return _clean(str(error)[:DETAIL_LENGTH])
-    except BaseException as second:  # noqa: BLE001 -- it may raise anything
-        return f"it cannot be described: {type(second).__name__}"
+    # Tell
 
+    def _tell_subscribers(
+        self, written: Outcome, settled: Task | None, error: BaseException | None, seconds: float
+    ) -> None:
+        events = self._queue.events
+        if settled is None:
+            events.emit(EventType.LOST, self.task, seconds=seconds, exception=error)
+            return
+        event_type = EventType(written.status) if written.counts else EventType.GIVEN_BACK
+        events.emit(event_type, settled, seconds=seconds, exception=error)
+        for follow_up in written.follow_ups.tasks:
+            events.emit(EventType.QUEUED, follow_up)
 
-def _clean(text: str) -> str:
-    # A lone surrogate has no form in UTF-8, and PostgreSQL's JSON has none for NUL.
-    return text.encode("utf-8", "replace").decode().replace("\0", "?")
+    async def _log_return(self, service: Return) -> None:
+        waiting: int | None = None
+        with contextlib.suppress(QueueUnavailable):
+            counts = (await self._queue.engine.backlog()).counts
+            waiting = sum(counts.get(status, 0) for status in WAITING)
+        log.warning(
+            "a service is back, its tasks go on",
+            kind=service.kind,
+            away_for=round(service.away_for, 1),
+            waiting=waiting,
+        )

@@ -1,4 +1,4 @@
-"""How much the backlog may still take: counted now and then, and not for each request."""
+"""A limit on the backlog: refuse new tasks while too many are unfinished."""
 
 import asyncio
 import time
@@ -7,53 +7,66 @@ from collections.abc import Awaitable, Callable
 from afterward.errors import BacklogFull
 from afterward.task import FINISHED, Backlog
 
-COUNTED_FOR_SECONDS = 1.0  # then other processes may have put some
+COUNT_CACHED_SECONDS = 1.0
 
 
 class BacklogLimit:
-    """Lets at most `limit` tasks be unfinished at a time; `count` gives the backlog.
+    """Lets at most `limit` tasks be unfinished at a time; `count` reads the backlog.
 
-    Several processes may go over it together, by what they accept within a second.
+    Counting is a query, so the count is cached for a second, and the tasks that this process adds
+    meanwhile are counted in memory. So one process never exceeds the limit. Several processes may
+    exceed it together, by the tasks that they accept within a second.
+
+    With a limit of 1,000 and a count of 990 from half a second ago, ten tasks are accepted without
+    a query. The eleventh needs a new count, because some of the 990 may have finished since.
     """
 
     def __init__(self, count: Callable[[], Awaitable[Backlog]], limit: int) -> None:
         self._count = count
         self._limit = limit
-        self._unfinished = 0  # as far as is known; never less than what this process has put
-        self._under_way = 0
+        self._unfinished = 0  # by the last count, and all tasks reserved since
+        self._reserved = 0  # of these, the tasks whose commit has not ended
         self._counted_at = float("-inf")
         self._counting = asyncio.Lock()
 
-    async def take(self, tasks: int) -> None:
-        """Take room for so many tasks, which are now to be put. Raises BacklogFull."""
+    async def reserve(self, tasks: int) -> None:
+        """Reserve a place for each task of a commit that is about to begin. Raises BacklogFull."""
         asked_at = time.monotonic()
-        if self._must_count(tasks, asked_at):
+        if self._needs_count(tasks, asked_at):
             async with self._counting:
-                if self._must_count(tasks, asked_at):  # nobody has in the meantime
+                # Another request may have counted while this one waited for the lock.
+                if self._needs_count(tasks, asked_at):
                     await self._count_again()
         if self._is_full(tasks):
             raise BacklogFull
         self._unfinished += tasks
-        self._under_way += tasks
+        self._reserved += tasks
 
-    def have_put(self, tasks: int) -> None:
-        """They have been put, or will not be: whoever has taken room says so."""
-        self._under_way -= tasks
+    def release(self, tasks: int) -> None:
+        """End a reservation after the commit, whether it succeeded or failed.
 
-    def _must_count(self, tasks: int, asked_at: float) -> bool:
-        # What has finished since is not known: nobody is refused before it is.
-        may_be_old = 0.0 if self._is_full(tasks) else COUNTED_FOR_SECONDS
-        return self._counted_at < asked_at - may_be_old
+        The next count tells which.
+        """
+        self._reserved -= tasks
+
+    def _needs_count(self, tasks: int, asked_at: float) -> bool:
+        # Tasks may have finished since the last count, so no request is refused by an old one.
+        longest_age = 0.0 if self._is_full(tasks) else COUNT_CACHED_SECONDS
+        return self._counted_at < asked_at - longest_age
 
     def _is_full(self, tasks: int) -> bool:
         return tasks > 0 and self._unfinished + tasks > self._limit
 
     async def _count_again(self) -> None:
-        began, before, under_way = time.monotonic(), self._unfinished, self._under_way
+        began, before, reserved = time.monotonic(), self._unfinished, self._reserved
         try:
             counts = (await self._count()).counts
         finally:
-            self._counted_at = began  # a failure too: who waits need not fail one after the other
+            # Also after a failure, so that waiting requests do not each wait for a failure of
+            # their own.
+            self._counted_at = began
         unfinished = sum(n for status, n in counts.items() if status not in FINISHED)
-        taken_meanwhile = self._unfinished - before
-        self._unfinished = unfinished + under_way + taken_meanwhile
+        # The count may lack the tasks that were being committed when it began, and those that were
+        # reserved since. They are added, so that the sum is never too low.
+        reserved_since = self._unfinished - before
+        self._unfinished = unfinished + reserved + reserved_since

@@ -4,8 +4,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
-from afterward.events import Event, Listener
-from afterward.task import Backlog, Outcome, Record, Status, Task, Writes
+from afterward.events import Event, Subscriber
+from afterward.task import Backlog, Claim, Outcome, Record, Status, Task, Writes
 
 
 class Engine(Protocol):
@@ -121,18 +121,17 @@ class Engine(Protocol):
         suspect: bool = True,
         now: float,
         lease: float,
-    ) -> list[Task]:
+    ) -> Claim:
         """Claim up to `limit` due tasks of these kinds for `lease` seconds, oldest first.
 
-        The tasks are returned as running, and this attempt is already counted. A suspect is a
+        These tasks are returned as running, and this attempt is already counted. A suspect is a
         waiting task whose worker crashed during its last attempt. A claim takes at most one
         suspect, and none if `suspect` is False, because a worker runs suspects one at a time: a
         task that crashes its process must not take the other suspects down with it again.
 
-        The list ends with the crashed tasks, of any kind: running tasks of other owners, whose
-        leases have expired. They are re-queued, and returned as retrying. A task fails instead, and
-        is returned as failed, if it has crashed MAX_CRASHES times in a row, or if this was its last
-        attempt.
+        The same transaction re-queues the crashed tasks, of any kind: running tasks of other
+        owners, whose leases have expired. They are returned as recovered, and are retrying. A task
+        fails instead if it has crashed MAX_CRASHES times in a row, or if this was its last attempt.
 
         A waiting task is due from `due_at` on if this time was in the future when the task was
         written. Any other waiting task is due at once, even if the clock has been set back.
@@ -215,5 +214,5 @@ class Engine(Protocol):
         """
 
     @abstractmethod
-    def subscribe(self, *listeners: Listener) -> None:
-        """Call `listeners` with each event that another process publishes from now on."""
+    def subscribe(self, *subscribers: Subscriber) -> None:
+        """Call `subscribers` with each event that another process publishes from now on."""

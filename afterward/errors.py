@@ -1,4 +1,4 @@
-"""The few errors of the queue; each docstring is what a person is told."""
+"""The errors of the queue and of tasks. The docstring of a QueueError is its message."""
 
 from afterward.task import Answer
 
@@ -7,7 +7,7 @@ class QueueError(Exception):
     """Something is wrong with the queue."""
 
     def __str__(self) -> str:
-        """Give the message: what was passed in, else the docstring."""
+        """Return the message that was passed in, else the docstring."""
         return super().__str__() or (type(self).__doc__ or "")
 
 
@@ -60,9 +60,9 @@ class KeyTaken(QueueError):
 
 
 class TaskError(Exception):
-    """An error that a task raises on purpose, with what is known about it.
+    """An error that a task raises on purpose.
 
-    `facts` stand beside `type` and `detail` in the task's error, as in `smtp_code=550`.
+    `facts`, such as `smtp_code=550`, are stored beside `type` and `detail` in the task's error.
     """
 
     def __init__(self, detail: str, **facts: int | str | None) -> None:
@@ -71,16 +71,16 @@ class TaskError(Exception):
 
 
 class TemporaryError(TaskError):
-    """The outside world says later: the task is tried again, for as long as its policy allows."""
+    """A failure that may pass. The task is tried again for as long as its policy allows."""
 
 
 class ServiceUnavailable(TemporaryError):
-    """The service that every task of this kind needs is away: they all wait for its return."""
+    """The service that all tasks of this kind need is away. They all wait for its return."""
 
 
 class PermanentError(TaskError):
-    """Trying again cannot help: the task fails at once."""
+    """A failure that a retry cannot mend. The task fails at once."""
 
 
 class UnusableResult(PermanentError):
-    """The work was done, but its result is not JSON. It is not done again."""
+    """The task has run, but its result has no JSON form. It does not run again."""

@@ -21,9 +21,9 @@ class EventType(StrEnum):
     RETRYING = "retrying"  # failed for now
     FAILED = "failed"  # failed for good
     CANCELLED = "cancelled"
-    RECOVERED = "recovered"  # its worker died; it is queued again
-    GIVEN_BACK = "given_back"  # its worker stopped before it was done
-    LOST = "lost"  # finished by a worker that no longer held it: changed nothing
+    RECOVERED = "recovered"  # its worker crashed; it is queued again
+    GIVEN_BACK = "given_back"  # its worker stopped first; it is queued again
+    LOST = "lost"  # ended on a worker that had lost its claim: nothing was written
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,36 +32,36 @@ class Event:
 
     type: EventType
     task: Task
-    seconds: float | None = None  # how long the attempt took
+    seconds: float | None = None  # the length of an attempt that has ended
     exception: BaseException | None = None
 
 
-Listener = Callable[[Event], None]
+Subscriber = Callable[[Event], None]
 
 
 class Events:
-    """Hands each event to every listener, at once and in order.
+    """Calls every subscriber with each event, at once and in order.
 
-    Listeners are functions that do not wait, because they run inside the queue. An error of one is
-    logged, and changes nothing for the task or for the other listeners.
+    A subscriber is a plain function that returns quickly, because the queue waits for it. If it
+    raises, the error is logged; the task and the other subscribers are not affected.
     """
 
     def __init__(self) -> None:
-        self._listeners: list[Listener] = []
+        self._subscribers: list[Subscriber] = []
 
-    def subscribe(self, listener: Listener) -> None:
-        """Call `listener` with each event from now on."""
-        self._listeners.append(listener)
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Call `subscriber` with each event from now on."""
+        self._subscribers.append(subscriber)
 
     def emit(
         self, event_type: EventType, task: Task, **details: float | BaseException | None
     ) -> None:
-        """Tell every listener."""
+        """Call every subscriber with a new event."""
         event = Event(event_type, task, **details)  # type: ignore[arg-type]
-        for listener in self._listeners:
+        for subscriber in self._subscribers:
             try:
-                listener(event)
+                subscriber(event)
             except Exception:
                 log.exception(
-                    "a listener of task events fails", task_id=task.id, event_type=event_type
+                    "a subscriber of task events fails", task_id=task.id, event_type=event_type
                 )

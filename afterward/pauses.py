@@ -1,16 +1,16 @@
-"""Pauses the kinds of tasks whose service is away, and logs the beginning and end of an outage."""
+"""One circuit breaker for each kind of task, and the log lines about an outage."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
 
-from afterward.attempt import described
-from afterward.circuit_breaker import Admits, Breaker, Ended, Pass
+from afterward.call import describe
+from afterward.circuit_breaker import Admits, Breaker, Ended, Permit
 from afterward.errors import ServiceUnavailable
 from afterward.task import Task
 
-TELL_AGAIN_SECONDS = 60.0  # at least so long between two lines about one outage
+LOG_AGAIN_SECONDS = 60.0  # the shortest time between two lines about one outage
 
 log = structlog.get_logger(__name__)
 
@@ -24,63 +24,67 @@ class Return:
 
 
 class Pauses:
-    """One circuit breaker for each kind of task; `now` gives seconds since the epoch.
+    """Pauses each kind of task while its service is away. `now` returns seconds since the epoch.
 
-    Each worker has its own: an outage seen from one machine need not be one from another.
+    Each worker has its own pauses, because a service that one machine cannot reach may be in reach
+    of another.
     """
 
     def __init__(self, kinds: Iterable[str], now: Callable[[], float]) -> None:
         self._now = now
         self._breakers = {kind: Breaker() for kind in kinds}
-        self._told_at: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
 
     def kinds(self, admits: Admits) -> list[str]:
-        """Give the kinds of which so many tasks may be claimed now."""
+        """Return the kinds whose breaker now admits this number of tasks."""
         now = self._now()
         return [kind for kind, breaker in self._breakers.items() if breaker.admits(now) is admits]
 
     def next_end(self) -> float | None:
-        """Seconds until the first pause ends; None while no pause lasts."""
+        """Return the seconds until the first pause ends; None without a pause."""
         now = self._now()
-        left = [left for one in self._breakers.values() if (left := one.pause_left(now))]
-        return min(left, default=None)
+        pauses = [breaker.pause_left(now) for breaker in self._breakers.values()]
+        return min(filter(None, pauses), default=None)
 
-    def begin(self, kind: str) -> Pass:
-        """An attempt of this kind begins."""
+    def begin(self, kind: str) -> Permit:
+        """Note that an attempt of this kind begins. Its permit goes to `end`."""
         return self._breakers[kind].begin()
 
     def end(
-        self, task: Task, allowed: Pass, error: BaseException | None, *, called_off: bool
+        self, task: Task, permit: Permit, error: BaseException | None, *, called_off: bool
     ) -> Return | None:
-        """An attempt has ended; tells if the service is back with it."""
+        """Note how an attempt ended, and log an outage. Returns a Return if the service is back.
+
+        `called_off` means that the worker cancelled the attempt, so that it says nothing.
+        """
         breaker, now = self._breakers[task.kind], self._now()
         away_since = breaker.away_since
-        breaker.end(allowed, _how_it_ended(error, called_off=called_off), now)
+        breaker.end(permit, _ended(error, called_off=called_off), now)
         if isinstance(error, ServiceUnavailable) and breaker.away_since is not None:
-            self._tell(task, error, began=away_since is None)
+            self._log_outage(task, error, began=away_since is None)
         if away_since is None or breaker.away_since is not None:
             return None
         return Return(task.kind, max(0.0, now - away_since))
 
     def resumes_at(self, kind: str) -> float | None:
-        """The end of the pause of this kind, in seconds since the epoch; None without a pause."""
+        """Return the end of this kind's pause, in seconds since the epoch; None without a pause."""
         now = self._now()
         left = self._breakers[kind].pause_left(now)
         return now + left if left else None
 
-    def _tell(self, task: Task, error: ServiceUnavailable, *, began: bool) -> None:
+    def _log_outage(self, task: Task, error: ServiceUnavailable, *, began: bool) -> None:
         now = self._now()
-        if began or not 0 <= now - self._told_at[task.kind] < TELL_AGAIN_SECONDS:
-            self._told_at[task.kind] = now
+        if began or not 0 <= now - self._logged_at[task.kind] < LOG_AGAIN_SECONDS:
+            self._logged_at[task.kind] = now
             log.warning(
                 "a service is away, its tasks wait" if began else "a service is still away",
                 kind=task.kind,
                 task_id=task.id,
-                error=described(error),
+                error=describe(error),
             )
 
 
-def _how_it_ended(error: BaseException | None, *, called_off: bool) -> Ended:
+def _ended(error: BaseException | None, *, called_off: bool) -> Ended:
     if called_off:
         return Ended.UNKNOWN
     return Ended.AWAY if isinstance(error, ServiceUnavailable) else Ended.WORKED

@@ -1,7 +1,8 @@
-"""The queue as the rest of the app sees it: collect, commit, look, cancel, retry."""
+"""The queue: commit, cancel and retry tasks, and tell subscribers of each change."""
 
+import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from afterward.backlog_limit import BacklogLimit
@@ -17,7 +18,11 @@ ToolsT = TypeVar("ToolsT")
 
 
 class Queue(Generic[ToolsT]):
-    """An engine, the registry of what it may run, and the events that tell of it."""
+    """Durable tasks in one database: `engine` stores them, `registry` has their functions.
+
+    `policy` applies to each kind of task without a policy of its own. At most `max_backlog` tasks
+    may be unfinished. `now` returns seconds since the epoch. `events` calls the subscribers.
+    """
 
     def __init__(
         self,
@@ -34,11 +39,14 @@ class Queue(Generic[ToolsT]):
         self.events = Events()
         self.now = now
         self.keys_in_flight: set[str] = set()
-        """The idempotency keys of the requests that this process carries out just now."""
+        """The idempotency keys of the requests that are under way in this process."""
         self._backlog_limit = BacklogLimit(engine.backlog, max_backlog)
 
     def collect(self, request_id: str | None = None, client: str = "") -> UnitOfWork[ToolsT]:
-        """Begin to collect tasks for one commit."""
+        """Return an empty unit of work, to be committed with `commit`.
+
+        Its tasks belong to `client`, and their log lines name `request_id`.
+        """
         return UnitOfWork(
             self.registry,
             policy_of=self.policy_of,
@@ -47,23 +55,44 @@ class Queue(Generic[ToolsT]):
             client=client,
         )
 
+    @contextlib.asynccontextmanager
+    async def transaction(
+        self, request_id: str | None = None, client: str = ""
+    ) -> AsyncIterator[UnitOfWork[ToolsT]]:
+        """Collect tasks and records in a block, and commit them together at its end.
+
+            async with queue.transaction() as transaction:
+                transaction.add_task(send_email, "ada@example.com")
+
+        If the block raises, nothing is written. The end of the block raises as `commit` does.
+        """
+        unit_of_work = self.collect(request_id, client)
+        yield unit_of_work
+        await self.commit(unit_of_work.collected())
+
     def policy_of(self, kind: str) -> RetryPolicy:
-        """The retry policy of this kind of task: its own, or the queue's."""
+        """Return the retry policy of this kind of task: its own, or the queue's."""
         return self.registry.policy(kind) or self.policy
 
-    async def commit(self, writes: Writes) -> None:
-        """Make what was collected a promise: it is on disk when this returns.
+    @property
+    def longest_wait(self) -> float:
+        """The longest wait before a retry, in seconds, that any policy gives."""
+        policies = [self.policy, *map(self.policy_of, self.registry)]
+        return max(policy.maximum for policy in policies)
 
-        Raises BacklogFull, KeyTaken, or RecordNotFound for a record that was to be removed and is
-        gone: then nothing was written, nor after any QueueUnavailable but CommitUnknown. After
-        CommitUnknown, or a cancellation, it may have been.
+    async def commit(self, writes: Writes) -> None:
+        """Write a unit of work. When this returns, its tasks are on disk: they are promises.
+
+        Raises BacklogFull; KeyTaken for a repeated request; RecordNotFound if a record to remove is
+        gone; QueueUnavailable. Then nothing was written. Only after CommitUnknown, or a
+        cancellation, everything may have been written, or nothing.
         """
         if writes.tasks or writes.records or writes.removed or writes.answer:
-            await self._backlog_limit.take(len(writes.tasks))
+            await self._backlog_limit.reserve(len(writes.tasks))
             try:
                 await self.engine.put(writes)
             finally:
-                self._backlog_limit.have_put(len(writes.tasks))
+                self._backlog_limit.release(len(writes.tasks))
             for task in writes.tasks:
                 self.events.emit(EventType.QUEUED, task)
 
@@ -104,27 +133,30 @@ class Queue(Generic[ToolsT]):
         other statement.
         """
         task = self.collect().add_task(function, *args, **kwargs)
-        await self._backlog_limit.take(1)
+        await self._backlog_limit.reserve(1)
         try:
             await self.engine.put_through(connection, task)
         finally:
-            self._backlog_limit.have_put(1)
+            self._backlog_limit.release(1)
         return task
 
     async def cancel(self, task_id: str) -> Task:
-        """Withdraw a task that waits. Raises TaskNotFound, TaskHasStarted."""
+        """Cancel a waiting task. Raises TaskNotFound, TaskHasStarted, QueueUnavailable."""
         task = await self.engine.cancel(task_id, self.now())
         self.events.emit(EventType.CANCELLED, task)
         return task
 
     async def retry(self, task: Task, writes: Writes) -> Task:
-        """Queue a failed or cancelled task afresh, with all of its attempts or its time.
+        """Queue a failed or cancelled task again, with all of its attempts or its time.
 
-        `writes` is written with it. Raises BacklogFull, TaskNotFound, TaskNotGivenUp, KeyTaken.
+        The answer in `writes` is written in the same transaction. Raises ValueError if `writes` has
+        anything else; BacklogFull, TaskNotFound, TaskNotGivenUp, KeyTaken, QueueUnavailable.
         """
+        if writes != Writes(answer=writes.answer):
+            raise ValueError("a retry is a transaction of its own: add the new tasks in another")
         now = self.now()
         bounds = self.policy_of(task.kind).bounds(now)
-        await self._backlog_limit.take(1)
+        await self._backlog_limit.reserve(1)
         try:
             task = await self.engine.retry(
                 task.id,
@@ -134,6 +166,6 @@ class Queue(Generic[ToolsT]):
                 gives_up_at=bounds.gives_up_at,
             )
         finally:
-            self._backlog_limit.have_put(1)
+            self._backlog_limit.release(1)
         self.events.emit(EventType.QUEUED, task)
         return task

@@ -1,4 +1,4 @@
-"""The registry of durable tasks: which functions there are, and how each is retried."""
+"""The registry: the functions that may run as durable tasks, and their retry policies."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -14,7 +14,7 @@ Function = Callable[..., Coroutine[Any, Any, Any]]
 
 @dataclass(frozen=True, slots=True)
 class TaskKind:
-    """A durable task function, and how it is retried where that is not the queue's own policy."""
+    """A function of durable tasks, with a retry policy of its own instead of the queue's."""
 
     function: Function
     retry: RetryPolicy | None = None
@@ -23,7 +23,9 @@ class TaskKind:
 class Registry(Generic[ToolsT]):
     """The kinds of durable tasks, by the names of their functions.
 
-    The name is stored with each task, so keep it. A function alone is a kind without a policy.
+    Each stored task names its function, so do not rename a function while tasks of its kind wait. A
+    function without a TaskKind has the queue's retry policy. Raises TypeError for a function that
+    is not `async def`, and for two functions of one name.
     """
 
     def __init__(self, *kinds: Function | TaskKind) -> None:
@@ -33,27 +35,30 @@ class Registry(Generic[ToolsT]):
             name = kind.function.__name__
             if not asyncio.iscoroutinefunction(kind.function):
                 raise TypeError(
-                    f"{name} must be `async def`; what blocks goes into asyncio.to_thread inside it"
+                    f"{name} must be `async def`; inside it, run blocking calls with "
+                    "asyncio.to_thread"
                 )
             if self._kinds.setdefault(name, kind).function is not kind.function:
                 raise TypeError(f"two tasks are named {name}")
 
     def __iter__(self) -> Iterator[str]:
-        """The names."""
+        """Iterate over the names of the kinds."""
         return iter(self._kinds)
 
     def kind_of(self, function: Function) -> str:
-        """The name under which a function is stored; TypeError if it is not in the registry."""
+        """Return the name of a function's kind. Raises TypeError if it is not in the registry."""
         name = function.__name__
         if name not in self._kinds or self._kinds[name].function is not function:
-            raise TypeError(f"{name} is not in the registry of tasks: name it there")
+            raise TypeError(
+                f"{name} is not in the registry of tasks: add it to Afterward(tasks=[...])"
+            )
         return name
 
     def function(self, name: str) -> Function:
-        """The function of this name. Raises KeyError if there is none."""
+        """Return the function of this kind. Raises KeyError if there is none."""
         return self._kinds[name].function
 
     def policy(self, name: str) -> RetryPolicy | None:
-        """The retry policy of this kind; None if it has none of its own, or is not known here."""
+        """Return the retry policy of this kind; None if it has none of its own, or is unknown."""
         kind = self._kinds.get(name)
         return kind.retry if kind else None

@@ -1,4 +1,4 @@
-"""Removes finished tasks after the retention time, and stored responses after a day."""
+"""Retention: remove finished tasks after a time, and stored responses after a day."""
 
 import asyncio
 from typing import Any
@@ -10,15 +10,16 @@ from afterward.queue import Queue
 from afterward.task import ANSWERS_LIVE_SECONDS
 
 EVERY_SECONDS = 10.0
-AT_ONCE = 500  # rows removed in one transaction, so that requests are not kept waiting
+AT_ONCE = 500  # rows removed in one transaction, so that requests wait only briefly for it
 
 log = structlog.get_logger(__name__)
 
 
 async def remove_regularly(queue: Queue[Any], keep_seconds: float) -> None:
-    """Remove what is old every ten seconds, until cancelled.
+    """Remove old tasks and responses every ten seconds, until cancelled.
 
-    While the database refuses, the removal is put off and logged.
+    `keep_seconds` is the time that a finished task stays. Errors are logged, and the next round
+    tries again.
     """
     while True:
         try:
@@ -37,9 +38,9 @@ async def remove_old(queue: Queue[Any], *, finished_before: float) -> None:
     """
     answered_before = queue.now() - ANSWERS_LIVE_SECONDS
     removed = 0
-    while some := await queue.engine.purge(
+    while purged := await queue.engine.purge(
         finished_before=finished_before, answered_before=answered_before, limit=AT_ONCE
     ):
-        removed += some
+        removed += purged
     if removed:
         log.info("old tasks removed", rows=removed)

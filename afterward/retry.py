@@ -1,4 +1,4 @@
-"""When to try again: a pure function of the task, its error and the time."""
+"""Retry policies: when a failed task is tried again, and when it fails for good."""
 
 import random
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from afterward.errors import PermanentError, TaskError
 from afterward.task import Task, to_json
 
-MAX_CRASHES = 3  # in a row
+MAX_CRASHES = 3  # in a row; then the task fails
 WORKER_DIED = to_json({"type": "WorkerDied", "detail": "the process died while it ran this task"})
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The end of trying, as it is stored with a task: a number of attempts, or a time."""
+    """The bound of a task's retries, as it is stored with the task: attempts, or a time."""
 
     max_attempts: int | None = None
     gives_up_at: float | None = None  # seconds since the epoch
@@ -23,15 +23,15 @@ class Bounds:
 class RetryPolicy:
     """Exponential back-off with full jitter, bounded by attempts or by time.
 
-    After attempt n the wait is a random time between 0 and base * 2**(n-1) seconds, at most
-    `maximum`: with 1 and 900, up to 1 s, 2 s, 4 s ... a quarter of an hour. Full jitter spreads a
-    thousand tasks that failed together most evenly over the time of the next attempt (Brooker,
-    "Exponential Backoff and Jitter", 2015).
+    After attempt n the worker waits for a random time between 0 and base * 2**(n-1) seconds, at
+    most `maximum`. With a base of 1 and a maximum of 900, that is up to 1 s, 2 s, 4 s ... 15
+    minutes. Because the whole wait is random (full jitter), a thousand tasks that failed together
+    are tried again evenly spread (Brooker, "Exponential Backoff and Jitter", 2015).
 
-    A task ends after `attempts` attempts. With `give_up_after`, in seconds, the outside world has
-    so much time instead, as RFC 5321 (4.5.4.1) asks for mail: however often it raises a
-    TemporaryError meanwhile, the task is tried again, for the last time at the end. Only errors
-    that nobody expected count then against `attempts`, because they are most likely bugs.
+    A task fails after `attempts` attempts. With `give_up_after`, in seconds, time is the bound
+    instead, as RFC 5321 (4.5.4.1) asks for mail: the task is tried again after any number of
+    TemporaryErrors, for the last time when the time is over. Then only unexpected errors count
+    against `attempts`, because these are most likely bugs. `uniform` is for tests.
     """
 
     attempts: int = 8
@@ -41,7 +41,7 @@ class RetryPolicy:
     uniform: Callable[[float, float], float] = random.uniform
 
     def bounds(self, now: float) -> Bounds:
-        """Give the bounds of a task that is accepted, or retried by hand, at this time."""
+        """Return the bounds of a task that is accepted, or retried by hand, at this time."""
         if self.give_up_after is None:
             return Bounds(max_attempts=self.attempts)
         return Bounds(gives_up_at=now + self.give_up_after)
@@ -49,10 +49,11 @@ class RetryPolicy:
     def next_attempt_at(
         self, task: Task, error: BaseException, now: float, *, resumes_at: float | None = None
     ) -> float | None:
-        """Give the time of the next attempt, or None if there is none.
+        """Return the time of the next attempt, or None if the task fails for good.
 
-        `task` is as it was claimed, so its `attempts` count the one that raised the error and its
-        `errors` do not. `resumes_at` takes the place of the random wait during an outage.
+        `task` is the task as it was claimed: its `attempts` include the one that raised `error`,
+        its `errors` do not. During an outage, `resumes_at` replaces the random wait. Times are in
+        seconds since the epoch.
         """
         if isinstance(error, PermanentError) or self._is_spent(task, error, now):
             return None
@@ -68,11 +69,11 @@ class RetryPolicy:
         return is_unexpected(error) and task.errors + 1 >= self.attempts
 
     def ceiling(self, attempt: int) -> float:
-        """The longest wait after this attempt, in seconds."""
-        # The exponent is bounded first: 2.0**1024 does not fit a float.
+        """Return the longest wait after this attempt, in seconds."""
+        # The exponent is bounded, because 2.0**1024 does not fit a float.
         return min(self.maximum, self.base * 2.0 ** min(attempt - 1, 64))
 
 
 def is_unexpected(error: BaseException) -> bool:
-    """Tell an error that nobody expected from one that a task raises on purpose."""
+    """Whether an error is most likely a bug, because no task raised it on purpose."""
     return not isinstance(error, TaskError)

@@ -1,4 +1,4 @@
-"""One object that starts and stops everything: `Afterward(url, tasks=[...])`."""
+"""Afterward(url, tasks=[...]): one object that starts and stops all parts of the library."""
 
 import asyncio
 import contextlib
@@ -25,15 +25,22 @@ class Afterward(Generic[ToolsT]):
         afterward = Afterward("sqlite:///queue.db", tasks=[send_email])
         app = FastAPI(lifespan=afterward.lifespan)
 
-    `database` is a URL (see `open_engine`) or an engine. `tasks` names each function that may run,
-    a TaskKind where it has a retry policy of its own; the others have `retry`. Every function gets
+    Without FastAPI, for example in a script that adds a task:
+
+        async with afterward.running() as queue, queue.transaction() as transaction:
+            transaction.add_task(send_email, "ada@example.com")
+
+    `database` is a URL (see `open_engine`) or an engine. `tasks` has each function that may run; a
+    TaskKind gives a function a retry policy of its own instead of `retry`. Every function gets
     `tools` as `context.tools`: a mailer, for example.
 
-    `concurrency` is the number of tasks that run at once; with 0 there is no worker, because others
-    run the tasks. `lease_seconds` is the time after which the task of a dead worker runs again,
-    `timeout_seconds` the most that one attempt may take. At the stop, running tasks have
-    `grace_seconds` to finish; those that do not are given back. Finished tasks are kept for
-    `retention_days`. At most `max_backlog` tasks may be unfinished; one more is refused.
+    `concurrency` is the number of tasks that run at once. With 0 there is no worker: processes of
+    their own run the tasks. `lease_seconds` is the time after which a crashed worker's tasks run
+    again. One attempt may take `timeout_seconds`. When the app stops, running tasks have
+    `grace_seconds` to finish; after that they are given back, and run again later. Finished tasks
+    are removed after `retention_days`. With `max_backlog` unfinished tasks, new ones are refused.
+
+    Without further settings, each change of a task is a log line, and failures are errors there.
     """
 
     def __init__(  # noqa: PLR0913 -- keyword-only settings
@@ -63,10 +70,15 @@ class Afterward(Generic[ToolsT]):
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[dict[str, Any]]:
-        """Run for as long as a FastAPI app does, as its `lifespan`.
+        """Start and stop with a FastAPI app: FastAPI(lifespan=afterward.lifespan).
 
-        A lifespan of your own can use it: `async with afterward.lifespan(app) as state`, and then
-        `yield {**state, ...}`. DurableRoute finds the queue in that state.
+        DurableRoute finds the queue in the state that this yields. A lifespan of your own passes it
+        on:
+
+            @asynccontextmanager
+            async def lifespan(app):
+                async with afterward.lifespan(app) as state:
+                    yield {**state, "mailer": mailer}
         """
         async with self.running() as queue:
             yield {"queue": queue}
@@ -81,8 +93,10 @@ class Afterward(Generic[ToolsT]):
             await self.queue.engine.start()
             stack.push_async_callback(self.queue.engine.stop)
             keep_seconds = self._retention_days * DAY_SECONDS
-            retention = asyncio.create_task(remove_regularly(self.queue, keep_seconds))
-            stack.push_async_callback(_end, retention)
+            retention = asyncio.create_task(
+                remove_regularly(self.queue, keep_seconds), name="retention"
+            )
+            stack.push_async_callback(_cancel, retention)
             if self._concurrency:
                 worker = Worker(
                     self.queue,
@@ -96,6 +110,6 @@ class Afterward(Generic[ToolsT]):
             yield self.queue
 
 
-async def _end(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

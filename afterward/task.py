@@ -1,4 +1,4 @@
-"""What a task is: its record, its states, and what is written together with it."""
+"""A task as it is stored, its states, and the values that are written together with it."""
 
 import json
 import random
@@ -9,41 +9,41 @@ from typing import Any
 
 
 class Status(StrEnum):
-    """Where a task stands; docs/states.md draws the ways between them."""
+    """The states of a task. docs/states.md draws the transitions."""
 
-    QUEUED = "queued"  # accepted and on disk; no worker has it
-    RUNNING = "running"  # one worker holds it, under a lease
+    QUEUED = "queued"  # accepted and on disk; no worker has claimed it
+    RUNNING = "running"  # one worker has claimed it, under a lease
     RETRYING = "retrying"  # an attempt failed; the next one waits for its time
     SUCCEEDED = "succeeded"  # its function returned
-    FAILED = "failed"  # given up: the error is kept with it
-    CANCELLED = "cancelled"  # withdrawn while it was waiting
+    FAILED = "failed"  # failed for good; `error` tells why
+    CANCELLED = "cancelled"  # withdrawn before a worker claimed it
 
 
 WAITING = (Status.QUEUED, Status.RETRYING)
-ANSWERS_LIVE_SECONDS = 24 * 3600.0
 FINISHED = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
+ANSWERS_LIVE_SECONDS = 24 * 3600.0  # a stored response, for repeated requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One row of the record. Times are seconds since the epoch."""
+    """One row of the table of tasks. Times are seconds since the epoch."""
 
     id: str
     kind: str
     arguments: str  # JSON: {"args": [...], "kwargs": {...}}
     created_at: float
     updated_at: float
-    due_at: float  # not to be run before
+    due_at: float  # the earliest time of the next attempt
     max_attempts: int | None = None  # None where time is the bound
     gives_up_at: float | None = None  # None where attempts are the bound
     request_id: str | None = None
-    client: str = ""  # whose it is; nobody's where there are no API keys
+    client: str = ""  # the owner; empty if the service has no API keys
     status: Status = Status.QUEUED
-    attempts: int = 0  # counted before the run
+    attempts: int = 0  # counted at the claim, before the function runs
     errors: int = 0  # attempts that ended in an error that is neither temporary nor permanent
-    crashes: int = 0  # attempts in a row whose process died
-    claims: int = 0  # times it was ever claimed: the fencing token
-    owner: str | None = None
+    crashes: int = 0  # attempts in a row in which the worker crashed
+    claims: int = 0  # all claims so far: the fencing token
+    owner: str | None = None  # the worker that runs it
     started_at: float | None = None
     finished_at: float | None = None
     progress: float | None = None
@@ -52,15 +52,15 @@ class Task:
 
     @property
     def next_attempt_at(self) -> float | None:
-        """When a failed attempt is made again; None for a task that waits for nothing."""
+        """The time of the next attempt after a failed one; None unless the task is RETRYING."""
         return self.due_at if self.status is Status.RETRYING else None
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A small JSON document kept beside the tasks, and committed together with them.
+    """A small JSON document that is stored beside the tasks, and committed together with them.
 
-    A client's documents are named apart from everybody else's.
+    Collection, client and id identify it. So two clients may use the same id.
     """
 
     collection: str
@@ -72,9 +72,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was answered to a request that carried an idempotency key, to be answered again.
+    """The stored response to a request with an idempotency key, for its repetitions.
 
-    Two requests are the same if their fingerprints are.
+    A request with the same key is a repetition if its fingerprint is the same too.
     """
 
     key: str
@@ -86,41 +86,52 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """What one transaction writes: all of it, or nothing."""
+    """The rows that one transaction writes."""
 
     tasks: tuple[Task, ...] = ()
     records: tuple[Record, ...] = ()
     answer: Answer | None = None
-    batch_id: str | None = None  # of all the tasks, if they are to be counted as one
+    batch_id: str | None = None  # of all the tasks, if they form a batch
     removed: tuple[Record, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """The tasks that a worker's claim has changed."""
+
+    running: tuple[Task, ...] = ()
+    """Claimed for this worker, which must run them; the oldest first."""
+    recovered: tuple[Task, ...] = ()
+    """Crashed tasks of other workers: RETRYING, or FAILED after too many crashes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ended. Follow-ups are written in the transaction that settles the task."""
+    """The end of an attempt. Follow-ups are written in the transaction that settles the task."""
 
     status: Status
-    due_at: float | None = None
-    result: str | None = None
-    error: str | None = None
-    counts: bool = True  # False: the attempt was given back, as if never begun
-    unexpected: bool = False  # the attempt ended in an error that nobody raised on purpose
+    due_at: float | None = None  # of the next attempt
+    result: str | None = None  # JSON
+    error: str | None = None  # JSON
+    counts: bool = True  # False: the worker stopped, and the attempt is not counted
+    unexpected: bool = False  # see retry.is_unexpected
     follow_ups: Writes = field(default_factory=Writes)
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How many tasks stand where, and since when the oldest due one has waited."""
+    """The number of tasks in each state, and the due time of the oldest waiting task."""
 
     counts: dict[Status, int]
     oldest_due_at: float | None
 
 
 class _Sequence:
-    """Numbers of 74 bits for the ids of each millisecond, in ascending order within a process.
+    """The 74 random bits of an id, which ascend within a process and a millisecond.
 
-    The first one is random, and each further one is larger by a random amount (RFC 9562, section
-    6.2, method 2). Routes that are no coroutines make ids in threads.
+    The first number of a millisecond is random. Each further one is larger by a random amount (RFC
+    9562, section 6.2, method 2). The lock is for routes without `async`, which FastAPI runs in
+    threads.
     """
 
     def __init__(self) -> None:
@@ -133,7 +144,7 @@ class _Sequence:
             if milliseconds == self._milliseconds:
                 self._last += 1 + random.getrandbits(32)
             else:
-                # Half of the range is left for the further ones of this millisecond.
+                # 73 bits leave half of the range for the further numbers of this millisecond.
                 self._milliseconds, self._last = milliseconds, random.getrandbits(73)
             return self._last
 
@@ -142,12 +153,12 @@ _sequence = _Sequence()
 
 
 def new_id(now: float) -> str:
-    """A UUID of version 7 for the time `now`, in seconds since the epoch (RFC 9562, section 5.7).
+    """Return a UUID of version 7 for a time in seconds since the epoch (RFC 9562, section 5.7).
 
-    Ids are unique, and sorted by time. Those of one process and one millisecond are sorted by the
-    order in which they were made, so that the tasks of a batch keep their order.
+    Ids sort by time. Within one process and millisecond they sort in the order in which they were
+    made, so the tasks of a batch keep their order.
     """
-    # Unique, but no secret: who may see a task is decided by other means.
+    # The random bits make ids unique, not secret. API keys decide who may read a task.
     milliseconds = int(now * 1000)
     random_bits = _sequence.next(milliseconds)
     version, variant = 0x7 << 76, 0b10 << 62
@@ -157,11 +168,16 @@ def new_id(now: float) -> str:
 
 
 def to_json(value: object) -> str:
-    """Compact ASCII JSON, which any database and any log takes.
+    """Return compact ASCII JSON, which every database and log can store.
 
-    Raises TypeError for what JSON has no form for, ValueError for NaN and infinities.
+    Raises TypeError for a value without a JSON form, ValueError for NaN and infinities, and
+    RecursionError for a value that is nested too deeply.
     """
     return _encode(value)
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+def _refuse(value: object) -> None:
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_refuse).encode

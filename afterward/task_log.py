@@ -1,4 +1,4 @@
-"""A log line for each change of a task, so that an operator sees what became of it."""
+"""Log lines about tasks: one for each change, and one a minute for repeated deferrals."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from afterward.errors import ServiceUnavailable, TaskError
 from afterward.events import Event, EventType
 from afterward.task import Task
 
-SUM_UP_SECONDS = 60.0  # deferrals for the same cause are one line in this time
+SUM_UP_SECONDS = 60.0  # deferrals of one cause within this time are one line
 
 _LEVELS = {
     EventType.QUEUED: logging.DEBUG,
@@ -30,13 +30,14 @@ log = structlog.get_logger("afterward")
 
 
 class TaskLog:
-    """Writes a log line for each change of a task; `write` subscribes to the queue's events.
+    """Writes a log line for each change of a task: `queue.events.subscribe(TaskLog().write)`.
 
-    A mail that is deferred is no line for an operator to act on, and an hour of greylisting defers
-    thousands. So the first deferral for a cause is a line at once, with its task. Further ones are
-    counted, and are one line a minute: "tasks deferred". Each is a line of its own at DEBUG.
+    A deferral is a TemporaryError, after which the task is tried again. An operator need not act on
+    it, and an hour of greylisting defers thousands of mails. So the first deferral of a cause is
+    logged at once, with its task. Further ones are counted, and are one line a minute: "tasks
+    deferred". At level DEBUG, each deferral is a line.
 
-    `now` gives seconds that only go forward.
+    `now` returns seconds of a clock that never goes back.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -44,7 +45,7 @@ class TaskLog:
         self._deferrals: dict[tuple[str, ...], _Deferrals] = {}
 
     def write(self, event: Event) -> None:
-        """Write a line about the event, or count it."""
+        """Write a line about an event, or count it."""
         if self._deferrals:
             self._sum_up()
         level = _LEVELS.get(event.type, logging.INFO)
@@ -55,10 +56,10 @@ class TaskLog:
             log.log(level, line, **_facts(event))
 
     def _level_of_deferral(self, task: Task, error: TaskError) -> int:
-        # The worker tells of an outage, when it begins, while it lasts, and when it ends.
+        # The worker logs the outage itself: when it begins, once a minute, and when it ends.
         if isinstance(error, ServiceUnavailable):
             return logging.DEBUG
-        # What differs from mail to mail, such as a reply that names its recipient, is no cause.
+        # The detail is no part of the cause, because it may name the recipient of the mail.
         cause = (task.kind, type(error).__name__, *map(str, error.facts.values()))
         if counted := self._deferrals.get(cause):
             counted.add(task)
@@ -67,7 +68,7 @@ class TaskLog:
         return logging.WARNING
 
     def _sum_up(self) -> None:
-        """Write a line for each cause whose minute is over, and forget the causes that ended."""
+        """Write a line for each cause after its minute. Forget a cause without new deferrals."""
         now = self._now()
         for cause, counted in [*self._deferrals.items()]:
             if now - counted.since < SUM_UP_SECONDS:
@@ -87,7 +88,7 @@ class TaskLog:
 
 @dataclass(slots=True)
 class _Deferrals:
-    """Deferrals for one cause since its last line."""
+    """The deferrals of one cause since its last line."""
 
     kind: str
     since: float
@@ -95,7 +96,7 @@ class _Deferrals:
     last_error: Any = None
 
     def add(self, task: Task) -> None:
-        """Count one more."""
+        """Count one more deferral."""
         self.tasks += 1
         self.last_error = _error_of(task)
 
@@ -113,7 +114,7 @@ def _facts(event: Event) -> dict[str, Any]:
         facts["error"] = _error_of(task)
     if task.next_attempt_at is not None:
         facts["next_attempt_in"] = round(task.next_attempt_at - task.updated_at, 3)
-    # Only an error that nobody expected is traced: the others say all that there is to know.
+    # Only an unexpected error needs its traceback.
     if event.type in (EventType.RETRYING, EventType.FAILED) and not isinstance(
         event.exception, TaskError
     ):

@@ -1,10 +1,11 @@
-"""`durable_tasks.add_task(fn, *args, **kwargs)`: the feel of BackgroundTasks, with a promise."""
+"""The unit of work: tasks and records that are collected, and then committed together."""
 
+import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
-from afterward.registry import Registry
+from afterward.registry import Function, Registry
 from afterward.retry import RetryPolicy
 from afterward.task import Answer, Record, Task, Writes, new_id, to_json
 
@@ -13,9 +14,9 @@ ToolsT = TypeVar("ToolsT")
 
 
 class UnitOfWork(Generic[ToolsT]):
-    """Collects what a request, or a task, promises; committed in one transaction.
+    """Collects the tasks and records of a request or of a task, for one transaction.
 
-    Nothing is promised before the commit: a request that fails leaves no trace of what it added.
+    Nothing is written before the commit. If the request fails first, nothing of it remains.
     """
 
     def __init__(
@@ -44,21 +45,22 @@ class UnitOfWork(Generic[ToolsT]):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Task:
-        """Collect a call of `function`, which gets a Context first and then these arguments.
+        """Collect a call of `function`, which gets a Context and then these arguments.
 
-        Gives the task as it will be queued. Raises TypeError if the function is not in the
-        registry, cannot be called like this, or an argument has no form in JSON; ValueError for
-        NaN and infinities.
+        Returns the task as it will be queued. The arguments are stored as JSON, so the function
+        gets a tuple as a list. Raises TypeError if the function is not in the registry, cannot be
+        called like this, or an argument has no JSON form; ValueError for NaN and infinities.
         """
         kind = self._registry.kind_of(function)
-        # Calls it, so that wrong arguments are found now; nothing of it runs until it is awaited.
+        # The call finds wrong arguments now. The body of the function runs only when awaited.
         function(cast("Context[ToolsT]", None), *args, **kwargs).close()
+        arguments = _encode_arguments(kind, function, args, kwargs)
         now = self._now()
         bounds = self._policy_of(kind).bounds(now)
         task = Task(
             id=new_id(now),
             kind=kind,
-            arguments=to_json({"args": args, "kwargs": kwargs}),
+            arguments=arguments,
             request_id=self._request_id,
             client=self._client,
             max_attempts=bounds.max_attempts,
@@ -70,22 +72,28 @@ class UnitOfWork(Generic[ToolsT]):
         self._tasks.append(task)
         return task
 
-    def keep(self, collection: str, record_id: str, body: dict[str, Any]) -> None:
-        """Collect a record, to be written together with the tasks; raises as add_task does."""
+    def add_record(self, collection: str, record_id: str, body: dict[str, Any]) -> None:
+        """Collect a record, which replaces the client's record of this id if there is one.
+
+        Raises TypeError if `body` has no JSON form, ValueError for NaN and infinities.
+        """
         to_json(body)
         self._records.append(Record(collection, self._client, record_id, body, self._now()))
 
-    def remove(self, record: Record) -> None:
-        """Collect the removal of a record; the commit raises RecordNotFound if it is gone."""
+    def remove_record(self, record: Record) -> None:
+        """Collect the removal of a record. The commit raises RecordNotFound if it is gone."""
         self._removed.append(record)
 
     def as_batch(self) -> str:
-        """Let the tasks collected here be one batch, which is counted as one; gives its id."""
+        """Make all tasks of this unit of work one batch. Returns the id of the batch."""
         self._batch_id = new_id(self._now())
         return self._batch_id
 
     def collected(self, answer: Answer | None = None) -> Writes:
-        """Everything collected so far, with the answer to keep for the request's key if any."""
+        """Return everything that was collected, for `Queue.commit`.
+
+        `answer` is the response to store for the request's idempotency key, if it has one.
+        """
         return Writes(
             tuple(self._tasks), tuple(self._records), answer, self._batch_id, tuple(self._removed)
         )
@@ -93,11 +101,31 @@ class UnitOfWork(Generic[ToolsT]):
 
 @dataclass(frozen=True, slots=True)
 class Context(Generic[ToolsT]):
-    """What every durable task is given as its first argument."""
+    """The first argument of every durable task."""
 
     task: Task
     tools: ToolsT
     durable_tasks: UnitOfWork[ToolsT]
-    """Tasks added here are committed together with this task's success, or not at all."""
+    """The unit of work of this attempt, committed with the task's success, else dropped."""
     report_progress: Callable[[float], Awaitable[None]]
-    """Tell how far the task is, from 0 to 1."""
+    """Store the progress of the task, from 0 to 1, and tell the subscribers."""
+
+
+def _encode_arguments(
+    kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str:
+    try:
+        return to_json({"args": args, "kwargs": kwargs})
+    except (TypeError, ValueError) as error:
+        # Encode each argument for itself, to name the first that has no JSON form.
+        bound = inspect.signature(function).bind(None, *args, **kwargs)
+        refused = [name for name, value in bound.arguments.items() if not _has_json_form(value)]
+        raise type(error)(f"{kind}: the argument `{refused[0]}`: {error}") from error
+
+
+def _has_json_form(value: object) -> bool:
+    try:
+        to_json(value)
+    except (TypeError, ValueError):
+        return False
+    return True

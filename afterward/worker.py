@@ -1,55 +1,57 @@
-"""Does what was promised: claims tasks, runs them, and writes down how each one ended."""
+"""The worker: claim due tasks, run them, settle them.
+
+     +---> wait until a task is due and a slot is free
+     |       |
+     |       v
+     |     claim     one statement for all free slots: the rows become RUNNING, under a lease,
+     |       |       and their attempts are counted
+     |       v
+     |      run      an asyncio task for each of them; the heartbeat extends the leases
+     |       |
+     |       v
+     |     settle    the row becomes SUCCEEDED, RETRYING or FAILED; or QUEUED again, if this
+     |       |       worker stops first
+     |       v
+     +---- free the slot, and tell the subscribers
+
+The loop that claims does not wait for the tasks that it starts. With 10 slots and 4 long tasks, it
+goes on with the other 6 slots.
+
+If the worker crashes between claim and settle, its leases expire. The next claim of any worker then
+re-queues its tasks, and they run again. So each accepted task runs at least once.
+
+This module has the loop and the slots. `attempt` runs and settles one task, `heartbeat` extends the
+leases, `pauses` tells which kinds of tasks may be claimed.
+"""
 
 import asyncio
-import contextlib
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import Generic, TypeVar
 
-import structlog
-
-from afterward.attempt import call, error_as_json, within
-from afterward.circuit_breaker import Admits, Pass
-from afterward.errors import QueueUnavailable, ServiceUnavailable
+from afterward.attempt import Attempt
+from afterward.circuit_breaker import Admits
 from afterward.events import EventType
-from afterward.pauses import Pauses, Return
+from afterward.heartbeat import Heartbeat
+from afterward.keep_trying import keep_trying
+from afterward.pauses import Pauses
 from afterward.queue import Queue
-from afterward.retry import is_unexpected
-from afterward.task import WAITING, Outcome, Status, Task, new_id, to_json
-from afterward.unit_of_work import Context
+from afterward.task import Status, Task, new_id
 
-POLL_SECONDS = 0.5  # how late a retry may be noticed
-FIRST_PAUSE_SECONDS = 0.1  # between two tries while the database refuses
-LONGEST_PAUSE_SECONDS = 5.0
-QUIET_SECONDS = 0.05  # in which no task has begun or ended, and the worker is not busy
-LAST_WRITES_SECONDS = 0.5  # for a stopping worker; with a database that refuses, it goes without
-TRIES = 3  # to write an outcome that the database does not take, though it takes others
-
-_NOT_WRITTEN = Outcome(
-    Status.FAILED,
-    error=to_json(
-        {
-            "type": "OutcomeNotWritten",
-            "detail": "the attempt ended, but its outcome is not storable",
-        }
-    ),
-    unexpected=True,
-)
+POLL_SECONDS = 0.5  # a retry is noticed at most so long after it is due
+QUIET_SECONDS = 0.05  # a worker is busy if a task began or ended within this time
+LAST_WRITES_SECONDS = 0.5  # for the last outcomes of a worker that stops
 
 ToolsT = TypeVar("ToolsT")
-ResultT = TypeVar("ResultT")
-
-log = structlog.get_logger(__name__)
 
 
 class Worker(Generic[ToolsT]):
-    """Runs up to `concurrency` tasks at once on the event loop.
+    """Runs up to `concurrency` tasks at once on the event loop, each with `tools`.
 
-    `lease` is how long, in seconds, the others believe that this worker lives without hearing of
-    it; `task_timeout` how long one attempt may take.
+    `lease` is the time in seconds after which other workers take over the tasks of a worker without
+    a heartbeat. One attempt may take `task_timeout` seconds.
     """
 
     def __init__(
@@ -68,89 +70,84 @@ class Worker(Generic[ToolsT]):
         self._task_timeout = task_timeout
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{new_id(queue.now())[-12:]}"
         self._pauses = Pauses(queue.registry, queue.now)
-        self._attempts: dict[_Claim, asyncio.Task[None]] = {}
-        self._settling: set[_Claim] = set()  # of those, the ones that have run
-        self._suspect: asyncio.Task[None] | None = None  # of those, the one in a crash before
+        self._attempts: set[Attempt[ToolsT]] = set()  # claimed and not settled yet
+        self._heartbeat = Heartbeat(queue, self.owner, self._attempts, lease=lease)
         self._stopping = asyncio.Event()
         self._slot_free = asyncio.Event()
-        self._pause_begins = asyncio.Event()
+        self._wake = asyncio.Event()  # set when the claim loop must not wait for the next poll
         self._last_step_at = float("-inf")  # when a task began or ended
         self._loops: list[asyncio.Task[None]] = []
 
+    # Start and stop
+
     async def start(self) -> None:
-        """Begin to work."""
+        """Begin to claim and run tasks."""
         self._loops = [
-            asyncio.create_task(self._claim_tasks(), name="worker-claims"),
-            asyncio.create_task(self._beat(), name="worker-heartbeat"),
+            asyncio.create_task(self._claim_until_stopped(), name="worker-claims"),
+            asyncio.create_task(self._heartbeat.run(), name="worker-heartbeat"),
         ]
 
     async def stop(self, grace: float) -> None:
-        """Claim nothing more; let what runs finish within `grace` seconds, give back the rest."""
+        """Claim no more tasks. Running tasks have `grace` seconds to finish, then are given back.
+
+        The heartbeat goes on until the last of them is settled.
+        """
         grace_ends_at = time.monotonic() + grace
         self._stopping.set()
         self._slot_free.set()
+        self._wake.set()
         claims, heartbeat = self._loops
-        # A claim under way is waited for, because its tasks must run or be given back.
-        await _end([claims], within=max(grace, LAST_WRITES_SECONDS))
-        if running := list(self._attempts.values()):
+        # 1. A claim that is under way must end first, because its tasks must run or be given back.
+        await _wait_or_cancel([claims], within=max(grace, LAST_WRITES_SECONDS))
+        # 2. Let running tasks finish.
+        if running := self._asyncio_tasks():
             await asyncio.wait(running, timeout=max(0.0, grace_ends_at - time.monotonic()))
-        for attempt in self._attempts.values():
+        # 3. Cancel the others. Each writes that its task is given back.
+        for attempt in self._attempts:
             attempt.cancel()
-        await _end([*self._attempts.values()], within=LAST_WRITES_SECONDS)
+        await _wait_or_cancel(self._asyncio_tasks(), within=LAST_WRITES_SECONDS)
         heartbeat.cancel()
-        await _end([heartbeat], within=LAST_WRITES_SECONDS)
+        await _wait_or_cancel([heartbeat], within=LAST_WRITES_SECONDS)
+
+    async def run_until_idle(self) -> None:
+        """Work until no task is due and none runs. Tests use it in place of start and stop."""
+        while await self._claim_due() or self._attempts:
+            await asyncio.gather(*self._asyncio_tasks())
 
     @property
     def is_busy(self) -> bool:
-        """Whether tasks begin and end, and do not all wait for something that takes long."""
+        """Whether tasks begin and end just now, and do not all wait for something slow."""
         return time.monotonic() - self._last_step_at < QUIET_SECONDS
 
-    async def run_until_idle(self) -> None:
-        """Work until nothing is due and nothing runs; for tests, which then need not sleep."""
-        while await self._claim_due() or self._attempts:
-            await asyncio.gather(*self._attempts.values())
+    # Claim
 
-    # Claiming
-
-    async def _claim_tasks(self) -> None:
+    async def _claim_until_stopped(self) -> None:
         while not self._stopping.is_set():
+            # Cleared before the claim, so that an event during the claim is not missed.
             self._slot_free.clear()
-            if await self._persist(self._claim_due, sooner=self._stopping):
+            self._wake.clear()
+            if await keep_trying(self._claim_due, skip_pause=self._stopping):
                 continue
             if len(self._attempts) >= self._concurrency:
                 await self._slot_free.wait()
             else:
-                await self._rest()
+                await self._wait_for_due_tasks()
 
-    async def _rest(self) -> None:
-        """Wait until tasks may have come, a pause or a suspect ends, or the worker is to stop."""
-        self._pause_begins.clear()
+    async def _wait_for_due_tasks(self) -> None:
+        """Wait until tasks were added, a retry may be due, a pause ends, or `_wake` is set."""
         pause = self._pauses.next_end()
+        seconds = POLL_SECONDS if pause is None else min(pause, POLL_SECONDS)
         waits = [
-            asyncio.create_task(
-                self._queue.engine.wait_for_tasks(
-                    POLL_SECONDS if pause is None else min(pause, POLL_SECONDS)
-                )
-            ),
-            asyncio.create_task(self._stopping.wait()),
-            asyncio.create_task(self._pause_begins.wait()),  # it may end before the next look
+            asyncio.create_task(self._queue.engine.wait_for_tasks(seconds)),
+            asyncio.create_task(self._wake.wait()),
         ]
-        ends = [self._suspect] if self._suspect else []
-        await asyncio.wait([*waits, *ends], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
 
     async def _claim_due(self) -> bool:
-        """Claim due tasks for the free slots, and begin them; False if none came.
-
-        A slot whose task has run, and whose end is being written, counts as free: on SQLite the
-        claim shares that commit. But the next task begins only when that end is on disk, so that a
-        crash lets no more than `concurrency` tasks run again.
-
-        Of the tasks that were running when a worker died, one may have killed it. They run one at
-        a time: together they would all be in its next crash, and fail with it in the third.
-        """
+        """Claim due tasks for the free slots, and begin them. Return False if none came."""
         if self._stopping.is_set():
             return False
         # 1. After the pause of a kind, one of its tasks finds out whether the service is back.
@@ -158,257 +155,95 @@ class Worker(Generic[ToolsT]):
         for kind in self._pauses.kinds(Admits.ONE):
             claimed += await self._claim([kind], at_most=1)
         # 2. Tasks of the kinds without a pause take the other slots. Without any such kind, the
-        #    claim re-queues the tasks of dead workers all the same.
+        #    claim re-queues the tasks of crashed workers all the same.
         claimed += await self._claim(self._pauses.kinds(Admits.ALL), at_most=self._concurrency)
         return claimed > 0
 
     async def _claim(self, kinds: list[str], *, at_most: int) -> int:
-        """Claim due tasks of these kinds for the free slots, and begin them; gives how many."""
-        free = self._concurrency - (len(self._attempts) - len(self._settling))
+        """Claim due tasks of these kinds, and begin them. Return how many tasks changed.
+
+        With 10 slots, of which 4 have running tasks and 2 have tasks that are settling, it claims
+        up to 6. The slots of the 2 count as free, because on SQLite the claim and the settlements
+        then share one commit. See `_begin`, which waits for them.
+        """
+        running = sum(not attempt.is_settling for attempt in self._attempts)
+        free = self._concurrency - running
         if free <= 0:
             return 0
-        if self._suspect and self._suspect.done():
-            self._suspect = None
-        tasks = await self._queue.engine.claim(
+        # Of the tasks that ran when a worker crashed, one may be the cause. They run one at a time:
+        # together they would all be in the next crash, and fail with it in the third.
+        has_suspect = any(attempt.is_suspect for attempt in self._attempts)
+        claim = await self._queue.engine.claim(
             self.owner,
             kinds=kinds,
             limit=min(free, at_most),
-            suspect=self._suspect is None,
+            suspect=not has_suspect,
             now=self._queue.now(),
             lease=self._lease,
         )
-        for task in tasks:
-            if task.status is not Status.RUNNING:  # re-queued, because its worker died
-                failed = task.status is Status.FAILED
-                self._queue.events.emit(EventType.FAILED if failed else EventType.RECOVERED, task)
-            else:
-                attempt = await self._begin(task)
-                if task.crashes:
-                    self._suspect = attempt
-        return len(tasks)
+        for task in claim.running:
+            await self._begin(task)
+        for task in claim.recovered:
+            failed = task.status is Status.FAILED
+            self._queue.events.emit(EventType.FAILED if failed else EventType.RECOVERED, task)
+        return len(claim.running) + len(claim.recovered)
 
-    async def _begin(self, task: Task) -> asyncio.Task[None]:
+    # Slots
+
+    async def _begin(self, task: Task) -> None:
+        """Begin an attempt once a slot is free.
+
+        A task that is settling keeps its slot until its outcome is on disk. So never more than
+        `concurrency` tasks run again after a crash.
+        """
         while len(self._attempts) >= self._concurrency and not self._stopping.is_set():
             self._slot_free.clear()
             await self._slot_free.wait()
-        allowed = self._pauses.begin(task.kind)
-        attempt = asyncio.create_task(
-            self._attempt(task, allowed, self._call_off_earlier(task)), name=task.id
+        attempt = Attempt(
+            task,
+            self._queue,
+            self._tools,
+            self._pauses,
+            timeout=self._task_timeout,
+            earlier=self._cancel_earlier(task),
+            on_settled=self._free_slot,
         )
-        self._attempts[_Claim.of(task)] = attempt
+        self._attempts.add(attempt)
         self._last_step_at = time.monotonic()
-        return attempt
 
-    def _call_off_earlier(self, task: Task) -> list[asyncio.Task[None]]:
-        """Cancel attempts of a task that this worker lost to another and has won back."""
+    def _cancel_earlier(self, task: Task) -> list[Attempt[ToolsT]]:
+        """Cancel earlier attempts of this task, which still run although another worker took it.
+
+        This happens to a worker that was slow, lost the task, and has now claimed it again.
+        """
         if task.claims == 1:
             return []
-        earlier = [claim for claim in self._attempts if claim.task_id == task.id]
-        for claim in earlier:
-            if claim not in self._settling:
-                self._attempts[claim].cancel()
-        return [self._attempts[claim] for claim in earlier]
+        earlier = [attempt for attempt in self._attempts if attempt.task.id == task.id]
+        for attempt in earlier:
+            if not attempt.is_settling:
+                attempt.cancel()
+        return earlier
 
-    # Running
+    def _free_slot(self, attempt: Attempt[ToolsT]) -> None:
+        self._attempts.discard(attempt)
+        self._slot_free.set()
+        self._last_step_at = time.monotonic()
+        # The next suspect may run now, or the pause that has begun may end before the next poll.
+        if attempt.is_suspect or attempt.found_outage:
+            self._wake.set()
 
-    async def _attempt(self, task: Task, allowed: Pass, earlier: list[asyncio.Task[None]]) -> None:
-        """Run one attempt and settle it, whatever happens in between."""
-        with structlog.contextvars.bound_contextvars(
-            task_id=task.id, kind=task.kind, request_id=task.request_id
-        ):
-            began = time.monotonic()
-            try:
-                ended = await self._run(task, allowed, earlier)
-                self._settling.add(_Claim.of(task))
-                outcome, settled = await self._settle(task, ended.outcome)
-            finally:
-                del self._attempts[_Claim.of(task)]
-                self._settling.discard(_Claim.of(task))
-                self._slot_free.set()
-                self._last_step_at = time.monotonic()
-            seconds = time.monotonic() - began
-            what = EventType.LOST if settled is None else _what_happened(outcome)
-            self._queue.events.emit(what, settled or task, seconds=seconds, exception=ended.error)
-            for follow_up in outcome.follow_ups.tasks if settled else ():
-                self._queue.events.emit(EventType.QUEUED, follow_up)
-            if ended.service_is_back is not None:
-                await self._tell_of_return(ended.service_is_back)
-
-    async def _run(self, task: Task, allowed: Pass, earlier: list[asyncio.Task[None]]) -> "_Ended":
-        """Call the task's function, and say how that ended."""
-        this = asyncio.current_task()
-        assert this is not None
-        follow_ups = self._queue.collect(task.request_id, task.client)
-        context = Context(task, self._tools, follow_ups, self._reporter(task))
-        function = self._queue.registry.function(task.kind)
-        try:
-            await self._wait_for(earlier)
-            self._queue.events.emit(EventType.STARTED, task)
-            result = await within(self._task_timeout, call(function, context, task.arguments))
-        except BaseException as error:  # noqa: BLE001 -- a task may raise anything
-            # Cancelled by this worker, which stops or has lost the task to another, whatever the
-            # task made of the cancellation. A task that cancelled itself has failed.
-            called_off = bool(this.cancelling())
-            service_is_back = self._pauses.end(task, allowed, error, called_off=called_off)
-            outcome = (
-                Outcome(Status.QUEUED, due_at=self._queue.now(), counts=False)
-                if called_off
-                else self._after_failure(task, error)
-            )
-            return _Ended(outcome, error, service_is_back)
-        service_is_back = self._pauses.end(task, allowed, None, called_off=False)
-        outcome = Outcome(Status.SUCCEEDED, result=result, follow_ups=follow_ups.collected())
-        return _Ended(outcome, None, service_is_back)
-
-    async def _wait_for(self, earlier: list[asyncio.Task[None]]) -> None:
-        """Wait until the earlier attempts of the same task have ended."""
-        if earlier:
-            _, left = await asyncio.wait(earlier, timeout=self._task_timeout)
-            if left:
-                raise TimeoutError("an earlier attempt of this task does not end")
-
-    def _after_failure(self, task: Task, error: BaseException) -> Outcome:
-        if is_outage := isinstance(error, ServiceUnavailable):
-            self._pause_begins.set()
-        resumes_at = self._pauses.resumes_at(task.kind) if is_outage else None
-        due_at = self._queue.policy_of(task.kind).next_attempt_at(
-            task, error, self._queue.now(), resumes_at=resumes_at
-        )
-        return Outcome(
-            Status.FAILED if due_at is None else Status.RETRYING,
-            due_at=due_at,
-            error=error_as_json(error),
-            unexpected=is_unexpected(error),
-        )
-
-    async def _settle(self, task: Task, outcome: Outcome) -> tuple[Outcome, Task | None]:
-        """Write the outcome; give what was written, and the task, or None if the claim was lost.
-
-        An outcome that the database does not take would be tried for ever, and its task run for
-        ever. After a few tries the task fails instead.
-        """
-        ended_at, failures = self._queue.now(), 0
-
-        async def settle() -> tuple[Outcome, Task | None]:
-            nonlocal failures
-            written = outcome if failures < TRIES else _NOT_WRITTEN
-            try:
-                return written, await self._queue.engine.settle(task, written, ended_at)
-            except QueueUnavailable:
-                raise
-            except Exception:
-                failures += 1
-                raise
-
-        return await self._persist(settle)
-
-    async def _tell_of_return(self, service: Return) -> None:
-        waiting: int | None = None
-        with contextlib.suppress(QueueUnavailable):
-            counts = (await self._queue.engine.backlog()).counts
-            waiting = sum(counts.get(status, 0) for status in WAITING)
-        log.warning(
-            "a service is back, its tasks go on",
-            kind=service.kind,
-            away_for=round(service.away_for, 1),
-            waiting=waiting,
-        )
-
-    def _reporter(self, task: Task) -> Callable[[float], Awaitable[None]]:
-        async def report(progress: float) -> None:
-            fraction = min(max(progress, 0.0), 1.0)
-            with contextlib.suppress(QueueUnavailable):  # a courtesy: no reason to fail the task
-                reported = await self._queue.engine.report(task, fraction, self._queue.now())
-                if reported is not None:
-                    self._queue.events.emit(EventType.PROGRESSED, reported)
-
-        return report
-
-    # Staying alive
-
-    async def _beat(self) -> None:
-        """Keep the leases of what runs; and see that no clock holds up what waits."""
-        while True:
-            await self._persist(self._pull_forward)
-            await asyncio.sleep(self._lease / 3)
-            await self._persist(self._hold_on)
-
-    async def _hold_on(self) -> None:
-        """Extend the leases, and cancel the attempts whose tasks have been lost to others."""
-        running = set(self._attempts)
-        held = await self._queue.engine.extend(self.owner, now=self._queue.now(), lease=self._lease)
-        for lost in ((running - held) & self._attempts.keys()) - self._settling:
-            self._attempts[lost].cancel()
-
-    async def _pull_forward(self) -> None:
-        await self._queue.engine.pull_forward(
-            now=self._queue.now(), longest_wait=self._queue.policy.maximum
-        )
-
-    async def _persist(
-        self, ask: Callable[[], Awaitable[ResultT]], *, sooner: asyncio.Event | None = None
-    ) -> ResultT:
-        """Ask the engine until it answers: a full disk or a locked database passes.
-
-        Any other error is logged, and the engine asked again too: a worker that ended here would
-        leave a service that accepts and does nothing. When `sooner` is set, it asks at once.
-        """
-        pause = FIRST_PAUSE_SECONDS
-        asking = asyncio.current_task()
-        assert asking is not None
-        cancelled = asking.cancelling()
-        while True:
-            try:
-                return await ask()
-            except QueueUnavailable as error:
-                if asking.cancelling() > cancelled:  # the driver made an error of it
-                    raise asyncio.CancelledError from error
-                log.warning(
-                    "database refuses", error=repr(error.__cause__ or error), again_in=pause
-                )
-            except Exception:
-                log.exception("database fails", again_in=pause)
-            await _pause(pause, until=sooner)
-            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+    def _asyncio_tasks(self) -> list[asyncio.Task[None]]:
+        return [attempt.asyncio_task for attempt in self._attempts]
 
 
-class _Claim(NamedTuple):
-    """A task under one of its claims: what an attempt is known by."""
+async def _wait_or_cancel(tasks: Iterable[asyncio.Task[None]], *, within: float) -> None:
+    """Wait until the tasks have ended. Cancel the tasks that are still running after `within`.
 
-    task_id: str
-    number: int
-
-    @classmethod
-    def of(cls, task: Task) -> "_Claim":
-        """The claim under which a task is held."""
-        return cls(task.id, task.claims)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """An attempt that has run."""
-
-    outcome: Outcome
-    error: BaseException | None
-    service_is_back: Return | None
-
-
-async def _end(tasks: list[asyncio.Task[None]], *, within: float) -> None:
-    """Wait for tasks to end, and cancel those that do not."""
-    if tasks:
-        _, late = await asyncio.wait(tasks, timeout=within)
-        for task in late:
+    A cancelled task has half a second more. Then it is left behind.
+    """
+    if left := set(tasks):
+        _, left = await asyncio.wait(left, timeout=within)
+        for task in left:
             task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=LAST_WRITES_SECONDS)
-
-
-async def _pause(seconds: float, *, until: asyncio.Event | None) -> None:
-    """Wait so many seconds, or until an event is set."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await (until or asyncio.Event()).wait()
-
-
-def _what_happened(outcome: Outcome) -> EventType:
-    return EventType.GIVEN_BACK if not outcome.counts else EventType(outcome.status)
+    if left:
+        await asyncio.wait(left, timeout=LAST_WRITES_SECONDS)

@@ -1,7 +1,7 @@
-"""Idempotency keys: a repeated request is carried out once, and answered as the first time.
+"""Idempotency keys: a repeated request is carried out once, and gets the first response again.
 
-The header is described in draft-ietf-httpapi-idempotency-key-header. A client that got no answer
-sends its request again with the same key, and cannot queue its tasks twice.
+The header is described in draft-ietf-httpapi-idempotency-key-header. A client that got no response
+sends its request again with the same key. So it cannot queue the tasks of one request twice.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ _KEY = re.compile(r'"([!#-~]{1,255})"|([!#-~][!-~]{0,254})')
 
 
 class IdempotencyKeyReused(HTTPException):
-    """The key came with another request before. Answered with 422."""
+    """The key was used for another request before. The response is 422."""
 
     def __init__(self) -> None:
         super().__init__(422, "This Idempotency-Key was used before, for another request.")
 
 
-def key_of(request: Request, client: str) -> str | None:
+def read_key(request: Request, client: str) -> str | None:
     """Return the request's idempotency key, None if it has none.
 
-    Two clients may use the same key, so the key begins with the client's name. Neither can hold a
-    space, which separates them. Raises HTTPException 400 for a malformed header.
+    Two clients may use the same key, so the result begins with the client's name and a space.
+    Neither name nor key can contain a space. Raises HTTPException 400 for a malformed header.
     """
     header = request.headers.get("idempotency-key")
     if header is None:
@@ -41,13 +41,13 @@ def key_of(request: Request, client: str) -> str | None:
     return f"{client} {match[1] or match[2]}".lstrip()
 
 
-def answer_to_keep(
+def answer_to_store(
     key: str, request: Request, body: bytes, response: Response, now: float
 ) -> Answer:
     """Return the response in the form in which it is stored beside the tasks.
 
-    `body` is the request's body, or a digest that stands for it. The fingerprint tells whether a
-    later request with this key is the same request.
+    `body` is the request's body, or a digest of it. The fingerprint tells whether a later request
+    with this key is the same request.
     """
     asked = f"{request.method} {_route_path(request.scope)}?{request.url.query}\n".encode()
     return Answer(
@@ -68,7 +68,7 @@ def replay(answer: Answer) -> Response:
 
 
 def _route_path(scope: Scope) -> str:
-    """Return the path without the prefix of a proxy, which may change between two requests.
+    """Return the path without the prefix of a proxy, because the prefix may change.
 
     In ASGI the `path` begins with the `root_path`.
     """

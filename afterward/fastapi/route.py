@@ -12,12 +12,12 @@ from afterward.fastapi.unit_of_work import RequestUnitOfWork
 
 
 class DurableRoute(APIRoute):
-    """Commits what a route has added to `durable_tasks`, and then lets FastAPI send the response.
+    """Commits the tasks that a route has added to `durable_tasks`, then lets FastAPI respond.
 
-    FastAPI calls the handler below, and sends what the handler returns. So if the commit fails,
-    there is no 202 yet that could be sent. A dependency of function scope commits at the same
-    moment, but it takes a fifth of the time of a request, and it does not see the response, which
-    is stored for a repeated Idempotency-Key.
+    FastAPI calls the handler below, and sends the response that the handler returns. So if the
+    commit fails, no 202 is sent. A dependency of function scope could commit at the same moment,
+    but it takes a fifth of the time of a request. Nor does it see the response, which must be
+    stored for a repeated Idempotency-Key.
 
     If the database refuses, the client gets 503 with Retry-After, unless the app has an exception
     handler of its own for QueueUnavailable.

@@ -1,4 +1,4 @@
-"""The durable tasks of one request: they are on disk before its response, and once for each key."""
+"""The unit of work of one request: its durable tasks, and its idempotency key."""
 
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ from afterward.errors import (
     TaskNotFound,
     TaskNotGivenUp,
 )
-from afterward.fastapi.idempotency import IdempotencyKeyReused, answer_to_keep, key_of, replay
+from afterward.fastapi.idempotency import IdempotencyKeyReused, answer_to_store, read_key, replay
 from afterward.queue import Queue
 from afterward.task import Answer, Task
 from afterward.unit_of_work import UnitOfWork
@@ -24,12 +24,13 @@ from afterward.unit_of_work import UnitOfWork
 _NOTHING_WRITTEN = (QueueUnavailable, RecordNotFound, TaskNotFound, TaskNotGivenUp)
 
 _NO_QUEUE = (
-    "DurableRoute finds no queue in the state of the request. Give the app the queue's lifespan, "
-    "FastAPI(lifespan=queue.lifespan), or yield {'queue': queue} from a lifespan of your own."
+    "DurableRoute finds no queue in the state of the request. Give the app the lifespan of an "
+    "Afterward object, FastAPI(lifespan=afterward.lifespan), or yield {'queue': queue} from a "
+    "lifespan of your own."
 )
 _NO_DURABLE_ROUTE = (
-    "DurableTasks needs a route that commits: APIRouter(route_class=DurableRoute). Routes that are "
-    "added to the app itself need app.router.route_class = DurableRoute before them."
+    "DurableTasks needs a route that commits: APIRouter(route_class=DurableRoute). For routes of "
+    "the app itself, set app.router.route_class = DurableRoute before you add them."
 )
 
 
@@ -41,8 +42,8 @@ class RequestUnitOfWork(UnitOfWork[Any]):
     malformed idempotency key.
     """
 
-    # It must not hold the request, whose state holds it: a cycle would leave every request to the
-    # garbage collector.
+    # It keeps no reference to the request, because the request's state refers to it. In a cycle,
+    # each request would live until the garbage collector runs.
     def __init__(self, request: Request) -> None:
         state = request.scope.get("state", {})
         if not isinstance(queue := state.get("queue"), Queue):
@@ -55,22 +56,25 @@ class RequestUnitOfWork(UnitOfWork[Any]):
             request_id=state.get("request_id"),
             client=state.get("client", ""),
         )
-        self._key = key_of(request, self._client)
+        self._key = read_key(request, self._client)
         self._retried: Task | None = None
         self.body_digest: bytes | None = None
-        """Stands for the request's body, for a route that reads the body as a stream."""
+        """A digest of the request's body, set by a route that reads the body as a stream."""
         self.may_be_written = False
-        """True once the commit has begun, unless it has certainly written nothing.
+        """True once the commit has begun, unless it is certain that it wrote nothing.
 
-        It stays true if the answer to the commit was lost, or if the request was cancelled.
+        It stays true if the outcome of the commit is unknown, or if the request was cancelled.
         """
 
     def retry_task(self, task: Task) -> None:
-        """Collect the retry of a failed or cancelled task, instead of new tasks."""
+        """Let the commit queue a failed or cancelled task again, instead of new tasks."""
         self._retried = task
 
     def hold_key(self) -> None:
-        """Hold the request's idempotency key; HTTPException 409 if another request holds it."""
+        """Reserve the request's idempotency key.
+
+        Raises HTTPException 409 if another request with this key is under way.
+        """
         if self._key is None:
             return
         if self._key in self._queue.keys_in_flight:
@@ -82,17 +86,17 @@ class RequestUnitOfWork(UnitOfWork[Any]):
         self._queue.keys_in_flight.add(self._key)
 
     def release_key(self) -> None:
-        """Let other requests use the key: they find the response to this one, if there is any."""
+        """Release the key. Later requests with it find the stored response, if there is one."""
         if self._key is not None:
             self._queue.keys_in_flight.discard(self._key)
 
     async def commit(self, request: Request, response: Response) -> Response:
         """Write the collected tasks, and the response too if the request has a key.
 
-        Returns the response to send: the first one if the request is a repetition, which then
-        writes nothing. Raises IdempotencyKeyReused if the key came with another request, and
-        QueueUnavailable if the database refuses. `may_be_written` tells whether something may have
-        been written.
+        Returns the response to send. For a repeated request that is the first response, and nothing
+        is written. Raises IdempotencyKeyReused if the key came with another request, and
+        QueueUnavailable if the database refuses. `may_be_written` tells whether the commit may have
+        succeeded all the same.
         """
         if response.status_code == HTTPStatus.ACCEPTED:
             self._set_location(response)
@@ -121,18 +125,18 @@ class RequestUnitOfWork(UnitOfWork[Any]):
             response.headers["Location"] = f"/tasks/{queued[0].id}"
 
     async def _answer(self, key: str, request: Request, response: Response) -> Answer | None:
-        if response.status_code != HTTPStatus.ACCEPTED:  # nothing was queued
+        if response.status_code != HTTPStatus.ACCEPTED:  # only a 202 is repeated
             return None
         body = self.body_digest or await request.body()
-        return answer_to_keep(key, request, body, response, self._now())
+        return answer_to_store(key, request, body, response, self._now())
 
 
-async def _of_request(request: Request) -> RequestUnitOfWork:
+async def _unit_of_work_of(request: Request) -> RequestUnitOfWork:
     try:
         return request.scope["state"]["durable_tasks"]  # type: ignore[no-any-return]
     except KeyError:
         raise RuntimeError(_NO_DURABLE_ROUTE) from None
 
 
-DurableTasks = Annotated[RequestUnitOfWork, Depends(_of_request)]
+DurableTasks = Annotated[RequestUnitOfWork, Depends(_unit_of_work_of)]
 """The type of a route's parameter `durable_tasks`."""

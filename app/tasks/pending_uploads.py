@@ -105,11 +105,10 @@ class PendingUploads:
 
     async def _remove(self, record: Record) -> None:
         """Remove the record, and queue the removal of the bytes, in one transaction."""
-        durable_tasks = self._queue.collect()
-        durable_tasks.remove(record)
-        durable_tasks.add_task(remove_upload, upload_id=record.id)
         try:
-            await self._queue.commit(durable_tasks.collected())
+            async with self._queue.transaction() as transaction:
+                transaction.remove_record(record)
+                transaction.add_task(remove_upload, upload_id=record.id)
         except RecordNotFound:
             return  # the upload was committed, or another process was faster
         log.warning("abandoned upload is removed", upload_id=record.id)

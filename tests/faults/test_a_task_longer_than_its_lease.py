@@ -11,8 +11,8 @@ import pytest
 
 from afterward.engine import Engine
 from afterward.events import EventType
+from afterward.heartbeat import Heartbeat
 from afterward.unit_of_work import Context
-from afterward.worker import Worker
 from tests.library.support import Diary, promise, queue_of, working
 from tests.support.torture import Tried, form
 
@@ -49,10 +49,10 @@ async def test_a_task_that_outlasts_its_lease_is_not_requeued(engine: Engine, tr
 async def test_control_without_a_heartbeat_the_task_is_requeued(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    async def say_nothing(_: Worker[None]) -> None:
+    async def say_nothing(_: Heartbeat) -> None:
         pass
 
-    monkeypatch.setattr(Worker, "_hold_on", say_nothing)
+    monkeypatch.setattr(Heartbeat, "_extend_leases", say_nothing)
     whats = await run_between_two_workers(engine)
     tried(
         f"without a heartbeat, a task of {LEASES} leases",

@@ -12,7 +12,7 @@ import pytest
 from afterward.engine import Engine
 from afterward.retry import MAX_CRASHES
 from afterward.task import Status
-from tests.library.support import LEASE, NOW, a_task, claim_all, claim_one
+from tests.library.support import LEASE, NOW, a_task, claim_all, claim_one, recover
 from tests.library.support import put as put_task
 from tests.support.marks import die, leave_a_mark
 from tests.support.service import Process
@@ -55,7 +55,7 @@ async def test_a_task_that_crashed_three_times_fails_although_it_has_attempts_le
     for crash in range(1, MAX_CRASHES + 1):
         now = NOW + crash * LEASE
         await claim_one(engine, f"worker-{crash}", now=now - LEASE)
-        (recovered,) = await claim_all(engine, "worker-0", now=now)
+        (recovered,) = await recover(engine, "worker-0", now=now)
         statuses.append(recovered.status)
     assert statuses == [Status.RETRYING, Status.RETRYING, Status.FAILED]
     assert recovered.finished_at == now

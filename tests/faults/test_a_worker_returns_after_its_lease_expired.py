@@ -17,7 +17,7 @@ from afterward.engines.postgres import statements as postgres_statements
 from afterward.engines.postgres.statements import end_attempts
 from afterward.engines.sqlite.group_commit import GroupCommit
 from afterward.task import Outcome, Record, Status, Task, Writes
-from tests.library.support import LEASE, NOW, a_task, claim_all, claim_one, put, retry
+from tests.library.support import LEASE, NOW, a_task, claim_one, put, recover, retry
 from tests.support.marks import leave_a_mark
 from tests.support.postgres import Sql
 from tests.support.service import PATIENCE, until
@@ -37,7 +37,7 @@ OUTCOMES = [
 
 async def is_requeued(engine: Engine, task_id: str) -> None:
     """The lease has expired, so another worker re-queues the task."""
-    (task,) = await claim_all(engine, "another", now=LATER)
+    (task,) = await recover(engine, "another", now=LATER)
     assert (task.id, task.status) == (task_id, Status.RETRYING)
 
 

@@ -16,7 +16,7 @@ from afterward.engine import Engine
 from afterward.engines.sqlite.engine import SQLite
 from afterward.queue import Queue
 from afterward.retry import RetryPolicy
-from afterward.task import Record, Status, Task, Writes, new_id, to_json
+from afterward.task import Claim, Record, Status, Writes, new_id, to_json
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from app.settings import Settings
@@ -28,7 +28,6 @@ from app.tasks.tools import Tools
 from app.uploads.local import LocalStore
 from tests.library.support import (
     DAY,
-    KINDS,
     LEASE,
     NO_WAITS,
     NOW,
@@ -39,6 +38,7 @@ from tests.library.support import (
     promise,
     put,
     queue_of,
+    recover,
 )
 from tests.support.service import files_below
 from tests.support.torture import Tried, form
@@ -79,7 +79,7 @@ async def test_a_task_with_an_error_that_cannot_be_described_fails(
 async def test_control_without_the_fallback_description_tasks_stay_running(
     tmp_path: Path, tried: Tried, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("afterward.worker.error_as_json", lambda error: to_json(str(error)))
+    monkeypatch.setattr("afterward.attempt.error_as_json", lambda error: to_json(str(error)))
     async with opened(tmp_path / "queue.db") as engine:
         with pytest.raises(RuntimeError, match="no words"):
             await statuses_after(engine, raise_mute)
@@ -112,12 +112,12 @@ class SlowClaims(SQLite):
 
     answers: asyncio.Event
 
-    async def claim(self, *args: Any, **kwargs: Any) -> list[Task]:
+    async def claim(self, *args: Any, **kwargs: Any) -> Claim:
         """Claim tasks, then wait for `answers` before returning them."""
-        tasks = await super().claim(*args, **kwargs)
-        if tasks:
+        claimed = await super().claim(*args, **kwargs)
+        if claimed.running:
             await self.answers.wait()
-        return tasks
+        return claimed
 
 
 async def test_a_stop_during_a_slow_claim_requeues_its_tasks_without_counting_an_attempt(
@@ -154,7 +154,7 @@ async def test_control_the_tasks_of_a_forgotten_claim_count_as_crashed(tmp_path:
         await put(engine, *(a_task() for _ in range(5)))
         await claim_all(engine, "a worker that forgets")
         now = NOW + LEASE + 1
-        again = await engine.claim("another worker", kinds=KINDS, limit=9, now=now, lease=LEASE)
+        again = await recover(engine, "another worker", now=now)
     assert {task.crashes for task in again} == {1}
 
 

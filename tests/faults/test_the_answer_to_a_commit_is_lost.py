@@ -343,7 +343,7 @@ async def test_control_if_a_commit_keeps_the_pending_record_the_clean_up_loses_u
     tmp_path: Path, queue_url: str, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
     """With the pending record left, the clean-up takes a committed upload for an abandoned one."""
-    monkeypatch.setattr(RequestUnitOfWork, "remove", lambda *_: None)
+    monkeypatch.setattr(RequestUnitOfWork, "remove_record", lambda *_: None)
     monkeypatch.setattr("app.tasks.uploads._find_record", no_record)
     async with serving(tmp_path, queue_url) as service:
         await service.repeat("upload", await service.key_for("upload", 0))

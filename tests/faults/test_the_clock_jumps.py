@@ -28,6 +28,7 @@ from tests.library.support import (
     promise,
     put,
     queue_of,
+    recover,
     working,
 )
 from tests.support.fake_clock import FakeClock
@@ -133,7 +134,7 @@ async def test_control_by_the_clock_alone_the_lease_of_a_running_task_expires(
     """Another worker re-queues the task. Its own worker never does."""
     await put(engine, a_task())
     await claim_one(engine)
-    taken = await claim_all(engine, "another", now=NOW + DAY)
+    taken = await recover(engine, "another", now=NOW + DAY)
     tried("a jump of +1 day, for another worker", f"{len(taken)} of 1 running tasks taken back")
     assert [task.status for task in taken] == [Status.RETRYING]
 

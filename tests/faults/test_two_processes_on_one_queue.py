@@ -14,7 +14,7 @@ import pytest
 
 from afterward.engines.sqlite import engine as sqlite_module
 from afterward.engines.sqlite.engine import SQLite
-from tests.library.support import a_task, claim_all
+from tests.library.support import NOW, a_task, claim_all, recover
 from tests.library.support import put as put_tasks
 from tests.support.marks import leave_a_mark
 from tests.support.postgres import Sql
@@ -82,7 +82,7 @@ async def test_control_without_the_lock_tasks_of_a_sqlite_file_are_claimed_twice
     await put_tasks(first, *(a_task() for _ in range(10)))
     running = {task.id for task in await claim_all(first, "first")}
     await second.start()
-    await claim_all(second, "second")  # re-queues the tasks of the first process
+    await recover(second, "second", now=NOW)  # re-queues the tasks of the first process
     twice = running & {task.id for task in await claim_all(second, "second")}
     await second.stop()
     await first.stop()

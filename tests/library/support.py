@@ -13,7 +13,7 @@ from afterward.events import Event, EventType
 from afterward.queue import Queue
 from afterward.registry import Registry
 from afterward.retry import RetryPolicy
-from afterward.task import Task, Writes, new_id
+from afterward.task import Claim, Task, Writes, new_id
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
 
@@ -109,15 +109,27 @@ async def put(engine: Engine, *tasks: Task) -> None:
     await engine.put(Writes(tasks))
 
 
+async def claim(
+    engine: Engine, owner: str = "worker-1", *, limit: int = 1_000_000, now: float = NOW
+) -> Claim:
+    """Claim due tasks of any kind, and re-queue the tasks of other owners without a lease."""
+    return await engine.claim(owner, kinds=KINDS, limit=limit, now=now, lease=LEASE)
+
+
 async def claim_one(engine: Engine, owner: str = "worker-1", *, now: float = NOW) -> Task:
     """Claim the task that has waited longest."""
-    (task,) = await engine.claim(owner, kinds=KINDS, limit=1, now=now, lease=LEASE)
+    (task,) = (await claim(engine, owner, limit=1, now=now)).running
     return task
 
 
 async def claim_all(engine: Engine, owner: str = "worker-1", *, now: float = NOW) -> list[Task]:
-    """Claim whatever is due."""
-    return await engine.claim(owner, kinds=KINDS, limit=1_000_000, now=now, lease=LEASE)
+    """Claim every task that is due."""
+    return [*(await claim(engine, owner, now=now)).running]
+
+
+async def recover(engine: Engine, owner: str = "worker-2", *, now: float) -> list[Task]:
+    """Re-queue the tasks of other owners whose lease has expired."""
+    return [*(await claim(engine, owner, now=now)).recovered]
 
 
 async def retry(engine: Engine, task_id: str, now: float, writes: Writes) -> Task:

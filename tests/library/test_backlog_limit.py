@@ -47,90 +47,90 @@ class Tasks:
 
 @pytest.fixture(params=[0.0, 3600.0], ids=["counted always", "counted when needed"])
 def counted_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limit_module, "COUNTED_FOR_SECONDS", request.param)
+    monkeypatch.setattr(limit_module, "COUNT_CACHED_SECONDS", request.param)
 
 
-async def put(room: BacklogLimit, tasks: Tasks, number: int = 1) -> bool:
+async def put(limit: BacklogLimit, tasks: Tasks, number: int = 1) -> bool:
     """Whether there was room for so many."""
     try:
-        await room.take(number)
+        await limit.reserve(number)
     except BacklogFull:
         return False
     await tasks.put(number)
-    room.have_put(number)
+    limit.release(number)
     return True
 
 
 async def test_there_is_room_up_to_the_limit_and_no_further() -> None:
     tasks = Tasks(unfinished=7)
-    room = BacklogLimit(tasks.count, 10)
-    assert [await put(room, tasks) for _ in range(5)] == [True] * 3 + [False] * 2
+    limit = BacklogLimit(tasks.count, 10)
+    assert [await put(limit, tasks) for _ in range(5)] == [True] * 3 + [False] * 2
     assert tasks.unfinished == 10
 
 
 async def test_what_is_put_together_needs_room_together() -> None:
     tasks = Tasks()
-    room = BacklogLimit(tasks.count, 10)
-    assert await put(room, tasks, 8)
-    assert not await put(room, tasks, 3)
-    assert await put(room, tasks, 2)
+    limit = BacklogLimit(tasks.count, 10)
+    assert await put(limit, tasks, 8)
+    assert not await put(limit, tasks, 3)
+    assert await put(limit, tasks, 2)
 
 
 async def test_what_is_no_task_needs_no_room() -> None:
     tasks = Tasks(unfinished=20)
-    room = BacklogLimit(tasks.count, 10)
-    assert await put(room, tasks, 0)
-    assert not await put(room, tasks)
+    limit = BacklogLimit(tasks.count, 10)
+    assert await put(limit, tasks, 0)
+    assert not await put(limit, tasks)
 
 
 async def test_room_is_there_again_as_soon_as_a_task_is_finished() -> None:
     tasks = Tasks(unfinished=10)
-    room = BacklogLimit(tasks.count, 10)
-    assert not await put(room, tasks)
+    limit = BacklogLimit(tasks.count, 10)
+    assert not await put(limit, tasks)
     tasks.finish(1)
-    assert await put(room, tasks)
-    assert not await put(room, tasks)
+    assert await put(limit, tasks)
+    assert not await put(limit, tasks)
 
 
 async def test_room_that_was_taken_in_vain_is_given_back() -> None:
     tasks = Tasks(unfinished=9)
-    room = BacklogLimit(tasks.count, 10)
-    await room.take(1)
-    room.have_put(1)  # it was not
-    assert await put(room, tasks)
+    limit = BacklogLimit(tasks.count, 10)
+    await limit.reserve(1)
+    limit.release(1)  # it was not
+    assert await put(limit, tasks)
 
 
 async def test_the_backlog_is_not_counted_for_each_request() -> None:
     tasks = Tasks()
-    room = BacklogLimit(tasks.count, 1000)
+    limit = BacklogLimit(tasks.count, 1000)
     for _ in range(500):
-        assert await put(room, tasks)
+        assert await put(limit, tasks)
     assert tasks.counted <= 2
 
 
 async def test_what_others_put_is_noticed_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = Tasks()
-    room = BacklogLimit(tasks.count, 10)
-    assert await put(room, tasks)
+    limit = BacklogLimit(tasks.count, 10)
+    assert await put(limit, tasks)
     tasks.unfinished = 10
-    monkeypatch.setattr(limit_module, "COUNTED_FOR_SECONDS", 0.0)
-    assert not await put(room, tasks)
+    monkeypatch.setattr(limit_module, "COUNT_CACHED_SECONDS", 0.0)
+    assert not await put(limit, tasks)
 
 
 async def test_nobody_is_let_in_before_the_backlog_was_ever_counted() -> None:
     """Else those who come first after a start would find a full backlog empty."""
     tasks = Tasks(unfinished=10)
-    room = BacklogLimit(tasks.count, 10)
-    assert not any(await asyncio.gather(*(put(room, tasks) for _ in range(20))))
+    limit = BacklogLimit(tasks.count, 10)
+    assert not any(await asyncio.gather(*(put(limit, tasks) for _ in range(20))))
     assert tasks.counted <= 2  # together, and not one after the other
 
 
 async def test_a_database_that_cannot_count_is_asked_once_and_not_by_each() -> None:
     """Who waited meanwhile goes on: the commit will tell."""
     tasks = Tasks()
-    room = BacklogLimit(tasks.count, 10)
+    limit = BacklogLimit(tasks.count, 10)
     tasks.failing = True
-    answers = await asyncio.gather(*(put(room, tasks) for _ in range(9)), return_exceptions=True)
+    answers = await asyncio.gather(*(put(limit, tasks) for _ in range(9)), return_exceptions=True)
     assert sum(isinstance(answer, QueueUnavailable) for answer in answers) == 1
     assert tasks.counted == 1
 
@@ -140,11 +140,11 @@ async def test_a_database_that_cannot_count_is_asked_once_and_not_by_each() -> N
 async def test_many_at_once_never_go_over_the_limit(seed: int) -> None:
     """While tasks finish at any moment; and once they have, there is room for as many."""
     random, tasks = Random(seed), Tasks()
-    room = BacklogLimit(tasks.count, 10)
+    limit = BacklogLimit(tasks.count, 10)
 
     async def requests() -> None:
         for _ in range(30):
-            await put(room, tasks, random.randint(1, 3))
+            await put(limit, tasks, random.randint(1, 3))
             await pauses(random.randint(0, 3))
 
     async def work() -> None:
@@ -155,7 +155,7 @@ async def test_many_at_once_never_go_over_the_limit(seed: int) -> None:
     await asyncio.gather(work(), *(requests() for _ in range(8)))
     assert tasks.most <= 10
     tasks.finish(tasks.unfinished)
-    assert [await put(room, tasks) for _ in range(11)] == [True] * 10 + [False]
+    assert [await put(limit, tasks) for _ in range(11)] == [True] * 10 + [False]
 
 
 async def pauses(number: int) -> None:

@@ -19,8 +19,20 @@ from afterward.errors import (
     TaskNotFound,
     TaskNotGivenUp,
 )
-from afterward.task import Answer, Outcome, Record, Status, Task, Writes, new_id
-from tests.library.support import DAY, KINDS, LEASE, NOW, a_task, claim_all, claim_one, put, retry
+from afterward.task import Answer, Claim, Outcome, Record, Status, Task, Writes, new_id
+from tests.library.support import (
+    DAY,
+    KINDS,
+    LEASE,
+    NOW,
+    a_task,
+    claim,
+    claim_all,
+    claim_one,
+    put,
+    recover,
+    retry,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -57,8 +69,7 @@ async def listed(
 
 async def taken_back(engine: Engine, owner: str = "worker-2", *, now: float) -> list[Task]:
     """What a claim finds to be without a worker."""
-    claimed = await claim_all(engine, owner, now=now)
-    return [task for task in claimed if task.status is not Status.RUNNING]
+    return await recover(engine, owner, now=now)
 
 
 # Choosing
@@ -177,12 +188,12 @@ async def test_pages_miss_no_task_whatever_the_order_of_commits(engine: Engine) 
 async def test_a_list_of_each_status_is_complete(engine: Engine) -> None:
     tasks = [a_task() for _ in range(5)]
     await put(engine, *tasks)
-    running = await engine.claim("worker-1", kinds=KINDS, limit=2, now=NOW, lease=LEASE)
-    failed = await engine.claim("worker-1", kinds=KINDS, limit=1, now=NOW, lease=LEASE)
-    await engine.settle(failed[0], Outcome(Status.FAILED, error="{}"), NOW)
+    running = [*(await claim(engine, limit=2)).running]
+    failed = await claim_one(engine)
+    await engine.settle(failed, Outcome(Status.FAILED, error="{}"), NOW)
     assert await listed(engine, status=Status.RUNNING) == running[::-1]
     assert await listed(engine, status=Status.RUNNING, after=running[1].id) == running[:1]
-    assert [task.id for task in await listed(engine, status=Status.FAILED)] == [failed[0].id]
+    assert [task.id for task in await listed(engine, status=Status.FAILED)] == [failed.id]
     assert await listed(engine, status=Status.QUEUED) == tasks[:2:-1]
 
 
@@ -199,7 +210,7 @@ async def test_what_is_due_longest_is_claimed_first(engine: Engine) -> None:
 
 async def test_no_more_is_claimed_than_asked_for(engine: Engine) -> None:
     await put(engine, *(a_task() for _ in range(5)))
-    assert len(await engine.claim("worker-1", kinds=KINDS, limit=3, now=NOW, lease=LEASE)) == 3
+    assert len((await claim(engine, limit=3)).running) == 3
     assert len(await claim_all(engine)) == 2
 
 
@@ -225,11 +236,13 @@ async def test_a_clock_that_was_set_back_holds_up_no_task_that_was_due(
     claimed = await engine.claim(
         "worker-2", kinds=KINDS, limit=1, suspect=False, now=NOW, lease=LEASE
     )
-    await engine.settle(claimed[0], Outcome(Status.QUEUED, due_at=NOW + 2, counts=False), NOW + 2)
+    await engine.settle(
+        claimed.running[0], Outcome(Status.QUEUED, due_at=NOW + 2, counts=False), NOW + 2
+    )
     await put(engine, new)
 
-    claimed = await claim_all(engine, now=NOW - back)
-    assert {task.id for task in claimed} == {task.id for task in tasks}
+    again = await claim_all(engine, now=NOW - back)
+    assert {task.id for task in again} == {task.id for task in tasks}
 
 
 async def test_a_retry_that_waits_for_too_long_is_pulled_forward(engine: Engine) -> None:
@@ -249,14 +262,14 @@ async def test_only_tasks_of_the_kinds_that_are_named_are_claimed(engine: Engine
     unknown = a_task(kind="unknown", due_at=NOW - 99)
     await put(engine, greeting, mail, unknown, old)
 
-    async def claim(*kinds: str, limit: int = 9) -> list[str]:
-        tasks = await engine.claim("worker-1", kinds=kinds, limit=limit, now=NOW, lease=LEASE)
-        return [task.id for task in tasks]
+    async def claim_kinds(*kinds: str, limit: int = 9) -> list[str]:
+        claimed = await engine.claim("worker-1", kinds=kinds, limit=limit, now=NOW, lease=LEASE)
+        return [task.id for task in claimed.running]
 
-    assert await claim() == []
-    assert await claim("send_email", "greet", limit=2) == [old.id, greeting.id]
-    assert await claim("greet") == []
-    assert await claim("send_email", "save_data") == [mail.id]
+    assert await claim_kinds() == []
+    assert await claim_kinds("send_email", "greet", limit=2) == [old.id, greeting.id]
+    assert await claim_kinds("greet") == []
+    assert await claim_kinds("send_email", "save_data") == [mail.id]
     assert await listed(engine, status=Status.QUEUED) == [unknown]
     assert (await engine.backlog()).oldest_due_at == unknown.due_at
 
@@ -267,12 +280,16 @@ async def test_expired_leases_of_all_kinds_are_requeued_and_suspects_claimed_by_
     await put(engine, task := a_task(kind="send_email"))
     await claim_one(engine)
     now = NOW + LEASE
-    (requeued,) = await engine.claim("worker-2", kinds=(), limit=9, now=now, lease=LEASE)
+
+    async def claim_kinds(*kinds: str) -> Claim:
+        return await engine.claim("worker-2", kinds=kinds, limit=9, now=now, lease=LEASE)
+
+    first = await claim_kinds()
+    assert first.running == ()
+    (requeued,) = first.recovered
     assert (requeued.id, requeued.status) == (task.id, Status.RETRYING)
-    assert await engine.claim("worker-2", kinds=["greet"], limit=9, now=now, lease=LEASE) == []
-    (suspect,) = await engine.claim(
-        "worker-2", kinds=["greet", "send_email"], limit=9, now=now, lease=LEASE
-    )
+    assert await claim_kinds("greet") == Claim()
+    (suspect,) = (await claim_kinds("greet", "send_email")).running
     assert (suspect.id, suspect.crashes) == (task.id, 1)
 
 
@@ -296,13 +313,8 @@ async def test_an_attempt_is_counted_before_it_runs(engine: Engine) -> None:
 async def test_a_task_is_claimed_by_one_worker_only(engine: Engine) -> None:
     tasks = [a_task() for _ in range(50)]
     await put(engine, *tasks)
-    claims = await asyncio.gather(
-        *(
-            engine.claim(f"worker-{n % 5}", kinds=KINDS, limit=10, now=NOW, lease=LEASE)
-            for n in range(10)
-        )
-    )
-    claimed = [task.id for claim in claims for task in claim]
+    claims = await asyncio.gather(*(claim(engine, f"worker-{n % 5}", limit=10) for n in range(10)))
+    claimed = [task.id for one in claims for task in one.running]
     assert sorted(claimed) == sorted(task.id for task in tasks)
 
 
@@ -439,10 +451,10 @@ async def test_suspects_are_claimed_one_at_a_time(engine: Engine) -> None:
     claimed = await engine.claim(
         "worker-2", kinds=KINDS, limit=9, suspect=False, now=now, lease=LEASE
     )
-    assert [task.id for task in claimed] == [task.id for task in others]
+    assert [task.id for task in claimed.running] == [task.id for task in others]
     claims = [await claim_all(engine, "worker-2", now=now) for _ in range(4)]
-    assert [len(claim) for claim in claims] == [1, 1, 1, 0]
-    assert {task.id for claim in claims for task in claim} == {task.id for task in suspects}
+    assert [len(tasks) for tasks in claims] == [1, 1, 1, 0]
+    assert {task.id for tasks in claims for task in tasks} == {task.id for task in suspects}
 
 
 async def test_a_worker_never_takes_back_its_own_tasks(engine: Engine) -> None:
@@ -784,13 +796,13 @@ async def test_the_backlog_counts_exactly(engine: Engine) -> None:
     statuses = [Status.SUCCEEDED, Status.FAILED, Status.RETRYING, Status.QUEUED]
     for _ in range(40):
         await put(engine, *(a_task() for _ in range(dice.randrange(5))))
-        for task in await engine.claim("worker-1", kinds=KINDS, limit=3, now=NOW, lease=LEASE):
+        for task in (await claim(engine, limit=3)).running:
             if dice.random() < 0.7:
                 await engine.settle(task, Outcome(dice.choice(statuses)), NOW)
         for task in await listed(engine, status=Status.QUEUED, limit=1):
             await engine.cancel(task.id, NOW)
         if dice.random() < 0.2:
-            await engine.claim("worker-2", kinds=KINDS, limit=3, now=NOW + LEASE, lease=LEASE)
+            await claim(engine, "worker-2", limit=3, now=NOW + LEASE)
             await engine.purge(finished_before=NOW + 1, answered_before=0, limit=3)
     counted = Counter(task.status for task in await listed(engine, limit=1_000))
     backlog = await engine.backlog()

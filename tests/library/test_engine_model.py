@@ -122,17 +122,17 @@ class _EngineMachine(RuleBasedStateMachine):
                 owner, kinds=kinds, limit=limit, suspect=suspect, now=self.now, lease=LEASE
             )
         )
-        running = [task for task in claimed if task.status is Status.RUNNING]
-        for task in claimed:
-            if task in running:
-                self.begin(due.pop(task.id), owner)
-            else:
-                self.take_back(silent.pop(task.id))
+        running = claimed.running
+        for task in running:
+            self.begin(due.pop(task.id), owner)
+            assert task == self.model[task.id]
+        for task in claimed.recovered:
+            self.take_back(silent.pop(task.id))
             assert task == self.model[task.id]
         assert len(running) <= limit
         assert len([task for task in running if task.crashes]) <= suspect
         left = [task for task in (due | silent).values() if suspect or not task.crashes]
-        assert claimed or not left
+        assert running or claimed.recovered or not left
         assert [task.due_at for task in running] == sorted(task.due_at for task in running)
         for suspects in (True, False):
             begun = [task.due_at for task in running if bool(task.crashes) is suspects]

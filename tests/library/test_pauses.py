@@ -159,11 +159,11 @@ async def test_a_probe_that_is_called_off_tells_nothing(
     clock.now += 1
     service.answers.clear()
     await worker._claim_due()
-    (probe,) = worker._attempts.values()
+    (probe,) = worker._attempts
     while not service.used_at_once:  # noqa: ASYNC110 -- a test may poll
         await asyncio.sleep(0.005)
     probe.cancel()
-    await asyncio.wait([probe])
+    await asyncio.wait([probe.asyncio_task])
     assert (await engine.get(task.id)).status is Status.QUEUED
     service.answers.set()
     await worker.run_until_idle()

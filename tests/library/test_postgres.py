@@ -20,8 +20,18 @@ from afterward.engines.postgres.outages import Outages
 from afterward.errors import CommitUnknown, KeyTaken, QueueFull, QueueUnavailable, TaskNotFound
 from afterward.events import Event, EventType
 from afterward.retry import WORKER_DIED
-from afterward.task import Answer, Outcome, Record, Status, Task, Writes
-from tests.library.support import DAY, KINDS, LEASE, NOW, a_task, put
+from afterward.task import Answer, Claim, Outcome, Record, Status, Writes
+from tests.library.support import (
+    DAY,
+    KINDS,
+    LEASE,
+    NOW,
+    a_task,
+    claim,
+    claim_all,
+    claim_one,
+    put,
+)
 from tests.support.postgres import Postgres, Sql, with_tables
 
 pytestmark = pytest.mark.anyio
@@ -42,10 +52,6 @@ async def engine(database_url: str) -> AsyncIterator[Engine]:
     """An engine whose database has its own clock."""
     async with opened(database_url) as engine:
         yield engine
-
-
-async def claim(engine: Engine, owner: str = "worker-1", *, limit: int = 100) -> list[Task]:
-    return await engine.claim(owner, kinds=KINDS, limit=limit, now=NOW, lease=LEASE)
 
 
 async def eventually(true: Callable[[], bool]) -> None:
@@ -73,7 +79,7 @@ async def test_more_than_go_into_one_statement_are_put_in_order(engine: Engine, 
 
 async def test_outcomes_that_come_together_share_a_transaction(engine: Engine, sql: Sql) -> None:
     await put(engine, *(a_task() for _ in range(20)))
-    claimed = await claim(engine)
+    claimed = await claim_all(engine)
     await asyncio.gather(*(engine.settle(task, Outcome(Status.SUCCEEDED), NOW) for task in claimed))
     assert sql("SELECT count(*), count(DISTINCT xmin::text) FROM afterward.tasks") == "20|1"
 
@@ -116,7 +122,8 @@ async def test_claims_and_settlements_side_by_side_never_deadlock(
 
     async def work(engine: Engine, owner: str) -> None:
         for _ in range(15):
-            tasks = await engine.claim(owner, kinds=KINDS, limit=20, now=NOW, lease=0.0)
+            claimed = await engine.claim(owner, kinds=KINDS, limit=20, now=NOW, lease=0.0)
+            tasks = claimed.running + claimed.recovered
             await asyncio.gather(
                 *(engine.settle(t, Outcome(Status.QUEUED, due_at=NOW), NOW) for t in tasks)
             )
@@ -134,9 +141,9 @@ async def test_claims_and_settlements_side_by_side_never_deadlock(
 async def test_a_late_heartbeat_costs_a_worker_nothing(engine: Engine, sql: Sql) -> None:
     """If nobody else has taken its tasks by then."""
     await put(engine, a_task())
-    (task,) = await claim(engine)
+    task = await claim_one(engine)
     sql(LEASES_EXPIRE)
-    assert await claim(engine) == []
+    assert await claim(engine) == Claim()
     assert await engine.get(task.id) == task
 
 
@@ -149,9 +156,9 @@ async def test_a_claim_whose_answer_got_lost_is_taken_back(
         await claim(stands_for_the_lost_answer)
     assert await engine.extend("worker-1", now=NOW, lease=LEASE) == set()
     sql(LEASES_EXPIRE)
-    (taken,) = await claim(engine)
+    (taken,) = (await claim(engine)).recovered
     assert (taken.id, taken.status, taken.error) == (task.id, Status.RETRYING, WORKER_DIED)
-    assert [again.id for again in await claim(engine)] == [task.id]
+    assert [again.id for again in await claim_all(engine)] == [task.id]
 
 
 async def test_a_suspect_is_not_held_up_by_other_work(
@@ -162,15 +169,15 @@ async def test_a_suspect_is_not_held_up_by_other_work(
         await put(engine, task := a_task())
         await claim(another, "worker-2")
         sql(LEASES_EXPIRE)
-        (suspect,) = await claim(engine)
+        (suspect,) = (await claim(engine)).recovered
         assert (suspect.id, suspect.status) == (task.id, Status.RETRYING)
     await put(engine, *(a_task() for _ in range(1_000)))
-    assert [task.id for task in await claim(engine, limit=1)] == [suspect.id]
+    assert (await claim_one(engine)).id == suspect.id
 
 
 async def test_a_settlement_whose_answer_got_lost_can_be_asked_again(engine: Engine) -> None:
     await put(engine, a_task())
-    (task,) = await claim(engine)
+    task = await claim_one(engine)
     settled = await engine.settle(task, Outcome(Status.SUCCEEDED, result="1"), NOW + 1)
     assert settled is not None
     assert await engine.settle(task, Outcome(Status.SUCCEEDED, result="1"), NOW + 1) == settled
@@ -214,13 +221,14 @@ async def test_nothing_reads_more_rows_than_it_needs(postgres: Postgres) -> None
         await engine.put(Writes((a_task(due_at=NOW + 5), a_task(due_at=NOW + 5)), batch_id="batch"))
     sql("SELECT pg_stat_reset()")
     async with opened(database_url) as engine:  # at its end, what it read is counted
-        tasks = await claim(engine, limit=10)
+        tasks = (await claim(engine, limit=10)).running
         await asyncio.gather(
             *(engine.settle(t, Outcome(Status.RETRYING, due_at=NOW + 9), NOW) for t in tasks)
         )
         await engine.cancel(waiting.id, NOW)
         await claim(engine, limit=10)
-        assert await engine.claim("worker-2", kinds=KINDS, limit=9, now=NOW, lease=0.0)
+        claimed = await engine.claim("worker-2", kinds=KINDS, limit=9, now=NOW, lease=0.0)
+        assert claimed.running
         await engine.extend("worker-1", now=NOW, lease=LEASE)
         await engine.pull_forward(now=NOW, longest_wait=DAY)
         await engine.purge(finished_before=NOW, answered_before=NOW, limit=10)
@@ -340,7 +348,7 @@ async def test_connections_that_broke_are_replaced(
             except QueueUnavailable:
                 continue
             break
-    assert len(await claim(engine)) == 2
+    assert len(await claim_all(engine)) == 2
 
 
 async def test_nobody_is_taken_for_dead_because_the_database_was_away() -> None:
@@ -399,7 +407,7 @@ async def test_what_one_process_tells_the_others_hear(engine: Engine, database_u
 async def test_what_is_too_long_to_be_told_is_read(engine: Engine, database_url: str) -> None:
     heard: list[Event] = []
     await put(engine, a_task())
-    (task,) = await claim(engine)
+    task = await claim_one(engine)
     settled = await engine.settle(task, Outcome(Status.SUCCEEDED, result=f'"{"x" * 9000}"'), NOW)
     assert settled is not None
     async with another(database_url, heard):

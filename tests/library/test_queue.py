@@ -1,11 +1,12 @@
 """The queue as the rest of the app sees it: every change is written first, and told of then."""
 
+import contextlib
 from unittest.mock import Mock
 
 import pytest
 
 from afterward.engine import Engine
-from afterward.errors import KeyTaken, TaskHasStarted, TaskNotGivenUp
+from afterward.errors import KeyTaken, TaskHasStarted, TaskNotFound, TaskNotGivenUp
 from afterward.task import Answer, Status, Writes
 from afterward.unit_of_work import Context
 from tests.library.support import NOW, Clock, Diary, claim_one, promise, queue_of
@@ -45,6 +46,31 @@ async def test_a_request_that_promised_nothing_commits_nothing(clock: Clock) -> 
     assert engine.method_calls == []
 
 
+async def test_a_transaction_commits_at_the_end_of_its_block(engine: Engine, clock: Clock) -> None:
+    queue = queue_of(engine, greet, now=clock)
+    diary = Diary(queue)
+    async with queue.transaction("request-1", "ada") as transaction:
+        task = transaction.add_task(greet, "Ada")
+        transaction.add_record("names", "1", {"name": "Ada"})
+        assert diary.events == []
+    assert (task.request_id, task.client) == ("request-1", "ada")
+    assert [(event.type, event.task) for event in diary.events] == [("queued", task)]
+    assert await engine.get(task.id) == task
+    assert (await engine.read_record("names", "1", client="ada")).body == {"name": "Ada"}
+
+
+async def test_a_transaction_whose_block_raises_writes_nothing(
+    engine: Engine, clock: Clock
+) -> None:
+    queue = queue_of(engine, greet, now=clock)
+    with contextlib.suppress(LookupError):
+        async with queue.transaction() as transaction:
+            task = transaction.add_task(greet, "Ada")
+            raise LookupError
+    with pytest.raises(TaskNotFound):
+        await engine.get(task.id)
+
+
 async def test_a_task_can_be_cancelled_and_queued_afresh(engine: Engine, clock: Clock) -> None:
     queue = queue_of(engine, greet, now=clock)
     diary = Diary(queue)
@@ -60,6 +86,18 @@ async def test_a_task_can_be_cancelled_and_queued_afresh(engine: Engine, clock: 
         ("cancelled", cancelled),
         ("queued", retried),
     ]
+
+
+async def test_a_retry_is_a_transaction_of_its_own(engine: Engine, clock: Clock) -> None:
+    """PostgreSQL's engine would write no task beside it."""
+    queue = queue_of(engine, greet, now=clock)
+    task = await promise(queue, greet, "Ada")
+    await queue.cancel(task.id)
+    unit_of_work = queue.collect()
+    unit_of_work.add_task(greet, "Grace")
+    with pytest.raises(ValueError, match="a transaction of its own"):
+        await queue.retry(task, unit_of_work.collected())
+    assert (await engine.get(task.id)).status is Status.CANCELLED
 
 
 async def test_what_cannot_be_changed_is_not_told_of(engine: Engine, clock: Clock) -> None:

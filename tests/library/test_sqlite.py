@@ -17,7 +17,7 @@ import pytest
 from afterward.engines.sqlite.engine import SQLite
 from afterward.errors import CannotStart, TaskNotFound
 from afterward.task import Status, Writes
-from tests.library.support import LEASE, NOW, a_task, claim_all, opened, put
+from tests.library.support import LEASE, NOW, a_task, claim_all, opened, put, recover
 
 pytestmark = pytest.mark.anyio
 
@@ -85,7 +85,7 @@ async def test_a_killed_process_frees_the_file_and_its_tasks(
     process.kill()
     process.wait()
     async with opened(path) as engine:
-        (recovered,) = await claim_all(engine, "worker-2")
+        (recovered,) = await recover(engine, "worker-2", now=NOW)
         assert (recovered.status, recovered.crashes) == (Status.RETRYING, 1)
 
 

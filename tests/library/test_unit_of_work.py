@@ -46,9 +46,9 @@ def test_tasks_records_and_the_answer_are_collected_together(
     durable_tasks: UnitOfWork[None],
 ) -> None:
     tasks = durable_tasks.add_task(greet, "Ada"), durable_tasks.add_task(greet, "Grace")
-    durable_tasks.keep("names", "1", {"name": "Ada"})
+    durable_tasks.add_record("names", "1", {"name": "Ada"})
     gone = Record("names", "", "2", {}, NOW)
-    durable_tasks.remove(gone)
+    durable_tasks.remove_record(gone)
     answer = Answer("key", "fingerprint", "{}", "/tasks/1", NOW)
     records = (Record("names", "", "1", {"name": "Ada"}, NOW),)
     assert durable_tasks.collected(answer) == Writes(tasks, records, answer, removed=(gone,))
@@ -86,8 +86,30 @@ def test_what_json_has_no_form_for_is_refused(
     with pytest.raises(error):
         durable_tasks.add_task(greet, value)
     with pytest.raises(error):
-        durable_tasks.keep("names", "1", {"name": value})
+        durable_tasks.add_record("names", "1", {"name": value})
     assert durable_tasks.collected() == Writes()
+
+
+@pytest.mark.parametrize(
+    ("call", "refusal"),
+    [
+        (lambda tasks: tasks.add_task(greet, b"Ada"), "greet: the argument `name`: bytes has no"),
+        (
+            lambda tasks: tasks.add_task(greet, "Ada", times={"exactly": {1}}),
+            "greet: the argument `times`: set has no JSON form",
+        ),
+        (
+            lambda tasks: tasks.add_task(greet, "Ada", times=float("nan")),
+            "greet: the argument `times`: .* not JSON compliant",
+        ),
+    ],
+    ids=["positional", "nested", "nan"],
+)
+def test_a_refusal_names_the_task_and_the_argument(
+    durable_tasks: UnitOfWork[None], call: Any, refusal: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=refusal):
+        call(durable_tasks)
 
 
 # The registry

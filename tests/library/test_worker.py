@@ -9,19 +9,19 @@ from typing import Any, cast
 
 import pytest
 
+from afterward import keep_trying as keep_trying_module
 from afterward import worker as worker_module
 from afterward.engine import Engine
 from afterward.errors import PermanentError, QueueUnavailable, TaskNotFound, TemporaryError
 from afterward.events import Event, EventType
 from afterward.queue import Queue
-from afterward.registry import Registry
+from afterward.registry import Registry, TaskKind
 from afterward.retry import RetryPolicy
-from afterward.task import Status, Task, Writes
+from afterward.task import Claim, Status, Task, Writes
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from tests.library.support import (
     DAY,
-    KINDS,
     LEASE,
     LONGEST_WAITS,
     NOW,
@@ -33,6 +33,7 @@ from tests.library.support import (
     promise,
     put,
     queue_of,
+    recover,
     wait_forever,
     working,
 )
@@ -119,7 +120,7 @@ async def test_follow_ups_are_committed_with_the_success(engine: Engine, clock: 
 
     async def upload(context: Context[None]) -> None:
         context.durable_tasks.add_task(follow_up)
-        context.durable_tasks.keep("uploads", "1", {"size": 3})
+        context.durable_tasks.add_record("uploads", "1", {"size": 3})
 
     queue = queue_of(engine, upload, follow_up, now=clock)
     diary = Diary(queue)
@@ -240,7 +241,7 @@ async def test_what_json_has_no_form_for_is_a_failure(
 
     async def careless(context: Context[None], value: Any = None) -> None:
         if where == "record":
-            context.durable_tasks.keep("uploads", "1", {"value": object()})
+            context.durable_tasks.add_record("uploads", "1", {"value": object()})
         if where == "follow-up":
             context.durable_tasks.add_task(careless, object())
 
@@ -316,10 +317,10 @@ async def test_an_outcome_that_the_database_does_not_take_fails_the_task(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be written in vain, and its task run, for as long as the process lives."""
-    monkeypatch.setattr(worker_module, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(keep_trying_module, "FIRST_PAUSE_SECONDS", 0.001)
 
     async def careless(context: Context[None]) -> None:
-        context.durable_tasks.keep("uploads", "1", body := {"size": 3})
+        context.durable_tasks.add_record("uploads", "1", body := {"size": 3})
         body["size"] = object()  # type: ignore[assignment]
 
     queue = queue_of(engine, careless, now=clock)
@@ -358,6 +359,27 @@ async def test_the_outside_world_is_waited_for_until_the_time_is_over(
         0,
         NOW + DAY + 3600,
     )
+
+
+async def test_a_kind_may_wait_longer_than_the_policy_of_the_queue(
+    engine: Engine, clock: Clock
+) -> None:
+    """The heartbeat pulls no retry forward that a policy has given such a wait."""
+
+    async def fail(context: Context[None]) -> None:
+        raise TemporaryError("busy")
+
+    an_hour = RetryPolicy(base=3600.0, maximum=3600.0, uniform=lambda _, longest: longest)
+    queue: Queue[None] = Queue(
+        engine, Registry(TaskKind(fail, retry=an_hour)), RetryPolicy(maximum=60.0), now=clock
+    )
+    diary = Diary(queue)
+    await promise(queue, fail)
+    async with working(queue, lease=0.03):
+        retrying = await diary.until(EventType.RETRYING)
+        await asyncio.sleep(0.1)
+        assert await engine.get(retrying.task.id) == retrying.task
+    assert retrying.task.due_at == NOW + 3600
 
 
 async def test_errors_that_nobody_expected_are_borne_a_few_times_only(
@@ -560,7 +582,7 @@ async def test_a_retry_needs_nobody_to_wake_the_worker(engine: Engine) -> None:
 async def take_over(engine: Engine) -> Task:
     """Let another worker re-queue the task, whose lease has expired by its clock, and claim it."""
     now = NOW + LEASE + 1
-    await engine.claim("another worker", kinds=KINDS, limit=1, now=now, lease=LEASE)
+    await recover(engine, "another worker", now=now)
     return await claim_one(engine, "another worker", now=now)
 
 
@@ -612,7 +634,7 @@ async def test_a_task_lost_and_won_back_runs_once_at_a_time(engine: Engine, cloc
     await promise(queue, only_one)
     async with working(queue):
         await diary.until(EventType.STARTED)
-        await claim_one(engine, "another worker", now=NOW + LEASE)
+        await recover(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
         await diary.until(EventType.SUCCEEDED)
     assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
@@ -639,7 +661,7 @@ async def test_an_earlier_attempt_that_does_not_end_at_once_is_waited_for(
     task = await promise(queue, slow_to_end)
     async with working(queue):
         await diary.until(EventType.STARTED)
-        await claim_one(engine, "another worker", now=NOW + LEASE)
+        await recover(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
         while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
@@ -665,7 +687,7 @@ async def test_an_attempt_behind_one_that_never_ends_fails_in_time(
     await promise(queue, never_ends)
     async with working(queue) as worker:
         await diary.until(EventType.STARTED)
-        await claim_one(engine, "another worker", now=NOW + LEASE)
+        await recover(engine, "another worker", now=NOW + LEASE)
         worker._task_timeout = 0.05
         clock.now = NOW + LEASE
         retrying = await diary.until(EventType.RETRYING)
@@ -841,7 +863,7 @@ async def test_a_claim_under_way_at_the_stop_is_waited_for(
     committed = asyncio.Event()
     claim = engine.claim
 
-    async def claim_slowly(*arguments: Any, **settings: Any) -> list[Task]:
+    async def claim_slowly(*arguments: Any, **settings: Any) -> Claim:
         claimed = await claim(*arguments, **settings)
         await committed.wait()
         return claimed
@@ -895,7 +917,7 @@ async def test_a_worker_stops_even_while_the_database_refuses(engine: Engine, cl
     async with asyncio.timeout(2):
         await worker.stop(grace=0)
     assert (await engine.get(task.id)).status is Status.RUNNING
-    recovered = await claim_one(engine, "worker-2", now=NOW + LEASE)
+    (recovered,) = await recover(engine, "worker-2", now=NOW + LEASE)
     assert recovered.id == task.id
 
 
@@ -991,7 +1013,7 @@ async def test_a_worker_goes_on_when_the_database_does(
 async def test_a_worker_whose_claims_are_refused_stops_without_waiting_for_the_next_one(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "FIRST_PAUSE_SECONDS", 60)
+    monkeypatch.setattr(keep_trying_module, "FIRST_PAUSE_SECONDS", 60)
     worker = Worker(queue_of(refusing(engine, "claim"), wait_forever, now=clock), None)
     await worker.start()
     await asyncio.sleep(0.05)
@@ -1014,7 +1036,7 @@ async def test_an_earlier_attempt_that_has_run_is_not_cancelled_when_its_task_is
     task = await promise(queue, send)
     async with working(queue):
         await diary.until(EventType.STARTED)
-        await claim_one(engine, "another worker", now=NOW + LEASE)
+        await recover(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
         while (await engine.get(task.id)).claims < 2:  # noqa: ASYNC110 -- a test may poll
             await asyncio.sleep(0.005)

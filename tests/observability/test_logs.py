@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
 from afterward import worker
-from afterward.attempt import error_as_json
+from afterward.call import error_as_json
 from afterward.errors import PermanentError, ServiceUnavailable, TemporaryError
 from afterward.events import Event, EventType
 from afterward.task import Status

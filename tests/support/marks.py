@@ -23,7 +23,7 @@ from afterward.errors import TaskHasStarted
 from afterward.queue import Queue
 from afterward.registry import Registry
 from afterward.retry import MAX_CRASHES, RetryPolicy
-from afterward.task import Status, Task
+from afterward.task import Claim, Status
 from afterward.task_log import TaskLog
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
@@ -75,10 +75,12 @@ def _weaken(without: str) -> None:
         case "suspicion":  # tasks that crashed together may run side by side again
             claim = SQLite.claim
 
-            async def claim_all(*args: Any, **kwargs: Any) -> list[Task]:
-                claimed = []
-                while some := await claim(*args, **kwargs | {"suspect": True}):
-                    claimed += some
+            async def claim_all(*args: Any, **kwargs: Any) -> Claim:
+                claimed = Claim()
+                while (some := await claim(*args, **kwargs | {"suspect": True})) != Claim():
+                    claimed = Claim(
+                        claimed.running + some.running, claimed.recovered + some.recovered
+                    )
                 return claimed
 
             SQLite.claim = claim_all  # type: ignore[method-assign]

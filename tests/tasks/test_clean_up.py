@@ -68,7 +68,8 @@ async def a_task(engine: Engine, status: Status, at: float) -> str:
     if status is Status.CANCELLED:
         await engine.cancel(task.id, at)
     elif status is not Status.QUEUED:
-        (claimed,) = await engine.claim("worker", kinds=["send_email"], limit=1, now=at, lease=30)
+        claim = await engine.claim("worker", kinds=["send_email"], limit=1, now=at, lease=30)
+        (claimed,) = claim.running
         if status is not Status.RUNNING:
             due_at = at + 1 if status is Status.RETRYING else None
             await engine.settle(claimed, Outcome(status, due_at=due_at), at)

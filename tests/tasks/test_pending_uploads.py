@@ -152,9 +152,9 @@ async def test_a_commit_and_a_removal_at_the_same_time_exclude_each_other(
     collect = place.queue.collect
     committing = list[asyncio.Task[None]]()
 
-    def committed_meanwhile() -> UnitOfWork[Tools]:
+    def committed_meanwhile(*owner: Any) -> UnitOfWork[Tools]:
         committing.append(asyncio.create_task(place.commit(record)))
-        return collect()
+        return collect(*owner)
 
     with monkeypatch.context() as patch:
         patch.setattr(place.queue, "collect", committed_meanwhile)

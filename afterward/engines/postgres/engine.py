@@ -27,9 +27,9 @@ from afterward.engines.postgres.statements import (
     Settlement,
 )
 from afterward.errors import BatchNotFound, RecordNotFound, TaskHasStarted, TaskNotGivenUp
-from afterward.events import Event, Listener
+from afterward.events import Event, Subscriber
 from afterward.retry import WORKER_DIED
-from afterward.task import Backlog, Outcome, Record, Status, Task, Writes, to_json
+from afterward.task import Backlog, Claim, Outcome, Record, Status, Task, Writes, to_json
 
 
 class Postgres(Engine):
@@ -244,7 +244,7 @@ class Postgres(Engine):
         suspect: bool = True,
         now: float,
         lease: float,
-    ) -> list[Task]:
+    ) -> Claim:
         """See Engine.claim.
 
         No worker can extend its lease during an outage of the database, so the length of an outage
@@ -270,9 +270,10 @@ class Postgres(Engine):
         # UNION ALL and RETURNING have no order.
         rows.sort(key=lambda row: (row["due_at"], row["seq"]))
         tasks = [statements.to_task(row) for row in rows]
-        running = [task for task in tasks if task.status is Status.RUNNING]
+        running = tuple(task for task in tasks if task.status is Status.RUNNING)
+        recovered = tuple(task for task in tasks if task.status is not Status.RUNNING)
         self._held |= {(task.id, task.claims): task for task in running}
-        return tasks
+        return Claim(running, recovered)
 
     async def extend(
         self,
@@ -457,8 +458,8 @@ class Postgres(Engine):
     def publish(self, event: Event) -> None:
         self._event_relay.publish(event)
 
-    def subscribe(self, *listeners: Listener) -> None:
-        self._event_relay.subscribe(listeners)
+    def subscribe(self, *subscribers: Subscriber) -> None:
+        self._event_relay.subscribe(subscribers)
         self._listener.listen(CHANNEL, self._event_relay.receive)
 
     async def _notify(self, payloads: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 import structlog
 
 from afterward.errors import QueueError
-from afterward.events import Event, EventType, Listener
+from afterward.events import Event, EventType, Subscriber
 from afterward.task import Status, Task, to_json
 
 CHANNEL = "afterward_events"
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 class EventRelay:
-    """Sends the events of this process to the others, and passes theirs on to its listeners.
+    """Sends the events of this process to the others, and passes theirs on to its subscribers.
 
     `notify` sends payloads to the channel, and returns whether another process listens. `read`
     returns the task with an id.
@@ -45,7 +45,7 @@ class EventRelay:
         self._sender_id = uuid.uuid4().hex
         self._unsent: list[Event] = []
         self._silent_until = -math.inf
-        self._listeners: tuple[Listener, ...] = ()
+        self._subscribers: tuple[Subscriber, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def publish(self, event: Event) -> None:
@@ -59,9 +59,9 @@ class EventRelay:
         if len(self._unsent) == 1:
             self._run(self._send_all())
 
-    def subscribe(self, listeners: Sequence[Listener]) -> None:
-        """Pass the events of other processes to these listeners."""
-        self._listeners = tuple(listeners)
+    def subscribe(self, subscribers: Sequence[Subscriber]) -> None:
+        """Pass the events of other processes to these subscribers."""
+        self._subscribers = tuple(subscribers)
 
     def receive(self, payload: str) -> None:
         """Pass on the events of a payload, unless this process has sent it."""
@@ -116,8 +116,8 @@ class EventRelay:
             log.debug("event dropped, its task cannot be read", task_id=id, error=repr(error))
 
     def _deliver(self, event: Event) -> None:
-        for listener in self._listeners:
-            listener(event)
+        for subscriber in self._subscribers:
+            subscriber(event)
 
 
 def _encode(event: Event, *, at_most: int) -> str:

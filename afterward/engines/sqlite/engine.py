@@ -14,8 +14,8 @@ from afterward.engines.sqlite.database_file import SCHEMA_VERSION, lock, open_da
 from afterward.engines.sqlite.group_commit import GroupCommit
 from afterward.engines.sqlite.statements import RECORD_COLUMNS, TASK_COLUMNS, status_list
 from afterward.errors import BatchNotFound, RecordNotFound, TaskHasStarted, TaskNotGivenUp
-from afterward.events import Event, Listener
-from afterward.task import WAITING, Backlog, Outcome, Record, Status, Task, Writes, to_json
+from afterward.events import Event, Subscriber
+from afterward.task import WAITING, Backlog, Claim, Outcome, Record, Status, Task, Writes, to_json
 
 
 class SQLite(Engine):
@@ -215,18 +215,19 @@ class SQLite(Engine):
         suspect: bool = True,
         now: float,
         lease: float,
-    ) -> list[Task]:
+    ) -> Claim:
         kind_names = {f"kind_{n}": kind for n, kind in enumerate(kinds)}
         values = {"owner": owner, "limit": limit, "suspect": suspect, "now": now, "lease": lease}
 
-        def claim(connection: sqlite3.Connection) -> list[Task]:
+        def claim(connection: sqlite3.Connection) -> Claim:
             claimed: list[Task] = []
             if kind_names:
                 claim_due = statements.claim(len(kind_names))
                 rows = connection.execute(claim_due, values | kind_names).fetchall()
                 # RETURNING has no order.
                 claimed = sorted(map(statements.to_task, rows), key=lambda task: task.due_at)
-            return claimed + statements.requeue_expired(connection, owner, now)
+            recovered = statements.requeue_expired(connection, owner, now)
+            return Claim(tuple(claimed), tuple(recovered))
 
         return await self._commits.run(claim)
 
@@ -365,5 +366,5 @@ class SQLite(Engine):
     def publish(self, event: Event) -> None:
         """Do nothing, because no other process uses the file."""
 
-    def subscribe(self, *listeners: Listener) -> None:
+    def subscribe(self, *subscribers: Subscriber) -> None:
         """Do nothing, because no other process uses the file."""

@@ -184,8 +184,8 @@ async def upload(
     assert arrival.pending is not None
     facts = summary.model_dump(exclude={"id"})
     durable_tasks.body_digest = f"{summary.filename}\n{summary.sha256}".encode()
-    durable_tasks.remove(arrival.pending)
-    durable_tasks.keep(COLLECTION, summary.id, facts | {"status": "received"})
+    durable_tasks.remove_record(arrival.pending)
+    durable_tasks.add_record(COLLECTION, summary.id, facts | {"status": "received"})
     task = durable_tasks.add_task(save_upload, upload_id=summary.id)
     return QueuedUpload.of(task, "Upload queued", upload=summary)
 
@@ -262,5 +262,5 @@ async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Respons
 @router.delete("/uploads/{upload_id}", status_code=204, responses=documented(404, 422, 503, 507))
 async def delete_upload(upload: ExistingUpload, durable_tasks: DurableTasks) -> None:
     """Remove an upload from the list, and queue the removal of its bytes, in one transaction."""
-    durable_tasks.remove(upload)
+    durable_tasks.remove_record(upload)
     durable_tasks.add_task(remove_upload, upload_id=upload.id)

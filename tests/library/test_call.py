@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from afterward.attempt import call, described, error_as_json, within
+from afterward.call import call, describe, error_as_json, with_timeout
 from afterward.errors import PermanentError, TaskError, TemporaryError, UnusableResult
 
 pytestmark = pytest.mark.anyio
@@ -134,7 +134,7 @@ async def test_a_result_is_stored_as_json(result: object, stored: str | None) ->
 
 async def test_work_has_so_many_seconds() -> None:
     with pytest.raises(TimeoutError, match=r"the attempt took longer than 0\.01 s"):
-        await within(0.01, asyncio.Event().wait())
+        await with_timeout(0.01, asyncio.Event().wait())
 
 
 async def test_a_timeout_of_the_work_s_own_keeps_its_words() -> None:
@@ -142,7 +142,7 @@ async def test_a_timeout_of_the_work_s_own_keeps_its_words() -> None:
         raise TimeoutError("the server did not answer")
 
     with pytest.raises(TimeoutError, match="the server did not answer"):
-        await within(60, connect())
+        await with_timeout(60, connect())
 
 
 # Errors
@@ -221,4 +221,4 @@ def test_any_error_can_be_shown(error: BaseException, shown: dict[str, Any]) -> 
 
 
 def test_the_error_of_an_error_s_description_is_not_raised() -> None:
-    assert described(Odd(RecursionError())) == "it cannot be described: RecursionError"
+    assert describe(Odd(RecursionError())) == "it cannot be described: RecursionError"

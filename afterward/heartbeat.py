@@ -1,0 +1,57 @@
+"""The heartbeat of a worker: extend its leases, and cancel the attempts that have lost theirs.
+
+With a lease of 30 seconds, the leases are extended every 10 seconds. A worker that crashes, hangs
+or loses its network stops doing so. Then its leases expire, and another worker re-queues its tasks.
+If the first worker is only slow, its next heartbeat finds that it holds those tasks no more.
+"""
+
+import asyncio
+from collections.abc import Collection
+from typing import Any
+
+from afterward.attempt import Attempt
+from afterward.keep_trying import keep_trying
+from afterward.queue import Queue
+
+
+class Heartbeat:
+    """Extends the leases of one worker, and finds out which of them are lost.
+
+    `owner` is the worker's name in the database, `attempts` its current attempts, and `lease` the
+    length of a lease in seconds.
+    """
+
+    def __init__(
+        self, queue: Queue[Any], owner: str, attempts: Collection[Attempt[Any]], *, lease: float
+    ) -> None:
+        self._queue = queue
+        self._owner = owner
+        self._attempts = attempts
+        self._lease = lease
+
+    async def run(self) -> None:
+        """Beat three times in each lease, until cancelled."""
+        while True:
+            await keep_trying(self._pull_retries_forward)
+            await asyncio.sleep(self._lease / 3)
+            await keep_trying(self._extend_leases)
+
+    async def _extend_leases(self) -> None:
+        """Extend the leases, and cancel the attempts of tasks that another worker has re-queued.
+
+        An attempt that is settling is left alone: it has run, and the settlement itself finds out
+        that its claim was lost.
+        """
+        before = [*self._attempts]  # `held` may lack attempts that begin during the statement
+        held = await self._queue.engine.extend(
+            self._owner, now=self._queue.now(), lease=self._lease
+        )
+        for attempt in before:
+            if attempt.key not in held and not attempt.is_settling:
+                attempt.cancel()
+
+    async def _pull_retries_forward(self) -> None:
+        """Make every retry due that waits longer than any policy gives: the clock was set back."""
+        await self._queue.engine.pull_forward(
+            now=self._queue.now(), longest_wait=self._queue.longest_wait
+        )

@@ -1,0 +1,52 @@
+"""Retention goes on, whatever error the database raises."""
+
+import asyncio
+import contextlib
+
+import pytest
+from structlog.testing import capture_logs
+
+from afterward import retention
+from afterward.engine import Engine
+from afterward.errors import QueueUnavailable
+from afterward.retention import remove_old, remove_regularly
+from afterward.task import Outcome, Status
+from tests.library.support import DAY, NOW, Clock, a_task, claim_one, put, queue_of
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_old_tasks_are_removed_in_several_transactions(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "AT_ONCE", 2)
+    await put(engine, *(a_task() for _ in range(5)))
+    for ended_at in (NOW, NOW, NOW, NOW, NOW + DAY):
+        await engine.settle(await claim_one(engine), Outcome(Status.SUCCEEDED), ended_at)
+    with capture_logs() as lines:
+        await remove_old(queue_of(engine, now=clock), finished_before=NOW + 1)
+    assert [(line["event"], line["rows"]) for line in lines] == [("old tasks removed", 4)]
+    assert (await engine.backlog()).counts[Status.SUCCEEDED] == 1
+
+
+async def test_an_error_is_logged_and_the_next_round_tries_again(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "EVERY_SECONDS", 0.001)
+    errors = iter([QueueUnavailable(), RuntimeError("a bug")])
+    went_on = asyncio.Event()
+
+    async def purge(**_: object) -> int:
+        if error := next(errors, None):
+            raise error
+        went_on.set()
+        return 0
+
+    monkeypatch.setattr(engine, "purge", purge, raising=False)
+    with capture_logs() as lines:
+        rounds = asyncio.create_task(remove_regularly(queue_of(engine, now=clock), DAY))
+        await asyncio.wait_for(went_on.wait(), 5)
+        rounds.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await rounds
+    assert [line["event"] for line in lines] == ["retention put off", "retention failed"]
