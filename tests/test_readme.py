@@ -1,4 +1,4 @@
-"""The README tells the truth: its tour runs, command by command, and its tables are complete."""
+"""The README: the commands of its tour work, and its table of settings is complete."""
 
 import os
 import re
@@ -21,17 +21,22 @@ README = (ROOT / "README.md").read_text()
 
 
 AS_TEXT: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 2 * PATIENCE}
-PORT = 8000  # as the README has it; a reader who chose another one writes that instead
+PORT = 8000  # the port in the README; a reader with a different port replaces it
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-PROGRAMS = ["curl", "docker", "make", "python3"]  # with those in .venv/bin, all that it calls
+PROGRAMS = [
+    "curl",
+    "docker",
+    "make",
+    "python3",
+]  # the README calls these, and programs in .venv/bin
 
-# As a person pastes: interactive, with the defaults of each shell. macOS's zsh takes `?` for a
-# pattern, and knows no comments.
+# Interactive shells with their defaults, because a reader pastes into one. The zsh of macOS takes
+# `?` for a pattern, and knows no comments.
 SHELLS = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"]}
 
 
 def commands(stop: str) -> str:
-    """The commands of one stop of the tour, as they stand in the README."""
+    """Return the commands of a stop of the README's tour."""
     match = re.search(rf"<!-- tour: {stop} -->\n```sh\n(.*?)```", README, re.DOTALL)
     assert match is not None, f"the README has no stop named {stop}"
     return match[1]
@@ -39,15 +44,15 @@ def commands(stop: str) -> str:
 
 @pytest.fixture(params=["bash", pytest.param("zsh", marks=pytest.mark.thorough)])
 def shell(request: pytest.FixtureRequest) -> list[str]:
-    """The command of an interactive shell that reads what is pasted from its standard input."""
+    """The command of an interactive shell that reads the pasted text from its standard input."""
     program, *options = SHELLS[request.param]
     return [tool(program), *options]
 
 
 class Terminal:
-    """Pastes the README's commands into a shell in a clone, with ports that are free here.
+    """Pastes the README's commands into a shell in a clone, and replaces the ports by free ones.
 
-    Everything else is as it is by default.
+    All other settings have their defaults.
     """
 
     def __init__(self, clone: Path, shell: list[str]) -> None:
@@ -63,7 +68,7 @@ class Terminal:
         self.service: subprocess.Popen[str] | None = None
 
     def run(self, stop: str) -> str:
-        """Paste the commands of a stop; gives what they printed."""
+        """Paste the commands of a stop, and return their output."""
         done = subprocess.run(
             self._shell,
             input=commands(stop).replace(str(PORT), str(self.port)),
@@ -79,7 +84,7 @@ class Terminal:
         return done.stdout
 
     def run_until(self, stop: str, seen: Callable[[str], bool]) -> str:
-        """Run the commands of a stop again and again, until the right thing is seen."""
+        """Run the commands of a stop again and again, until `seen` accepts their output."""
         deadline = time.monotonic() + 2 * PATIENCE
         while not seen(output := self.run(stop)):
             assert time.monotonic() < deadline, output
@@ -87,7 +92,7 @@ class Terminal:
         return output
 
     def start(self, stop: str) -> None:
-        """Paste the commands of a stop that start the service, and wait until it answers."""
+        """Paste the commands of a stop that starts the service, and wait until the service answers."""
         self.service = subprocess.Popen(
             self._shell,
             cwd=self.clone,
@@ -108,12 +113,12 @@ class Terminal:
             time.sleep(0.05)
 
     def wait_for_the_end(self) -> None:
-        """Wait until the service has ended, and with it what started it."""
+        """Wait until the service has ended, and the shell that started it."""
         assert self.service is not None
         self.service.wait(PATIENCE)
 
     def press_ctrl_c(self) -> None:
-        """Interrupt the service, as a terminal does: everything in its group."""
+        """Send SIGINT to the service's process group, as a terminal does."""
         if self.service is not None and self.service.poll() is None:
             os.killpg(self.service.pid, signal.SIGINT)
             self.wait_for_the_end()
@@ -121,7 +126,7 @@ class Terminal:
 
 @pytest.fixture
 def terminal(tmp_path: Path, shell: list[str]) -> Iterator[Terminal]:
-    """A terminal in a clone of its own, where the packages of this run count as installed."""
+    """A terminal in its own clone, with the packages of this test run in .venv."""
     for name in ("Makefile", "app", "README.md", "requirements.txt", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").mkdir()
@@ -133,8 +138,8 @@ def terminal(tmp_path: Path, shell: list[str]) -> Iterator[Terminal]:
     terminal.press_ctrl_c()
 
 
-def test_the_two_minutes_of_the_readme(terminal: Terminal) -> None:
-    """A mail, a retry, a kill, a restart, an upload, a batch: each as the README says."""
+def test_the_tour_of_the_readme_works(terminal: Terminal) -> None:
+    """Its stops are a mail, a retry, a kill, a restart, an upload and a batch."""
     terminal.start("restart")
     answer = terminal.run("send")
     assert answer.startswith("HTTP/1.1 202 Accepted")
@@ -157,7 +162,7 @@ def test_the_two_minutes_of_the_readme(terminal: Terminal) -> None:
     assert '"total": 2' in terminal.run("batch")
 
 
-def test_the_demo_says_where_it_found_no_service(tmp_path: Path) -> None:
+def test_the_demo_names_the_address_at_which_no_service_answers(tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "PORT": str(free_port())}
     demo = subprocess.run(["make", "demo"], cwd=ROOT, env=environment, check=False, **AS_TEXT)
     assert demo.returncode
@@ -166,13 +171,13 @@ def test_the_demo_says_where_it_found_no_service(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
 @pytest.mark.parametrize("port", [PORT, 8001])
-def test_every_command_arrives_as_it_stands_in_the_readme(
+def test_a_shell_passes_every_command_of_the_readme_on_unchanged(
     tmp_path: Path, shell: list[str], block: str, port: int
 ) -> None:
-    """No shell takes a part of it for a pattern, or a comment for arguments.
+    """No shell takes a part of a command for a pattern, or a comment for arguments.
 
-    Stand-ins for the programs note what they were called with. What a plain sh in a script makes
-    of the same lines is what is meant.
+    Stand-ins for the programs note their arguments. The expected arguments are those that a plain
+    sh passes when it runs the same lines as a script.
     """
     text = block.replace(str(PORT), str(port))
     noted = {
@@ -180,12 +185,14 @@ def test_every_command_arrives_as_it_stands_in_the_readme(
         for name, command in {"pasted": shell, "meant": ["sh", "-e"]}.items()
     }
     assert noted["pasted"]
-    assert sorted(noted["pasted"]) == sorted(noted["meant"])  # those of a pipe run side by side
+    assert sorted(noted["pasted"]) == sorted(
+        noted["meant"]
+    )  # sorted, because the programs of a pipe run at the same time
     assert not any("#" in call for call in noted["pasted"])
 
 
 def calls(clone: Path, shell: list[str], text: str) -> list[str]:
-    """Paste a text into a shell, in a clone with stand-ins; gives the calls that they noted."""
+    """Paste a text into a shell, in a clone with stand-ins, and return the calls they noted."""
     (clone / "var").mkdir(parents=True)
     (clone / "var" / "queue.db.lock").write_text("0\n")  # kill -9 0 would end the shell as well
     stand_in = clone / "stand-in"
@@ -199,7 +206,9 @@ def calls(clone: Path, shell: list[str], text: str) -> list[str]:
     notes.touch()
     done = subprocess.run(
         shell,
-        input=text.replace("kill -9", "curl"),  # a command of the shell's own, but no pattern
+        input=text.replace(
+            "kill -9", "curl"
+        ),  # because kill is a builtin, which no stand-in replaces
         cwd=clone,
         env={"PATH": f"{binaries}:/usr/bin:/bin", "HOME": str(clone), "NOTES": str(notes)},
         check=False,
@@ -212,7 +221,7 @@ def calls(clone: Path, shell: list[str], text: str) -> list[str]:
 
 
 def test_the_readme_names_every_setting() -> None:
-    """In the first column of its table."""
+    """Each has a row in the table of settings."""
     table = README.partition("## Settings")[2].partition("## Limits")[0]
     first_column = "".join(re.findall(r"^\|([^|]*)\|", table, re.MULTILINE))
     named = set(re.findall(r"`([A-Z_]+)`", first_column))
@@ -220,8 +229,8 @@ def test_the_readme_names_every_setting() -> None:
     assert named == {name.upper() for name in Settings.model_fields}
 
 
-def test_the_files_that_the_readme_names_are_there() -> None:
-    """Paths in backquotes, below app/, tests/ and docs/."""
+def test_the_paths_in_the_readme_exist() -> None:
+    """These are the paths in backquotes below app/, tests/ and docs/."""
     for path in re.findall(r"`((?:app|tests|docs)/[\w./]*)`", README):
-        if path != "app/tasks/greetings.py":  # the one that the reader is to write
+        if path != "app/tasks/greetings.py":  # the reader writes this file
             assert (ROOT / path).exists(), path

@@ -1,4 +1,7 @@
-"""Any engine behaves like a plain dict, whatever is asked of it in whatever order."""
+"""The model test: after any operations in any order, an engine holds the same as a plain dict.
+
+Hypothesis chooses the operations. Each runs on the engine and on a dict of tasks, the model.
+"""
 
 import asyncio
 import contextlib
@@ -57,7 +60,7 @@ def test_an_engine_behaves_like_a_dict(engine_url: str) -> None:
 
 
 class _EngineMachine(RuleBasedStateMachine):
-    """Asks the same of an engine and of a model, and compares."""
+    """Runs each operation on an engine and on the model, and compares the two."""
 
     ids = Bundle[str]("ids")
     claims = Bundle[Task]("claims")
@@ -76,7 +79,9 @@ class _EngineMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    @precondition(lambda self: len(self.model) < 3)  # few, so that more happens to each
+    @precondition(
+        lambda self: len(self.model) < 3
+    )  # few tasks, so that each goes through many changes
     @rule(target=ids, wait=st.sampled_from([0.0, 5.0]), kind=KIND, max_attempts=BOUNDS)
     def put(self, wait: float, kind: str, max_attempts: int | None) -> str:
         task = a_task(at=self.now, kind=kind, due_at=self.now + wait, max_attempts=max_attempts)
@@ -106,7 +111,7 @@ class _EngineMachine(RuleBasedStateMachine):
         self, owner: str, kinds: list[str], limit: int, suspect: bool, silence: float
     ) -> MultipleResults[Task]:
         self.now += silence
-        self.extend(owner)  # as a worker does, which is not silent itself
+        self.extend(owner)  # because a worker that claims has sent its heartbeats
         due = {
             task.id: task
             for task in self.those(*WAITING)
@@ -127,7 +132,7 @@ class _EngineMachine(RuleBasedStateMachine):
             if task in running:
                 self.begin(due.pop(task.id), owner)
             else:
-                self.take_back(silent.pop(task.id))
+                self.record_crash(silent.pop(task.id))
             assert task == self.model[task.id]
         assert len(running) <= limit
         assert len([task for task in running if task.crashes]) <= suspect
@@ -151,7 +156,7 @@ class _EngineMachine(RuleBasedStateMachine):
             started_at=task.started_at or self.now,
         )
 
-    def take_back(self, task: Task) -> None:
+    def record_crash(self, task: Task) -> None:
         last = task.max_attempts is not None and task.attempts >= task.max_attempts
         hopeless = task.crashes + 1 == MAX_CRASHES or last
         self.change(
@@ -180,7 +185,7 @@ class _EngineMachine(RuleBasedStateMachine):
 
     @rule(claimed=consumes(claims), ending=ENDINGS, counts=st.booleans(), unexpected=st.booleans())
     def settle(self, claimed: Task, ending: Status, counts: bool, unexpected: bool) -> None:
-        # By its moment an engine knows an outcome again, whose answer got lost.
+        # Time passes, because PostgreSQL takes an outcome of the same moment for a repetition.
         self.now += 0.25
         held = self.holds(claimed)
         if held:
@@ -271,7 +276,7 @@ class _EngineMachine(RuleBasedStateMachine):
                 assert self.ask(self.engine.count_batch(batch_id, client="")) == expected
 
     def teardown(self) -> None:
-        """Leave the engine empty for the next example, also where it differs from the model."""
+        """Leave the engine empty for the next example, even if it differs from the model."""
         listing = self.engine.list_tasks(client="", status=None, kind=None, after=None, limit=1_000)
         for task in self.ask(listing):
             if task.status in WAITING:
