@@ -92,7 +92,7 @@ class Terminal:
         return output
 
     def start(self, stop: str) -> None:
-        """Paste the commands of a stop that starts the service, and wait until the service answers."""
+        """Paste the commands of a stop that starts the service, and wait until it answers."""
         self.service = subprocess.Popen(
             self._shell,
             cwd=self.clone,
