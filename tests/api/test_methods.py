@@ -100,7 +100,7 @@ def test_head_of_an_event_stream_leaves_no_reader(client: TestClient) -> None:
     asking.start()
     asking.join(PATIENCE)
     assert not asking.is_alive()
-    assert not client.app_state["feed"]._readers
+    assert not client.app_state["event_stream"]._readers
 
 
 def test_head_of_a_download_has_its_length_and_its_range(

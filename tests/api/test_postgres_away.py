@@ -262,7 +262,7 @@ def test_a_start_gives_up_on_a_database_that_never_answers(given_up: "Future[lis
 def test_a_request_during_a_freeze_of_the_database_is_refused_in_time(
     frozen_out: "Future[FrozenOut]",
 ) -> None:
-    """A frozen server accepts connections and never answers. After the thaw, all tasks were done."""
+    """A frozen server accepts connections and never answers. After the thaw, all tasks ran."""
     seen = frozen_out.result()
     print(f"refused after {seen.refused_after:.1f} s")
     assert seen.refused.status_code == 503
