@@ -127,7 +127,7 @@ class Terminal:
 @pytest.fixture
 def terminal(tmp_path: Path, shell: list[str]) -> Iterator[Terminal]:
     """A terminal in its own clone, with the packages of this test run in .venv."""
-    for name in ("Makefile", "app", "README.md", "requirements.txt", "scripts"):
+    for name in ("Makefile", "README.md", "afterward", "app", "requirements.txt", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").mkdir()
     for name in ("bin", "lib", "pyvenv.cfg"):
