@@ -15,7 +15,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 
 @pytest.fixture
-def unmoved(target: Target) -> Iterator[None]:
+def leaves_no_traces(target: Target) -> Iterator[None]:
     """Check that the test adds no task and no file, and causes no byte of SMTP."""
     with target.unmoved():
         yield

@@ -124,7 +124,7 @@ def rcpts_of(target: Target, path: str) -> list[str] | None:
     return [command for command in commands if command.startswith("RCPT")]
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("route", ROUTES)
 def test_text_that_is_not_exactly_one_address_is_refused(
     target: Target, route: str, tried: Tried
@@ -133,10 +133,10 @@ def test_text_that_is_not_exactly_one_address_is_refused(
         response = target.post(route.format(given_address))
         (error,) = target.refused(response, 422)["errors"]
         assert error["pointer"] == "/email"
-    tried(f"{len(INVALID_ADDRESSES)} that are no address, at {route}", "all refused, 0 RCPT")
+    tried(f"{len(INVALID_ADDRESSES)} invalid addresses, at {route}", "all refused, 0 RCPT")
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("given_address", NOT_A_PATH_SEGMENT)
 def test_an_address_that_is_no_single_path_segment_is_not_found(
     target: Target, given_address: str
@@ -150,7 +150,7 @@ def test_an_encoded_slash_in_an_address_is_accepted(target: Target, path: str) -
     assert rcpts_of(target, f"/send-notification/{path}") == ["RCPT TO:<a/b@example.com>"]
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 def test_an_encoded_slash_in_a_path_without_an_address_is_not_found(target: Target) -> None:
     for path in ("/items/7%2F8", "/tasks/a%2Fb@example.com/cancel"):
         target.refused(target.post(path), 404)
@@ -161,7 +161,7 @@ def test_an_unusual_address_leads_to_one_rcpt_command(target: Target, tried: Tri
     for given_address, route in pairs:
         expected = [f"RCPT TO:<{address(unquote(given_address))}>"]
         assert rcpts_of(target, route.format(given_address)) == expected
-    tried(f"{len(pairs)} odd addresses", f"{len(pairs)} RCPT, each as the address normalises")
+    tried(f"{len(pairs)} unusual addresses", f"{len(pairs)} RCPT, each address normalised")
 
 
 TEXTS = st.text(st.characters() | st.sampled_from('@.,;:<>"()[]%!=? \r\n\0ⓔ'), max_size=80)
@@ -205,7 +205,7 @@ def test_control_the_tutorial_s_route_sends_mail_to_other_recipients(
         rcpts = [command for command in commands[before:] if command.startswith("RCPT")]
         others += rcpts not in ([], [f"RCPT TO:<{unquote(given_address)}>"])
     tried(
-        f"{len(INVALID_ADDRESSES)} of them to the tutorial's route",
-        f"{others} sent to somebody else, {errors} answered 500",
+        f"{len(INVALID_ADDRESSES)} invalid addresses to the tutorial's route",
+        f"{others} sent to other recipients, {errors} answered 500",
     )
     assert others

@@ -116,7 +116,7 @@ def test_the_right_key_is_accepted_in_each_of_its_forms(client: TestClient, name
 
 
 def test_report_the_number_of_wrong_keys(tried: Tried) -> None:
-    tried(f"{len(WRONG_KEYS) + 4} ways to show no key", "all 401, nothing queued")
+    tried(f"{len(WRONG_KEYS) + 4} requests without a right key", "all 401, 0 tasks")
 
 
 # Comparison and storage of keys
@@ -269,7 +269,9 @@ def test_an_added_key_and_a_removed_key_take_effect_at_once(
             assert let_in(new)
             path = f"/tasks/{task['id']}"
             assert client.get(path, headers=bearing(new)).json()["id"] == task["id"]
-    tried(f"{form(20, 500)} changes of a key, {write.__name__}", "each holds from the next request")
+    tried(
+        f"{form(20, 500)} changes of a key, {write.__name__}", "all in effect at the next request"
+    )
 
 
 @pytest.fixture
@@ -291,7 +293,7 @@ def changes_missed(file: Path) -> int:
 @pytest.mark.usefixtures("coarse_clock")
 def test_a_second_write_within_the_same_time_stamp_takes_effect(file: Path, tried: Tried) -> None:
     assert changes_missed(file) == 0
-    tried("100 writes in the same instant", "each holds at once")
+    tried("100 writes within a time stamp", "all in effect at once")
 
 
 def is_missing(file: Path) -> None:
@@ -477,5 +479,5 @@ def test_control_a_file_that_is_read_once_for_each_time_stamp_misses_changes(
     missed = changes_missed(file)
     assert missed > 90
     tried(
-        "100 writes in the same instant, a file read only when it looks changed", f"{missed} missed"
+        "100 writes within a time stamp, a file read only if its time changed", f"{missed} missed"
     )

@@ -35,7 +35,7 @@ def test_control_readers_that_hold_whole_tasks_need_much_memory(
     tmp_path: Path, tried: Tried
 ) -> None:
     grown = growth(tmp_path, HOARDING)
-    tried("the same if readers hold whole tasks", f"{grown:.0f} MB more")
+    tried("the same, with readers that hold whole tasks", f"{grown:.0f} MB more")
     assert grown > MOST_MB
 
 

@@ -116,7 +116,7 @@ def test_files_are_never_unpacked_and_never_run(target: Target, tried: Tried) ->
     child = max(map(most_megabytes, children_of(target.service.pid)))
     tried(
         f"{len(files())} files",
-        f"each given back as it came, {on_disk / sent:.2f} times its size on disk, "
+        f"each returned unchanged, {on_disk / sent:.2f} times its size on disk, "
         f"{thumbnails.count('failed')} thumbnails failed at once; "
         f"memory + {server.grown:.0f} MB, {child:.0f} MB in the process of pictures; "
         f"/livez p99 {pulse.p99 * 1000:.0f} ms, idle {idle * 1000:.0f} ms",
@@ -191,7 +191,7 @@ def test_a_browser_saves_a_thumbnail_like_any_file(target: Target) -> None:
     assert is_only_saved(target.service.get(f"/uploads/{queued['upload']['id']}/thumbnail"))
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 def test_a_compressed_body_is_never_unpacked(target: Target) -> None:
     body = gzip.compress(form_of(file_part(content=bytes(20 * MB))))
     target.refused(target.upload(body, **{"Content-Encoding": "gzip"}), 415)
@@ -218,7 +218,7 @@ def test_control_pillow_by_itself_unpacks_a_small_file_to_hundreds_of_megabytes(
     path.write_bytes(content)
     done = subprocess.run([sys.executable, "-c", NAIVE, path], capture_output=True, check=True)
     megabytes = int(done.stdout)
-    tried(f"Pillow as it is, a PNG of {len(content) / 1000:.0f} KB", f"{megabytes} MB of memory")
+    tried(f"plain Pillow, a PNG of {len(content) / 1000:.0f} KB", f"{megabytes} MB of memory")
     assert megabytes > 300
 
 
@@ -229,4 +229,4 @@ def test_control_staticfiles_shows_the_page_of_an_attacker(tmp_path: Path, tried
     download = TestClient(StaticFiles(directory=tmp_path)).get(f"/{file.name}")
     assert download.headers["content-type"].startswith("text/html")
     assert not is_only_saved(download)
-    tried("a page behind StaticFiles", "text/html, and shown")
+    tried("a page behind StaticFiles", "sent as text/html, so a browser shows it")

@@ -105,7 +105,8 @@ def test_data_of_another_client_is_answered_like_missing_data(
     assert client.get("/save-data/ada", headers=ADA).json() == {"secret": SECRET}
     assert client.get(f"/tasks/{ada.waiting}", headers=ADA).json()["status"] != "cancelled"
     tried(
-        f"{len(ada.requests())} requests for another's things", "404 each, as for what is not there"
+        f"{len(ada.requests())} requests for data of another client",
+        "404 each, as for missing data",
     )
 
 
@@ -187,7 +188,7 @@ def test_control_without_keys_every_client_sees_all_data(tmp_path: Path, tried: 
             if method == "GET" and client.get(path, headers=EVE).is_success
         ]
     assert len(shown) >= 7
-    tried("the same without keys", f"{len(shown)} of 8 that can be shown are")
+    tried("the same without keys", f"{len(shown)} of 8 readable paths are answered")
 
 
 # Forged addresses
@@ -216,7 +217,7 @@ def test_a_forged_address_has_no_effect(tmp_path: Path, tried: Tried) -> None:
     assert number == 2
     assert '"address":"127.0.0.1"' in log
     assert "203.0.113" not in log
-    tried("6 requests from forged addresses at 2/day", f"{number} let in, 0 of them in the log")
+    tried("6 requests from forged addresses at 2/day", f"{number} admitted, 0 addresses in the log")
 
 
 def test_control_plain_uvicorn_believes_a_forged_address(tmp_path: Path, tried: Tried) -> None:
@@ -224,7 +225,7 @@ def test_control_plain_uvicorn_believes_a_forged_address(tmp_path: Path, tried: 
     with Service(tmp_path, command=UVICORN, rate_limit="2/day") as service:
         number = admitted_requests(service)
     assert number == 6
-    tried("the same under `uvicorn app.main:app`", f"{number} let in")
+    tried("the same under `uvicorn app.main:app`", f"{number} admitted")
 
 
 def test_a_request_is_not_logged_under_the_client_of_the_request_before_it(tmp_path: Path) -> None:
@@ -292,7 +293,7 @@ def test_errors_reveal_no_software_and_no_version(tmp_path: Path, tried: Tried) 
     assert {answer.status_code for answer in answers} >= {401, 404, 405, 413, 400, 415, 422, 429}
     assert not [text for text in told if SOFTWARE.search(text)]
     assert all("server" not in answer.headers for answer in answers)
-    tried(f"{len(told)} answers", "0 names or versions of software")
+    tried(f"{len(told)} responses", "0 names or versions of software")
 
 
 def test_control_plain_uvicorn_names_itself(tmp_path: Path, tried: Tried) -> None:
@@ -385,4 +386,4 @@ def test_control_the_tutorial_s_service_accepts_requests_of_any_web_page(
             assert answer.status_code == 202
         tutorial.stop()
     assert len(smtp_server.received) == len(FOREIGN_ORIGINS)
-    tried("the tutorial's service, asked by web pages", f"{len(FOREIGN_ORIGINS)} mails sent")
+    tried("requests of web pages to the tutorial's service", f"{len(FOREIGN_ORIGINS)} mails sent")

@@ -114,10 +114,10 @@ def test_a_file_name_is_shown_and_never_used_as_a_path(target: Target, tried: Tr
     ours = {f"published/{queued['upload']['id']}" for queued in answers.values()}
     assert set(files_below(uploads)) - set(stored) == ours
     assert files_outside_the_uploads(target.service.directory) == others
-    tried(f"{len(SHOWN)} names", "each shown, 0 used, nothing else on disk changed")
+    tried(f"{len(SHOWN)} names", "each shown, 0 used as a path, 0 other files changed")
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 def test_a_file_name_with_control_characters_or_of_5000_characters_is_refused(
     target: Target, tried: Tried
 ) -> None:
@@ -126,7 +126,9 @@ def test_a_file_name_with_control_characters_or_of_5000_characters_is_refused(
         marked = name and MARK.encode() + name
         target.refused(target.upload(form_of(file_part(marked))), 422, 400)
     assert files_outside_the_uploads(target.service.directory) == before
-    tried(f"{len(REFUSED)} names with control characters or without end", "all refused, 0 files")
+    tried(
+        f"{len(REFUSED)} names that are too long or have control characters", "all refused, 0 files"
+    )
 
 
 NAMES = st.text(st.sampled_from("./\\:~%\0\r\n\"';\u202e\ud800a") | st.characters(), max_size=60)
@@ -169,7 +171,7 @@ def test_a_link_planted_before_the_upload_is_published_is_never_followed(
         assert client.get(f"/uploads/{upload_id}/content").content == content
         assert client.get(f"/uploads/{upload_id}/thumbnail").content.startswith(b"\x89PNG")
     assert secret.read_text() == MARK
-    tried("2 links planted where an upload will be", "replaced, the file behind untouched")
+    tried("2 links planted before the upload", "replaced, their target unchanged")
 
 
 def test_a_link_planted_in_the_place_of_an_upload_is_not_found(
@@ -189,7 +191,7 @@ def test_a_link_planted_in_the_place_of_an_upload_is_not_found(
         assert client.delete(f"/uploads/{upload_id}").status_code == 204
     assert secret.read_text() == MARK
     assert files_below(uploads) == []
-    tried("2 links planted in its place", "404, and the delete removes the link")
+    tried("2 links planted in the place of an upload", "404, and the deletion removes the link")
 
 
 # The negative control
@@ -217,6 +219,8 @@ def test_control_a_file_name_used_as_a_path_overwrites_other_files(
         client.post("/upload", content=body, headers=FORM)
     after = files_outside_the_uploads(tmp_path / "service")
     changed = after.items() - before.items()
-    tried(f"{len(names)} names used as tutorials do", f"{len(changed)} other files written")
+    tried(
+        f"{len(names)} names used as paths, as in tutorials", f"{len(changed)} other files written"
+    )
     assert {path for path, _ in changed} == {f"{tmp_path}/eve", f"{tmp_path}/secret"}
     assert (tmp_path / "secret").read_text() == "Hello"

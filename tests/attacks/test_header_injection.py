@@ -111,7 +111,7 @@ FIELDS: dict[Callable[[Target, str], httpx2.Response], str] = {
 }
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("send", FIELDS, ids=lambda send: send.__name__)
 def test_a_value_that_could_begin_a_new_header_is_refused(
     target: Target, send: Callable[[Target, str], httpx2.Response], tried: Tried
@@ -130,7 +130,7 @@ def test_a_value_that_could_begin_a_new_header_is_refused(
     tried(f"{len(cases)} injections {send.__name__.replace('_', ' ')}", "all refused, 0 queued")
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 def test_an_extended_file_name_that_could_begin_a_new_header_is_refused(target: Target) -> None:
     for inside in DANGEROUS.values():
         if inside not in NOT_SHOWN and not re.search("[\ud800-\udfff]", inside):
@@ -187,7 +187,7 @@ def test_a_subject_that_only_looks_dangerous_is_sent_unchanged(
         content = target.mail_of(as_subject(target, subject)).content
         assert_headers(content)
         assert message_from_bytes(content, policy=default)["Subject"] == subject
-    tried(f"{len(HARMLESS)} harmless ones", "sent as they are, 0 other headers")
+    tried(f"{len(HARMLESS)} harmless subjects", "sent unchanged, 0 other headers")
 
 
 def assert_headers(mail: bytes) -> None:

@@ -93,15 +93,15 @@ def send(target: Target, body: bytes, path: str = NOTIFICATION) -> httpx2.Respon
     return target.post(path, content=body, headers=JSON)
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("path", PATHS)
 def test_a_body_that_is_not_strict_json_is_refused(target: Target, path: str, tried: Tried) -> None:
     for body in MALFORMED.values():
         target.refused(send(target, body, path), 400, 422)
-    tried(f"{len(MALFORMED)} bodies that are no JSON, to {path}", "all refused, 0 echoed")
+    tried(f"{len(MALFORMED)} malformed bodies, to {path}", "all refused, 0 echoed")
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize(("body", "pointers"), WRONG_FIELDS, ids=lambda value: str(value)[:30])
 def test_a_wrong_field_is_named_and_its_value_is_never_repeated(
     target: Target, body: object, pointers: list[str]
@@ -111,21 +111,21 @@ def test_a_wrong_field_is_named_and_its_value_is_never_repeated(
     assert all(error["detail"] for error in errors)
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("path", ["/items/true", "/items/1.5", "/items/" + "9" * 5_000])
 def test_a_path_parameter_that_is_no_integer_is_refused(target: Target, path: str) -> None:
     (error,) = target.refused(target.post(path), 422)["errors"]
     assert error["pointer"] == "/item_id"
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("path", PATHS)
 def test_two_megabytes_in_a_wrong_field_lead_to_a_small_problem(target: Target, path: str) -> None:
     body = b'{"%b": "%b"}' % (MARK.encode(), b"x" * 2_000_000)
     target.refused(send(target, body, path), 413)
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("path", [NOTIFICATION, "/send-notification/" + "%F0%9F%98%80" * 300])
 def test_a_thousand_wrong_fields_lead_to_a_small_problem(target: Target, path: str) -> None:
     body = {f"{number:040}": number for number in range(1_000)}
@@ -186,7 +186,7 @@ def test_control_plain_fastapi_answers_500_and_repeats_its_input(tried: Tried) -
     echoes = sum(MARK in answer.text for answer in answers)
     largest = max(len(answer.content) for answer in answers)
     tried(
-        f"plain FastAPI, {len(bodies)} of them",
+        f"plain FastAPI, {len(bodies)} malformed or wrong bodies",
         f"{errors} answered 500, {echoes} echoed, the largest answer {largest:,} bytes",
     )
     assert errors >= 3

@@ -228,5 +228,5 @@ def test_control_without_the_escapes_a_console_shows_forged_lines(
             log_event(value=text)
             raise_and_log(text)
     forged = capsys.readouterr().err.count("\n" + FORGED["console"])
-    tried(f"structlog's console as it is, {2 * len(HOSTILE)} events", f"{forged} lines forged")
+    tried(f"structlog's plain console, {2 * len(HOSTILE)} events", f"{forged} lines forged")
     assert forged

@@ -171,7 +171,7 @@ def test_a_valid_request_is_a_single_request(service: Service, name: str) -> Non
 
 def test_report_the_number_of_malformed_requests(tried: Tried) -> None:
     tried(f"{len(MALFORMED)} malformed requests", "each 400, 431 or closed; 0 hidden requests run")
-    tried(f"{len(HARMLESS)} odd ones", "each one request; 0 hidden requests run")
+    tried(f"{len(HARMLESS)} valid requests", "a response each; 0 hidden requests run")
 
 
 @pytest.mark.parametrize("name", ["two Hosts", "nonsense", "chunks, then a length"])

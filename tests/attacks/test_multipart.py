@@ -112,7 +112,7 @@ TYPES = [
 ]
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 def test_a_hostile_form_is_refused_at_once_and_does_not_delay_other_clients(
     target: Target, tried: Tried
 ) -> None:
@@ -170,7 +170,7 @@ def all_at_once(port: int, request: bytes) -> None:
         attacker.join()
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("content_type", TYPES, ids=lambda value: str(value[:50]))
 def test_an_upload_without_the_media_type_of_a_form_is_refused(
     target: Target, content_type: bytes

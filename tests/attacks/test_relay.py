@@ -114,7 +114,7 @@ def test_clients_without_a_valid_key_can_send_no_mail(
                 assert answer.headers["www-authenticate"].startswith("Bearer"), who
         client.headers.update(bearing(KEY))
         assert_only_this_mail_is_sent(client, smtp_server, "ada@example.com")
-    tried(f"{len(MAIL_ROUTES) * len(STRANGERS)} requests of strangers", "all 401, 0 RCPT")
+    tried(f"{len(MAIL_ROUTES) * len(STRANGERS)} requests without a valid key", "all 401, 0 RCPT")
 
 
 def test_no_mail_is_sent_to_a_recipient_outside_the_list(
@@ -127,7 +127,7 @@ def test_no_mail_is_sent_to_a_recipient_outside_the_list(
                 problem = problem_of(send_to(client, address, way), 403)
                 assert address not in problem["detail"]
         assert_only_this_mail_is_sent(client, smtp_server, "ada@example.com")
-    tried(f"{len(FORBIDDEN)} addresses off the list, in 3 ways", "all 403, 0 RCPT")
+    tried(f"{len(FORBIDDEN)} addresses outside the list, on 3 routes", "all 403, 0 RCPT")
 
 
 def test_recipients_are_compared_after_idna_and_without_regard_to_case(
@@ -159,7 +159,7 @@ def test_a_task_from_before_the_list_is_never_sent_even_if_retried(
         for task in tasks:
             wait_for(client, task, "failed")
     assert recipients(smtp_server) == []
-    tried("3 tasks queued before the list, each retried twice", "9 times failed, 0 RCPT")
+    tried("3 tasks queued before the list, each retried twice", "9 failures, 0 RCPT")
 
 
 # Too many requests
@@ -190,7 +190,7 @@ def test_a_client_over_its_rate_limit_gets_429_with_the_time_to_wait(
             assert client.get("/tasks", headers=bearing("eve-key")).status_code in {200, 429}
             time.sleep(int(answers[-1].headers["retry-after"]))
             assert client.get("/tasks", headers=bearing(KEY)).status_code == 200
-    tried(f"{rounds} times too many requests", "429 each; let in after Retry-After seconds")
+    tried(f"{rounds} times too many requests", "429; admitted after Retry-After seconds")
 
 
 class Clock:
@@ -223,7 +223,7 @@ def test_retry_after_is_always_long_enough(limit: str, tried: Tried) -> None:
                 clock.now += quota.seconds
                 assert rate.take("ada").allowed
             clock.now += random.expovariate(3 / window * amount)
-    tried(f"{refusals} refusals at {limit}", "each let in after Retry-After seconds")
+    tried(f"{refusals} refusals at {limit}", "each admitted after Retry-After seconds")
 
 
 def allowed_around_the_end_of_a_minute(allows: Callable[[], bool], clock: Clock) -> int:
@@ -264,7 +264,9 @@ def test_the_number_of_counted_clients_is_limited(tried: Tried) -> None:
         assert rate.take(stranger).allowed
         assert not rate.take("ada").allowed
         assert len(rate._counts) == 3
-    tried(f"{len(strangers)} addresses, with room for 3", "3 counted, and a refused one refused")
+    tried(
+        f"{len(strangers)} addresses, with room for 3", "3 counted; a refused client stays refused"
+    )
 
 
 def test_all_addresses_of_an_ipv6_network_count_as_one_client(tmp_path: Path) -> None:
@@ -302,7 +304,7 @@ def test_a_full_backlog_refuses_mails_until_a_task_ends(
         for task in (*ids[1:], answer.json()["id"]):
             wait_for(client, task)
         assert send_to(client, "ada@example.com", MAIL_ROUTES[0]).status_code == 202
-    tried("a backlog of 3", "503 for each of 4 more, nothing queued; room again once one is done")
+    tried("a backlog of 3", "503 for 4 more requests, 0 tasks; room again when a task is done")
 
 
 # Negative controls: the same without the defences
@@ -319,7 +321,7 @@ def test_control_an_open_service_without_a_list_is_a_relay(
                 wait_for(client, task["id"])
                 asked += 1
     assert recipients(smtp_server) == ["eve@example.net"] * asked
-    tried("the strangers' requests, without keys and list", f"{asked} RCPT")
+    tried("the same requests to a service without keys and list", f"{asked} RCPT")
 
 
 def test_control_a_list_that_is_compared_as_text_admits_forbidden_recipients(tried: Tried) -> None:
@@ -328,4 +330,4 @@ def test_control_a_list_that_is_compared_as_text_admits_forbidden_recipients(tri
     keeps_out = [address for address in PERMITTED if not address.endswith(LIST_AS_TEXT)]
     assert lets_in
     assert keeps_out
-    tried("endswith", f"{len(lets_in)} off the list let in, {len(keeps_out)} on it kept out")
+    tried("endswith", f"{len(lets_in)} forbidden admitted, {len(keeps_out)} permitted refused")

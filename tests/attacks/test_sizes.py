@@ -71,7 +71,7 @@ def test_an_upload_has_a_size_limit_and_needs_little_memory(
             assert_refused(said, 413)
     tried(
         f"uploads around {LIMIT / MB:,.0f} MB, {'in chunks' if chunked else 'of a length'}",
-        f"2 taken, 3 refused with 413; memory + {server.grown:.0f} MB",
+        f"2 accepted, 3 refused with 413; memory + {server.grown:.0f} MB",
     )
     assert server.grown <= MEGABYTES
 
@@ -81,7 +81,7 @@ def json_of_size(size: int) -> bytes:
     return around.replace(b'""', b'"%b"' % (b"x" * (size - len(around))))
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("path", ["/process/", "/save-data/?user_id=ada", NOTIFICATION])
 @pytest.mark.parametrize("chunked", [False, True], ids=["a length", "chunks"])
 def test_any_other_body_has_a_smaller_limit(target: Target, path: str, *, chunked: bool) -> None:
@@ -106,20 +106,20 @@ def test_any_other_body_is_accepted_up_to_that_limit(
 # False lengths, and clients that disconnect
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 def test_a_form_that_is_cut_short_is_refused(target: Target) -> None:
     for cut in CUTS:
         target.refused(target.upload(FILE[:cut]), 400)
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 def test_a_form_with_a_too_small_content_length_is_refused(target: Target) -> None:
     """The rest of the form is not run as a request."""
     for length in TOO_SMALL:
         assert_refused(say(target.service.port, posted("/upload", FILE, length=length)), 400)
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("path", ["/upload", "/process/"])
 def test_a_far_too_large_content_length_is_refused_at_once(target: Target, path: str) -> None:
     """The service does not wait for the body."""
@@ -137,7 +137,7 @@ def test_a_content_length_with_5000_leading_zeros_causes_no_error(target: Target
     assert said.statuses in ([202], [400])
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("gently", [False, True], ids=["reset", "half-closed"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["a length", "chunks"])
 @pytest.mark.parametrize("size", [1_000, 5 * MB])

@@ -217,7 +217,7 @@ def test_an_event_stream_is_not_disconnected(service: Service, tried: Tried) -> 
         events = (line for line in stream.iter_lines() if line.startswith("data: "))
         assert task["id"] in (json.loads(line.removeprefix("data: "))["id"] for line in events)
         seconds = time.monotonic() - began
-    tried("GET /events", f"still told after {seconds:.1f} s")
+    tried("GET /events", f"still connected after {seconds:.1f} s")
 
 
 def test_a_client_that_waits_for_the_service_is_not_disconnected(

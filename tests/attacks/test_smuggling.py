@@ -85,10 +85,10 @@ def test_any_text_arrives_unchanged_in_a_single_mail(target: Target, text: str) 
 
 
 def test_report_the_number_of_texts(tried: Tried) -> None:
-    tried(f"{len(BODIES)} bodies", "one mail each, 0 bare CR or LF, each text as it was sent")
+    tried(f"{len(BODIES)} texts", "a mail each, 0 bare CR or LF, each text unchanged")
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("inside", ["\0", "\x1b[2J", "\v", "\f", "\x1c", "\x1a", "\x7f", "\x85"])
 def test_a_text_with_control_characters_is_refused(target: Target, inside: str) -> None:
     (error,) = target.refused(send(target, MARK + inside), 422)["errors"]
@@ -141,7 +141,7 @@ def test_control_without_doubled_dots_a_text_becomes_a_second_mail(
         task = client.post(NOTIFICATION, json={"message": f"a\r\n.\r\n{SECOND_MAIL}b"}).json()
         wait_for(client, task["id"])
     mails = target.smtp_server.received[before:]
-    tried("one body, its dots not doubled", f"{len(mails)} mails, one from {mails[1].sender}")
+    tried("a text without doubled dots", f"{len(mails)} mails, the second from {mails[1].sender}")
     assert mails[1].sender == "eve@example.com"
 
 

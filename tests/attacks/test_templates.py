@@ -165,9 +165,7 @@ def test_the_inbox_shows_all_subjects_escaped(client: TestClient, tried: Tried) 
     html = client.get("/inbox").text
     for value in VALUES.values():
         assert_shown(html, value)
-    tried(
-        f"{len(VALUES)} values as subject, message and file name", "literal, 0 elements of theirs"
-    )
+    tried(f"{len(VALUES)} values as subject, message and file name", "literal, 0 foreign elements")
 
 
 # Negative controls
@@ -195,5 +193,5 @@ def test_control_without_escaping_values_become_elements(
         theirs += not Page(
             render("notification", subject=value, message=value).html
         ).has_only_expected_elements
-    tried(f"{len(VALUES)} values, not escaped", f"elements of theirs in {theirs} pages")
+    tried(f"{len(VALUES)} values, not escaped", f"foreign elements in {theirs} pages")
     assert theirs

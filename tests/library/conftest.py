@@ -29,7 +29,7 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def timeless(postgres: Postgres) -> str:
+def time_machine_url(postgres: Postgres) -> str:
     """The address of a database with the service's tables and the tables of the time machine."""
     url = with_tables(postgres)
     postgres.sql(time_machine.INSTALL, url)
@@ -37,9 +37,9 @@ def timeless(postgres: Postgres) -> str:
 
 
 @pytest.fixture
-def postgresql_url(postgres: Postgres, timeless: str) -> str:
-    postgres.empty(timeless)
-    return timeless + time_machine.ENTRANCE
+def postgresql_url(postgres: Postgres, time_machine_url: str) -> str:
+    postgres.empty(time_machine_url)
+    return time_machine_url + time_machine.ENTRANCE
 
 
 @pytest.fixture

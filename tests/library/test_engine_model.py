@@ -112,14 +112,15 @@ class _EngineMachine(RuleBasedStateMachine):
     ) -> MultipleResults[Task]:
         self.now += silence
         self.extend(owner)  # because a worker that claims has sent its heartbeats
+        # The model knows which tasks may be claimed, and which leases have expired.
         due = {
             task.id: task
-            for task in self.those(*WAITING)
+            for task in self.tasks_with_status(*WAITING)
             if task.kind in kinds and (task.due_at <= task.updated_at or task.due_at <= self.now)
         }
         silent = {
             task.id: task
-            for task in self.those(Status.RUNNING)
+            for task in self.tasks_with_status(Status.RUNNING)
             if task.owner != owner and self.leases[task.id] <= self.now
         }
         claimed = self.ask(
@@ -127,6 +128,7 @@ class _EngineMachine(RuleBasedStateMachine):
                 owner, kinds=kinds, limit=limit, suspect=suspect, now=self.now, lease=LEASE
             )
         )
+        # Each task of the claim must be in the model's sets, and change as the model does.
         running = [task for task in claimed if task.status is Status.RUNNING]
         for task in claimed:
             if task in running:
@@ -134,10 +136,13 @@ class _EngineMachine(RuleBasedStateMachine):
             else:
                 self.record_crash(silent.pop(task.id))
             assert task == self.model[task.id]
+        # The claim takes at most `limit` tasks, and at most one crashed task.
         assert len(running) <= limit
         assert len([task for task in running if task.crashes]) <= suspect
+        # It may leave some for the next claim, but it may not come back with none.
         left = [task for task in (due | silent).values() if suspect or not task.crashes]
         assert claimed or not left
+        # Among the crashed tasks, and among the others, the tasks that are due first come first.
         assert [task.due_at for task in running] == sorted(task.due_at for task in running)
         for suspects in (True, False):
             begun = [task.due_at for task in running if bool(task.crashes) is suspects]
@@ -244,7 +249,9 @@ class _EngineMachine(RuleBasedStateMachine):
 
     @rule()
     def purge(self) -> None:
-        old = [task for task in self.those(*FINISHED) if (task.finished_at or 0) < self.now]
+        old = [
+            task for task in self.tasks_with_status(*FINISHED) if (task.finished_at or 0) < self.now
+        ]
         for task in old:
             self.removed[task.id] = self.model.pop(task.id).status
         purging = self.engine.purge(finished_before=self.now, answered_before=0, limit=1_000)
@@ -260,7 +267,7 @@ class _EngineMachine(RuleBasedStateMachine):
         backlog = self.ask(self.engine.backlog())
         counts = Counter(task.status for task in self.model.values())
         assert backlog.counts == {status: counts[status] for status in Status}
-        due = [task.due_at for task in self.those(*WAITING)]
+        due = [task.due_at for task in self.tasks_with_status(*WAITING)]
         assert backlog.oldest_due_at == min(due, default=None)
 
     @invariant()
@@ -287,7 +294,7 @@ class _EngineMachine(RuleBasedStateMachine):
 
     # The model
 
-    def those(self, *statuses: Status) -> list[Task]:
+    def tasks_with_status(self, *statuses: Status) -> list[Task]:
         return [task for task in self.model.values() if task.status in statuses]
 
     def holds(self, claimed: Task) -> bool:
