@@ -31,7 +31,7 @@ from tests.library.support import (
     KINDS,
     LEASE,
     NOW,
-    EventRecorder,
+    Diary,
     a_task,
     claim_one,
     opened,
@@ -296,9 +296,9 @@ async def test_the_first_claim_comes_within_a_second_after_the_start(
     async with opened(crowded) as engine:
         started = time.monotonic()
         queue = queue_of(engine, greet, now=lambda: LATER)
-        recorder = EventRecorder(queue)
+        diary = Diary(queue)
         async with working(queue):
-            await recorder.until(EventType.STARTED)
+            await diary.until(EventType.STARTED)
             claimed = time.monotonic()
     tried(
         f"a start with {WAITING:,} tasks due",

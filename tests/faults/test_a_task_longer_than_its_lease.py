@@ -13,7 +13,7 @@ from afterward.engine import Engine
 from afterward.events import EventType
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
-from tests.library.support import EventRecorder, promise, queue_of, working
+from tests.library.support import Diary, promise, queue_of, working
 from tests.support.torture import Tried, form
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("frequent_polls")]
@@ -31,19 +31,19 @@ async def outlast(context: Context[None]) -> None:
 async def run_between_two_workers(engine: Engine) -> list[str]:
     """What happened to a long task."""
     queue = queue_of(engine, outlast, now=time.time)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     await promise(queue, outlast)
     # With a slot free, a worker would find its own silent tasks before the other does.
     settings: dict[str, Any] = {"lease": LEASE, "concurrency": 1}
     async with working(queue, **settings), working(queue, **settings):
-        await recorder.until(EventType.SUCCEEDED, within=LEASES * LEASE + 10)
-    return recorder.event_types
+        await diary.until(EventType.SUCCEEDED, within=LEASES * LEASE + 10)
+    return diary.whats
 
 
 async def test_it_is_not_stolen(engine: Engine, tried: Tried) -> None:
-    event_types = await run_between_two_workers(engine)
-    tried(f"a task of {LEASES} leases", f"stolen {event_types.count('recovered')} times")
-    assert event_types == ["queued", "started", "succeeded"]
+    whats = await run_between_two_workers(engine)
+    tried(f"a task of {LEASES} leases", f"stolen {whats.count('recovered')} times")
+    assert whats == ["queued", "started", "succeeded"]
 
 
 async def test_control_without_the_heartbeat_it_is(
@@ -53,10 +53,10 @@ async def test_control_without_the_heartbeat_it_is(
         pass
 
     monkeypatch.setattr(Worker, "_hold_on", say_nothing)
-    event_types = await run_between_two_workers(engine)
+    whats = await run_between_two_workers(engine)
     tried(
         f"without a heartbeat, a task of {LEASES} leases",
-        f"stolen {event_types.count('recovered')} times",
+        f"stolen {whats.count('recovered')} times",
     )
-    assert event_types.count("recovered") > 0
-    assert event_types.count("started") > 1
+    assert whats.count("recovered") > 0
+    assert whats.count("started") > 1

@@ -15,7 +15,7 @@ from afterward.engine import Engine
 from afterward.events import EventType
 from afterward.task import Status
 from afterward.worker import Worker
-from tests.library.support import Clock, EventRecorder, claim_one, promise, queue_of, wait_forever
+from tests.library.support import Clock, Diary, claim_one, promise, queue_of, wait_forever
 from tests.support.service import PATIENCE, Process, Service, until
 from tests.support.smtp_server import HANG, SmtpServer
 from tests.support.torture import Tried, form
@@ -39,15 +39,15 @@ async def test_a_stopping_worker_gives_back_what_does_not_finish(
 ) -> None:
     """Uncounted, and due at once."""
     queue = queue_of(engine, wait_forever, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     task = await promise(queue, wait_forever)
     worker = Worker(queue, None)
     await worker.start()
-    await recorder.until(EventType.STARTED)
+    await diary.until(EventType.STARTED)
     await worker.stop(grace=0.1)
     given_back = await engine.get(task.id)
     assert (given_back.status, given_back.attempts, given_back.owner) == (Status.QUEUED, 0, None)
-    assert recorder.event_types == ["queued", "started", "given_back"]
+    assert diary.whats == ["queued", "started", "given_back"]
     assert (await claim_one(engine)).id == task.id
 
 

@@ -21,7 +21,7 @@ from tests.library.support import (
     LONGEST_WAITS,
     NOW,
     Clock,
-    EventRecorder,
+    Diary,
     a_task,
     claim_all,
     claim_one,
@@ -52,13 +52,13 @@ async def tries_around(engine: Engine, clock: Clock, jump: float, *, enough: int
         raise OSError
 
     queue = queue_of(engine, fail, now=clock, policy=LONGEST_WAITS)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     for _ in range(TASKS):
         await promise(queue, fail)
     await Worker(queue, None).run_until_idle()
     clock.now += jump
     async with working(queue, lease=0.15):
-        await recorder.until(EventType.RETRYING, times=enough, within=30)
+        await diary.until(EventType.RETRYING, times=enough, within=30)
         await asyncio.sleep(0.3)  # the time of many polls, and of some heartbeats
     return tries
 
@@ -109,16 +109,16 @@ async def test_what_runs_is_neither_lost_nor_repeated(
         await release.wait()
 
     queue = queue_of(engine, finish, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     for _ in range(3):
         await promise(queue, finish)
     async with working(queue, lease=0.15):
-        await recorder.until(EventType.STARTED, times=3)
+        await diary.until(EventType.STARTED, times=3)
         clock.now += jump
         await asyncio.sleep(0.3)
         release.set()
-        await recorder.until(EventType.SUCCEEDED, times=3)
-    assert Counter(recorder.event_types) == {"queued": 3, "started": 3, "succeeded": 3}
+        await diary.until(EventType.SUCCEEDED, times=3)
+    assert Counter(diary.whats) == {"queued": 3, "started": 3, "succeeded": 3}
 
 
 @pytest.mark.anyio

@@ -53,7 +53,7 @@ class Clock:
         return self.now
 
 
-class EventRecorder:
+class Diary:
     """Keeps all events of a queue, in order."""
 
     def __init__(self, queue: Queue[Any]) -> None:
@@ -62,7 +62,7 @@ class EventRecorder:
         queue.events.subscribe(self._write)
 
     @property
-    def event_types(self) -> list[str]:
+    def whats(self) -> list[str]:
         """The type of each event, in words."""
         return [event.type.value for event in self.events]
 

@@ -26,7 +26,7 @@ from tests.library.support import (
     LONGEST_WAITS,
     NOW,
     Clock,
-    EventRecorder,
+    Diary,
     a_task,
     claim_all,
     claim_one,
@@ -99,12 +99,12 @@ async def test_events_are_published_in_order(engine: Engine, clock: Clock) -> No
         await context.report_progress(0.5)
 
     queue = queue_of(engine, halve, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     task = await after_a_run(queue, await promise(queue, halve))
-    assert recorder.event_types == ["queued", "started", "progressed", "succeeded"]
-    statuses = [event.task.status for event in recorder.events]
+    assert diary.whats == ["queued", "started", "progressed", "succeeded"]
+    statuses = [event.task.status for event in diary.events]
     assert statuses == ["queued", "running", "running", "succeeded"]
-    *before, last = recorder.events
+    *before, last = diary.events
     assert {event.seconds for event in before} == {None}
     assert last.task == task
     assert (last.seconds or 0) > 0
@@ -120,20 +120,13 @@ async def test_follow_ups_are_committed_with_the_success(engine: Engine, clock: 
         context.durable_tasks.keep("uploads", "1", {"size": 3})
 
     queue = queue_of(engine, upload, follow_up, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     durable_tasks = queue.collect("request-1")
     durable_tasks.add_task(upload)
     await queue.commit(durable_tasks.collected())
     await Worker(queue, None).run_until_idle()
-    assert recorder.event_types == [
-        "queued",
-        "started",
-        "succeeded",
-        "queued",
-        "started",
-        "succeeded",
-    ]
-    assert recorder.events[-1].task.result == '"request-1"'
+    assert diary.whats == ["queued", "started", "succeeded", "queued", "started", "succeeded"]
+    assert diary.events[-1].task.result == '"request-1"'
     assert (await engine.read_record("uploads", "1", client="")).body == {"size": 3}
 
 
@@ -147,7 +140,7 @@ async def test_a_failed_attempt_is_repeated_after_its_wait(engine: Engine, clock
         return "at last"
 
     queue = queue_of(engine, fail_at_first, now=clock, policy=LONGEST_WAITS)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     task = await after_a_run(queue, await promise(queue, fail_at_first))
     assert (task.status, task.attempts, task.next_attempt_at) == (Status.RETRYING, 1, NOW + 10)
     assert error_of(task) == {
@@ -155,13 +148,13 @@ async def test_a_failed_attempt_is_repeated_after_its_wait(engine: Engine, clock
         "detail": "mailbox busy",
         "smtp_code": 450,
     }
-    assert isinstance(recorder.events[-1].exception, TemporaryError)
+    assert isinstance(diary.events[-1].exception, TemporaryError)
 
     clock.now = NOW + 10
     task = await after_a_run(queue, task)
     assert (task.status, task.attempts, task.result) == (Status.SUCCEEDED, 2, '"at last"')
     assert (task.next_attempt_at, task.error) == (None, None)
-    assert recorder.event_types == ["queued", "started", "retrying", "started", "succeeded"]
+    assert diary.whats == ["queued", "started", "retrying", "started", "succeeded"]
 
 
 async def test_a_task_fails_when_its_attempts_run_out(engine: Engine, clock: Clock) -> None:
@@ -169,11 +162,11 @@ async def test_a_task_fails_when_its_attempts_run_out(engine: Engine, clock: Clo
         raise OSError("x" * 5000)
 
     queue = queue_of(engine, fail, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     task = await after_a_run(queue, await promise(queue, fail))
     assert (task.status, task.attempts) == (Status.FAILED, 3)
     assert error_of(task) == {"type": "OSError", "detail": "x" * 1000}
-    assert recorder.event_types == ["queued", *["started", "retrying"] * 2, "started", "failed"]
+    assert diary.whats == ["queued", *["started", "retrying"] * 2, "started", "failed"]
 
 
 async def test_a_permanent_error_fails_a_task_at_once(engine: Engine, clock: Clock) -> None:
@@ -311,10 +304,10 @@ async def test_a_subscriber_that_raises_harms_neither_the_task_nor_other_subscri
 
     queue = queue_of(engine, greet, now=clock)
     queue.events.subscribe(careless)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     task = await after_a_run(queue, await promise(queue, greet))
     assert task.status is Status.SUCCEEDED
-    assert recorder.event_types == ["queued", "started", "succeeded"]
+    assert diary.whats == ["queued", "started", "succeeded"]
 
 
 async def test_an_outcome_that_can_never_be_written_fails_the_task(
@@ -328,11 +321,11 @@ async def test_an_outcome_that_can_never_be_written_fails_the_task(
         body["size"] = object()  # type: ignore[assignment]
 
     queue = queue_of(engine, careless, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     task = await after_a_run(queue, await promise(queue, careless))
     assert (task.status, task.attempts) == (Status.FAILED, 1)
     assert error_of(task)["type"] == "OutcomeNotWritten"
-    assert recorder.event_types == ["queued", "started", "failed"]
+    assert diary.whats == ["queued", "started", "failed"]
 
 
 # Bounds by time
@@ -448,11 +441,11 @@ async def test_no_more_tasks_run_at_once_than_allowed(engine: Engine, clock: Clo
         running -= 1
 
     queue = queue_of(engine, count, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     for _ in range(20):
         await promise(queue, count)
     async with working(queue, concurrency=3):
-        await recorder.until(EventType.SUCCEEDED, times=20)
+        await diary.until(EventType.SUCCEEDED, times=20)
     assert most == 3
 
 
@@ -484,17 +477,17 @@ async def test_a_slot_runs_its_next_task_only_after_the_last_outcome_is_on_disk(
             return await engine.settle(task, *outcome)
 
     queue = queue_of(cast(Engine, Slow()), run, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     first, _, _, last = [
         await promise(queue, run, name) for name in ("slow", "quick", "long", "last")
     ]
     async with working(queue, concurrency=2):
-        await recorder.until(EventType.STARTED, times=3)
+        await diary.until(EventType.STARTED, times=3)
         await asyncio.sleep(0.05)
         assert begun == ["slow", "quick", "long"]
         assert (await engine.get(last.id)).status is Status.RUNNING
         disk_is_slow.set()
-        await recorder.until(EventType.STARTED, times=4)
+        await diary.until(EventType.STARTED, times=4)
     assert begun == ["slow", "quick", "long", "last"]
 
 
@@ -503,11 +496,11 @@ async def test_a_worker_is_busy_while_tasks_come_and_go(
 ) -> None:
     """A worker with a task that only waits is not busy: it takes no time from requests."""
     queue = queue_of(engine, wait_forever, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     async with working(queue) as worker:
         was_busy = [worker.is_busy]
         await promise(queue, wait_forever)
-        await recorder.until(EventType.STARTED)
+        await diary.until(EventType.STARTED)
         monkeypatch.setattr(worker_module, "QUIET_SECONDS", 60)
         was_busy.append(worker.is_busy)
         monkeypatch.setattr(worker_module, "QUIET_SECONDS", 0)
@@ -523,10 +516,10 @@ async def test_two_workers_run_each_task_once(engine: Engine, clock: Clock) -> N
         await asyncio.sleep(0.001)
 
     queue = queue_of(engine, run, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     tasks = [await promise(queue, run) for _ in range(50)]
     async with working(queue, concurrency=3), working(queue, concurrency=3):
-        await recorder.until(EventType.SUCCEEDED, times=50)
+        await diary.until(EventType.SUCCEEDED, times=50)
     assert sorted(ran) == sorted(task.id for task in tasks)
 
 
@@ -540,11 +533,11 @@ async def test_an_idle_worker_starts_a_new_task_at_once(
         pass
 
     queue = queue_of(engine, greet, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     async with working(queue):
         await asyncio.sleep(0.05)
         await promise(queue, greet)
-        await recorder.until(EventType.SUCCEEDED)  # long before the next poll
+        await diary.until(EventType.SUCCEEDED)  # long before the next poll
 
 
 async def test_a_worker_notices_by_itself_that_a_retry_is_due(engine: Engine) -> None:
@@ -553,10 +546,10 @@ async def test_a_worker_notices_by_itself_that_a_retry_is_due(engine: Engine) ->
             raise OSError
 
     queue = queue_of(engine, fail_at_first, now=time.time)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     async with working(queue):
         await promise(queue, fail_at_first)
-        await recorder.until(EventType.SUCCEEDED)
+        await diary.until(EventType.SUCCEEDED)
 
 
 # Leases
@@ -574,12 +567,12 @@ async def test_an_attempt_is_cancelled_when_its_task_was_claimed_elsewhere(
 ) -> None:
     """The next heartbeat cancels it; its outcome changes nothing in the task's row."""
     queue = queue_of(engine, wait_forever, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     await promise(queue, wait_forever)
     async with working(queue, concurrency=1, lease=0.15):
-        await recorder.until(EventType.STARTED)
+        await diary.until(EventType.STARTED)
         taken = await take_over(engine)
-        lost = await recorder.until(EventType.LOST)
+        lost = await diary.until(EventType.LOST)
     assert isinstance(lost.exception, asyncio.CancelledError)
     assert await engine.get(taken.id) == taken
 
@@ -595,9 +588,9 @@ async def test_an_attempt_writes_nothing_after_its_task_was_claimed_elsewhere(
         context.durable_tasks.add_task(lose)
 
     queue = queue_of(engine, lose, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     task = await after_a_run(queue, await promise(queue, lose))
-    assert recorder.event_types == ["queued", "started", "lost"]
+    assert diary.whats == ["queued", "started", "lost"]
     assert (task.status, task.owner, task.progress) == (Status.RUNNING, "another worker", None)
 
 
@@ -617,14 +610,14 @@ async def test_two_attempts_of_a_task_never_run_at_once_in_one_worker(
             running -= 1
 
     queue = queue_of(engine, only_one, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     await promise(queue, only_one)
     async with working(queue):
-        await recorder.until(EventType.STARTED)
+        await diary.until(EventType.STARTED)
         await claim_one(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
-        await recorder.until(EventType.SUCCEEDED)
-    assert recorder.event_types == ["queued", "started", "lost", "started", "succeeded"]
+        await diary.until(EventType.SUCCEEDED)
+    assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
 
 
 async def test_a_worker_waits_for_an_earlier_attempt_that_ends_slowly(
@@ -644,19 +637,19 @@ async def test_a_worker_waits_for_an_earlier_attempt_that_ends_slowly(
                 steps.append("ends 1")
 
     queue = queue_of(engine, slow_to_end, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     task = await promise(queue, slow_to_end)
     async with working(queue):
-        await recorder.until(EventType.STARTED)
+        await diary.until(EventType.STARTED)
         await claim_one(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
         while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         await asyncio.sleep(worker_module.LAST_WRITES_SECONDS + 0.1)
         cleaned.set()
-        await recorder.until(EventType.SUCCEEDED)
+        await diary.until(EventType.SUCCEEDED)
     assert steps == ["begins 1", "ends 1", "begins 2"]
-    assert recorder.event_types == ["queued", "started", "lost", "started", "succeeded"]
+    assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
 
 
 async def test_an_attempt_fails_in_time_if_an_earlier_attempt_never_ends(
@@ -670,14 +663,14 @@ async def test_an_attempt_fails_in_time_if_an_earlier_attempt_never_ends(
                 await stuck.wait()
 
     queue = queue_of(engine, never_ends, now=clock, policy=LONGEST_WAITS)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     await promise(queue, never_ends)
     async with working(queue) as worker:
-        await recorder.until(EventType.STARTED)
+        await diary.until(EventType.STARTED)
         await claim_one(engine, "another worker", now=NOW + LEASE)
         worker._task_timeout = 0.05
         clock.now = NOW + LEASE
-        retrying = await recorder.until(EventType.RETRYING)
+        retrying = await diary.until(EventType.RETRYING)
         stuck.set()
     assert error_of(retrying.task)["detail"] == "an earlier attempt of this task does not end"
 
@@ -687,7 +680,7 @@ async def test_a_heartbeat_cancels_an_attempt_of_an_older_claim(
 ) -> None:
     """The worker lost the task and claimed it again, so this attempt's claim is over."""
     queue = queue_of(engine, wait_forever, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     task = await promise(queue, wait_forever)
 
     async def extend(*_: object, **__: object) -> set[tuple[str, int]]:
@@ -695,7 +688,7 @@ async def test_a_heartbeat_cancels_an_attempt_of_an_older_claim(
 
     monkeypatch.setattr(engine, "extend", extend)
     async with working(queue, lease=0.15):
-        given_back = await recorder.until(EventType.GIVEN_BACK)
+        given_back = await diary.until(EventType.GIVEN_BACK)
     assert isinstance(given_back.exception, asyncio.CancelledError)
 
 
@@ -706,14 +699,14 @@ async def test_a_starting_worker_requeues_crashed_tasks(engine: Engine, clock: C
         pass
 
     queue = queue_of(engine, survive, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     await promise(queue, survive)
     await put(engine, deadly := a_task(max_attempts=1, kind="survive"))
     await claim_all(engine, "a dead worker")
     clock.now = NOW + LEASE
     async with working(queue):
-        await recorder.until(EventType.SUCCEEDED)
-    assert sorted(recorder.event_types[1:3]) == ["failed", "recovered"]
+        await diary.until(EventType.SUCCEEDED)
+    assert sorted(diary.whats[1:3]) == ["failed", "recovered"]
     assert error_of(await engine.get(deadly.id))["type"] == "WorkerDied"
 
 
@@ -724,15 +717,15 @@ async def test_a_running_worker_requeues_tasks_that_crash_later(
         pass
 
     queue = queue_of(engine, survive, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     await promise(queue, survive)
     await claim_one(engine, "a worker that lives")
     async with working(queue, lease=0.15):
         await asyncio.sleep(0.1)
         clock.now = NOW + LEASE
-        await recorder.until(EventType.SUCCEEDED)
-    assert recorder.event_types == ["queued", "recovered", "started", "succeeded"]
-    crashes = [event.task.crashes for event in recorder.events]
+        await diary.until(EventType.SUCCEEDED)
+    assert diary.whats == ["queued", "recovered", "started", "succeeded"]
+    crashes = [event.task.crashes for event in diary.events]
     assert crashes == [0, 1, 1, 0], "crashes in a row"
 
 
@@ -757,13 +750,13 @@ async def test_crashed_tasks_run_again_one_after_the_other(
             fresh += 1
 
     queue = queue_of(engine, run, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     tasks = [await promise(queue, run) for _ in range(5)]
     await claim_all(engine, "a dead worker")
     clock.now = NOW + LEASE
     tasks += [await promise(queue, run) for _ in range(5)]
     async with working(queue, concurrency=20):
-        await recorder.until(EventType.SUCCEEDED, times=len(tasks))
+        await diary.until(EventType.SUCCEEDED, times=len(tasks))
     assert (most, fresh) == (1, 5)
     for task in tasks[:5]:
         done = await engine.get(task.id)
@@ -778,14 +771,14 @@ async def test_a_late_result_is_published_as_lost(engine: Engine, clock: Clock) 
         database.refused.add("settle")
 
     queue = queue_of(database, send, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     await promise(queue, send)
     async with working(queue, concurrency=1, lease=0.15):
-        await recorder.until(EventType.STARTED)
+        await diary.until(EventType.STARTED)
         await take_over(engine)
         await asyncio.sleep(0.2)
         database.refused.clear()
-        lost = await recorder.until(EventType.LOST)
+        lost = await diary.until(EventType.LOST)
     assert lost.exception is None
 
 
@@ -802,11 +795,11 @@ async def test_a_stopping_worker_lets_tasks_finish_within_the_grace_period(
         await release.wait()
 
     queue = queue_of(engine, finish, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     first, second = await promise(queue, finish), await promise(queue, finish)
     worker = Worker(queue, None, concurrency=1)
     await worker.start()
-    await recorder.until(EventType.STARTED)
+    await diary.until(EventType.STARTED)
     stopping = asyncio.create_task(worker.stop(grace=5))
     await asyncio.sleep(0.05)
     release.set()
@@ -881,10 +874,10 @@ async def test_a_task_that_turns_its_cancellation_into_an_error_is_given_back_at
             raise OSError from None
 
     queue = queue_of(engine, hide, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     task = await promise(queue, hide)
     async with working(queue):
-        await recorder.until(EventType.STARTED)
+        await diary.until(EventType.STARTED)
     task = await engine.get(task.id)
     assert (task.status, task.attempts, task.errors) == (Status.QUEUED, 0, 0)
 
@@ -895,11 +888,11 @@ async def test_a_worker_stops_even_while_the_database_refuses_writes(
     """It stops without its last write; the next worker re-queues the task."""
     database = refusing(engine)
     queue = queue_of(database, wait_forever, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     task = await promise(queue, wait_forever)
     worker = Worker(queue, None)
     await worker.start()
-    await recorder.until(EventType.STARTED)
+    await diary.until(EventType.STARTED)
     database.refused |= {"claim", "settle"}
     async with asyncio.timeout(2):
         await worker.stop(grace=0)
@@ -921,11 +914,11 @@ async def test_a_worker_stops_even_if_the_database_driver_hides_a_cancellation(
 
     database = refusing(engine)
     queue = queue_of(database, wait_forever, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     await promise(queue, wait_forever)
     worker = Worker(queue, None)
     await worker.start()
-    await recorder.until(EventType.STARTED)
+    await diary.until(EventType.STARTED)
     monkeypatch.setattr(database, "_refuse", hang)
     database.refused |= {"claim", "settle"}
     async with asyncio.timeout(5):
@@ -967,14 +960,14 @@ async def test_no_result_is_lost_while_the_database_refuses_writes(
 
     database = refusing(engine, "settle")
     queue = queue_of(database, send, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     task = await promise(queue, send)
     async with working(queue):
-        await recorder.until(EventType.STARTED)
+        await diary.until(EventType.STARTED)
         await asyncio.sleep(0.05)
         assert (await engine.get(task.id)).status is Status.RUNNING
         database.refused.clear()
-        await recorder.until(EventType.SUCCEEDED)
+        await diary.until(EventType.SUCCEEDED)
     assert ran == [task.id]
     assert (await engine.get(task.id)).result == '"sent"'
 
@@ -988,15 +981,15 @@ async def test_a_worker_goes_on_when_the_database_is_back(
 
     database = refusing(engine)
     queue = queue_of(database, greet, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     async with working(queue, lease=0.15):
         database.error = error
         database.refused |= {"claim", "extend", "pull_forward"}
         await promise(queue, greet)
         await asyncio.sleep(0.1)
-        assert recorder.event_types == ["queued"]
+        assert diary.whats == ["queued"]
         database.refused.clear()
-        await recorder.until(EventType.SUCCEEDED)
+        await diary.until(EventType.SUCCEEDED)
 
 
 async def test_a_worker_between_two_refused_claims_stops_at_once(
@@ -1021,15 +1014,15 @@ async def test_an_earlier_attempt_that_has_run_is_not_cancelled_by_a_new_claim(
             database.refused.add("settle")
 
     queue = queue_of(database, send, now=clock)
-    recorder = EventRecorder(queue)
+    diary = Diary(queue)
     task = await promise(queue, send)
     async with working(queue):
-        await recorder.until(EventType.STARTED)
+        await diary.until(EventType.STARTED)
         await claim_one(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
         while (await engine.get(task.id)).claims < 2:  # noqa: ASYNC110 -- a test may poll
             await asyncio.sleep(0.005)
         database.refused.clear()
-        await recorder.until(EventType.SUCCEEDED)
-    lost, *_ = [event for event in recorder.events if event.type is EventType.LOST]
+        await diary.until(EventType.SUCCEEDED)
+    lost, *_ = [event for event in diary.events if event.type is EventType.LOST]
     assert lost.exception is None
