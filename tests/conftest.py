@@ -121,7 +121,7 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture(scope="module")
-def restartable_postgres() -> Iterator[Postgres]:
+def mistreated() -> Iterator[Postgres]:
     """A PostgreSQL server that tests may stop, crash and restart; it syncs as in production."""
     with Postgres() as postgres:
         yield postgres

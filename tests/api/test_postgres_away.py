@@ -131,9 +131,9 @@ def frozen(postgres: Postgres) -> Iterator[None]:
 
 
 @pytest.fixture
-def url(restartable_postgres: Postgres) -> str:
+def url(mistreated: Postgres) -> str:
     """The URL of a new database with the service's tables."""
-    return with_tables(restartable_postgres)
+    return with_tables(mistreated)
 
 
 @pytest.fixture
@@ -145,14 +145,14 @@ def service(tmp_path: Path, url: str, smtp_server: SmtpServer) -> Iterator[Servi
         yield service
 
 
-def test_a_start_waits_for_the_database(service: Service, restartable_postgres: Postgres) -> None:
+def test_a_start_waits_for_the_database(service: Service, mistreated: Postgres) -> None:
     """After a power cut, both start at the same time."""
     service.kill()
-    restartable_postgres.stop()
+    mistreated.stop()
 
     def come_up() -> None:
         until(lambda: '"waiting for the database"' in service.log, within=PATIENCE)
-        restartable_postgres.start()
+        mistreated.start()
 
     with ThreadPoolExecutor() as operator:
         coming_up = operator.submit(come_up)
@@ -162,15 +162,15 @@ def test_a_start_waits_for_the_database(service: Service, restartable_postgres: 
 
 
 def test_a_failing_start_says_why_in_one_line(
-    tmp_path: Path, restartable_postgres: Postgres, url: str
+    tmp_path: Path, mistreated: Postgres, url: str
 ) -> None:
     """The line names QUEUE_URL. Even the most verbose log does not contain the password."""
-    newer = with_tables(restartable_postgres)
-    restartable_postgres.sql("UPDATE afterward.schema_version SET version = 1000", newer)
+    newer = with_tables(mistreated)
+    mistreated.sql("UPDATE afterward.schema_version SET version = 1000", newer)
     cases = {
         "password authentication failed": url.replace(PASSWORD, "wrong-horse"),
-        'database "nowhere" does not exist': restartable_postgres.url("nowhere"),
-        "run `python -m app migrate`": restartable_postgres.new_database(),
+        'database "nowhere" does not exist': mistreated.url("nowhere"),
+        "run `python -m app migrate`": mistreated.new_database(),
         "newer version (schema 1000": newer,
     }
     with ExitStack() as stack:
@@ -182,11 +182,9 @@ def test_a_failing_start_says_why_in_one_line(
             assert reason in start.refusal(within=PATIENCE_SECONDS + PATIENCE)
 
 
-def test_two_concurrent_migrations_both_succeed(
-    tmp_path: Path, restartable_postgres: Postgres
-) -> None:
+def test_two_concurrent_migrations_both_succeed(tmp_path: Path, mistreated: Postgres) -> None:
     """This happens when two machines are deployed together."""
-    url = restartable_postgres.new_database()
+    url = mistreated.new_database()
     processes = [
         Process(tmp_path / name, command=MIGRATE, queue_url=url) for name in ("one", "other")
     ]
@@ -194,7 +192,7 @@ def test_two_concurrent_migrations_both_succeed(
         process.start()
     for process in processes:
         assert process.wait() == 0, process.log
-    assert restartable_postgres.sql("SELECT count(*) FROM afterward.schema_version", url) == "1"
+    assert mistreated.sql("SELECT count(*) FROM afterward.schema_version", url) == "1"
 
 
 class Start(Process):
@@ -226,12 +224,12 @@ class Start(Process):
 
 
 def test_requests_are_refused_while_the_database_is_away_and_all_accepted_tasks_run_afterwards(
-    service: Service, restartable_postgres: Postgres, smtp_server: SmtpServer
+    service: Service, mistreated: Postgres, smtp_server: SmtpServer
 ) -> None:
     """No process has to be restarted."""
     smtp_server.delay["dot"] = 1.0  # so that some mails are being sent and some wait
     accepted = [service.post(SEND).json()["id"] for _ in range(15)]
-    restartable_postgres.stop()
+    mistreated.stop()
 
     refused = service.post(SEND)
     assert refused.status_code == 503
@@ -243,7 +241,7 @@ def test_requests_are_refused_while_the_database_is_away_and_all_accepted_tasks_
     assert service.get("/livez").status_code == 200
     time.sleep(1.5)  # mails are sent meanwhile, but their success cannot be written
 
-    restartable_postgres.start()
+    mistreated.start()
     smtp_server.delay.clear()
     until(lambda: service.get("/readyz").status_code == 200, within=PATIENCE)
     accepted.append(service.post(SEND).json()["id"])

@@ -32,9 +32,9 @@ SEND = "/send-notification/ada@example.com"
 
 
 @pytest.fixture
-def url(restartable_postgres: Postgres) -> str:
+def url(mistreated: Postgres) -> str:
     """A database of its own, with the service's tables."""
-    return with_tables(restartable_postgres)
+    return with_tables(mistreated)
 
 
 @pytest.fixture
@@ -52,14 +52,14 @@ def service(tmp_path: Path, url: str, smtp_server: SmtpServer) -> Iterator[Servi
 
 
 def test_restarts_under_load_lose_nothing(
-    service: Service, restartable_postgres: Postgres, smtp_server: SmtpServer, tried: Tried
+    service: Service, mistreated: Postgres, smtp_server: SmtpServer, tried: Tried
 ) -> None:
     """By turns a stop as operators do it, and a crash."""
-    ways = [restartable_postgres.stop, restartable_postgres.kill] * RESTARTS
+    ways = [mistreated.stop, mistreated.kill] * RESTARTS
 
     def restart() -> None:
         ways.pop()()
-        restartable_postgres.start()
+        mistreated.start()
 
     tally = disturb_under_load(
         service, smtp_server, restart, times=RESTARTS, accepted=100 * RESTARTS
@@ -70,24 +70,18 @@ def test_restarts_under_load_lose_nothing(
 
 
 def test_control_without_waiting_for_the_disk_some_are_lost(
-    service: Service,
-    restartable_postgres: Postgres,
-    smtp_server: SmtpServer,
-    url: str,
-    tried: Tried,
+    service: Service, mistreated: Postgres, smtp_server: SmtpServer, url: str, tried: Tried
 ) -> None:
     """Commits that are answered before they are written.
 
     A start would refuse that. It holds for new connections, so from the first crash on.
     """
-    restartable_postgres.sql(
-        f"ALTER DATABASE {url.rpartition('/')[2]} SET synchronous_commit = off"
-    )
+    mistreated.sql(f"ALTER DATABASE {url.rpartition('/')[2]} SET synchronous_commit = off")
     smtp_server.delay["dot"] = 0.1  # so that most of what is accepted waits
 
     def crash() -> None:
-        restartable_postgres.kill()
-        restartable_postgres.start()
+        mistreated.kill()
+        mistreated.start()
 
     tally = disturb_under_load(service, smtp_server, crash, times=CRASHES, accepted=40 * CRASHES)
     tried(
