@@ -23,12 +23,8 @@ README = (ROOT / "README.md").read_text()
 AS_TEXT: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 2 * PATIENCE}
 PORT = 8000  # the port in the README; a reader with a different port replaces it
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-PROGRAMS = [
-    "curl",
-    "docker",
-    "make",
-    "python3",
-]  # the README calls these, and programs in .venv/bin
+# The README calls these, and programs in .venv/bin.
+PROGRAMS = ["curl", "docker", "make", "python3"]
 
 # Interactive shells with their defaults, because a reader pastes into one. The zsh of macOS takes
 # `?` for a pattern, and knows no comments.
@@ -185,9 +181,8 @@ def test_a_shell_passes_every_command_of_the_readme_on_unchanged(
         for name, command in {"pasted": shell, "meant": ["sh", "-e"]}.items()
     }
     assert noted["pasted"]
-    assert sorted(noted["pasted"]) == sorted(
-        noted["meant"]
-    )  # sorted, because the programs of a pipe run at the same time
+    # Sorted, because the programs of a pipe run at the same time.
+    assert sorted(noted["pasted"]) == sorted(noted["meant"])
     assert not any("#" in call for call in noted["pasted"])
 
 
@@ -206,9 +201,8 @@ def calls(clone: Path, shell: list[str], text: str) -> list[str]:
     notes.touch()
     done = subprocess.run(
         shell,
-        input=text.replace(
-            "kill -9", "curl"
-        ),  # because kill is a builtin, which no stand-in replaces
+        # kill is a builtin, so no stand-in can replace it.
+        input=text.replace("kill -9", "curl"),
         cwd=clone,
         env={"PATH": f"{binaries}:/usr/bin:/bin", "HOME": str(clone), "NOTES": str(notes)},
         check=False,

@@ -135,9 +135,8 @@ def test_a_page_of_an_unlisted_origin_can_read_no_response(tmp_path: Path) -> No
         for origin in (OTHER, "null"):
             answer = client.get("/tasks", headers=bearing(KEY) | {"Origin": origin})
             assert "access-control-allow-origin" not in answer.headers
-            assert (
-                "Origin" in answer.headers["vary"]
-            )  # otherwise a cache could give this response to PAGE
+            # Otherwise a cache could give this response to PAGE.
+            assert "Origin" in answer.headers["vary"]
 
 
 def test_without_api_keys_only_listed_origins_may_send_requests(tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from tests.support.torture import Tried, form
 
 MOST_MB = 32
 READERS = form(20, 200)
-BATCHES = form(
-    4, 16
-)  # of 1,000 mails; their events fill the network buffers between service and client
+# Of 1,000 mails; their events fill the network buffers between service and client.
+BATCHES = form(4, 16)
 MAILS = form(80, 600)
 LARGE = {"message": "x" * 900_000}
 LATER = 0.1  # seconds that a response may take longer than in an idle service

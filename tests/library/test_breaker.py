@@ -30,9 +30,8 @@ def test_an_outage_begins_a_pause_and_after_it_one_probe_is_admitted(breaker: Br
     assert breaker.admits(NOW + 1) is Admits.ONE
     breaker.begin()
     assert breaker.admits(NOW + 1) is Admits.NONE
-    assert (
-        breaker.admits(NOW + DAY) is Admits.NONE
-    )  # while a probe hangs, the breaker admits no other task
+    # While a probe hangs, the breaker admits no other task.
+    assert breaker.admits(NOW + DAY) is Admits.NONE
     assert breaker.away_since == NOW
 
 

@@ -79,9 +79,8 @@ class _EngineMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    @precondition(
-        lambda self: len(self.model) < 3
-    )  # few tasks, so that each goes through many changes
+    # Few tasks, so that each goes through many changes.
+    @precondition(lambda self: len(self.model) < 3)
     @rule(target=ids, wait=st.sampled_from([0.0, 5.0]), kind=KIND, max_attempts=BOUNDS)
     def put(self, wait: float, kind: str, max_attempts: int | None) -> str:
         task = a_task(at=self.now, kind=kind, due_at=self.now + wait, max_attempts=max_attempts)

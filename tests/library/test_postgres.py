@@ -219,9 +219,8 @@ async def test_no_operation_reads_more_rows_than_it_needs(postgres: Postgres) ->
         await put(engine, waiting := a_task(due_at=NOW + 5), *(a_task() for _ in range(2000)))
         await engine.put(Writes((a_task(due_at=NOW + 5), a_task(due_at=NOW + 5)), batch_id="batch"))
     sql("SELECT pg_stat_reset()")
-    async with opened(
-        database_url
-    ) as engine:  # its end brings the rows it read into the statistics
+    # The end of this engine brings the rows that it read into the statistics.
+    async with opened(database_url) as engine:
         tasks = await claim(engine, limit=10)
         await asyncio.gather(
             *(engine.settle(t, Outcome(Status.RETRYING, due_at=NOW + 9), NOW) for t in tasks)
