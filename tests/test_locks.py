@@ -52,7 +52,7 @@ def test_a_lock_file_has_only_versions_and_hashes_and_no_url(lock: str) -> None:
 
 
 def test_each_lock_file_contains_the_smaller_lock_files() -> None:
-    """So all targets of make can share a .venv."""
+    """Therefore all targets of make can share a .venv."""
     run, test, check = (
         set(re.findall(r"(?m)^\S+==.*", (ROOT / lock).read_text())) for lock in LOCKS
     )

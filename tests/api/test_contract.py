@@ -196,7 +196,7 @@ def test_a_page_has_the_expected_media_type(client: TestClient, path: str, media
     "path", ["/livez", "/readyz", "/metrics", "/tasks", "/uploads", "/openapi.json", "/nowhere"]
 )
 def test_a_response_of_text_ends_with_a_newline(client: TestClient, path: str) -> None:
-    """Because of it, a shell's prompt after curl begins on a new line."""
+    """The newline lets a shell's prompt after curl begin on a new line."""
     response = client.get(path)
     assert response.content.endswith(b"\n")
     assert not response.content.endswith(b"\n\n")

@@ -130,7 +130,7 @@ async def test_a_reader_that_falls_behind_is_dropped_with_its_changes(
 
 @pytest.mark.anyio
 async def test_a_reader_gets_many_changes_in_several_portions() -> None:
-    """So a connection with a client that does not read holds little memory."""
+    """Then a connection with a client that does not read holds little memory."""
     event_stream = EventStream()
     with event_stream.reader(ADA) as reader:
         publish_tasks(event_stream, *(a_task(id=str(number)) for number in range(500)))
@@ -405,7 +405,7 @@ def test_an_eventsource_does_not_reconnect_after_the_end_of_its_task(client: Tes
 
 
 def test_an_older_last_event_id_does_not_hide_the_end(client: TestClient) -> None:
-    """For example the id of the event before the end, if the connection broke after it."""
+    """A client sends the id of the event before the end if its connection broke in between."""
     task_id = a_finished_task(client)
     for other in ("", "1.000000-" + task_id, "\xe9", "x" * 5000):
         answer = client.get(

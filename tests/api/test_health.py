@@ -86,7 +86,7 @@ def test_an_upload_store_that_cannot_be_written_makes_the_service_unready(
 def test_each_check_runs_at_most_once_a_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests for it need no key and have no rate limit, but a check writes to the disk."""
+    """Requests for /readyz need no key and have no rate limit, but a check writes to the disk."""
     clock = [0.0]
     monkeypatch.setattr(health, "_now", lambda: clock[0])
     asked = Counter[str]()

@@ -148,7 +148,7 @@ def test_the_location_of_a_replay_has_the_present_prefix(tmp_path: Path) -> None
 
 
 def test_a_redirect_to_a_different_server_gets_no_prefix(tmp_path: Path) -> None:
-    """For example, a redirect to a signed URL of S3."""
+    """The service redirects to signed URLs of S3, for example."""
     elsewhere = "https://bucket.example.com/key?signed=1"
     app = create_app(settings_in(tmp_path, root_path=PREFIX, worker_concurrency=0))
 

@@ -135,7 +135,7 @@ def test_a_file_that_cannot_be_decoded_is_refused_and_not_kept(
 def test_the_refusal_of_a_compressed_body_names_the_accepted_encoding(
     idle_client: TestClient, tmp_path: Path, call: Call, coding: str
 ) -> None:
-    """RFC 9110, section 15.5.16."""
+    """See RFC 9110, section 15.5.16."""
     if call.path == PROMISES[0].path:
         call = Call(call.path, {"json": {"subject": "Hello"}})
     response = call.send(idle_client, **{"Content-Encoding": coding})

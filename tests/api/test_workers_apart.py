@@ -100,7 +100,7 @@ def test_a_notification_wakes_a_worker_long_before_its_next_poll(
 def test_idle_connections_that_are_cut_are_replaced(
     api: Service, worker: Process, sql: Sql
 ) -> None:
-    """So are those that listen: new tasks wake the worker, and their events reach the API."""
+    """This includes those that listen: new tasks wake the worker, and events reach the API."""
     with worker:
         wait_for_a_task(api)
         until(lambda: counted_successes(api) == 1, within=PATIENCE)

@@ -148,7 +148,7 @@ def test_all_keys_are_compared_as_hashes_in_constant_time(
 
 
 def test_no_key_is_in_the_log_the_database_or_the_responses(tmp_path: Path, tried: Tried) -> None:
-    """Even with the log level DEBUG, and with keys in each right and wrong form."""
+    """This holds with the log level DEBUG, and for keys in each right and wrong form."""
     (tmp_path / "keys").write_text(f"eve: {OTHER}\n")
     settings: Json = {"api_keys": f"ada: {KEY}", "api_keys_file": tmp_path / "keys"}
     secret = (KEY, OTHER, "not-the-" + KEY)
@@ -353,7 +353,7 @@ def test_each_broken_version_of_the_file_is_logged_and_a_good_one_takes_effect(
 def test_a_file_that_cannot_be_read_for_a_moment_is_read_later(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For example, without free file descriptors. Otherwise a revoked key would go on working."""
+    """The process may be out of file descriptors. A revoked key must not work on after that."""
     monkeypatch.setattr(keys_module, "RACY_SECONDS", 0.0)
     keys = Keys(None, file)
     replace(file, "ada: new\n")

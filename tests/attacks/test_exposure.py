@@ -210,7 +210,7 @@ def admitted_requests(service: Service) -> int:
 
 
 def test_a_forged_address_has_no_effect(tmp_path: Path, tried: Tried) -> None:
-    """Neither on the rate limit of an address, nor on the log."""
+    """It changes neither the rate limit of an address nor the log."""
     with Service(tmp_path, rate_limit="2/day") as service:
         number = admitted_requests(service)
         log = service.log
@@ -361,7 +361,7 @@ def test_an_open_service_accepts_requests_to_its_own_machine_and_network(
 def test_an_open_service_refuses_web_pages_of_other_origins(
     open_service: TestClient, headers: dict[str, str]
 ) -> None:
-    """Both a page with its own Origin, and a page whose host name leads here (DNS rebinding)."""
+    """It refuses pages with a foreign Origin, or with a foreign host name (DNS rebinding)."""
     problem_of(open_service.get("/tasks", headers=headers), 403)
     answer = open_service.post("/send-email/?email=a@example.com", headers=headers)
     problem_of(answer, 403)

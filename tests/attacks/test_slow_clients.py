@@ -155,7 +155,7 @@ def test_empty_lines_before_a_head_do_not_extend_its_timeout(service: Service) -
 def test_a_client_that_never_reads_a_download_is_disconnected(
     service: Service, tried: Tried, *, half_closed: bool
 ) -> None:
-    """So is a half-closed client, which the service keeps connected for its response."""
+    """This includes a half-closed client, which the service keeps connected for its response."""
     before = service.log.count('"doing":"reading"')
     size = 16 * MB
     content = b"x" * size
@@ -223,7 +223,7 @@ def test_an_event_stream_is_not_disconnected(service: Service, tried: Tried) -> 
 def test_a_client_that_waits_for_the_service_is_not_disconnected(
     tmp_path: Path, tried: Tried
 ) -> None:
-    """Neither a client that has sent its request, nor one with a body that is not read yet.
+    """The client may have sent its request, or have a body that the service does not read yet.
 
     Its timeout starts anew when the service reads again.
     """

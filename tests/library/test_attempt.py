@@ -112,7 +112,7 @@ def nested(depth: int) -> list[Any]:
     ],
 )
 async def test_a_result_that_is_not_json_is_a_permanent_error(make: Any) -> None:
-    """A permanent error, because the work is done and must not be done again."""
+    """The error is permanent because the work is done, and must not be done again."""
 
     async def careless(_: object) -> Any:
         return make()

@@ -46,7 +46,7 @@ def test_a_pause_doubles_with_each_probe_that_fails_up_to_half_a_minute(breaker:
 
 
 def test_a_pause_has_jitter() -> None:
-    """So the workers that noticed the same outage do not all probe at the same moment."""
+    """Jitter keeps the workers that noticed the same outage from probing at the same moment."""
     pauses = set()
     for _ in range(20):
         open_up(breaker := Breaker())

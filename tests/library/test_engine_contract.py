@@ -211,7 +211,7 @@ async def test_no_task_is_claimed_before_it_is_due(engine: Engine) -> None:
 async def test_a_task_that_was_due_stays_due_when_the_clock_is_set_back(
     engine: Engine, back: float
 ) -> None:
-    """So do a task that was given back, a re-queued crashed task, and a task retried by hand."""
+    """This includes a task that was given back, a re-queued crashed task, and a retried task."""
     new, given_back, crashed, afresh = tasks = [a_task() for _ in range(4)]
     await put(engine, crashed)
     await claim_one(engine, "worker-1")
@@ -683,7 +683,7 @@ async def test_a_batch_is_found_by_its_own_client_only(engine: Engine) -> None:
 async def test_removed_tasks_of_a_batch_count_until_its_last_task_is_removed(
     engine: Engine,
 ) -> None:
-    """So the batch's total stays true; the batch is removed together with its last task."""
+    """The batch's total stays true, and the batch is removed together with its last task."""
     tasks = await a_batch_of(engine, 5)
     for number, task in enumerate(tasks[:4]):
         await engine.cancel(task.id, NOW + number // 2)
@@ -809,7 +809,7 @@ async def test_a_check_passes_while_the_database_accepts_writes(engine: Engine) 
 
 
 async def test_new_tasks_wake_a_waiting_worker(engine: Engine) -> None:
-    """So do follow-ups and retried tasks."""
+    """Follow-ups and retried tasks wake it too."""
     waiting = asyncio.create_task(engine.wait_for_tasks(60))
     await put(engine, a_task())
     await asyncio.wait_for(waiting, 5)

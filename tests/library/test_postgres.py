@@ -205,7 +205,7 @@ SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = 'a
 
 
 async def test_no_operation_reads_more_rows_than_it_needs(postgres: Postgres) -> None:
-    """Not even with a backlog so new that the planner's statistics do not include it."""
+    """This holds even with a backlog so new that the planner's statistics do not include it."""
     database_url = await asyncio.to_thread(with_tables, postgres)  # without the rows of other tests
     sql = partial(postgres.sql, url=database_url)
     sql(
@@ -313,7 +313,7 @@ async def test_a_put_that_the_server_refuses_has_a_known_outcome(engine: Engine,
 async def test_the_check_refuses_a_read_only_database(
     engine: Engine, database_url: str, postgres: Postgres
 ) -> None:
-    """Such as a standby that the service was switched to before its promotion."""
+    """A standby is read-only if the service was switched to it before its promotion."""
     name = database_url.rpartition("/")[2]
     postgres.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     try:
@@ -328,7 +328,7 @@ async def test_the_check_refuses_a_read_only_database(
 async def test_broken_connections_are_replaced(
     engine: Engine, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So is the connection that listens for new tasks."""
+    """This includes the connection that listens for new tasks."""
     monkeypatch.setattr(postgres_listener, "PING_SECONDS", 0.05)
     monkeypatch.setattr(postgres_listener, "PAUSE_SECONDS", 0.05)
     await put(engine, a_task())

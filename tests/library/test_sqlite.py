@@ -81,7 +81,7 @@ def process(path: Path) -> Iterator[subprocess.Popen[str]]:
 async def test_a_killed_process_releases_the_file_and_its_tasks(
     path: Path, process: subprocess.Popen[str]
 ) -> None:
-    """At once: the free lock shows that the process is dead, so its leases need not expire."""
+    """Its tasks are re-queued before their leases expire, because the free lock shows its death."""
     process.kill()
     process.wait()
     async with opened(path) as engine:

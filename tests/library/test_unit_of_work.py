@@ -94,7 +94,7 @@ def test_a_value_that_is_not_json_is_refused(
 
 
 def test_a_function_outside_the_registry_is_refused(durable_tasks: UnitOfWork[None]) -> None:
-    """So is a function that only has a registered name: the worker would run the wrong function."""
+    """This includes a function with a registered name: the worker would run the wrong one."""
     with pytest.raises(TypeError, match="another is not in the registry"):
         durable_tasks.add_task(another)
 

@@ -374,7 +374,7 @@ async def test_unexpected_errors_are_retried_a_few_times_only(engine: Engine, cl
 async def test_no_exception_of_a_task_stops_the_worker(
     engine: Engine, clock: Clock, error: type[BaseException]
 ) -> None:
-    """Not even a BaseException. Such an attempt counts, or it would be repeated for ever."""
+    """Even a BaseException does not. Such an attempt counts, or it would be repeated for ever."""
 
     async def wild(context: Context[None]) -> None:
         raise error
