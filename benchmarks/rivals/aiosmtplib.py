@@ -15,11 +15,11 @@ PORT = int(os.environ["SMTP_PORT"])
 app = FastAPI()
 
 
-async def send_email(to: str, subject: str, message: str) -> None:
+async def send_email(recipient: str, subject: str, message: str) -> None:
     """Send a mail. The given `local_hostname` saves a look-up for each mail."""
     mail = EmailMessage()
     mail["From"] = "notifications@example.com"
-    mail["To"] = to
+    mail["To"] = recipient
     mail["Subject"] = subject
     mail.set_content(message)
     await aiosmtplib.send(mail, hostname="127.0.0.1", port=PORT, local_hostname="localhost")

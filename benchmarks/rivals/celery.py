@@ -15,7 +15,7 @@ tasks = Celery(broker=os.environ["REDIS_URL"])
 tasks.conf.update(task_ignore_result=True, broker_pool_limit=THREADS)
 
 
-def send_email(to: str, subject: str, message: str) -> None:
+def send_email(recipient: str, subject: str, message: str) -> None:
     """Do nothing. No worker runs this task here."""
 
 
@@ -30,5 +30,5 @@ def send_notification(
 ) -> dict[str, str]:
     """Queue a task for the mail before the answer."""
     mail = notification or Notification()
-    kept = task.delay(to=email, subject=mail.subject, message=mail.message)
+    kept = task.delay(recipient=email, subject=mail.subject, message=mail.message)
     return {"id": kept.id}

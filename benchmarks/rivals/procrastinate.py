@@ -18,7 +18,7 @@ tasks = App(
 )
 
 
-async def send_email(*, to: str, subject: str, message: str) -> None:
+async def send_email(*, recipient: str, subject: str, message: str) -> None:
     """Do nothing. No worker runs this task here."""
 
 
@@ -42,5 +42,5 @@ async def send_notification(
 ) -> dict[str, int]:
     """Queue a job for the mail before the answer."""
     mail = notification or Notification()
-    job = await task.defer_async(to=email, subject=mail.subject, message=mail.message)
+    job = await task.defer_async(recipient=email, subject=mail.subject, message=mail.message)
     return {"id": job}

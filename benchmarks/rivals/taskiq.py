@@ -15,7 +15,7 @@ from benchmarks.load import CONNECTIONS
 broker = RedisStreamBroker(os.environ["REDIS_URL"], max_connection_pool_size=CONNECTIONS)
 
 
-async def send_email(to: str, subject: str, message: str) -> None:
+async def send_email(recipient: str, subject: str, message: str) -> None:
     """Do nothing. No worker runs this task here."""
 
 
@@ -39,5 +39,5 @@ async def send_notification(
 ) -> dict[str, str]:
     """Queue a task for the mail before the answer."""
     mail = notification or Notification()
-    kept = await task.kiq(to=email, subject=mail.subject, message=mail.message)
+    kept = await task.kiq(recipient=email, subject=mail.subject, message=mail.message)
     return {"id": kept.task_id}

@@ -31,7 +31,7 @@ from tests.library.support import (
     KINDS,
     LEASE,
     NOW,
-    Diary,
+    EventRecorder,
     a_task,
     claim,
     claim_one,
@@ -299,9 +299,9 @@ async def test_the_first_claim_comes_within_a_second_of_the_start(
     async with opened(crowded) as engine:
         started = time.monotonic()
         queue = queue_of(engine, greet, now=lambda: LATER)
-        diary = Diary(queue)
+        recorder = EventRecorder(queue)
         async with working(queue):
-            await diary.until(EventType.STARTED)
+            await recorder.until(EventType.STARTED)
             claimed = time.monotonic()
     tried(
         f"a start with {WAITING:,} tasks due",

@@ -13,7 +13,7 @@ from afterward.engine import Engine
 from afterward.events import EventType
 from afterward.heartbeat import Heartbeat
 from afterward.unit_of_work import Context
-from tests.library.support import Diary, promise, queue_of, working
+from tests.library.support import EventRecorder, promise, queue_of, working
 from tests.support.torture import Tried, form
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("frequent_polls")]
@@ -31,19 +31,19 @@ async def outlast(context: Context[None]) -> None:
 async def run_between_two_workers(engine: Engine) -> list[str]:
     """Run a long task while two workers look for work; return its events."""
     queue = queue_of(engine, outlast, now=time.time)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     await promise(queue, outlast)
     # With one slot, the worker that runs the task claims no other, so only the idle worker claims.
     settings: dict[str, Any] = {"lease": LEASE, "concurrency": 1}
     async with working(queue, **settings), working(queue, **settings):
-        await diary.until(EventType.SUCCEEDED, within=LEASES * LEASE + 10)
-    return diary.whats
+        await recorder.until(EventType.SUCCEEDED, within=LEASES * LEASE + 10)
+    return recorder.event_types
 
 
 async def test_a_task_that_outlasts_its_lease_is_not_requeued(engine: Engine, tried: Tried) -> None:
-    whats = await run_between_two_workers(engine)
-    tried(f"a task of {LEASES} leases", f"stolen {whats.count('recovered')} times")
-    assert whats == ["queued", "started", "succeeded"]
+    event_types = await run_between_two_workers(engine)
+    tried(f"a task of {LEASES} leases", f"stolen {event_types.count('recovered')} times")
+    assert event_types == ["queued", "started", "succeeded"]
 
 
 async def test_control_without_a_heartbeat_the_task_is_requeued(
@@ -53,10 +53,10 @@ async def test_control_without_a_heartbeat_the_task_is_requeued(
         pass
 
     monkeypatch.setattr(Heartbeat, "_extend_leases", say_nothing)
-    whats = await run_between_two_workers(engine)
+    event_types = await run_between_two_workers(engine)
     tried(
         f"without a heartbeat, a task of {LEASES} leases",
-        f"stolen {whats.count('recovered')} times",
+        f"stolen {event_types.count('recovered')} times",
     )
-    assert whats.count("recovered") > 0
-    assert whats.count("started") > 1
+    assert event_types.count("recovered") > 0
+    assert event_types.count("started") > 1

@@ -15,7 +15,7 @@ from afterward.engine import Engine
 from afterward.events import EventType
 from afterward.task import Status
 from afterward.worker import Worker
-from tests.library.support import Clock, Diary, claim_one, promise, queue_of, wait_forever
+from tests.library.support import Clock, EventRecorder, claim_one, promise, queue_of, wait_forever
 from tests.support.service import PATIENCE, Process, Service, until
 from tests.support.smtp_server import HANG, SmtpServer
 from tests.support.torture import Tried, form
@@ -37,15 +37,15 @@ PLAIN = {WAITS: UVICORN, GIVES_UP: (*UVICORN, f"--timeout-graceful-shutdown={GRA
 async def test_a_stopping_worker_requeues_unfinished_tasks(engine: Engine, clock: Clock) -> None:
     """The attempt is not counted, and the task is due at once."""
     queue = queue_of(engine, wait_forever, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     task = await promise(queue, wait_forever)
     worker = Worker(queue, None)
     await worker.start()
-    await diary.until(EventType.STARTED)
+    await recorder.until(EventType.STARTED)
     await worker.stop(grace=0.1)
     given_back = await engine.get(task.id)
     assert (given_back.status, given_back.attempts, given_back.owner) == (Status.QUEUED, 0, None)
-    assert diary.whats == ["queued", "started", "given_back"]
+    assert recorder.event_types == ["queued", "started", "given_back"]
     assert (await claim_one(engine)).id == task.id
 
 

@@ -21,7 +21,7 @@ from tests.library.support import (
     LONGEST_WAITS,
     NOW,
     Clock,
-    Diary,
+    EventRecorder,
     a_task,
     claim_all,
     claim_one,
@@ -58,13 +58,13 @@ async def count_attempts_around_a_jump(
         raise OSError
 
     queue = queue_of(engine, fail, now=clock, policy=LONGEST_WAITS)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     for _ in range(TASKS):
         await promise(queue, fail)
     await Worker(queue, None).run_until_idle()
     clock.now += jump
     async with working(queue, lease=0.15):
-        await diary.until(EventType.RETRYING, times=enough, within=30)
+        await recorder.until(EventType.RETRYING, times=enough, within=30)
         await asyncio.sleep(0.3)  # time for many polls and several heartbeats
     return tries
 
@@ -115,16 +115,16 @@ async def test_a_running_task_is_neither_lost_nor_repeated_after_a_jump(
         await release.wait()
 
     queue = queue_of(engine, finish, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     for _ in range(3):
         await promise(queue, finish)
     async with working(queue, lease=0.15):
-        await diary.until(EventType.STARTED, times=3)
+        await recorder.until(EventType.STARTED, times=3)
         clock.now += jump
         await asyncio.sleep(0.3)
         release.set()
-        await diary.until(EventType.SUCCEEDED, times=3)
-    assert Counter(diary.whats) == {"queued": 3, "started": 3, "succeeded": 3}
+        await recorder.until(EventType.SUCCEEDED, times=3)
+    assert Counter(recorder.event_types) == {"queued": 3, "started": 3, "succeeded": 3}
 
 
 @pytest.mark.anyio

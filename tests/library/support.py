@@ -53,7 +53,7 @@ class Clock:
         return self.now
 
 
-class Diary:
+class EventRecorder:
     """Keeps all events of a queue, in order."""
 
     def __init__(self, queue: Queue[Any]) -> None:
@@ -62,7 +62,7 @@ class Diary:
         queue.events.subscribe(self._write)
 
     @property
-    def whats(self) -> list[str]:
+    def event_types(self) -> list[str]:
         """The type of each event, in words."""
         return [event.type.value for event in self.events]
 

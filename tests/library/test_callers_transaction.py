@@ -22,7 +22,7 @@ from afterward.registry import Registry
 from afterward.retry import RetryPolicy
 from afterward.task import Status, Task
 from afterward.unit_of_work import Context
-from tests.library.support import Diary, opened, promise, working
+from tests.library.support import EventRecorder, opened, promise, working
 from tests.support.postgres import Postgres, Sql
 
 if TYPE_CHECKING:
@@ -286,21 +286,21 @@ async def test_a_worker_is_woken_by_the_commit(
     queue: Queue[None], connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 60.0)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     async with working(queue):
         async with connection.transaction():
             task = await queue.add_task_in(connection.given, greet, name="ada")
-        done = await diary.until(EventType.SUCCEEDED)
+        done = await recorder.until(EventType.SUCCEEDED)
     assert done.task.id == task.id
 
 
 async def test_no_event_tells_of_a_task_that_may_be_rolled_back(
     queue: Queue[None], connection: Connection
 ) -> None:
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     async with connection.transaction():
         await queue.add_task_in(connection.given, greet, name="ada")
-    assert diary.events == []
+    assert recorder.events == []
 
 
 # The caller's connection
@@ -538,10 +538,10 @@ async def test_many_transactions_at_once(queue: Queue[None], database_url: str, 
                 await order(connection, f"{number}")
                 return await queue.add_task_in(connection.given, greet, name=f"{number}")
 
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     async with working(queue):
         tasks = await asyncio.gather(*map(buy, range(20)))
-        await diary.until(EventType.SUCCEEDED, times=10)
+        await recorder.until(EventType.SUCCEEDED, times=10)
     statuses = {task.id: (await queue.engine.get(task.id)).status for task in tasks[::2]}
     assert set(statuses.values()) == {Status.SUCCEEDED}
     orders, names = orders_and_tasks(sql)

@@ -21,7 +21,7 @@ from afterward.retry import RetryPolicy
 from afterward.task import Status
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
-from tests.library.support import NOW, Clock, Diary, opened, promise, queue_of, working
+from tests.library.support import NOW, Clock, EventRecorder, opened, promise, queue_of, working
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("frequent_polls")]
 
@@ -192,12 +192,12 @@ async def test_an_idle_worker_wakes_when_a_pause_ends(
     monkeypatch.setattr(breaker, "FIRST_PAUSE_SECONDS", 0.2)
     async with opened(tmp_path / "queue.db") as engine:
         queue = queue_of(engine, send, now=time.time, policy=PATIENT)
-        diary = Diary(queue)
+        recorder = EventRecorder(queue)
         async with working(queue):
             await promise(queue, send)
-            await diary.until(EventType.RETRYING)
+            await recorder.until(EventType.RETRYING)
             service.is_away = False
-            await diary.until(EventType.SUCCEEDED, within=30)
+            await recorder.until(EventType.SUCCEEDED, within=30)
 
 
 async def test_an_outage_is_logged_when_it_begins_once_a_minute_and_when_it_ends(

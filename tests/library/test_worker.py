@@ -26,7 +26,7 @@ from tests.library.support import (
     LONGEST_WAITS,
     NOW,
     Clock,
-    Diary,
+    EventRecorder,
     a_task,
     claim_all,
     claim_one,
@@ -100,12 +100,12 @@ async def test_events_are_published_in_order(engine: Engine, clock: Clock) -> No
         await context.report_progress(0.5)
 
     queue = queue_of(engine, halve, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     task = await after_a_run(queue, await promise(queue, halve))
-    assert diary.whats == ["queued", "started", "progressed", "succeeded"]
-    statuses = [event.task.status for event in diary.events]
+    assert recorder.event_types == ["queued", "started", "progressed", "succeeded"]
+    statuses = [event.task.status for event in recorder.events]
     assert statuses == ["queued", "running", "running", "succeeded"]
-    *before, last = diary.events
+    *before, last = recorder.events
     assert {event.seconds for event in before} == {None}
     assert last.task == task
     assert (last.seconds or 0) > 0
@@ -121,13 +121,13 @@ async def test_follow_ups_are_committed_with_the_success(engine: Engine, clock: 
         context.durable_tasks.add_record("uploads", "1", {"size": 3})
 
     queue = queue_of(engine, upload, follow_up, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     durable_tasks = queue.collect("request-1")
     durable_tasks.add_task(upload)
     await queue.commit(durable_tasks.collected())
     await Worker(queue, None).run_until_idle()
-    assert diary.whats == ["queued", "started", "succeeded", "queued", "started", "succeeded"]
-    assert diary.events[-1].task.result == '"request-1"'
+    assert recorder.event_types == ["queued", "started", "succeeded", "queued", "started", "succeeded"]
+    assert recorder.events[-1].task.result == '"request-1"'
     assert (await engine.read_record("uploads", "1", client="")).body == {"size": 3}
 
 
@@ -141,7 +141,7 @@ async def test_a_failed_attempt_is_repeated_after_its_wait(engine: Engine, clock
         return "at last"
 
     queue = queue_of(engine, fail_at_first, now=clock, policy=LONGEST_WAITS)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     task = await after_a_run(queue, await promise(queue, fail_at_first))
     assert (task.status, task.attempts, task.next_attempt_at) == (Status.RETRYING, 1, NOW + 10)
     assert error_of(task) == {
@@ -149,13 +149,13 @@ async def test_a_failed_attempt_is_repeated_after_its_wait(engine: Engine, clock
         "detail": "mailbox busy",
         "smtp_code": 450,
     }
-    assert isinstance(diary.events[-1].exception, TemporaryError)
+    assert isinstance(recorder.events[-1].exception, TemporaryError)
 
     clock.now = NOW + 10
     task = await after_a_run(queue, task)
     assert (task.status, task.attempts, task.result) == (Status.SUCCEEDED, 2, '"at last"')
     assert (task.next_attempt_at, task.error) == (None, None)
-    assert diary.whats == ["queued", "started", "retrying", "started", "succeeded"]
+    assert recorder.event_types == ["queued", "started", "retrying", "started", "succeeded"]
 
 
 async def test_a_task_fails_when_its_attempts_run_out(engine: Engine, clock: Clock) -> None:
@@ -163,11 +163,11 @@ async def test_a_task_fails_when_its_attempts_run_out(engine: Engine, clock: Clo
         raise OSError("x" * 5000)
 
     queue = queue_of(engine, fail, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     task = await after_a_run(queue, await promise(queue, fail))
     assert (task.status, task.attempts) == (Status.FAILED, 3)
     assert error_of(task) == {"type": "OSError", "detail": "x" * 1000}
-    assert diary.whats == ["queued", *["started", "retrying"] * 2, "started", "failed"]
+    assert recorder.event_types == ["queued", *["started", "retrying"] * 2, "started", "failed"]
 
 
 async def test_a_permanent_error_fails_a_task_at_once(engine: Engine, clock: Clock) -> None:
@@ -305,10 +305,10 @@ async def test_a_subscriber_that_raises_harms_neither_the_task_nor_other_subscri
 
     queue = queue_of(engine, greet, now=clock)
     queue.events.subscribe(careless)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     task = await after_a_run(queue, await promise(queue, greet))
     assert task.status is Status.SUCCEEDED
-    assert diary.whats == ["queued", "started", "succeeded"]
+    assert recorder.event_types == ["queued", "started", "succeeded"]
 
 
 async def test_an_outcome_that_can_never_be_written_fails_the_task(
@@ -322,11 +322,11 @@ async def test_an_outcome_that_can_never_be_written_fails_the_task(
         body["size"] = object()  # type: ignore[assignment]
 
     queue = queue_of(engine, careless, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     task = await after_a_run(queue, await promise(queue, careless))
     assert (task.status, task.attempts) == (Status.FAILED, 1)
     assert error_of(task)["type"] == "OutcomeNotWritten"
-    assert diary.whats == ["queued", "started", "failed"]
+    assert recorder.event_types == ["queued", "started", "failed"]
 
 
 # Bounds by time
@@ -371,10 +371,10 @@ async def test_a_kind_may_wait_longer_than_the_policy_of_the_queue(
     queue: Queue[None] = Queue(
         engine, Registry(TaskKind(fail, retry=an_hour)), RetryPolicy(maximum=60.0), now=clock
     )
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     await promise(queue, fail)
     async with working(queue, lease=0.03):
-        retrying = await diary.until(EventType.RETRYING)
+        retrying = await recorder.until(EventType.RETRYING)
         await asyncio.sleep(0.1)
         assert await engine.get(retrying.task.id) == retrying.task
     assert retrying.task.due_at == NOW + 3600
@@ -463,11 +463,11 @@ async def test_no_more_tasks_run_at_once_than_allowed(engine: Engine, clock: Clo
         running -= 1
 
     queue = queue_of(engine, count, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     for _ in range(20):
         await promise(queue, count)
     async with working(queue, concurrency=3):
-        await diary.until(EventType.SUCCEEDED, times=20)
+        await recorder.until(EventType.SUCCEEDED, times=20)
     assert most == 3
 
 
@@ -499,17 +499,17 @@ async def test_a_slot_runs_its_next_task_only_after_the_last_outcome_is_on_disk(
             return await engine.settle(task, *outcome)
 
     queue = queue_of(cast(Engine, Slow()), run, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     first, _, _, last = [
         await promise(queue, run, name) for name in ("slow", "quick", "long", "last")
     ]
     async with working(queue, concurrency=2):
-        await diary.until(EventType.STARTED, times=3)
+        await recorder.until(EventType.STARTED, times=3)
         await asyncio.sleep(0.05)
         assert begun == ["slow", "quick", "long"]
         assert (await engine.get(last.id)).status is Status.RUNNING
         disk_is_slow.set()
-        await diary.until(EventType.STARTED, times=4)
+        await recorder.until(EventType.STARTED, times=4)
     assert begun == ["slow", "quick", "long", "last"]
 
 
@@ -518,11 +518,11 @@ async def test_a_worker_is_busy_while_tasks_come_and_go(
 ) -> None:
     """A worker with a task that only waits is not busy: it takes no time from requests."""
     queue = queue_of(engine, wait_forever, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     async with working(queue) as worker:
         was_busy = [worker.is_busy]
         await promise(queue, wait_forever)
-        await diary.until(EventType.STARTED)
+        await recorder.until(EventType.STARTED)
         monkeypatch.setattr(worker_module, "QUIET_SECONDS", 60)
         was_busy.append(worker.is_busy)
         monkeypatch.setattr(worker_module, "QUIET_SECONDS", 0)
@@ -538,10 +538,10 @@ async def test_two_workers_run_each_task_once(engine: Engine, clock: Clock) -> N
         await asyncio.sleep(0.001)
 
     queue = queue_of(engine, run, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     tasks = [await promise(queue, run) for _ in range(50)]
     async with working(queue, concurrency=3), working(queue, concurrency=3):
-        await diary.until(EventType.SUCCEEDED, times=50)
+        await recorder.until(EventType.SUCCEEDED, times=50)
     assert sorted(ran) == sorted(task.id for task in tasks)
 
 
@@ -555,11 +555,11 @@ async def test_an_idle_worker_starts_a_new_task_at_once(
         pass
 
     queue = queue_of(engine, greet, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     async with working(queue):
         await asyncio.sleep(0.05)
         await promise(queue, greet)
-        await diary.until(EventType.SUCCEEDED)  # long before the next poll
+        await recorder.until(EventType.SUCCEEDED)  # long before the next poll
 
 
 async def test_a_worker_notices_by_itself_that_a_retry_is_due(engine: Engine) -> None:
@@ -568,10 +568,10 @@ async def test_a_worker_notices_by_itself_that_a_retry_is_due(engine: Engine) ->
             raise OSError
 
     queue = queue_of(engine, fail_at_first, now=time.time)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     async with working(queue):
         await promise(queue, fail_at_first)
-        await diary.until(EventType.SUCCEEDED)
+        await recorder.until(EventType.SUCCEEDED)
 
 
 # Leases
@@ -589,12 +589,12 @@ async def test_an_attempt_is_cancelled_when_its_task_was_claimed_elsewhere(
 ) -> None:
     """The next heartbeat cancels it; its outcome changes nothing in the task's row."""
     queue = queue_of(engine, wait_forever, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     await promise(queue, wait_forever)
     async with working(queue, concurrency=1, lease=0.15):
-        await diary.until(EventType.STARTED)
+        await recorder.until(EventType.STARTED)
         taken = await take_over(engine)
-        lost = await diary.until(EventType.LOST)
+        lost = await recorder.until(EventType.LOST)
     assert isinstance(lost.exception, asyncio.CancelledError)
     assert await engine.get(taken.id) == taken
 
@@ -610,9 +610,9 @@ async def test_an_attempt_writes_nothing_after_its_task_was_claimed_elsewhere(
         context.durable_tasks.add_task(lose)
 
     queue = queue_of(engine, lose, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     task = await after_a_run(queue, await promise(queue, lose))
-    assert diary.whats == ["queued", "started", "lost"]
+    assert recorder.event_types == ["queued", "started", "lost"]
     assert (task.status, task.owner, task.progress) == (Status.RUNNING, "another worker", None)
 
 
@@ -632,14 +632,14 @@ async def test_two_attempts_of_a_task_never_run_at_once_in_one_worker(
             running -= 1
 
     queue = queue_of(engine, only_one, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     await promise(queue, only_one)
     async with working(queue):
-        await diary.until(EventType.STARTED)
+        await recorder.until(EventType.STARTED)
         await recover(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
-        await diary.until(EventType.SUCCEEDED)
-    assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
+        await recorder.until(EventType.SUCCEEDED)
+    assert recorder.event_types == ["queued", "started", "lost", "started", "succeeded"]
 
 
 async def test_a_worker_waits_for_an_earlier_attempt_that_ends_slowly(
@@ -659,19 +659,19 @@ async def test_a_worker_waits_for_an_earlier_attempt_that_ends_slowly(
                 steps.append("ends 1")
 
     queue = queue_of(engine, slow_to_end, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     task = await promise(queue, slow_to_end)
     async with working(queue):
-        await diary.until(EventType.STARTED)
+        await recorder.until(EventType.STARTED)
         await recover(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
         while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         await asyncio.sleep(worker_module.LAST_WRITES_SECONDS + 0.1)
         cleaned.set()
-        await diary.until(EventType.SUCCEEDED)
+        await recorder.until(EventType.SUCCEEDED)
     assert steps == ["begins 1", "ends 1", "begins 2"]
-    assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
+    assert recorder.event_types == ["queued", "started", "lost", "started", "succeeded"]
 
 
 async def test_an_attempt_fails_in_time_if_an_earlier_attempt_never_ends(
@@ -685,14 +685,14 @@ async def test_an_attempt_fails_in_time_if_an_earlier_attempt_never_ends(
                 await stuck.wait()
 
     queue = queue_of(engine, never_ends, now=clock, policy=LONGEST_WAITS)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     await promise(queue, never_ends)
     async with working(queue) as worker:
-        await diary.until(EventType.STARTED)
+        await recorder.until(EventType.STARTED)
         await recover(engine, "another worker", now=NOW + LEASE)
         worker._task_timeout = 0.05
         clock.now = NOW + LEASE
-        retrying = await diary.until(EventType.RETRYING)
+        retrying = await recorder.until(EventType.RETRYING)
         stuck.set()
     assert error_of(retrying.task)["detail"] == "an earlier attempt of this task does not end"
 
@@ -702,7 +702,7 @@ async def test_a_heartbeat_cancels_an_attempt_of_an_older_claim(
 ) -> None:
     """The worker lost the task and claimed it again, so this attempt's claim is over."""
     queue = queue_of(engine, wait_forever, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     task = await promise(queue, wait_forever)
 
     async def extend(*_: object, **__: object) -> set[tuple[str, int]]:
@@ -710,7 +710,7 @@ async def test_a_heartbeat_cancels_an_attempt_of_an_older_claim(
 
     monkeypatch.setattr(engine, "extend", extend)
     async with working(queue, lease=0.15):
-        given_back = await diary.until(EventType.GIVEN_BACK)
+        given_back = await recorder.until(EventType.GIVEN_BACK)
     assert isinstance(given_back.exception, asyncio.CancelledError)
 
 
@@ -721,14 +721,14 @@ async def test_a_starting_worker_requeues_crashed_tasks(engine: Engine, clock: C
         pass
 
     queue = queue_of(engine, survive, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     await promise(queue, survive)
     await put(engine, deadly := a_task(max_attempts=1, kind="survive"))
     await claim_all(engine, "a dead worker")
     clock.now = NOW + LEASE
     async with working(queue):
-        await diary.until(EventType.SUCCEEDED)
-    assert sorted(diary.whats[1:3]) == ["failed", "recovered"]
+        await recorder.until(EventType.SUCCEEDED)
+    assert sorted(recorder.event_types[1:3]) == ["failed", "recovered"]
     assert error_of(await engine.get(deadly.id))["type"] == "WorkerDied"
 
 
@@ -739,15 +739,15 @@ async def test_a_running_worker_requeues_tasks_that_crash_later(
         pass
 
     queue = queue_of(engine, survive, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     await promise(queue, survive)
     await claim_one(engine, "a worker that lives")
     async with working(queue, lease=0.15):
         await asyncio.sleep(0.1)
         clock.now = NOW + LEASE
-        await diary.until(EventType.SUCCEEDED)
-    assert diary.whats == ["queued", "recovered", "started", "succeeded"]
-    crashes = [event.task.crashes for event in diary.events]
+        await recorder.until(EventType.SUCCEEDED)
+    assert recorder.event_types == ["queued", "recovered", "started", "succeeded"]
+    crashes = [event.task.crashes for event in recorder.events]
     assert crashes == [0, 1, 1, 0], "crashes in a row"
 
 
@@ -772,13 +772,13 @@ async def test_crashed_tasks_run_again_one_after_the_other(
             fresh += 1
 
     queue = queue_of(engine, run, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     tasks = [await promise(queue, run) for _ in range(5)]
     await claim_all(engine, "a dead worker")
     clock.now = NOW + LEASE
     tasks += [await promise(queue, run) for _ in range(5)]
     async with working(queue, concurrency=20):
-        await diary.until(EventType.SUCCEEDED, times=len(tasks))
+        await recorder.until(EventType.SUCCEEDED, times=len(tasks))
     assert (most, fresh) == (1, 5)
     for task in tasks[:5]:
         done = await engine.get(task.id)
@@ -793,14 +793,14 @@ async def test_a_late_result_is_published_as_lost(engine: Engine, clock: Clock) 
         database.refused.add("settle")
 
     queue = queue_of(database, send, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     await promise(queue, send)
     async with working(queue, concurrency=1, lease=0.15):
-        await diary.until(EventType.STARTED)
+        await recorder.until(EventType.STARTED)
         await take_over(engine)
         await asyncio.sleep(0.2)
         database.refused.clear()
-        lost = await diary.until(EventType.LOST)
+        lost = await recorder.until(EventType.LOST)
     assert lost.exception is None
 
 
@@ -817,11 +817,11 @@ async def test_a_stopping_worker_lets_tasks_finish_within_the_grace_period(
         await release.wait()
 
     queue = queue_of(engine, finish, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     first, second = await promise(queue, finish), await promise(queue, finish)
     worker = Worker(queue, None, concurrency=1)
     await worker.start()
-    await diary.until(EventType.STARTED)
+    await recorder.until(EventType.STARTED)
     stopping = asyncio.create_task(worker.stop(grace=5))
     await asyncio.sleep(0.05)
     release.set()
@@ -896,10 +896,10 @@ async def test_a_task_that_turns_its_cancellation_into_an_error_is_given_back_at
             raise OSError from None
 
     queue = queue_of(engine, hide, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     task = await promise(queue, hide)
     async with working(queue):
-        await diary.until(EventType.STARTED)
+        await recorder.until(EventType.STARTED)
     task = await engine.get(task.id)
     assert (task.status, task.attempts, task.errors) == (Status.QUEUED, 0, 0)
 
@@ -910,11 +910,11 @@ async def test_a_worker_stops_even_while_the_database_refuses_writes(
     """It stops without its last write; the next worker re-queues the task."""
     database = refusing(engine)
     queue = queue_of(database, wait_forever, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     task = await promise(queue, wait_forever)
     worker = Worker(queue, None)
     await worker.start()
-    await diary.until(EventType.STARTED)
+    await recorder.until(EventType.STARTED)
     database.refused |= {"claim", "settle"}
     async with asyncio.timeout(2):
         await worker.stop(grace=0)
@@ -936,11 +936,11 @@ async def test_a_worker_stops_even_if_the_database_driver_hides_a_cancellation(
 
     database = refusing(engine)
     queue = queue_of(database, wait_forever, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     await promise(queue, wait_forever)
     worker = Worker(queue, None)
     await worker.start()
-    await diary.until(EventType.STARTED)
+    await recorder.until(EventType.STARTED)
     monkeypatch.setattr(database, "_refuse", hang)
     database.refused |= {"claim", "settle"}
     async with asyncio.timeout(5):
@@ -982,14 +982,14 @@ async def test_no_result_is_lost_while_the_database_refuses_writes(
 
     database = refusing(engine, "settle")
     queue = queue_of(database, send, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     task = await promise(queue, send)
     async with working(queue):
-        await diary.until(EventType.STARTED)
+        await recorder.until(EventType.STARTED)
         await asyncio.sleep(0.05)
         assert (await engine.get(task.id)).status is Status.RUNNING
         database.refused.clear()
-        await diary.until(EventType.SUCCEEDED)
+        await recorder.until(EventType.SUCCEEDED)
     assert ran == [task.id]
     assert (await engine.get(task.id)).result == '"sent"'
 
@@ -1003,15 +1003,15 @@ async def test_a_worker_goes_on_when_the_database_is_back(
 
     database = refusing(engine)
     queue = queue_of(database, greet, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     async with working(queue, lease=0.15):
         database.error = error
         database.refused |= {"claim", "extend", "pull_forward"}
         await promise(queue, greet)
         await asyncio.sleep(0.1)
-        assert diary.whats == ["queued"]
+        assert recorder.event_types == ["queued"]
         database.refused.clear()
-        await diary.until(EventType.SUCCEEDED)
+        await recorder.until(EventType.SUCCEEDED)
 
 
 async def test_a_worker_between_two_refused_claims_stops_at_once(
@@ -1036,15 +1036,15 @@ async def test_an_earlier_attempt_that_has_run_is_not_cancelled_by_a_new_claim(
             database.refused.add("settle")
 
     queue = queue_of(database, send, now=clock)
-    diary = Diary(queue)
+    recorder = EventRecorder(queue)
     task = await promise(queue, send)
     async with working(queue):
-        await diary.until(EventType.STARTED)
+        await recorder.until(EventType.STARTED)
         await recover(engine, "another worker", now=NOW + LEASE)
         clock.now = NOW + LEASE
         while (await engine.get(task.id)).claims < 2:  # noqa: ASYNC110 -- a test may poll
             await asyncio.sleep(0.005)
         database.refused.clear()
-        await diary.until(EventType.SUCCEEDED)
-    lost, *_ = [event for event in diary.events if event.type is EventType.LOST]
+        await recorder.until(EventType.SUCCEEDED)
+    lost, *_ = [event for event in recorder.events if event.type is EventType.LOST]
     assert lost.exception is None
