@@ -1,5 +1,6 @@
-"""The README tells the truth: its tour runs, command by command, and its tables are complete."""
+"""The documentation: its commands and programs work, its links and paths lead to files."""
 
+import inspect
 import os
 import re
 import shutil
@@ -9,45 +10,58 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
+from afterward import Afterward, RetryPolicy, Status, Task
 from app.settings import Settings
-from tests.support.service import PATIENCE, ROOT, free_port
+from tests.support.service import PATIENCE, ROOT, free_port, until
 from tests.support.tools import tool
 
-README = (ROOT / "README.md").read_text()
-
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/**/*.md")]
+}
+README = PAGES["README.md"]
 
 AS_TEXT: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 2 * PATIENCE}
-PORT = 8000  # as the README has it; a reader who chose another one writes that instead
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-PROGRAMS = ["curl", "docker", "make", "python3"]  # with those in .venv/bin, all that it calls
+PORT = 8000  # the port in the documentation; a reader with a different port replaces it
+BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCKS = {
+    f"{page}-{number}": block
+    for page, text in PAGES.items()
+    for number, block in enumerate(BLOCK.findall(text), start=1)
+}
+# The commands call these programs, and programs in .venv/bin.
+PROGRAMS = ["curl", "docker", "make", "openssl", "python3"]
 
-# As a person pastes: interactive, with the defaults of each shell. macOS's zsh takes `?` for a
-# pattern, and knows no comments.
+# Interactive shells with their defaults, because a reader pastes into one. The zsh of macOS takes
+# `?` for a pattern, and knows no comments.
 SHELLS = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"]}
 
 
 def commands(stop: str) -> str:
-    """The commands of one stop of the tour, as they stand in the README."""
-    match = re.search(rf"<!-- tour: {stop} -->\n```sh\n(.*?)```", README, re.DOTALL)
-    assert match is not None, f"the README has no stop named {stop}"
-    return match[1]
+    """Return the commands of one stop of the tour, as the README or the tutorial has them."""
+    marked = re.compile(rf"<!-- tour: {stop} -->\n```sh\n(.*?)```", re.DOTALL)
+    blocks: set[str] = {block for text in PAGES.values() for block in marked.findall(text)}
+    [found] = blocks
+    return found
 
 
 @pytest.fixture(params=["bash", pytest.param("zsh", marks=pytest.mark.thorough)])
 def shell(request: pytest.FixtureRequest) -> list[str]:
-    """The command of an interactive shell that reads what is pasted from its standard input."""
+    """The command of an interactive shell that reads the pasted text from its standard input."""
     program, *options = SHELLS[request.param]
     return [tool(program), *options]
 
 
 class Terminal:
-    """Pastes the README's commands into a shell in a clone, with ports that are free here.
+    """Pastes the documented commands into a shell in a clone, and replaces the ports by free ones.
 
-    Everything else is as it is by default.
+    All other settings have their defaults.
     """
 
     def __init__(self, clone: Path, shell: list[str]) -> None:
@@ -63,7 +77,7 @@ class Terminal:
         self.service: subprocess.Popen[str] | None = None
 
     def run(self, stop: str) -> str:
-        """Paste the commands of a stop; gives what they printed."""
+        """Paste the commands of a stop, and return their output."""
         done = subprocess.run(
             self._shell,
             input=commands(stop).replace(str(PORT), str(self.port)),
@@ -79,7 +93,7 @@ class Terminal:
         return done.stdout
 
     def run_until(self, stop: str, seen: Callable[[str], bool]) -> str:
-        """Run the commands of a stop again and again, until the right thing is seen."""
+        """Run the commands of a stop again and again, until `seen` accepts their output."""
         deadline = time.monotonic() + 2 * PATIENCE
         while not seen(output := self.run(stop)):
             assert time.monotonic() < deadline, output
@@ -87,7 +101,7 @@ class Terminal:
         return output
 
     def start(self, stop: str) -> None:
-        """Paste the commands of a stop that start the service, and wait until it answers."""
+        """Paste the commands of a stop that starts the service, and wait until it answers."""
         self.service = subprocess.Popen(
             self._shell,
             cwd=self.clone,
@@ -108,12 +122,12 @@ class Terminal:
             time.sleep(0.05)
 
     def wait_for_the_end(self) -> None:
-        """Wait until the service has ended, and with it what started it."""
+        """Wait until the service has ended, and the shell that started it."""
         assert self.service is not None
         self.service.wait(PATIENCE)
 
     def press_ctrl_c(self) -> None:
-        """Interrupt the service, as a terminal does: everything in its group."""
+        """Send SIGINT to the service's process group, as a terminal does."""
         if self.service is not None and self.service.poll() is None:
             os.killpg(self.service.pid, signal.SIGINT)
             self.wait_for_the_end()
@@ -121,8 +135,8 @@ class Terminal:
 
 @pytest.fixture
 def terminal(tmp_path: Path, shell: list[str]) -> Iterator[Terminal]:
-    """A terminal in a clone of its own, where the packages of this run count as installed."""
-    for name in ("Makefile", "app", "README.md", "requirements.txt", "scripts"):
+    """A terminal in its own clone, with the packages of this test run in .venv."""
+    for name in ("Makefile", "afterward", "app", "README.md", "requirements.txt", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").mkdir()
     for name in ("bin", "lib", "pyvenv.cfg"):
@@ -133,8 +147,14 @@ def terminal(tmp_path: Path, shell: list[str]) -> Iterator[Terminal]:
     terminal.press_ctrl_c()
 
 
-def test_the_two_minutes_of_the_readme(terminal: Terminal) -> None:
-    """A mail, a retry, a kill, a restart, an upload, a batch: each as the README says."""
+def test_the_tour_of_the_readme_and_of_the_tutorial_works(terminal: Terminal) -> None:
+    """Its stops are a mail, a retry, a kill, a restart, an upload and a batch."""
+    terminal.start("start")
+    answer = terminal.run("try")
+    assert answer.startswith("HTTP/1.1 202 Accepted")
+    assert '"kind": "send_email"' in answer
+    terminal.press_ctrl_c()
+
     terminal.start("restart")
     answer = terminal.run("send")
     assert answer.startswith("HTTP/1.1 202 Accepted")
@@ -157,22 +177,22 @@ def test_the_two_minutes_of_the_readme(terminal: Terminal) -> None:
     assert '"total": 2' in terminal.run("batch")
 
 
-def test_the_demo_says_where_it_found_no_service(tmp_path: Path) -> None:
+def test_the_demo_names_the_address_at_which_no_service_answers(tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "PORT": str(free_port())}
     demo = subprocess.run(["make", "demo"], cwd=ROOT, env=environment, check=False, **AS_TEXT)
     assert demo.returncode
     assert f"Nothing answers at http://localhost:{environment['PORT']}." in demo.stderr
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
 @pytest.mark.parametrize("port", [PORT, 8001])
-def test_every_command_arrives_as_it_stands_in_the_readme(
+def test_a_shell_passes_every_command_on_unchanged(
     tmp_path: Path, shell: list[str], block: str, port: int
 ) -> None:
-    """No shell takes a part of it for a pattern, or a comment for arguments.
+    """No shell takes a part of a command for a pattern, or a comment for arguments.
 
-    Stand-ins for the programs note what they were called with. What a plain sh in a script makes
-    of the same lines is what is meant.
+    Stand-ins for the programs note their arguments. The expected arguments are those that a plain
+    sh passes when it runs the same lines as a script.
     """
     text = block.replace(str(PORT), str(port))
     noted = {
@@ -180,12 +200,13 @@ def test_every_command_arrives_as_it_stands_in_the_readme(
         for name, command in {"pasted": shell, "meant": ["sh", "-e"]}.items()
     }
     assert noted["pasted"]
-    assert sorted(noted["pasted"]) == sorted(noted["meant"])  # those of a pipe run side by side
+    # Sorted, because the programs of a pipe run at the same time.
+    assert sorted(noted["pasted"]) == sorted(noted["meant"])
     assert not any("#" in call for call in noted["pasted"])
 
 
 def calls(clone: Path, shell: list[str], text: str) -> list[str]:
-    """Paste a text into a shell, in a clone with stand-ins; gives the calls that they noted."""
+    """Paste a text into a shell, in a clone with stand-ins, and return the calls they noted."""
     (clone / "var").mkdir(parents=True)
     (clone / "var" / "queue.db.lock").write_text("0\n")  # kill -9 0 would end the shell as well
     stand_in = clone / "stand-in"
@@ -193,13 +214,14 @@ def calls(clone: Path, shell: list[str], text: str) -> list[str]:
     stand_in.chmod(0o755)
     binaries = clone / ".venv" / "bin"
     binaries.mkdir(parents=True)
-    for program in [*PROGRAMS, "python", "uvicorn"]:
+    for program in [*PROGRAMS, "python", "ruff", "uvicorn"]:
         (binaries / program).symlink_to(stand_in)
     notes = clone / "notes"
     notes.touch()
     done = subprocess.run(
         shell,
-        input=text.replace("kill -9", "curl"),  # a command of the shell's own, but no pattern
+        # kill is a builtin, so no stand-in can replace it.
+        input=text.replace("kill -9", "curl"),
         cwd=clone,
         env={"PATH": f"{binaries}:/usr/bin:/bin", "HOME": str(clone), "NOTES": str(notes)},
         check=False,
@@ -211,17 +233,108 @@ def calls(clone: Path, shell: list[str], text: str) -> list[str]:
     return notes.read_text().splitlines()
 
 
-def test_the_readme_names_every_setting() -> None:
-    """In the first column of its table."""
-    table = README.partition("## Settings")[2].partition("## Limits")[0]
+def test_the_tutorial_and_the_readme_have_commands() -> None:
+    pages = {block.rpartition("-")[0] for block in BLOCKS}
+    tutorial = {page for page in PAGES if page.startswith("docs/tutorial/")}
+    assert len(tutorial) == 2
+    assert pages >= {"README.md", "docs/deployment.md", *tutorial}
+
+
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TO_RUN = re.compile(r"^<!-- run -->\n```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param("".join(PYTHON.findall(README)), id="README"),
+        pytest.param("".join(TO_RUN.findall(PAGES["docs/in-your-app.md"])), id="in-your-app"),
+    ],
+)
+def test_the_lines_for_an_app_work(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task is on disk with the 202, and a worker runs it."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "program"}
+    monkeypatch.setitem(sys.modules, "program", ModuleType("program"))  # for dataclasses
+    exec(compile(program, "program", "exec", dont_inherit=True), names)
+
+    with TestClient(names["app"]) as client:
+        answer = client.post("/orders", params={"recipient": "ada@example.com"})
+        assert answer.status_code == 202
+        portal, engine = client.portal, names["afterward"].queue.engine
+        assert portal is not None
+
+        def has_succeeded() -> bool:
+            task: Task = portal.call(engine.get, answer.json()["task"])
+            return task.status is Status.SUCCEEDED
+
+        until(has_succeeded, within=PATIENCE)
+        if "remind" in names:
+            again = portal.call(names["remind"], "grace@example.com")
+            assert client.get(f"/tasks/{again}").status_code == 200
+
+
+def test_the_table_of_settings_names_every_setting() -> None:
+    """Each has a row in the table of settings."""
+    table = PAGES["docs/settings.md"].partition("\n## ")[0]
     first_column = "".join(re.findall(r"^\|([^|]*)\|", table, re.MULTILINE))
     named = set(re.findall(r"`([A-Z_]+)`", first_column))
 
     assert named == {name.upper() for name in Settings.model_fields}
 
 
-def test_the_files_that_the_readme_names_are_there() -> None:
-    """Paths in backquotes, below app/, tests/ and docs/."""
-    for path in re.findall(r"`((?:app|tests|docs)/[\w./]*)`", README):
-        if path != "app/tasks/greetings.py":  # the one that the reader is to write
-            assert (ROOT / path).exists(), path
+def test_the_table_of_arguments_has_every_argument_and_its_default() -> None:
+    """It describes `Afterward`."""
+    table = PAGES["docs/in-your-app.md"].partition("\n## Arguments\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? *\|", table, re.MULTILINE)
+    parameters = list(inspect.signature(Afterward.__init__).parameters.values())[1:]
+
+    assert [name for name, _ in rows] == [parameter.name for parameter in parameters]
+    for (name, text), parameter in zip(rows, parameters, strict=True):
+        default = eval(text, {"RetryPolicy": RetryPolicy}) if text else parameter.empty
+        assert default == parameter.default, name
+
+
+# Links and pictures, `[text](target "title")`, outside of code.
+CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)")
+
+
+def links(text: str) -> list[str]:
+    """Return the relative links of a page."""
+    return [target for target in LINK.findall(CODE.sub("", text)) if ":" not in target]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_leads_to_a_file_and_to_its_heading(page: str) -> None:
+    for link in links(PAGES[page]):
+        name, _, anchor = link.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), link
+        assert path.resolve().is_relative_to(ROOT.resolve()), link
+        if anchor:
+            assert anchor in anchors(path.read_text()), link
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub names them."""
+    without_code = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", without_code, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_control_a_link_without_a_file_is_found() -> None:
+    text = "[a](b.md), `[c](d.md)`, [e](https://example.com), ![f](g.svg)\n```\n[h](i.md)\n```\n"
+    assert links(text) == ["b.md", "g.svg"]
+    assert anchors("# A task of *your* own\n```\n# no\n```\n") == {"a-task-of-your-own"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_paths_in_a_page_exist(page: str) -> None:
+    """These are the paths in backquotes, from the root of the repository."""
+    new = set(re.findall(r"<!-- new: (\S+) -->", PAGES[page]))  # the reader writes these files
+    folders = "app|afterward|benchmarks|docs|examples|scripts|tests"
+    for path in set(re.findall(rf"`((?:{folders})/[\w./]*)`", PAGES[page])) - new:
+        assert (ROOT / path).exists(), path

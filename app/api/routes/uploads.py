@@ -167,6 +167,8 @@ def _answer_to(error: Exception) -> Exception:
 ArrivalDep = Annotated[Arrival, Depends(_arrival, scope="function")]
 
 
+# Not `file: UploadFile`: FastAPI would write the whole form, however large, to a temporary file
+# before the route starts. docs/how-it-works.md has all the reasons.
 @router.post(
     "/upload",
     status_code=202,
