@@ -67,11 +67,10 @@ async def relay() -> None:
     """Move the rows of the outbox to the queue, for as long as the server runs."""
     while True:
         rows = invoices.execute("SELECT * FROM outbox ORDER BY id LIMIT 100").fetchall()
-        durable_tasks = afterward.queue.collect()
-        for _, recipient, subject in rows:
-            durable_tasks.add_task(send_email, recipient, subject)
         with suppress(QueueUnavailable):  # the rows stay in the outbox until the queue takes them
-            await afterward.queue.commit(durable_tasks.collected())
+            async with afterward.queue.transaction() as transaction:
+                for _, recipient, subject in rows:
+                    transaction.add_task(send_email, recipient, subject)
             # This is the gap: after a crash here, the next relay finds the rows again.
             with invoices:
                 invoices.executemany("DELETE FROM outbox WHERE id = ?", [row[:1] for row in rows])
