@@ -8,7 +8,7 @@ TEST := $(BIN)/python -m pytest --dist=loadfile --numprocesses
 # The tests with a long form.
 TORTURED := tests/faults tests/attacks tests/uploads tests/mail/test_message.py \
 	tests/mail/test_recipients.py tests/library/test_unit_of_work.py tests/library/test_engine_model.py \
-	tests/library/test_retry.py tests/api/test_document.py
+	tests/library/test_retry.py tests/api/test_openapi.py
 
 .DEFAULT_GOAL := help
 

@@ -1,4 +1,4 @@
-"""What every test shares."""
+"""Fixtures for all tests, and the choice of tests for `make test`, `make check`, `make torture`."""
 
 import logging
 from collections.abc import Iterator
@@ -18,47 +18,47 @@ from tests.support.torture import LONG, form, table, tried
 __all__ = ["tried"]
 
 
-# The short form tries the same examples each time, the long form others.
+# The short form tries the same examples each time, the long form random ones.
 settings.register_profile(
     "afterward", max_examples=form(100, 10_000), deadline=None, derandomize=not LONG
 )
 settings.load_profile("afterward")
 
 
-# `make test` leaves these to `make check`, and whatever has the mark `thorough`: faults, attacks,
-# other people's programs, S3, a PostgreSQL that stops and freezes, engines against their model, old
-# and rude HTTP clients. What holds on both engines is tried on SQLite, and where the engines'
-# contract is tested on PostgreSQL as well.
+# Only `make check` runs these files, and the tests with the mark `thorough`: faults, attacks,
+# third-party programs, S3, a PostgreSQL that stops and freezes, the model test of the engines, and
+# HTTP clients that are old or break connections. `make test` runs a test of both engines on SQLite
+# only, except for `test_engine_contract.py`, which it runs on PostgreSQL as well.
 THOROUGH = {
     Path(__file__).parent / path
     for path in (
         "faults",
         "attacks",
         "outside",
-        "files/test_s3.py",
+        "uploads/test_s3.py",
         "api/test_uploads_in_s3.py",
         "api/test_postgres_away.py",
         "server/test_half_closed.py",
         "server/test_http_1_0.py",
-        "queue/test_engine_model.py",
+        "library/test_engine_model.py",
     )
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that tells `make test` from `make check`."""
+    """Add the option `--ordinary`, which `make test` uses and `make check` does not."""
     parser.addoption(
         "--ordinary", action="store_true", help="run only the tests of the ordinary behaviour"
     )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not even import what is left out: some of it needs more packages."""
+    """With `--ordinary`, do not even import the files in THOROUGH: some need more packages."""
     return True if config.option.ordinary and collection_path in THOROUGH else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that belong to a larger run: the long form, or `make check`."""
+    """Deselect the tests that only the long form runs, or only `make check`."""
     left_out = [item for item in items if _is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
@@ -71,7 +71,7 @@ def _is_left_out(item: pytest.Item) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """In the long form, say of each fault and attack what was tried and whether it held."""
+    """In the long form, print a table of the faults and attacks: the trials, and their outcome."""
     reports = [
         report
         for outcome in ("passed", "failed", "skipped")
@@ -84,19 +84,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(params=["asyncio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """The service runs on asyncio, and so do its tests."""
+    """Run the tests on asyncio only, because the service runs on nothing else."""
     return str(request.param)
 
 
 @pytest.fixture(autouse=True)
 def plain_log_lines() -> None:
-    """As the service writes them; structlog's own default draws tracebacks, which takes seconds."""
+    """Log as the service does; structlog's default takes seconds to draw a traceback."""
     configure_logging("INFO", "json")
 
 
 @pytest.fixture
 def logging_as_before() -> Iterator[None]:
-    """What a test configures ends with it."""
+    """Restore the configuration of the logs after a test that changes it."""
     root, before = logging.root, (logging.root.handlers[:], logging.root.level)
     yield
     root.handlers[:], root.level = before
@@ -105,7 +105,7 @@ def logging_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def smtp_server() -> Iterator[SmtpServer]:
-    """An SMTP server that takes everything, until it is told otherwise."""
+    """An SMTP server that accepts every mail unless the test tells it otherwise."""
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(SmtpServer()) as server,
@@ -115,14 +115,14 @@ def smtp_server() -> Iterator[SmtpServer]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL for tests that leave it as it is; those that disturb it start their own."""
+    """A PostgreSQL server; a test that stops or disturbs its server must start its own."""
     with Postgres() as postgres:
         yield postgres
 
 
 @pytest.fixture(scope="module")
 def mistreated() -> Iterator[Postgres]:
-    """One for tests that stop it, crash it and start it again; it writes as in production."""
+    """A PostgreSQL server that tests may stop, crash and restart; it syncs as in production."""
     with Postgres() as postgres:
         yield postgres
 
@@ -135,21 +135,21 @@ def migrated(postgres: Postgres) -> str:
 
 @pytest.fixture
 def database_url(postgres: Postgres, migrated: str) -> str:
-    """The service's tables on PostgreSQL, with nothing in them."""
+    """The address of a PostgreSQL database with the service's tables, all of them empty."""
     postgres.empty(migrated)
     return migrated
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """A server that speaks S3's protocol; those who disturb it start their own."""
+    """A server that speaks S3's protocol; a test that disturbs its server must start its own."""
     with S3Server() as server:
         yield server
 
 
 @pytest.fixture
 def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """A bucket with nothing in it, which the AWS_* variables lead to."""
+    """An empty bucket; the AWS_* variables hold the address and the credentials of its server."""
     for name, value in credentials(s3_server.url).items():
         monkeypatch.setenv(name, value)
     return s3_server.new_bucket()
@@ -159,7 +159,7 @@ def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 def faulty_s3(
     s3_server: S3Server, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FaultyS3]:
-    """The same bucket, behind a server that does as it is told."""
+    """A proxy in front of the bucket's server, which fails as a test tells it to."""
     with FaultyS3(s3_server) as faulty:
         monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
         yield faulty

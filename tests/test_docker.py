@@ -1,4 +1,4 @@
-"""What runs in containers, how it gets its settings, and whether `.env.example` is true."""
+"""The Compose files, the settings of a container, and `.env.example`."""
 
 import itertools
 import re
@@ -16,13 +16,13 @@ from tests.support.compose import BASE, BASE_FILE, SCALE, SCALE_FILE
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
-STEPS = {"migrate"}  # what ends when it is done
+STEPS = {"migrate"}  # containers that end when their work is done
 
 Service = dict[str, Any]
 
 
 def the(name: str) -> Service:
-    """A service as it is with both files."""
+    """Return a service as both Compose files define it together."""
     found: Service = SCALE["services"][name]
     return found
 
@@ -34,7 +34,7 @@ def service(request: pytest.FixtureRequest) -> Service:
 
 @pytest.fixture(params=sorted(SCALE["services"].keys() - STEPS))
 def server(request: pytest.FixtureRequest) -> Service:
-    """A service that runs for as long as it is wanted."""
+    """A service that runs until it is stopped."""
     return the(request.param)
 
 
@@ -43,17 +43,17 @@ def api() -> Service:
     return the("api")
 
 
-def test_the_first_file_is_the_api_and_a_mail_catcher() -> None:
+def test_the_first_compose_file_has_the_api_and_a_mail_catcher() -> None:
     assert BASE["services"].keys() == {"api", "mailpit"}
 
 
-def test_the_second_file_adds_postgresql_its_migration_and_workers() -> None:
+def test_the_second_compose_file_adds_postgresql_its_migration_and_workers() -> None:
     assert SCALE["services"].keys() - BASE["services"].keys() == {"postgres", "migrate", "worker"}
 
 
 @pytest.mark.parametrize("file", [BASE_FILE, SCALE_FILE], ids=lambda file: file.name)
-def test_the_files_are_plain(file: Path) -> None:
-    """Without profiles, anchors and extensions, which not every implementation understands."""
+def test_the_compose_files_use_no_profiles_anchors_or_extensions(file: Path) -> None:
+    """Not every implementation of Compose understands profiles, anchors and extensions."""
     text = file.read_text()
     assert not re.search(
         r"^\s*(x-\w+|profiles|extends|include|secrets|configs):", text, re.MULTILINE
@@ -61,31 +61,31 @@ def test_the_files_are_plain(file: Path) -> None:
     assert not re.search(r"(: |- )[&*]\w|<<:", text)
 
 
-def test_no_health_check_ends_a_container() -> None:
+def test_no_health_check_kills_its_container() -> None:
     for service in SCALE["services"].values():
         assert "kill" not in str(service.get("healthcheck"))
 
 
-def test_a_service_comes_back_after_a_crash(server: Service) -> None:
+def test_a_service_is_restarted_after_a_crash(server: Service) -> None:
     assert server["restart"] == "unless-stopped"
 
 
 @pytest.mark.parametrize("name", ["api", "mailpit", "postgres"])
-def test_a_service_that_is_asked_for_answers_tells_how_it_is(name: str) -> None:
+def test_a_service_that_takes_connections_has_a_health_check(name: str) -> None:
     assert the(name)["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
 
 
 @pytest.mark.parametrize("name", ["worker", "migrate"])
-def test_the_image_s_health_check_is_for_an_api(name: str) -> None:
+def test_workers_and_the_migration_disable_the_health_check_of_the_image(name: str) -> None:
     assert the(name)["image"] == the("api")["image"]
     assert the(name)["healthcheck"] == {"disable": True}
 
 
-def test_a_service_names_the_version_of_its_image(service: Service) -> None:
+def test_each_image_has_a_fixed_version(service: Service) -> None:
     assert re.search(r":(v?\d+\.\d+\.\d+|1\d\.\d+-trixie)$", service["image"])
 
 
-def test_the_image_is_built_on_one_version_of_python_and_bears_our_own(api: Service) -> None:
+def test_the_image_has_one_version_of_python_and_the_version_of_the_project(api: Service) -> None:
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
@@ -95,14 +95,14 @@ def test_the_image_is_built_on_one_version_of_python_and_bears_our_own(api: Serv
 
 
 @pytest.mark.parametrize("name", ["api", "worker"])
-def test_docker_waits_longer_for_the_end_than_the_service_does(name: str) -> None:
+def test_docker_waits_longer_for_a_stop_than_the_grace_period(name: str) -> None:
     grace = float(the(name)["stop_grace_period"].removesuffix("s"))
 
     assert grace > Settings.model_fields["shutdown_grace_seconds"].default
 
 
 @pytest.mark.parametrize("name", ["api", "worker"])
-def test_mail_is_handed_to_mailpit_once_it_is_there(name: str) -> None:
+def test_mail_goes_to_mailpit_and_waits_until_mailpit_is_healthy(name: str) -> None:
     environment = the(name)["environment"]
     assert (environment["SMTP_HOST"], environment["SMTP_PORT"]) == ("mailpit", 1025)
     assert the(name)["depends_on"]["mailpit"] == {"condition": "service_healthy"}
@@ -126,7 +126,7 @@ def test_mail_is_handed_to_mailpit_once_it_is_there(name: str) -> None:
         ("worker", {"ENVIRONMENT", "API_KEYS", "ALLOWED_RECIPIENTS"}),
     ],
 )
-def test_some_settings_come_from_the_shell(name: str, settings: set[str]) -> None:
+def test_these_settings_come_from_the_shell(name: str, settings: set[str]) -> None:
     assert {key for key, value in the(name)["environment"].items() if value is None} == settings
 
 
@@ -136,7 +136,7 @@ def test_every_setting_that_a_container_gets_exists(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["api", "worker"])
-def test_the_api_and_the_workers_start_when_the_tables_are_there(name: str) -> None:
+def test_the_api_and_the_workers_start_after_the_migration(name: str) -> None:
     assert the(name)["depends_on"]["postgres"] == {"condition": "service_healthy"}
     assert the(name)["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
 
@@ -146,7 +146,7 @@ def test_the_migration_depends_on_no_service() -> None:
     assert "depends_on" not in the("migrate")
 
 
-def test_the_api_alone_waits_for_no_migration() -> None:
+def test_without_the_second_file_the_api_waits_for_no_migration() -> None:
     assert BASE["services"]["api"]["depends_on"].keys() == {"mailpit"}
 
 
@@ -155,7 +155,7 @@ def test_the_workers_read_the_uploads_that_the_api_received(api: Service) -> Non
     assert the("worker")["user"] == api["user"]
 
 
-def test_all_three_have_the_same_queue() -> None:
+def test_the_api_the_worker_and_the_migration_have_the_same_queue() -> None:
     urls = {the(name)["environment"]["QUEUE_URL"] for name in ("api", "worker", "migrate")}
     assert len(urls) == 1
     assert "QUEUE_URL" not in BASE["services"]["api"]["environment"]
@@ -163,7 +163,7 @@ def test_all_three_have_the_same_queue() -> None:
 
 @pytest.fixture
 def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The directory for settings that are files, where no other setting is made."""
+    """The directory for settings that are files; no environment variable sets anything."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.chdir(tmp_path)
@@ -172,7 +172,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return directory
 
 
-def test_a_setting_may_be_a_file(secrets: Path) -> None:
+def test_a_setting_can_come_from_a_file(secrets: Path) -> None:
     secrets.mkdir()
     (secrets / "queue_url").write_text("postgresql://ada:lovelace@db/queue\n")
     (secrets / "of_somebody_else").write_text("?")
@@ -193,23 +193,23 @@ def test_a_variable_wins_over_a_file_unless_it_is_empty(
 
 
 @pytest.mark.filterwarnings("error")
-def test_where_there_are_no_such_files_nothing_is_said(secrets: Path) -> None:
+def test_a_missing_directory_of_settings_gives_no_warning(secrets: Path) -> None:
     assert not secrets.exists()
     assert load_settings() == Settings()
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_directory_that_is_closed_to_us_is_not_ours(
+def test_a_directory_of_settings_that_cannot_be_read_is_ignored(
     secrets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secrets.mkdir()
     (secrets / "queue_url").write_text("postgresql://ada:lovelace@db/queue")
-    monkeypatch.setattr("os.access", lambda *_: False)  # for root, every directory is open
+    monkeypatch.setattr("os.access", lambda *_: False)  # because root can read every directory
 
     assert load_settings() == Settings()
 
 
-def test_env_example_names_every_setting_and_no_other() -> None:
+def test_env_example_names_all_settings_and_only_settings() -> None:
     assert list(example()) == [name.upper() for name in Settings.model_fields]
 
 
@@ -220,15 +220,15 @@ def test_env_example_has_a_comment_of_one_line_above_every_setting() -> None:
             assert above.startswith("# "), line
 
 
-def test_env_example_as_it_is_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_env_example_unchanged_equals_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in example():
         monkeypatch.delenv(name, raising=False)
 
     assert Settings(_env_file=ROOT / ".env.example") == Settings(_env_file=None)
 
 
-def test_env_example_leaves_empty_only_what_has_no_fixed_default() -> None:
-    """An empty value is ignored: without this, one could stand for a default unseen."""
+def test_env_example_leaves_a_setting_empty_only_if_it_has_no_fixed_default() -> None:
+    """An empty value is ignored, so the test above cannot see that a default is missing."""
     empty = {name.lower() for name, value in example().items() if not value}
 
     assert empty == {
@@ -239,5 +239,5 @@ def test_env_example_leaves_empty_only_what_has_no_fixed_default() -> None:
 
 
 def example() -> dict[str, str | None]:
-    """The settings in `.env.example`, in its order, as pydantic-settings reads them."""
+    """Return the settings in `.env.example`, in its order, as pydantic-settings reads them."""
     return dotenv_values(ROOT / ".env.example")

@@ -1,4 +1,4 @@
-"""Every fault and every attack has tests, a negative control, and a line in the documentation."""
+"""Each fault and each attack has tests, a negative control, and a row in docs/guarantees.md."""
 
 import ast
 from pathlib import Path
@@ -17,7 +17,7 @@ for path in sorted((ROOT / "tests").glob("*/test_*.py")):
 
 
 def names_of_tests(path: Path) -> list[str]:
-    """The names of a module's tests."""
+    """Return the names of a module's tests."""
     return [
         node.name
         for node in ast.walk(ast.parse(path.read_text()))
@@ -27,8 +27,8 @@ def names_of_tests(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_row_is_proved_and_its_proof_can_fail(row: str) -> None:
-    """It has tests, and negative controls: the same against something weaker."""
+def test_each_row_has_tests_and_negative_controls(row: str) -> None:
+    """A negative control runs the same test against something weaker, and must fail there."""
     names = [name for path in MODULES[row] for name in names_of_tests(path)]
     controls = [name for name in names if name.startswith("test_control_")]
 
@@ -36,8 +36,8 @@ def test_a_row_is_proved_and_its_proof_can_fail(row: str) -> None:
     assert len(names) > len(controls)
 
 
-def test_the_documentation_names_every_module_and_no_other() -> None:
-    """But the one of Schemathesis, which asks for everything and is about no single attack."""
+def test_the_documentation_links_every_module_of_faults_and_attacks() -> None:
+    """No row links the Schemathesis module, which tests the whole API and no single attack."""
     modules = {
         path.relative_to(ROOT / "tests").as_posix()
         for folder in ("faults", "attacks")

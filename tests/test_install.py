@@ -1,4 +1,4 @@
-"""`scripts/install.sh`, with which make makes .venv: it repairs, and it says what is missing."""
+"""`scripts/install.sh` installs a lock file into .venv, and repairs an interrupted installation."""
 
 import hashlib
 import os
@@ -16,14 +16,14 @@ LOCK = "requirements.txt"
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with a lock that names no package."""
+    """A checkout with an empty lock file."""
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     (tmp_path / LOCK).write_text("")
     return tmp_path
 
 
 def install(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Install the checkout's lock, without a network."""
+    """Install the checkout's lock file, without a network."""
     return subprocess.run(
         ["scripts/install.sh", LOCK],
         cwd=checkout,
@@ -35,18 +35,18 @@ def install(checkout: Path, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def interpreter(directory: Path, script: str) -> str:
-    """Make a program that pretends to be Python; gives its path."""
+    """Make a program that pretends to be Python, and return its path."""
     path = directory / "python-of-the-test"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return str(path)
 
 
-# What is missing
+# Refusals
 
 
 def refusal(checkout: Path, python: str) -> str:
-    """The one line that says why this interpreter will not do."""
+    """Install with this interpreter, which must be refused, and return the line that says why."""
     refused = install(checkout, PYTHON=python)
     assert refused.returncode == 1
     assert refused.stdout == ""
@@ -55,7 +55,7 @@ def refusal(checkout: Path, python: str) -> str:
     return line
 
 
-def test_a_python_that_is_not_there_is_named(checkout: Path) -> None:
+def test_a_missing_python_is_named(checkout: Path) -> None:
     line = refusal(checkout, "python-of-nowhere")
 
     assert "Python 3.11 or newer is needed, and there is no python-of-nowhere here" in line
@@ -70,7 +70,7 @@ def test_a_python_that_is_too_old_is_named_with_its_version(checkout: Path) -> N
     assert "make PYTHON=" in line
 
 
-def test_where_debian_has_left_out_venv_the_line_names_its_package(checkout: Path) -> None:
+def test_a_python_without_venv_is_refused_with_the_name_of_debian_s_package(checkout: Path) -> None:
     # Debian's python3 lacks ensurepip until python3-venv is installed.
     incomplete = interpreter(
         checkout, f'case "$2" in *ensurepip*) exit 1;; *) exec {sys.executable} "$@";; esac'
@@ -80,11 +80,11 @@ def test_where_debian_has_left_out_venv_the_line_names_its_package(checkout: Pat
     assert f"apt install python{version}-venv" in refusal(checkout, incomplete)
 
 
-# What is done, and done again
+# Installations, and their repair
 
 
 @pytest.mark.thorough
-def test_an_installation_that_was_interrupted_is_repaired_and_a_new_lock_is_installed(
+def test_an_interrupted_installation_is_repaired_and_a_new_lock_file_is_installed(
     checkout: Path,
 ) -> None:
     assert install(checkout).stdout.splitlines()[-1] == "Installed."
@@ -96,8 +96,8 @@ def test_an_installation_that_was_interrupted_is_repaired_and_a_new_lock_is_inst
     assert "Successfully installed example-1.0" in installed
     assert is_importable(checkout)
 
-    # As after a SIGKILL of pip: some files of a package are there, and others are not.
-    (checkout / ".venv" / "unfinished").write_text("4194305\n")  # more than any process's id
+    # As after a SIGKILL of pip: some files of a package are missing.
+    (checkout / ".venv" / "unfinished").write_text("4194305\n")  # larger than any process id
     next((checkout / ".venv").rglob("example.py")).unlink()
     assert "Making .venv" in install(checkout).stdout
     assert is_importable(checkout)
@@ -109,7 +109,7 @@ def test_an_installation_that_was_interrupted_is_repaired_and_a_new_lock_is_inst
     assert is_importable(checkout)
 
 
-def test_two_installations_do_not_meet(checkout: Path) -> None:
+def test_a_second_installation_is_refused_while_the_first_runs(checkout: Path) -> None:
     (checkout / ".venv").mkdir()
     (checkout / ".venv" / "unfinished").write_text(f"{os.getpid()}\n")
     refused = install(checkout)
@@ -120,7 +120,7 @@ def test_two_installations_do_not_meet(checkout: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_failed_installation_is_no_installation(checkout: Path) -> None:
+def test_a_failed_installation_is_tried_again_by_the_next_run(checkout: Path) -> None:
     (checkout / LOCK).write_text(f"example==1.0 --hash=sha256:{'0' * 64}\n")
 
     for _ in range(2):
@@ -130,7 +130,7 @@ def test_a_failed_installation_is_no_installation(checkout: Path) -> None:
 
 
 def lock_a_package(checkout: Path) -> None:
-    """Let the lock name a wheel that lies beside it."""
+    """Write a wheel, and a lock file that names it."""
     wheel = checkout / "example-1.0-py3-none-any.whl"
     about = "example-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as file:
@@ -143,6 +143,6 @@ def lock_a_package(checkout: Path) -> None:
 
 
 def is_importable(checkout: Path) -> bool:
-    """Whether the locked package can be imported in .venv."""
+    """Return whether the Python of .venv can import the locked package."""
     command = [".venv/bin/python", "-c", "import example"]
     return subprocess.run(command, cwd=checkout, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Sockets to listen on: one for each address that can be had, and a clear word where none can."""
+"""Sockets to listen on: one for each address of the host, or an error that says what to do."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ Found = tuple[int, tuple[object, ...]]
 
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch) -> list[Found]:
-    """The addresses that every name leads to, in the place of /etc/hosts and DNS."""
+    """The addresses that every host name has, instead of those of /etc/hosts and DNS."""
     found: list[Found] = []
 
     def look_up(*_: object, **__: object) -> list[tuple[object, ...]]:
@@ -32,14 +32,14 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> list[Found]:
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port of 127.0.0.2 at which this process listens."""
+    """A port of 127.0.0.2 on which this process listens."""
     port = free_port()
     with socket.create_server(("127.0.0.2", port)):
         yield port
 
 
 def names(sockets: list[socket.socket]) -> list[tuple[str, int]]:
-    """Give the IP address and port of each socket, and close it."""
+    """Return the IP address and the port of each socket, and close it."""
     found = [opened.getsockname()[:2] for opened in sockets]
     for opened in sockets:
         opened.close()
@@ -53,31 +53,33 @@ def test_each_address_of_a_host_gets_a_socket_with_the_same_port(hosts: list[Fou
     assert port
 
 
-def test_an_address_that_the_machine_lacks_is_passed_over(hosts: list[Found]) -> None:
+def test_an_address_that_the_machine_lacks_is_skipped(hosts: list[Found]) -> None:
     hosts += [MISSING, FIRST]
     port = free_port()
     assert names(bind("localhost", port)) == [("127.0.0.1", port)]
 
 
-def test_where_no_address_can_be_had_each_is_named(hosts: list[Found]) -> None:
+def test_a_host_without_a_usable_address_is_refused_with_its_addresses(hosts: list[Found]) -> None:
     hosts += [MISSING]
     with pytest.raises(CannotListen, match=r"^HOST=elsewhere is not an address .*: 2001:db8::1 \("):
         bind("elsewhere", 0)
 
 
-def test_a_port_that_is_taken_on_one_address_is_taken(hosts: list[Found], taken: int) -> None:
-    """Else clients of that address would reach another program."""
+def test_a_port_that_is_taken_on_one_address_of_a_host_is_refused(
+    hosts: list[Found], taken: int
+) -> None:
+    """Otherwise clients that connect to that address would reach a different program."""
     hosts += [FIRST, SECOND]
     with pytest.raises(CannotListen) as refusal:
         bind("localhost", taken)
     assert f"127.0.0.2:{taken} is taken by process {os.getpid()} (" in str(refusal.value)
     assert f" PORT={taken + 1} make run" in str(refusal.value)
     assert refusal.value.processes == (os.getpid(),)
-    with socket.socket() as other:  # nothing is left at the first address
+    with socket.socket() as other:  # the socket at the first address is closed
         other.bind(("127.0.0.1", taken))
 
 
-def test_where_the_system_does_not_tell_it_is_another_program(
+def test_a_taken_port_is_refused_even_if_its_process_is_unknown(
     monkeypatch: pytest.MonkeyPatch, taken: int
 ) -> None:
     monkeypatch.setattr(listening, "_listening_inodes", lambda _: iter(()))
@@ -95,7 +97,7 @@ def test_where_the_system_does_not_tell_it_is_another_program(
         (errno.EINVAL, 25, r"^SMTP_HOST, SMTP_PORT: cannot listen at 127\.0\.0\.1:25: Invalid"),
     ],
 )
-def test_the_message_names_the_setting_and_a_way_out(
+def test_a_refusal_names_the_setting_and_a_remedy(
     monkeypatch: pytest.MonkeyPatch, number: int, port: int, says: str
 ) -> None:
     def refuse(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""What gets installed is above the security fixes, and what its hash says, from whatever index."""
+"""The lock files: each package is pinned with a hash, and no older than its security fixes."""
 
 import itertools
 import re
@@ -10,7 +10,7 @@ from packaging.version import Version
 
 from tests.support.service import ROOT
 
-# Each of these is a release that closed a hole.
+# The releases that fixed these vulnerabilities.
 FLOORS = {
     "aiosmtplib": "5.1.2",  # commands smuggled into an address
     "h11": "0.16",  # requests smuggled into chunks
@@ -27,7 +27,7 @@ _HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
 def complaints(lock: str) -> set[str]:
-    """What is wrong with a lock file; each line of it is a requirement, or goes on with one."""
+    """Return the faults of a lock file: packages without a pin, without a hash, or too old."""
     found, versions = set(), {}
     for entry in lock.replace("\\\n", " ").splitlines():
         requirement, *hashes = re.split(r"\s+(?=--)", entry.strip())
@@ -45,14 +45,14 @@ def complaints(lock: str) -> set[str]:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_a_lock_file_names_versions_and_hashes_and_nothing_else(lock: str) -> None:
+def test_a_lock_file_has_only_versions_and_hashes_and_no_url(lock: str) -> None:
     text = (ROOT / lock).read_text()
     assert complaints(text) == set()
     assert "://" not in text
 
 
-def test_a_larger_lock_has_all_that_a_smaller_one_has() -> None:
-    """So that what one target of make installs suits the others."""
+def test_each_lock_file_contains_the_smaller_lock_files() -> None:
+    """Therefore all targets of make can share a .venv."""
     run, test, check = (
         set(re.findall(r"(?m)^\S+==.*", (ROOT / lock).read_text())) for lock in LOCKS
     )
@@ -61,10 +61,11 @@ def test_a_larger_lock_has_all_that_a_smaller_one_has() -> None:
 
 
 @pytest.mark.parametrize("installer", INSTALLERS)
-def test_a_lock_is_installed_without_a_resolver(installer: str) -> None:
-    """Old pips resolve anew, and refuse a lock with hashes once a newer release of anything is out.
+def test_a_lock_file_is_installed_without_a_resolver(installer: str) -> None:
+    """A lock file names all packages, so there is nothing to resolve.
 
-    A lock names everything, so that there is nothing to resolve.
+    Old versions of pip resolve anyway, and refuse a lock file with hashes as soon as any of its
+    packages has a newer release.
     """
     text = (ROOT / installer).read_text()
 
@@ -72,7 +73,7 @@ def test_a_lock_is_installed_without_a_resolver(installer: str) -> None:
     assert "--no-deps" in text
 
 
-def test_the_project_states_the_floors() -> None:
+def test_pyproject_states_the_same_minimum_versions() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = [
         project["project"]["dependencies"],
@@ -100,7 +101,7 @@ def test_the_project_states_the_floors() -> None:
         (r"^", "anyio @ git+ssh://x/y\n", "no pinned requirement: anyio @ git+ssh://x/y"),
     ],
 )
-def test_control_a_doctored_lock_is_complained_of(
+def test_control_a_lock_file_with_a_fault_is_found(
     pattern: str, instead: str, complaint: str
 ) -> None:
     doctored = re.sub(pattern, instead, LOCK)

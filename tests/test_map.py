@@ -1,4 +1,4 @@
-"""The map holds: floors import only what is below, and everything is named where it should be."""
+"""The architecture: which package may import which, and the docstrings that list the modules."""
 
 import ast
 import re
@@ -11,8 +11,8 @@ from app.settings import Settings
 from app.tasks import registry
 from tests.support.service import ROOT
 
-# The floors, lowest first. Those on one floor do not know each other.
-FLOORS = [
+# The layers, lowest first. Packages of the same layer do not import each other.
+LAYERS = [
     {"listening"},
     {"mail", "uploads", "shutdown"},
     {"settings"},
@@ -26,13 +26,13 @@ SOURCES = sorted((ROOT / "app").rglob("*.py"))
 LIBRARY = sorted((ROOT / "afterward").rglob("*.py"))
 
 
-def floor(package: str) -> int:
-    """How high a package stands."""
-    return next(height for height, packages in enumerate(FLOORS) if package in packages)
+def layer(package: str) -> int:
+    """Return the number of a package's layer; 0 is the lowest."""
+    return next(height for height, packages in enumerate(LAYERS) if package in packages)
 
 
 def imports(path: Path) -> set[str]:
-    """The packages and modules directly below app that a file imports."""
+    """Return the packages and modules directly below app that a file imports."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -43,12 +43,11 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(path: Path) -> None:
-    """A file imports its own package, and packages on lower floors."""
+def test_a_file_imports_only_its_own_package_and_lower_layers(path: Path) -> None:
     package = path.relative_to(ROOT / "app").parts[0].removesuffix(".py")
     if package != "__init__":
         for imported in imports(path) - {package}:
-            assert floor(imported) < floor(package), f"{package} imports {imported}"
+            assert layer(imported) < layer(package), f"{package} imports {imported}"
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
@@ -57,8 +56,7 @@ def test_the_library_imports_nothing_of_the_service(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES + LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_file_says_what_it_is_for(path: Path) -> None:
-    """In the first line of its docstring."""
+def test_every_file_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
@@ -78,16 +76,15 @@ def test_every_file_says_what_it_is_for(path: Path) -> None:
         "app/uploads",
     ],
 )
-def test_the_map_of_a_package_names_its_modules(package: str) -> None:
-    """Its docstring is its map."""
+def test_the_docstring_of_a_package_names_its_modules(package: str) -> None:
     folder = ROOT / package
     words = set(re.findall(r"\w+", (folder / "__init__.py").read_text()))
 
     assert {path.stem for path in folder.glob("*.py")} - {"__init__"} <= words
 
 
-def test_the_catalogue_names_every_durable_task() -> None:
-    """Every public coroutine in app/tasks whose first parameter is a Context."""
+def test_the_registry_has_every_durable_task() -> None:
+    """A durable task is a public coroutine in app/tasks with a Context as its first parameter."""
     found = {
         node.name
         for path in (ROOT / "app" / "tasks").glob("*.py")
@@ -102,8 +99,8 @@ def test_the_catalogue_names_every_durable_task() -> None:
     assert set(registry(Settings(_env_file=None))) == found
 
 
-def test_every_route_keeps_its_promises() -> None:
-    """Those that may promise something have the route class that commits it."""
+def test_every_route_with_durable_tasks_commits_them_before_its_response() -> None:
+    """Its router has the route class ServiceRoute, which makes the commit."""
     app = create_app(Settings(_env_file=None))
     document = app.openapi()
 

@@ -1,4 +1,4 @@
-"""`pip install .` installs the library alone, with its types and its SQL files."""
+"""`pip install .` installs the library only, with its types and its SQL files."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ asyncio.run(start())
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that pip builds of this project, without a network and outside of the tree."""
+    """The wheel that pip builds of this project, without a network and outside of its directory."""
     directory = tmp_path_factory.mktemp("wheel")
     source = directory / "source"
     source.mkdir()
@@ -70,7 +70,7 @@ def test_the_wheel_holds_every_file_of_the_library(wheel: Path) -> None:
     assert packed == tree
 
 
-def test_what_is_installed_starts_in_any_directory(wheel: Path, tmp_path: Path) -> None:
+def test_the_installed_library_runs_a_task_in_any_directory(wheel: Path, tmp_path: Path) -> None:
     installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
     elsewhere.mkdir()
     with zipfile.ZipFile(wheel) as file:

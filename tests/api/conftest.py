@@ -1,4 +1,4 @@
-"""What the API's tests share: the service in this process, or as a process of its own."""
+"""Fixtures for the tests of the API: the service in this process, or as a separate process."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ __all__ = ["sql"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests of a module that names ENGINES with each of them."""
+    """If a module has a list ENGINES, run its tests with each of these engines."""
     engines = getattr(metafunc.module, "ENGINES", None)
     if engines and {"client", "idle_client"} & set(metafunc.fixturenames):
         metafunc.parametrize("queue_url", engines, indirect=True)
@@ -23,7 +23,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def queue_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database: on SQLite, unless something else is asked for."""
+    """The URL of an empty database: SQLite, unless the test has PostgreSQL as a parameter."""
     if getattr(request, "param", "sqlite") == "postgresql":
         return str(request.getfixturevalue("database_url"))
     return f"sqlite:///{tmp_path}/queue.db"
@@ -31,7 +31,7 @@ def queue_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def client(tmp_path: Path, queue_url: str) -> Iterator[TestClient]:
-    """A client of a service of its own, whose data is in `tmp_path`."""
+    """A client of a new service with its data in `tmp_path`."""
     settings = settings_in(tmp_path, queue_url=queue_url, max_upload_bytes=MAX_UPLOAD_BYTES)
     with TestClient(create_app(settings), follow_redirects=False) as client:
         yield client
@@ -39,7 +39,7 @@ def client(tmp_path: Path, queue_url: str) -> Iterator[TestClient]:
 
 @pytest.fixture
 def idle_client(tmp_path: Path, queue_url: str) -> Iterator[TestClient]:
-    """The same without a worker: what is queued stays queued."""
+    """A client of a service without a worker: queued tasks stay queued."""
     settings = settings_in(tmp_path, queue_url=queue_url, worker_concurrency=0)
     with TestClient(create_app(settings), follow_redirects=False) as client:
         yield client
@@ -47,7 +47,7 @@ def idle_client(tmp_path: Path, queue_url: str) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A real server, shared by many tests: none may rely on what is there already."""
+    """A real server for many tests. A test must not rely on the tasks and files in it."""
     directory = tmp_path_factory.mktemp("service")
     with Service(directory, max_upload_bytes=MAX_UPLOAD_BYTES) as service:
         yield service

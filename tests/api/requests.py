@@ -1,4 +1,4 @@
-"""One good request for each route that queues something, and what every problem must look like."""
+"""A valid request for each route that queues tasks, and a check of the form of every problem."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,22 +15,22 @@ class Call:
 
     path: str
     options: dict[str, Any] = field(default_factory=dict)
-    kind: str | None = None  # of the task that is queued; None for a mere courtesy
+    kind: str | None = None  # the kind of the queued task; None for a courtesy
 
     def send(self, client: httpx2.Client, **headers: str) -> httpx2.Response:
-        """Send it."""
+        """Send the request with additional headers."""
         options = self.options | {"headers": self.options.get("headers", {}) | headers}
         return client.post(self.path, **options)
 
     def with_other_slash(self) -> "Call":
-        """The same request with a trailing slash, or without one if it has one."""
+        """Return the same request with a trailing slash added, or removed if there is one."""
         path, question_mark, query = self.path.partition("?")
         path = path[:-1] if path.endswith("/") else path + "/"
         return Call(path + question_mark + query, self.options, self.kind)
 
 
 def upload_of(content: bytes = b"Hello", name: str = "hello.txt", kind: str = "text/plain") -> Call:
-    """An upload of one file."""
+    """Make an upload of one file."""
     return Call("/upload", {"files": {"file": (name, content, kind)}}, "save_upload")
 
 
@@ -49,7 +49,7 @@ COURTESIES = [
 
 
 def problem_of(response: httpx2.Response, *statuses: int) -> dict[str, Any]:
-    """The problem that a response is; it must be one, small, and with one of these statuses."""
+    """Return the problem of a response, which must be small and have one of these statuses."""
     assert response.status_code in statuses, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert len(response.content) <= LARGEST_PROBLEM

@@ -1,4 +1,4 @@
-"""The access log: one line for each request, and no secret on it."""
+"""The access log: a line for each request, without a secret in it."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ SCOPE: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def the_server_s_own_lines() -> Iterator[None]:
-    """Leave uvicorn's own access log as it was."""
+    """Restore uvicorn's own access log after each test."""
     log = logging.getLogger("uvicorn.access")
     before = log.disabled
     yield
@@ -36,12 +36,12 @@ def the_server_s_own_lines() -> Iterator[None]:
 
 
 def requests_in(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """The lines of requests since this was asked last."""
+    """Return the lines about requests since the last call of this function."""
     lines = map(json.loads, capsys.readouterr().err.splitlines())
     return [line for line in lines if line["event"] == "request"]
 
 
-def test_a_line_says_what_was_asked_and_what_was_answered(
+def test_a_line_has_the_facts_of_the_request_and_of_its_response(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = settings_in(tmp_path, catcher=False, api_keys="ada: the-secret-key")
@@ -68,7 +68,7 @@ def test_a_line_says_what_was_asked_and_what_was_answered(
     assert "secret" not in json.dumps(line)
 
 
-def test_a_refused_request_has_a_line_as_well(
+def test_a_refused_request_has_a_line_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with TestClient(create_app(settings_in(tmp_path, api_keys="secret"))) as client:
@@ -82,7 +82,7 @@ def test_a_refused_request_has_a_line_as_well(
 
 
 @pytest.mark.parametrize(("level", "seen"), [("INFO", []), ("DEBUG", ["/livez", "/readyz"])])
-def test_what_watches_the_service_is_logged_at_debug(
+def test_health_checks_are_logged_at_level_debug_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], level: str, seen: list[str]
 ) -> None:
     with TestClient(create_app(settings_in(tmp_path, log_level=level))) as client:
@@ -92,16 +92,18 @@ def test_what_watches_the_service_is_logged_at_debug(
     assert [line["path"] for line in lines] == seen
 
 
-def test_it_can_be_left_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_access_log_can_be_switched_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with TestClient(create_app(settings_in(tmp_path, access_log=False))) as client:
         client.get("/tasks")
         assert requests_in(capsys) == []
 
 
-def test_the_line_does_not_wait_for_background_tasks(
+def test_the_line_is_written_before_background_tasks_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It stands before the line of the task that runs after the answer."""
+    """Their own lines come after it, because they run after the response."""
     with TestClient(create_app(settings_in(tmp_path))) as client:
         client.post("/process/", json={"error": "it broke"})
         said = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
@@ -109,7 +111,7 @@ def test_the_line_does_not_wait_for_background_tasks(
 
 
 async def answer(app_sends: list[Message], scope: Scope = SCOPE) -> None:
-    """Serve one request with an app that sends this, and then breaks off where it is not whole."""
+    """Serve a request with an app that sends these messages, and is then cancelled if some lack."""
     configure_logging("INFO", "json")
 
     async def app(_: Scope, __: object, send: Any) -> None:
@@ -136,7 +138,7 @@ START: Message = {"type": "http.response.start", "status": 200}
     ids=["no answer", "half an answer"],
 )
 @pytest.mark.anyio
-async def test_a_client_that_goes_away_leaves_a_line(
+async def test_a_request_whose_client_disconnects_has_a_line(
     capsys: pytest.CaptureFixture[str], sent: list[Message], status: int | None, size: int
 ) -> None:
     with pytest.raises(asyncio.CancelledError):
@@ -154,7 +156,7 @@ async def test_a_client_that_goes_away_leaves_a_line(
     ],
 )
 @pytest.mark.anyio
-async def test_odd_requests_have_a_line_too(
+async def test_an_unusual_request_has_a_line(
     capsys: pytest.CaptureFixture[str], changes: dict[str, Any], name: str, value: object
 ) -> None:
     await answer([START, {"type": "http.response.body", "body": b"abc"}], SCOPE | changes)
@@ -163,7 +165,7 @@ async def test_odd_requests_have_a_line_too(
 
 
 @pytest.mark.anyio
-async def test_behind_a_prefix_what_watches_the_service_is_known(
+async def test_health_checks_are_recognised_behind_a_prefix(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     scope = SCOPE | {"path": "/prefix/livez", "root_path": "/prefix"}

@@ -1,4 +1,4 @@
-"""Requests that are merely wrong: each is refused and leaves no trace. Attacks are elsewhere."""
+"""Invalid requests are refused and change nothing. For attacks, see tests/attacks."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from app.main import create_app
 from tests.api.requests import problem_of
 from tests.support.service import files_below, settings_in
 
-MARK = "do-not-repeat-me"  # somewhere in the input, and nowhere in the answer
+MARK = "do-not-repeat-me"  # part of the input, and never of the response
 JSON = {"Content-Type": "application/json"}
 
 NOTIFICATION = "/send-notification/ada@example.com"
@@ -27,15 +27,15 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(directory: Path) -> Iterator[TestClient]:
-    """One service for the whole module, without a worker: what is queued would stay and be seen."""
+    """A service for the whole module. It has no worker, so a wrongly queued task would be seen."""
     app = create_app(settings_in(directory, worker_concurrency=0))
     with TestClient(app, follow_redirects=False) as client:
         yield client
 
 
 @pytest.fixture(autouse=True)
-def nothing_has_happened(client: TestClient, directory: Path) -> Iterator[None]:
-    """Each test leaves the tasks and the files as they were."""
+def no_task_and_no_file_is_added(client: TestClient, directory: Path) -> Iterator[None]:
+    """Check after each test that the tasks and the files are the same as before."""
 
     def traces() -> list[object]:
         files = [name for name in files_below(directory) if not name.startswith("queue.db")]
@@ -47,7 +47,7 @@ def nothing_has_happened(client: TestClient, directory: Path) -> Iterator[None]:
 
 
 def refused(response: Any, *statuses: int) -> dict[str, Any]:
-    """The problem, in which nothing of the input stands but the path (RFC 9457, 3.1.5)."""
+    """Return the problem, which may repeat only the path of the request (RFC 9457, 3.1.5)."""
     problem = problem_of(response, *statuses)
     assert MARK not in json.dumps(problem | {"instance": ""})
     assert MARK not in str(response.headers)
@@ -59,15 +59,15 @@ def refused(response: Any, *statuses: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", [NOTIFICATION, SAVE_DATA, PROCESS])
 @pytest.mark.parametrize("body", [b"[]", b'"x"', b"1", b"true", b"[{}]"])
-def test_a_body_that_is_no_object_is_refused(client: TestClient, path: str, body: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_refused(
+    client: TestClient, path: str, body: bytes
+) -> None:
     refused(client.post(path, content=body, headers=JSON), 422)
 
 
 @pytest.mark.parametrize("path", [SAVE_DATA, PROCESS])
 @pytest.mark.parametrize("body", [b"", b"null"])
-def test_where_an_object_is_needed_it_must_be_there(
-    client: TestClient, path: str, body: bytes
-) -> None:
+def test_a_missing_body_is_refused(client: TestClient, path: str, body: bytes) -> None:
     refused(client.post(path, content=body, headers=JSON), 422)
 
 
@@ -75,7 +75,7 @@ def test_where_an_object_is_needed_it_must_be_there(
 @pytest.mark.parametrize(
     "media_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", "é", ""]
 )
-def test_a_body_that_does_not_say_json_is_refused(
+def test_a_body_without_the_media_type_of_json_is_refused(
     client: TestClient, path: str, media_type: str
 ) -> None:
     headers = {b"Content-Type": media_type.encode()}
@@ -85,7 +85,7 @@ def test_a_body_that_does_not_say_json_is_refused(
 @pytest.mark.parametrize("path", [NOTIFICATION, SAVE_DATA, PROCESS])
 @pytest.mark.parametrize("charset", ["utf-16", "latin-1", '"ISO-8859-1"', "utf-7", "x"])
 def test_json_in_another_charset_is_refused(client: TestClient, path: str, charset: str) -> None:
-    """These bytes may be valid in UTF-8 too, and then say something else."""
+    """The same bytes may be valid in UTF-8 too, with a different meaning."""
     headers = {"Content-Type": f"application/json; charset={charset}"}
     response = client.post(path, content=b"{}", headers=headers)
     refused(response, 415)
@@ -93,7 +93,7 @@ def test_json_in_another_charset_is_refused(client: TestClient, path: str, chars
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_a_byte_order_mark_is_named_as_what_is_wrong(client: TestClient, encoding: str) -> None:
+def test_the_refusal_of_a_byte_order_mark_names_it(client: TestClient, encoding: str) -> None:
     response = client.post(NOTIFICATION, content="{}".encode(encoding), headers=JSON)
     refused(response, 400)
     assert "byte order mark" in response.json()["detail"]
@@ -124,7 +124,7 @@ def test_a_byte_order_mark_is_named_as_what_is_wrong(client: TestClient, encodin
     ],
     ids=lambda path: path[:40],
 )
-def test_a_bad_argument_of_a_promise_is_refused(client: TestClient, path: str) -> None:
+def test_an_invalid_argument_of_a_durable_task_is_refused(client: TestClient, path: str) -> None:
     refused(client.post(path, json={} if path.startswith("/save-data") else None), 422)
 
 
@@ -147,7 +147,9 @@ def test_a_bad_argument_of_a_promise_is_refused(client: TestClient, path: str) -
     ],
     ids=lambda query: query[:30],
 )
-def test_a_bad_page_is_refused(client: TestClient, path: str, query: str) -> None:
+def test_an_invalid_limit_or_position_of_a_page_is_refused(
+    client: TestClient, path: str, query: str
+) -> None:
     (error,) = refused(client.get(f"{path}?{query}"), 422)["errors"]
     assert error["pointer"] == "/" + query.partition("=")[0]
 
@@ -165,14 +167,14 @@ def test_a_bad_page_is_refused(client: TestClient, path: str, query: str) -> Non
         ("after=%ff", 422),
     ],
 )
-def test_a_bad_filter_of_tasks_is_refused(client: TestClient, query: str, status: int) -> None:
+def test_an_invalid_filter_of_tasks_is_refused(client: TestClient, query: str, status: int) -> None:
     refused(client.get(f"/tasks?{query}"), status)
 
 
 @pytest.mark.parametrize(
     "query", ["kind=%ff", "kind='%3B DROP TABLE tasks%3B --", "unknown=1", "&&=&", "%"]
 )
-def test_a_query_that_matches_nothing_finds_nothing(client: TestClient, query: str) -> None:
+def test_a_filter_that_matches_no_task_gives_an_empty_list(client: TestClient, query: str) -> None:
     response = client.get(f"/tasks?{query}")
     assert (response.status_code, response.json()["data"]) == (200, [])
 
@@ -211,7 +213,7 @@ ODD_IDS = [
         ("GET", "/inbox/{}/html"),
     ],
 )
-def test_an_id_that_is_none_of_ours_is_not_found(
+def test_an_unknown_id_is_not_found(
     client: TestClient, method: str, path: str, odd_id: str
 ) -> None:
     refused(client.request(method, path.format(odd_id)), 404, 422)
@@ -221,7 +223,7 @@ def test_an_id_that_is_none_of_ours_is_not_found(
     "path", ["/nowhere", "/%00", "/%ff", "/tasks/", "/uploads/", "/docs/x", "/" + "x" * 9000]
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_what_is_not_there_is_not_found(client: TestClient, method: str, path: str) -> None:
+def test_an_unknown_path_is_not_found(client: TestClient, method: str, path: str) -> None:
     refused(client.request(method, path), 404)
 
 
@@ -243,7 +245,7 @@ def test_what_is_not_there_is_not_found(client: TestClient, method: str, path: s
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "TRACE", "QUUX"])
-def test_a_wrong_method_is_told_the_right_ones(
+def test_the_refusal_of_a_method_names_the_allowed_methods(
     client: TestClient, path: str, allowed: set[str], method: str
 ) -> None:
     if method not in allowed:

@@ -1,4 +1,4 @@
-"""One mail to many: queued as a whole or not at all, and followed as a whole."""
+"""Batches: a mail to many recipients is queued as a whole or not at all, and has one status."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ def send(
 
 
 def counted(client: httpx2.Client, batch: httpx2.Response) -> Json:
-    """What is known of a batch, without its id and the counts that are zero."""
+    """Return the status of a batch, without its id and without counts of zero."""
     view: Json = client.get(batch.headers["location"]).raise_for_status().json()
     assert view.keys() == {"id", "total", "progress"} | COUNTS
     assert view.pop("id") == batch.json()["id"]
@@ -53,7 +53,7 @@ def nothing_is_queued(client: httpx2.Client) -> bool:
     return not client.get("/tasks").json()["data"]
 
 
-# What is queued.
+# Accepted batches.
 
 
 def test_a_batch_is_answered_with_202_and_a_task_for_each_recipient(
@@ -71,7 +71,7 @@ def test_a_batch_is_answered_with_202_and_a_task_for_each_recipient(
     assert counted(idle_client, response) == {"total": 2, "queued": 2}
 
 
-def test_each_recipient_gets_a_mail_of_their_own(client: TestClient, tmp_path: Path) -> None:
+def test_each_recipient_gets_a_separate_mail(client: TestClient, tmp_path: Path) -> None:
     batch = send(client, ADA, GRACE, subject="Hello", message="It is done.")
     assert until_finished(client, batch) == {"total": 2, "succeeded": 2, "progress": 1}
     mails = mails_in(tmp_path)
@@ -79,7 +79,7 @@ def test_each_recipient_gets_a_mail_of_their_own(client: TestClient, tmp_path: P
     assert {mail.subject for mail in mails} == {"Hello"}
 
 
-def test_who_is_named_twice_gets_two(idle_client: TestClient) -> None:
+def test_a_recipient_that_is_named_twice_gets_two_mails(idle_client: TestClient) -> None:
     tasks = send(idle_client, ADA, GRACE, ADA).json()["tasks"]
     assert [task["email"] for task in tasks] == [ADA, GRACE, ADA]
     assert len({task["id"] for task in tasks}) == 3
@@ -91,7 +91,9 @@ def test_a_trailing_slash_makes_no_difference(idle_client: TestClient) -> None:
     assert counted(idle_client, response) == {"total": 1, "queued": 1}
 
 
-def test_a_thousand_of_the_longest_addresses_fit(idle_client: TestClient) -> None:
+def test_a_batch_can_have_a_thousand_addresses_of_the_greatest_length(
+    idle_client: TestClient,
+) -> None:
     recipients = [LONGEST(number) for number in range(1000)]
     assert {len(address) for address in recipients} == {254}
     batch = send(idle_client, *recipients)
@@ -99,21 +101,21 @@ def test_a_thousand_of_the_longest_addresses_fit(idle_client: TestClient) -> Non
     assert counted(idle_client, batch) == {"total": 1000, "queued": 1000}
 
 
-def test_the_log_gets_one_line_for_all(client: TestClient, tmp_path: Path) -> None:
+def test_a_batch_writes_a_single_line_to_the_log_file(client: TestClient, tmp_path: Path) -> None:
     send(client, ADA, GRACE)
     assert (tmp_path / "log.txt").read_text() == "message to a batch of 2\n"
 
 
-def test_the_example_of_the_documentation_is_taken(idle_client: TestClient) -> None:
+def test_the_example_in_the_documentation_is_accepted(idle_client: TestClient) -> None:
     schema = idle_client.get("/openapi.json").json()["components"]["schemas"]["Notifications"]
     (example,) = schema["examples"]
     assert idle_client.post("/send-notifications", json=example).status_code == 202
 
 
-# What is refused, and then nothing of it is queued.
+# Refused batches, of which no task is queued.
 
 
-def test_each_bad_recipient_is_named(idle_client: TestClient) -> None:
+def test_each_invalid_recipient_is_named(idle_client: TestClient) -> None:
     one = "must be one email address, such as ada@example.com"
     errors = problem_of(send(idle_client, ADA, "nobody", GRACE, f"Eve <{EVE}>"), 422)["errors"]
     assert errors == [{"pointer": f"/recipients/{n}", "detail": one} for n in (1, 3)]
@@ -122,14 +124,16 @@ def test_each_bad_recipient_is_named(idle_client: TestClient) -> None:
     assert nothing_is_queued(idle_client)
 
 
-def test_of_many_bad_recipients_the_first_ten_are_named(idle_client: TestClient) -> None:
-    """So that a problem stays small, whatever is asked."""
+def test_of_many_invalid_recipients_the_first_ten_are_named(idle_client: TestClient) -> None:
+    """The limit keeps the problem small."""
     errors = problem_of(send(idle_client, *["x" * 254] * 1000), 422)["errors"]
     assert [error["pointer"] for error in errors] == [f"/recipients/{n}" for n in range(10)]
 
 
 @pytest.mark.parametrize("recipients", [[], [ADA] * 1001, ["x"] * 100_000, ADA, {"0": ADA}, None])
-def test_it_takes_one_recipient_to_a_thousand(idle_client: TestClient, recipients: object) -> None:
+def test_a_batch_needs_between_one_and_a_thousand_recipients(
+    idle_client: TestClient, recipients: object
+) -> None:
     response = idle_client.post("/send-notifications", json={"recipients": recipients})
     (error,) = problem_of(response, 422)["errors"]
     assert error["pointer"] == "/recipients"
@@ -140,7 +144,7 @@ def test_it_takes_one_recipient_to_a_thousand(idle_client: TestClient, recipient
     ("field", "value"),
     [("subject", "a\nb"), ("subject", "x" * 201), ("message", "\0"), ("html", "<p>"), ("to", ADA)],
 )
-def test_the_other_fields_are_those_of_one_notification(
+def test_the_other_fields_have_the_rules_of_a_single_notification(
     idle_client: TestClient, field: str, value: str
 ) -> None:
     (error,) = problem_of(send(idle_client, ADA, **{field: value}), 422)["errors"]
@@ -148,8 +152,8 @@ def test_the_other_fields_are_those_of_one_notification(
     assert nothing_is_queued(idle_client)
 
 
-def test_a_small_request_cannot_ask_for_gigabytes(idle_client: TestClient) -> None:
-    """Each task keeps its own copy of the message."""
+def test_a_small_request_cannot_make_the_service_store_gigabytes(idle_client: TestClient) -> None:
+    """Each task stores its own copy of the message."""
     just_fits = "x" * (batches.MOST_TEXT // 100)
     (error,) = problem_of(send(idle_client, *[ADA] * 100, message=just_fits + "x"), 422)["errors"]
     assert error == {
@@ -162,12 +166,14 @@ def test_a_small_request_cannot_ask_for_gigabytes(idle_client: TestClient) -> No
 
 @contextmanager
 def idle(directory: Path, queue_url: str, **settings: object) -> Iterator[TestClient]:
-    """A service without a worker."""
+    """Run a service without a worker."""
     with served(directory, queue_url=queue_url, worker_concurrency=0, **settings) as client:
         yield client
 
 
-def test_one_who_may_not_be_written_to_refuses_them_all(tmp_path: Path, queue_url: str) -> None:
+def test_a_recipient_who_is_not_allowed_makes_the_whole_batch_refused(
+    tmp_path: Path, queue_url: str
+) -> None:
     with idle(tmp_path, queue_url, allowed_recipients="*@example.com") as client:
         problem = problem_of(send(client, ADA, EVE, GRACE), 403)
         assert EVE not in problem["detail"]
@@ -175,7 +181,7 @@ def test_one_who_may_not_be_written_to_refuses_them_all(tmp_path: Path, queue_ur
         assert send(client, ADA, GRACE).status_code == 202
 
 
-def test_the_backlog_must_take_them_all(tmp_path: Path, queue_url: str) -> None:
+def test_the_backlog_needs_room_for_the_whole_batch(tmp_path: Path, queue_url: str) -> None:
     with idle(tmp_path, queue_url, max_backlog=3) as client:
         problem_of(send(client, *[ADA] * 4), 503)
         assert nothing_is_queued(client)
@@ -200,10 +206,10 @@ def test_a_commit_that_fails_queues_nothing(
 
 
 @pytest.mark.anyio
-async def test_others_have_their_turn_while_a_batch_is_taken_in(
+async def test_other_requests_run_while_a_batch_is_validated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever waits meanwhile waits a moment, and not for all of it."""
+    """The validation yields to the event loop after each TURN_SECONDS."""
     monkeypatch.setattr(batches, "PAUSE_AFTER", 0.0)
     turns = 0
 
@@ -219,10 +225,10 @@ async def test_others_have_their_turn_while_a_batch_is_taken_in(
     assert turns >= 2
 
 
-# Asked twice.
+# Repeated requests.
 
 
-def test_the_same_batch_again_gets_the_first_answer_again(idle_client: TestClient) -> None:
+def test_a_repeated_batch_gets_the_first_response_again(idle_client: TestClient) -> None:
     first, again = (send(idle_client, ADA, GRACE, key="monday") for _ in range(2))
     assert "idempotency-replay" not in first.headers
     assert again.headers["idempotency-replay"] == "true"
@@ -234,10 +240,10 @@ def test_the_same_batch_again_gets_the_first_answer_again(idle_client: TestClien
     assert len(idle_client.get("/tasks").json()["data"]) == 2
 
 
-# How far it is.
+# The status of a batch.
 
 
-def test_a_batch_follows_its_tasks(idle_client: TestClient) -> None:
+def test_the_counts_of_a_batch_follow_its_tasks(idle_client: TestClient) -> None:
     batch = send(idle_client, *[ADA] * 4)
     send(idle_client, GRACE)
     first = batch.json()["tasks"][0]["id"]
@@ -252,7 +258,9 @@ def test_a_batch_follows_its_tasks(idle_client: TestClient) -> None:
     assert counted(idle_client, batch) == {"total": 4, "queued": 4}
 
 
-def test_mail_that_has_to_wait_is_seen_to_wait(tmp_path: Path, queue_url: str) -> None:
+def test_mails_that_wait_for_a_retry_are_counted_as_retrying(
+    tmp_path: Path, queue_url: str
+) -> None:
     settings = {"catcher": False, "smtp_port": 1, "retry_base_seconds": 3600}
     with served(tmp_path, queue_url=queue_url, **settings) as client:
         batch = send(client, ADA, GRACE)
@@ -263,21 +271,23 @@ def test_mail_that_has_to_wait_is_seen_to_wait(tmp_path: Path, queue_url: str) -
 
 
 @pytest.mark.parametrize("batch_id", ["unknown", "01900000-0000-7000-8000-000000000000"])
-def test_what_is_no_batch_is_not_found(idle_client: TestClient, batch_id: str) -> None:
+def test_an_unknown_batch_is_not_found(idle_client: TestClient, batch_id: str) -> None:
     assert "batch" in problem_of(idle_client.get(f"/batches/{batch_id}"), 404)["detail"]
 
 
-def test_a_task_is_no_batch(idle_client: TestClient) -> None:
+def test_the_id_of_a_task_is_not_the_id_of_a_batch(idle_client: TestClient) -> None:
     task = idle_client.post(f"/send-notification/{ADA}").json()["id"]
     problem_of(idle_client.get(f"/batches/{task}"), 404)
 
 
-def test_no_database_is_asked_for_a_nul(idle_client: TestClient) -> None:
+def test_a_nul_in_the_id_of_a_batch_is_refused_before_the_database_sees_it(
+    idle_client: TestClient,
+) -> None:
     problem_of(idle_client.get("/batches/a%00"), 422)
 
 
-def test_whoever_reads_events_stays_while_a_batch_comes_in(tmp_path: Path) -> None:
-    """A thousand events at once are no reason to let a reader go."""
+def test_a_reader_of_events_is_kept_while_a_large_batch_arrives(tmp_path: Path) -> None:
+    """A thousand events at once do not make the stream drop its reader."""
     with (
         Service(tmp_path, worker_concurrency=0) as service,
         service.client.stream("GET", "/events") as stream,

@@ -1,4 +1,4 @@
-"""What clients rely on: the routes, their codes and headers, every field of their answers."""
+"""The contract with clients: routes, status codes, headers, and all fields of the responses."""
 
 import re
 from datetime import datetime, timedelta
@@ -32,14 +32,14 @@ each_call = pytest.mark.parametrize("call", PROMISES + COURTESIES, ids=lambda ca
 
 
 def is_utc(time: str) -> bool:
-    """Whether it is RFC 3339 in UTC."""
+    """Return whether a time has the form of RFC 3339, in UTC."""
     pattern = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"
     return bool(re.fullmatch(pattern, time)) and datetime.fromisoformat(time).utcoffset() == (
         timedelta()
     )
 
 
-# What is queued.
+# Responses to requests that queue a task.
 
 
 @each_promise
@@ -56,7 +56,7 @@ def test_a_promise_is_answered_with_202_and_the_task(client: TestClient, call: C
 
 
 @each_promise
-def test_the_location_tells_what_became_of_the_task(client: TestClient, call: Call) -> None:
+def test_the_location_header_leads_to_the_task(client: TestClient, call: Call) -> None:
     response = call.send(client)
     task = wait_for(client, response.json()["id"])
     assert client.get(response.headers["location"]).json() == task
@@ -96,7 +96,7 @@ def test_the_message_of_a_notification_says_that_it_is_queued(client: TestClient
 
 
 @pytest.mark.parametrize("charset", ["utf-8", '"UTF-8"', "us-ascii"])
-def test_json_may_say_that_it_is_in_utf_8(client: TestClient, charset: str) -> None:
+def test_the_charset_utf_8_is_accepted_for_json(client: TestClient, charset: str) -> None:
     headers = {"Content-Type": f"application/json;charset={charset}"}
     response = client.post(PROMISES[0].path, content=b"{}", headers=headers)
     assert response.status_code == 202
@@ -106,7 +106,7 @@ def test_an_item_is_answered_with_its_number(client: TestClient) -> None:
     assert client.post("/items/7").json()["item_id"] == 7
 
 
-def test_an_upload_is_answered_with_what_arrived(client: TestClient) -> None:
+def test_an_upload_is_answered_with_its_name_size_and_hash(client: TestClient) -> None:
     upload = upload_of().send(client).json()["upload"]
     assert upload.keys() == UPLOAD
     assert upload["filename"] == "hello.txt"
@@ -115,7 +115,7 @@ def test_an_upload_is_answered_with_what_arrived(client: TestClient) -> None:
     assert upload["content_type"] == "text/plain"
 
 
-def test_a_mail_that_is_refused_fails_with_the_smtp_code(
+def test_a_refused_mail_fails_with_its_smtp_code(
     tmp_path_factory: pytest.TempPathFactory, smtp_server: SmtpServer
 ) -> None:
     smtp_server.always["rcpt"] = "550 5.1.1 Nobody of this name"
@@ -130,7 +130,7 @@ def test_a_mail_that_is_refused_fails_with_the_smtp_code(
     assert (task["attempts"], task["result"]) == (1, None)
 
 
-def test_a_mail_that_is_deferred_waits_for_its_next_attempt(
+def test_a_deferred_mail_waits_for_its_next_attempt(
     tmp_path_factory: pytest.TempPathFactory, smtp_server: SmtpServer
 ) -> None:
     smtp_server.always["rcpt"] = "450 4.2.1 Later"
@@ -149,7 +149,7 @@ def test_a_mail_that_is_deferred_waits_for_its_next_attempt(
     assert task["finished_at"] is None
 
 
-# What is there.
+# Lists and pages.
 
 
 def test_tasks_are_listed_in_pages(client: TestClient) -> None:
@@ -186,7 +186,7 @@ def test_an_upload_is_listed_and_read_with_its_status(client: TestClient) -> Non
         ("/inbox/", "text/html"),
     ],
 )
-def test_there_is_something_to_read_at(client: TestClient, path: str, media_type: str) -> None:
+def test_a_page_has_the_expected_media_type(client: TestClient, path: str, media_type: str) -> None:
     response = client.get(path)
     assert response.status_code == 200
     assert response.headers["content-type"].partition(";")[0] == media_type
@@ -195,8 +195,8 @@ def test_there_is_something_to_read_at(client: TestClient, path: str, media_type
 @pytest.mark.parametrize(
     "path", ["/livez", "/readyz", "/metrics", "/tasks", "/uploads", "/openapi.json", "/nowhere"]
 )
-def test_an_answer_of_text_ends_with_a_newline(client: TestClient, path: str) -> None:
-    """So that a shell's prompt begins a line of its own."""
+def test_a_response_of_text_ends_with_a_newline(client: TestClient, path: str) -> None:
+    """The newline lets a shell's prompt after curl begin on a new line."""
     response = client.get(path)
     assert response.content.endswith(b"\n")
     assert not response.content.endswith(b"\n\n")
@@ -204,7 +204,7 @@ def test_an_answer_of_text_ends_with_a_newline(client: TestClient, path: str) ->
 
 
 @each_call
-def test_an_answer_to_what_is_queued_ends_with_a_newline(client: TestClient, call: Call) -> None:
+def test_a_202_and_its_replay_end_with_a_newline(client: TestClient, call: Call) -> None:
     first = call.send(client, **{"Idempotency-Key": "k1"})
     assert first.content.endswith(b"}\n")
     assert first.headers["content-length"] == str(len(first.content))
@@ -213,30 +213,30 @@ def test_an_answer_to_what_is_queued_ends_with_a_newline(client: TestClient, cal
     assert again.content == first.content
 
 
-def test_an_answer_without_a_body_has_no_newline_either(client: TestClient) -> None:
+def test_a_response_without_a_body_has_no_newline(client: TestClient) -> None:
     upload = upload_of().send(client).json()
     wait_for(client, upload["id"])
     deleted = client.delete(f"/uploads/{upload['upload']['id']}")
     assert (deleted.status_code, deleted.content) == (204, b"")
 
 
-# The request's id.
+# The request id.
 
 
-@pytest.mark.parametrize("sane", ["7f3a", "A-b_c.d:e/f+g=h@i", "x" * 128])
-def test_a_sane_request_id_is_echoed(client: TestClient, sane: str) -> None:
-    assert client.get("/livez", headers={"X-Request-ID": sane}).headers["x-request-id"] == sane
+@pytest.mark.parametrize("valid", ["7f3a", "A-b_c.d:e/f+g=h@i", "x" * 128])
+def test_a_valid_request_id_is_echoed(client: TestClient, valid: str) -> None:
+    assert client.get("/livez", headers={"X-Request-ID": valid}).headers["x-request-id"] == valid
 
 
 @pytest.mark.parametrize(
-    "insane", [b"", b"two words", b"x" * 129, b"\xc3\xa9", b'"quoted"', b"%0d%0a", b"a\tb"]
+    "invalid", [b"", b"two words", b"x" * 129, b"\xc3\xa9", b'"quoted"', b"%0d%0a", b"a\tb"]
 )
-def test_an_insane_request_id_is_replaced(client: TestClient, insane: bytes) -> None:
-    made = client.get("/livez", headers={b"X-Request-ID": insane}).headers["x-request-id"]
+def test_an_invalid_request_id_is_replaced(client: TestClient, invalid: bytes) -> None:
+    made = client.get("/livez", headers={b"X-Request-ID": invalid}).headers["x-request-id"]
     assert re.fullmatch("[0-9a-f]{32}", made)
 
 
-def test_every_request_gets_an_id_of_its_own(client: TestClient) -> None:
+def test_every_request_gets_a_unique_id(client: TestClient) -> None:
     ids = {client.get("/livez").headers["x-request-id"] for _ in range(3)}
     assert len(ids) == 3
 
@@ -245,7 +245,7 @@ def test_every_request_gets_an_id_of_its_own(client: TestClient) -> None:
     ("method", "path", "status"),
     [("GET", "/nowhere", 404), ("PUT", "/livez", 405), ("POST", "/send-email/", 422)],
 )
-def test_errors_carry_the_request_id_too(
+def test_errors_have_the_request_id_too(
     client: TestClient, method: str, path: str, status: int
 ) -> None:
     response = client.request(method, path, headers={"X-Request-ID": "7f3a"})
@@ -270,11 +270,11 @@ def test_the_documentation_of_a_notification_has_an_example(client: TestClient) 
     assert client.post("/send-notification/ada@example.com", json=example).status_code == 202
 
 
-# Both at once, on a real server.
+# Promises and courtesies on a real server.
 
 
 @each_call
-def test_a_real_server_answers_alike(service: Service, call: Call) -> None:
+def test_a_real_server_answers_in_the_same_way(service: Service, call: Call) -> None:
     response = call.with_other_slash().send(service.client)
     assert response.status_code == 202
     assert response.elapsed < timedelta(seconds=PATIENCE)

@@ -1,4 +1,4 @@
-"""The pages of the documentation need nothing but this server."""
+"""The pages of the API documentation, which load all their files from this server."""
 
 import re
 
@@ -13,7 +13,7 @@ ELSEWHERE = re.compile(r"""(?:https?:)?//[^\s"')]+""")
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_a_page_loads_nothing_from_elsewhere(client: TestClient, path: str) -> None:
+def test_a_page_loads_files_from_this_server_only(client: TestClient, path: str) -> None:
     page = client.get(path)
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     sources = SOURCES.findall(page.text)
@@ -25,10 +25,10 @@ def test_a_page_loads_nothing_from_elsewhere(client: TestClient, path: str) -> N
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_its_policy_allows_no_script_but_files_of_this_server(
+def test_the_content_security_policy_allows_scripts_of_this_server_only(
     client: TestClient, path: str
 ) -> None:
-    """So that not even a script of theirs could load another one."""
+    """So even a script of the documentation could not load a script from a different server."""
     page = client.get(path)
     policy = dict(
         directive.split(" ", 1) for directive in page.headers["content-security-policy"].split("; ")
@@ -41,7 +41,7 @@ def test_its_policy_allows_no_script_but_files_of_this_server(
     assert re.findall(r"<style|\sstyle=|\son\w+=", page.text) == []
 
 
-def test_a_file_may_be_kept_for_a_day(client: TestClient) -> None:
+def test_a_browser_may_cache_a_file_for_a_day(client: TestClient) -> None:
     for path in documentation.PATHS - {"/docs", "/redoc", "/openapi.json"}:
         answer = client.get(path)
         assert answer.headers["cache-control"] == "public, max-age=86400"
@@ -50,15 +50,17 @@ def test_a_file_may_be_kept_for_a_day(client: TestClient) -> None:
         assert answer.content
 
 
-def test_the_files_are_small_and_there_is_a_licence_with_them() -> None:
+def test_the_files_are_small_and_come_with_their_licences() -> None:
     sizes = [len(file.read_bytes()) for file, _ in documentation._FILES.values()]
     assert sum(sizes) < 4_000_000
     for name in ("swagger/LICENSE", "redoc/redoc.standalone.js.LICENSE.txt"):
         assert (documentation._PACKAGE / "static" / name).is_file()
 
 
-def test_the_document_is_made_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anybody may ask for it, and as often as they like."""
+def test_the_document_is_generated_only_once(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients may request it without a key, as often as they like."""
     first = client.get("/openapi.json")
 
     def describe() -> None:

@@ -1,4 +1,4 @@
-"""Downloads, from every store alike: whole, in ranges, and not at all if they are known."""
+"""Downloads from both stores: whole files, ranges, and conditional requests."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ MIB = 1024 * 1024
 def client(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TestClient]:
-    """A client of a service on every store, one after the other."""
+    """A client of a service, with each store in turn."""
     directory = tmp_path_factory.mktemp("downloads")
     upload_url = f"file:{directory}/uploads"
     with pytest.MonkeyPatch.context() as environment:
@@ -39,20 +39,20 @@ def client(
 
 @pytest.fixture(scope="module")
 def content(client: TestClient) -> str:
-    """The address of ten letters."""
+    """The address of a published file with ten letters."""
     return published(client, LETTERS)
 
 
 def published(
     client: TestClient, content: bytes, name: str = "letters.txt", kind: str = "text/plain"
 ) -> str:
-    """Upload a file, and wait until it is published; returns the address of its bytes."""
+    """Upload a file, wait until it is published, and return the address of its bytes."""
     queued: dict[str, Any] = upload_of(content, name, kind).send(client).json()
     wait_for(client, queued["id"])
     return f"/uploads/{queued['upload']['id']}/content"
 
 
-def test_a_whole_download_says_what_it_is(client: TestClient, content: str) -> None:
+def test_a_whole_download_has_the_headers_of_its_file(client: TestClient, content: str) -> None:
     response = client.get(content)
     assert (response.status_code, response.content) == (200, LETTERS)
     assert response.headers["content-length"] == "10"
@@ -78,7 +78,7 @@ def test_a_whole_download_says_what_it_is(client: TestClient, content: str) -> N
         ("application/json", b"{}"),
     ],
 )
-def test_a_text_has_the_charset_that_it_came_with_or_none(
+def test_a_text_keeps_the_charset_of_its_upload_or_has_none(
     client: TestClient, kind: str, content: bytes
 ) -> None:
     address = published(client, content, kind=kind)
@@ -99,7 +99,7 @@ def test_a_text_has_the_charset_that_it_came_with_or_none(
         ("100%25.txt", "filename=\"100_25.txt\"; filename*=UTF-8''100%2525.txt"),
     ],
 )
-def test_a_download_has_its_name_exactly_and_in_ascii(
+def test_a_download_has_its_exact_name_and_an_ascii_form_of_it(
     client: TestClient, name: str, disposition: str
 ) -> None:
     response = client.get(published(client, LETTERS, name))
@@ -121,7 +121,7 @@ def test_a_download_has_its_name_exactly_and_in_ascii(
         ("Bytes=1-2", 1, 3),
     ],
 )
-def test_a_range_is_answered_with_just_these_bytes(
+def test_a_range_is_answered_with_exactly_its_bytes(
     client: TestClient, content: str, wanted: str, start: int, end: int
 ) -> None:
     response = client.get(content, headers={"Range": wanted})
@@ -150,7 +150,7 @@ def test_a_range_is_answered_with_just_these_bytes(
         "lines=1-2",
     ],
 )
-def test_what_is_no_single_range_is_answered_with_everything(
+def test_an_invalid_or_multiple_range_is_answered_with_the_whole_file(
     client: TestClient, content: str, wanted: str
 ) -> None:
     response = client.get(content, headers={b"Range": wanted.encode()})
@@ -165,7 +165,7 @@ def test_a_range_after_the_end_is_refused(client: TestClient, content: str, want
     assert response.headers["content-range"] == "bytes */10"
 
 
-def test_an_empty_upload_has_no_ranges(client: TestClient) -> None:
+def test_every_range_of_an_empty_upload_is_refused(client: TestClient) -> None:
     content = published(client, b"")
     response = client.get(content)
     assert (response.status_code, response.content) == (200, b"")
@@ -185,10 +185,10 @@ def test_an_empty_upload_has_no_ranges(client: TestClient) -> None:
         ("", 200),
     ],
 )
-def test_what_the_client_knows_is_not_sent_again(
+def test_a_file_that_the_client_has_is_not_sent_again(
     client: TestClient, content: str, tags: str, status: int
 ) -> None:
-    """RFC 9110, section 13.2.2: a range does not matter then."""
+    """A range does not matter in this case (RFC 9110, section 13.2.2)."""
     response = client.get(content, headers={"If-None-Match": tags})
     assert (response.status_code, response.content) == (status, LETTERS if status == 200 else b"")
     assert response.headers["etag"] == TAG
@@ -206,7 +206,7 @@ def test_what_the_client_knows_is_not_sent_again(
         ("Sat, 21 Nov 2026 09:52:01 GMT", 200),
     ],
 )
-def test_a_range_of_other_bytes_is_answered_with_everything(
+def test_a_range_with_an_outdated_etag_is_answered_with_the_whole_file(
     client: TestClient, content: str, tag: str, status: int
 ) -> None:
     response = client.get(content, headers={"If-Range": tag, "Range": "bytes=7-"})
@@ -223,10 +223,10 @@ def test_a_large_download_comes_in_pieces(client: TestClient) -> None:
     assert client.get(content, headers=across).content == data[MIB - 5 : 3 * MIB + 1]
 
 
-# Before the headers.
+# Errors before the response begins.
 
 
-def test_bytes_that_are_gone_are_a_404(client: TestClient) -> None:
+def test_a_file_that_is_gone_is_answered_404(client: TestClient) -> None:
     content = published(client, LETTERS)
     upload_id = content.split("/")[2]
     assert client.portal is not None
@@ -235,7 +235,7 @@ def test_bytes_that_are_gone_are_a_404(client: TestClient) -> None:
     problem_of(client.get(content, headers={"Range": "bytes=1-2"}), 404)
 
 
-def test_a_store_that_cannot_read_is_a_503(
+def test_a_store_that_cannot_read_is_answered_503(
     client: TestClient, content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*_: object) -> bytes:
@@ -248,8 +248,8 @@ def test_a_store_that_cannot_read_is_a_503(
     assert "etag" not in response.headers
 
 
-def test_the_documentation_names_every_answer(client: TestClient) -> None:
+def test_the_documentation_names_every_status_of_a_download(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     responses = document["paths"]["/uploads/{upload_id}/content"]["get"]["responses"]
     assert {"200", "206", "304", "307", "404", "409", "416", "422", "503"} <= set(responses)
-    assert "*/*" in responses["200"]["content"]  # a picture comes as a picture
+    assert "*/*" in responses["200"]["content"]  # a picture has its own media type

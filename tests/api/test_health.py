@@ -1,4 +1,4 @@
-"""For operators and passers-by: alive, ready, how busy, and what there is."""
+"""Health checks, readiness, metrics, and the pages for people: home page and inbox."""
 
 import asyncio
 import re
@@ -22,13 +22,13 @@ from tests.support.service import free_port, settings_in, wait_for
 
 @contextmanager
 def without_smtp(directory: Path) -> Iterator[TestClient]:
-    """A service whose SMTP server is down."""
+    """Run a service without an SMTP server."""
     settings = settings_in(directory, catcher=False, smtp_port=free_port(), retry_base_seconds=60)
     with TestClient(create_app(settings)) as client:
         yield client
 
 
-# Alive and ready.
+# Health and readiness.
 
 
 def test_a_service_that_runs_is_alive(client: TestClient) -> None:
@@ -36,7 +36,7 @@ def test_a_service_that_runs_is_alive(client: TestClient) -> None:
     assert (response.status_code, response.text) == (200, "ok\n")
 
 
-def test_a_service_that_can_accept_everything_is_ready(client: TestClient) -> None:
+def test_a_service_whose_parts_all_work_is_ready(client: TestClient) -> None:
     response = client.get("/readyz")
     assert response.status_code == 200
     assert response.json() == {
@@ -58,7 +58,7 @@ def test_without_smtp_the_service_is_degraded_and_mail_waits(tmp_path: Path) -> 
         assert wait_for(client, queued.json()["id"], "retrying")["attempts"] == 1
 
 
-def test_a_database_that_refuses_makes_the_service_unready_but_not_dead(
+def test_a_failing_database_makes_the_service_unready_but_still_alive(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse() -> None:
@@ -74,7 +74,7 @@ def test_a_database_that_refuses_makes_the_service_unready_but_not_dead(
     assert client.get("/livez").status_code == 200
 
 
-def test_a_store_that_cannot_be_written_makes_the_service_unready(
+def test_an_upload_store_that_cannot_be_written_makes_the_service_unready(
     client: TestClient, tmp_path: Path
 ) -> None:
     (tmp_path / "uploads").write_text("a file where the folder should be")
@@ -83,10 +83,10 @@ def test_a_store_that_cannot_be_written_makes_the_service_unready(
     assert response.json()["checks"] == {"database": "ok", "uploads": "failing", "smtp": "ok"}
 
 
-def test_each_check_is_made_once_a_second_however_often_it_is_asked_for(
+def test_each_check_runs_at_most_once_a_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also without a key, and past the rate limit: a check writes to the disk."""
+    """Requests for /readyz need no key and have no rate limit, but a check writes to the disk."""
     clock = [0.0]
     monkeypatch.setattr(health, "_now", lambda: clock[0])
     asked = Counter[str]()
@@ -120,9 +120,7 @@ def count_calls(
 
 
 @pytest.mark.anyio
-async def test_callers_that_come_at_once_share_a_check_and_one_that_leaves_ends_it_for_nobody() -> (
-    None
-):
+async def test_concurrent_callers_share_a_check_and_a_cancelled_caller_does_not_stop_it() -> None:
     asked, answer = 0, asyncio.Event()
 
     async def check() -> bool:
@@ -142,7 +140,7 @@ async def test_callers_that_come_at_once_share_a_check_and_one_that_leaves_ends_
 
 
 @pytest.mark.parametrize("owner", ["queue", "uploads", "mailer"])
-def test_a_check_that_fails_as_nobody_expected_has_not_passed(
+def test_a_check_that_raises_an_unexpected_error_has_failed(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, owner: str
 ) -> None:
     async def fail() -> bool:
@@ -156,11 +154,11 @@ def test_a_check_that_fails_as_nobody_expected_has_not_passed(
     assert "secret" not in response.text
 
 
-# Numbers.
+# Metrics.
 
 
 def metric(client: TestClient, line: str) -> float:
-    """The value of one line of /metrics; 0 if it is not there (yet)."""
+    """Return the value of a line of /metrics, or 0 if the line does not exist (yet)."""
     found = re.search(rf"^{re.escape(line)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
@@ -174,7 +172,7 @@ def test_the_metrics_are_in_the_text_format_of_prometheus(client: TestClient) ->
 @pytest.mark.parametrize(
     ("path", "kind"), [("/send-email/?email=ada@example.com", "send_email"), ("/items/7", None)]
 )
-def test_a_task_is_counted_when_it_is_queued_and_when_it_is_done(
+def test_a_task_is_counted_when_it_is_queued_started_and_done(
     client: TestClient, path: str, kind: str | None
 ) -> None:
     wait_for(client, client.post(path).json()["id"])
@@ -182,7 +180,7 @@ def test_a_task_is_counted_when_it_is_queued_and_when_it_is_done(
     for outcome in ("queued", "started", "succeeded"):
         assert metric(client, f'afterward_tasks_total{{{labels}"{outcome}"}}') == 1
     assert metric(client, f'afterward_task_duration_seconds_count{{{labels}"succeeded"}}') == 1
-    # What is done is owed no more, and stands in the backlog under no name.
+    # A finished task is no longer part of the backlog, under any of its labels.
     backlog = re.findall(
         r"^afterward_backlog\{.* (\S+)$", client.get("/metrics").text, re.MULTILINE
     )
@@ -190,7 +188,7 @@ def test_a_task_is_counted_when_it_is_queued_and_when_it_is_done(
     assert metric(client, "afterward_smtp_connections") == 1
 
 
-def test_the_backlog_and_its_age_are_what_waits(idle_client: TestClient) -> None:
+def test_the_backlog_and_its_age_are_those_of_the_waiting_tasks(idle_client: TestClient) -> None:
     assert metric(idle_client, "afterward_backlog_age_seconds") == 0
     for _ in range(3):
         idle_client.post("/send-notification/ada@example.com")
@@ -198,7 +196,7 @@ def test_the_backlog_and_its_age_are_what_waits(idle_client: TestClient) -> None
     assert metric(idle_client, "afterward_backlog_age_seconds") > 0
 
 
-def test_an_attempt_that_failed_is_counted(tmp_path: Path) -> None:
+def test_a_failed_attempt_is_counted(tmp_path: Path) -> None:
     with without_smtp(tmp_path) as client:
         queued = client.post("/send-notification/ada@example.com").json()
         wait_for(client, queued["id"], "retrying")
@@ -209,10 +207,10 @@ def test_an_attempt_that_failed_is_counted(tmp_path: Path) -> None:
 # Pages.
 
 
-def test_every_link_of_the_home_page_leads_somewhere(client: TestClient) -> None:
+def test_every_link_of_the_home_page_works(client: TestClient) -> None:
     links = re.findall('href="([^"]+)"', client.get("/").text)
     assert {"/docs", "/inbox", "/tasks", "/uploads", "/metrics"} <= set(links)
-    for link in set(links) - {"/events"}:  # which has no end
+    for link in set(links) - {"/events"}:  # a stream without an end
         assert client.get(link).status_code == 200
 
 
@@ -224,7 +222,7 @@ def test_without_the_catcher_there_is_no_inbox_and_no_link_to_it(tmp_path: Path)
 
 
 def catch(client: TestClient, subject: str, text: str, html: str | None) -> str:
-    """Send a mail to the catcher, as any program could; returns the address of its page."""
+    """Send a mail to the catcher over SMTP, and return the address of its page."""
     mail = EmailMessage()
     mail["Subject"] = subject
     mail.set_content(text)
@@ -239,7 +237,7 @@ def catch(client: TestClient, subject: str, text: str, html: str | None) -> str:
 HOSTILE = "<script>alert(1)</script>"
 
 
-def test_a_mail_is_listed_and_shown_with_everything_escaped(client: TestClient) -> None:
+def test_a_mail_is_listed_and_shown_with_all_its_text_escaped(client: TestClient) -> None:
     page = catch(client, f"Hello {HOSTILE}", f"Text {HOSTILE}", None)
     for response in (client.get("/inbox"), client.get(page)):
         assert "ada@example.com" in response.text

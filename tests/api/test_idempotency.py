@@ -1,4 +1,4 @@
-"""Idempotency-Key: whoever did not hear the answer asks again, and nothing is done twice."""
+"""Idempotency-Key: a client that got no response repeats its request, which is carried out once."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ def is_first(response: httpx2.Response) -> bool:
 
 
 def is_replay(response: httpx2.Response, of: httpx2.Response) -> bool:
-    """Whether it is the first answer again, and says so."""
+    """Return whether a response repeats the first response, and says that it does."""
     return (
         response.status_code == 202
         and response.headers["idempotency-replay"] == "true"
@@ -44,14 +44,14 @@ def all_tasks(client: httpx2.Client) -> list[str]:
 
 
 @pytest.mark.parametrize("call", PROMISES + COURTESIES, ids=lambda call: call.path)
-def test_the_same_request_again_gets_the_first_answer_again(client: TestClient, call: Call) -> None:
+def test_a_repeated_request_gets_the_first_response_again(client: TestClient, call: Call) -> None:
     first, *others = [send(client, call) for _ in range(3)]
     assert is_first(first)
     assert all(is_replay(other, of=first) for other in others)
     assert len(all_tasks(client)) == (1 if call.kind else 0)
 
 
-def test_a_replay_repeats_the_answer_although_the_task_has_moved_on(client: TestClient) -> None:
+def test_a_replay_shows_the_task_as_it_was_queued_even_if_it_is_done(client: TestClient) -> None:
     first = send(client, NOTIFICATION)
     wait_for(client, first.json()["id"])
     assert send(client, NOTIFICATION).json()["status"] == "queued"
@@ -63,7 +63,9 @@ def test_a_replay_adds_no_background_task(client: TestClient, tmp_path: Path) ->
     assert (tmp_path / "log.txt").read_text() == "message to ada@example.com\n"
 
 
-def test_the_same_file_again_is_one_upload_and_one_file(client: TestClient, tmp_path: Path) -> None:
+def test_a_repeated_upload_leaves_one_upload_and_one_file(
+    client: TestClient, tmp_path: Path
+) -> None:
     first, second = send(client, upload_of()), send(client, upload_of())
     assert is_replay(second, of=first)
     wait_for(client, first.json()["id"])
@@ -83,7 +85,7 @@ def test_the_same_file_again_is_one_upload_and_one_file(client: TestClient, tmp_
         (upload_of(), NOTIFICATION),
     ],
 )
-def test_a_key_is_of_no_use_for_another_request(
+def test_a_key_cannot_be_used_for_a_different_request(
     client: TestClient, tmp_path: Path, first: Call, other: Call
 ) -> None:
     task = send(client, first).json()
@@ -94,7 +96,9 @@ def test_a_key_is_of_no_use_for_another_request(
     assert (all_tasks(client), files_below(tmp_path / "uploads")) == before
 
 
-def test_other_keys_and_no_keys_are_other_requests(client: TestClient) -> None:
+def test_requests_with_different_keys_or_without_keys_are_different_requests(
+    client: TestClient,
+) -> None:
     assert is_first(send(client, NOTIFICATION, "one"))
     assert is_first(send(client, NOTIFICATION, "two"))
     assert is_first(NOTIFICATION.send(client))
@@ -103,13 +107,13 @@ def test_other_keys_and_no_keys_are_other_requests(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("key", ["!", "~", "x" * 255, "a-b_c:d/e", "{7}"])
-def test_a_quoted_key_and_a_bare_one_are_the_same(client: TestClient, key: str) -> None:
+def test_a_key_is_the_same_with_and_without_quotes(client: TestClient, key: str) -> None:
     first = send(client, NOTIFICATION, key)
     assert is_first(first)
     assert is_replay(send(client, NOTIFICATION, f'"{key}"'), of=first)
 
 
-NO_KEYS = [
+MALFORMED_KEYS = [
     b"",
     b" ",
     b'"',
@@ -126,21 +130,21 @@ NO_KEYS = [
 ]
 
 
-@pytest.mark.parametrize("key", NO_KEYS)
+@pytest.mark.parametrize("key", MALFORMED_KEYS)
 @pytest.mark.parametrize("call", [NOTIFICATION, upload_of()], ids=lambda call: call.path)
 def test_a_malformed_key_is_refused(client: TestClient, call: Call, key: bytes) -> None:
     problem_of(client.post(call.path, headers={b"Idempotency-Key": key}, **call.options), 400)
     assert all_tasks(client) == []
 
 
-def test_a_request_that_was_refused_has_not_used_its_key(client: TestClient) -> None:
+def test_a_refused_request_does_not_use_up_its_key(client: TestClient) -> None:
     problem_of(send(client, Call("/send-notification/nobody")), 422)
     problem_of(send(client, Call(NOTIFICATION.path, {"content": b"{"})), 400, 415)
     assert is_first(send(client, NOTIFICATION))
 
 
 @pytest.mark.parametrize("call", [NOTIFICATION, upload_of()], ids=lambda call: call.path)
-def test_a_request_whose_commit_failed_has_not_used_its_key(
+def test_a_request_whose_commit_failed_does_not_use_up_its_key(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     async def refuse(*_: object) -> None:
@@ -152,7 +156,7 @@ def test_a_request_whose_commit_failed_has_not_used_its_key(
     assert is_first(send(client, call))
 
 
-def test_a_key_outlives_the_process(tmp_path: Path) -> None:
+def test_a_key_is_still_known_after_a_restart(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     with TestClient(create_app(settings)) as client:
         first = send(client, NOTIFICATION)
@@ -169,7 +173,7 @@ def test_a_key_lives_for_24_hours(client: TestClient) -> None:
     assert is_first(send(client, NOTIFICATION))
 
 
-def test_a_retry_that_is_repeated_retries_once(idle_client: TestClient) -> None:
+def test_a_repeated_retry_request_retries_the_task_once(idle_client: TestClient) -> None:
     client = idle_client
     task = NOTIFICATION.send(client).json()
     client.post(f"/tasks/{task['id']}/cancel")
@@ -181,10 +185,12 @@ def test_a_retry_that_is_repeated_retries_once(idle_client: TestClient) -> None:
     problem_of(send(client, retry, "another-key"), 409)
 
 
-# Several at once, on a real server.
+# Concurrent requests, on a real server.
 
 
-def test_while_the_first_request_is_under_way_the_second_is_told_to_wait(service: Service) -> None:
+def test_a_second_request_during_the_first_is_answered_409_with_retry_after(
+    service: Service,
+) -> None:
     go_on = threading.Event()
 
     def slow_body() -> Iterator[bytes]:
@@ -206,7 +212,7 @@ def test_while_the_first_request_is_under_way_the_second_is_told_to_wait(service
 
 
 @pytest.mark.parametrize("call", [NOTIFICATION, upload_of()], ids=lambda call: call.path)
-def test_a_hundred_requests_at_once_with_one_key_make_one_task(
+def test_a_hundred_concurrent_requests_with_the_same_key_make_one_task(
     service: Service, call: Call
 ) -> None:
     key = f"at-once-{call.kind}"
@@ -223,7 +229,7 @@ def test_a_hundred_requests_at_once_with_one_key_make_one_task(
         problem_of(response, 409)
 
 
-def test_the_documentation_names_the_header_wherever_something_is_queued(
+def test_the_documentation_names_the_header_for_every_route_that_queues_tasks(
     idle_client: TestClient,
 ) -> None:
     paths = idle_client.get("/openapi.json").json()["paths"]

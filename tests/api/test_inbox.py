@@ -1,4 +1,4 @@
-"""The inbox shows every mail that the catcher took, and takes little memory for it."""
+"""The inbox: it shows every mail that the catcher received, and needs little memory for it."""
 
 import os
 import smtplib
@@ -29,7 +29,7 @@ ODD = {
 
 
 def deliver(port: int, mail: bytes, recipient: bytes = b"<ada@example.com>") -> None:
-    """Hand a mail over as bytes, to a recipient of any bytes."""
+    """Send a mail to the catcher; the mail and the recipient can be any bytes."""
     with smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE) as smtp:
         smtp.ehlo()
         smtp.mail("bob@example.com")
@@ -40,7 +40,7 @@ def deliver(port: int, mail: bytes, recipient: bytes = b"<ada@example.com>") -> 
 
 
 @pytest.mark.parametrize("mail", ODD.values(), ids=ODD)
-def test_an_odd_mail_does_not_hide_the_others(tmp_path: Path, mail: bytes) -> None:
+def test_a_malformed_mail_does_not_hide_other_mails(tmp_path: Path, mail: bytes) -> None:
     settings = settings_in(tmp_path)
     with TestClient(create_app(settings)) as client:
         deliver(settings.smtp_port, mail, b"<ad\xe9@example.com>")
@@ -57,7 +57,7 @@ def test_an_odd_mail_does_not_hide_the_others(tmp_path: Path, mail: bytes) -> No
                 assert client.get(f"/inbox/{path.stem}/html").status_code == 200
 
 
-def test_a_mail_without_html_has_none_to_be_shown(tmp_path: Path) -> None:
+def test_the_html_of_a_mail_without_html_is_not_found(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     with TestClient(create_app(settings)) as client:
         deliver(settings.smtp_port, b"Subject: x\r\n\r\nhi")
@@ -66,8 +66,10 @@ def test_a_mail_without_html_has_none_to_be_shown(tmp_path: Path) -> None:
         problem_of(client.get("/inbox/1735815845000000000-0123abcd"), 404)
 
 
-def test_mails_with_large_attachments_cost_little_to_list_and_to_show(tmp_path: Path) -> None:
-    """Each mail is larger than the memory that the pages may take."""
+def test_mails_with_large_attachments_need_little_memory_to_list_and_to_show(
+    tmp_path: Path,
+) -> None:
+    """Each mail has 64 MB; the service may grow by 32 MB."""
     with Service(tmp_path, worker_concurrency=0) as service:
         assert service.get("/inbox").status_code == 200
         line = b'X-Envelope: {"sender": "a@example.com", "recipients": []}\r\n'

@@ -1,4 +1,4 @@
-"""HEAD and OPTIONS: what every address answers beside its own methods."""
+"""The methods HEAD and OPTIONS, which every path has in addition to its own methods."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ PICTURE = picture(20, 10)
 
 @dataclass(frozen=True)
 class Published:
-    """A service on which there is something at each address that can be read."""
+    """A service with an example of each thing that a path can have: a task, an upload, a mail."""
 
     service: Service
     places: dict[str, str]
 
     def address(self, path: str) -> str:
-        """The path of a route, with an id of something that exists."""
+        """Return the path of a route, with the ids of existing things in it."""
         return path.format_map(self.places)
 
 
@@ -63,23 +63,23 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         yield Published(service, places)
 
 
-def told(response: httpx2.Response) -> dict[str, str]:
-    """The headers of an answer that are the same each time."""
+def stable_headers(response: httpx2.Response) -> dict[str, str]:
+    """Return the headers of a response, without those that differ each time."""
     return {name: value for name, value in response.headers.items() if name not in MOVING}
 
 
 @pytest.mark.parametrize("path", [path for path in READ if path not in {"/metrics", "/events"}])
-def test_head_has_the_head_of_get(published: Published, path: str) -> None:
+def test_head_has_the_status_and_the_headers_of_get(published: Published, path: str) -> None:
     client, address = published.service.client, published.address(path)
     got, head = client.get(address), client.head(address)
     assert got.status_code == head.status_code == 200
     assert head.content == b""
-    assert told(head) == told(got)
-    # The connection is in order: the next answer is the next request's.
+    assert stable_headers(head) == stable_headers(got)
+    # The connection is still usable: the next response belongs to the next request.
     assert client.get("/livez").text == "ok\n"
 
 
-def test_head_of_the_metrics_has_their_type(published: Published) -> None:
+def test_head_of_the_metrics_has_their_media_type(published: Published) -> None:
     head = published.service.client.head("/metrics")
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -88,15 +88,14 @@ def test_head_of_the_metrics_has_their_type(published: Published) -> None:
 
 @pytest.mark.parametrize("path", ["/events", "/tasks/{task_id}/events"])
 def test_head_of_an_event_stream_ends_at_once(published: Published, path: str) -> None:
-    """Also where there are no events, and the stream itself would go on for ever."""
+    """A GET of the stream would go on until the service stops, because there are no events."""
     head = published.service.client.head(published.address(path))
     assert head.status_code == 200
     assert head.headers["content-type"].startswith("text/event-stream")
     assert head.content == b""
 
 
-def test_a_reader_that_sent_head_reads_no_events(client: TestClient) -> None:
-    """The stream itself would go on until the service stops."""
+def test_head_of_an_event_stream_leaves_no_reader(client: TestClient) -> None:
     asking = Thread(target=client.head, args=["/events"])
     asking.start()
     asking.join(PATIENCE)
@@ -104,7 +103,7 @@ def test_a_reader_that_sent_head_reads_no_events(client: TestClient) -> None:
     assert not client.app_state["event_stream"]._readers
 
 
-def test_head_of_a_download_has_its_length_and_the_range_that_was_asked_for(
+def test_head_of_a_download_has_its_length_and_its_range(
     published: Published,
 ) -> None:
     client, address = published.service.client, published.address("/uploads/{upload_id}/content")
@@ -116,8 +115,8 @@ def test_head_of_a_download_has_its_length_and_the_range_that_was_asked_for(
     assert client.head(address, headers=etag).status_code == 304
 
 
-def test_no_body_follows_the_head(published: Published) -> None:
-    """Not a byte of it on the wire, of an error neither."""
+def test_no_byte_of_a_body_follows_a_head_response(published: Published) -> None:
+    """This holds for the responses of errors too."""
     for path in ("/livez", "/nowhere", "/tasks/none"):
         request = f"HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         answer = say(published.service.port, request.encode())
@@ -128,18 +127,18 @@ def test_no_body_follows_the_head(published: Published) -> None:
 @pytest.mark.parametrize(
     ("path", "status"), [("/nowhere", 404), ("/tasks/none", 404), ("/send-email/", 405)]
 )
-def test_head_is_refused_as_get_is(client: TestClient, path: str, status: int) -> None:
+def test_head_is_refused_in_the_same_way_as_get(client: TestClient, path: str, status: int) -> None:
     got, head = client.get(path), client.head(path)
     problem_of(got, status)
     assert (head.status_code, head.content) == (status, b"")
-    assert told(head) == told(got)
+    assert stable_headers(head) == stable_headers(got)
 
 
 PATHS = {route.path for route in ROUTES}
 
 
 @pytest.mark.parametrize("path", sorted(PATHS))
-def test_options_names_the_methods_that_are_taken(client: TestClient, path: str) -> None:
+def test_options_names_the_allowed_methods_of_a_path(client: TestClient, path: str) -> None:
     address = path.replace(":recipient", "").format_map(dict.fromkeys(NAMES, "ada@example.com"))
     response = client.options(address)
     assert (response.status_code, response.content) == (204, b"")
@@ -158,12 +157,14 @@ def test_options_names_the_methods_that_are_taken(client: TestClient, path: str)
 NAMES = ["email", "task_id", "upload_id", "batch_id", "user_id", "mail_id", "item_id"]
 
 
-def test_options_of_no_address_is_not_found(client: TestClient) -> None:
+def test_options_of_an_unknown_path_is_not_found(client: TestClient) -> None:
     problem_of(client.options("/nowhere"), 404)
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
-def test_keys_and_rates_are_asked_for_as_by_get(tmp_path: Path, method: str) -> None:
+def test_head_and_options_need_a_key_and_count_against_the_rate_limit(
+    tmp_path: Path, method: str
+) -> None:
     settings = settings_in(
         tmp_path, api_keys=f"ada: {KEY}", rate_limit="2/hour", worker_concurrency=0
     )
@@ -175,8 +176,8 @@ def test_keys_and_rates_are_asked_for_as_by_get(tmp_path: Path, method: str) -> 
     assert int(answers[-1].headers["retry-after"]) > 0
 
 
-def test_the_document_names_neither(client: TestClient) -> None:
-    """They are the same everywhere, and would only double it."""
+def test_the_openapi_document_names_neither_head_nor_options(client: TestClient) -> None:
+    """They are the same for every path, and would only double the document's length."""
     paths = client.get("/openapi.json").json()["paths"]
     methods = {method for operations in paths.values() for method in operations}
     assert methods == {"get", "post", "delete"}

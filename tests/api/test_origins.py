@@ -1,4 +1,4 @@
-"""Browser applications of other origins: those that CORS_ORIGINS names, and no others."""
+"""CORS: browser applications of the origins in CORS_ORIGINS may use the service."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,19 +22,19 @@ SEND = "/send-notification/ada@example.com"
 
 @contextmanager
 def served(directory: Path, **settings: Any) -> Iterator[TestClient]:
-    """A service without a worker, which browser applications of PAGE may use."""
+    """Run a service without a worker, with these settings."""
     app = create_app(settings_in(directory, worker_concurrency=0, **settings))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
 def preflight(method: str, *headers: str, origin: str = PAGE) -> dict[str, str]:
-    """The headers of a browser's question before a request of a page."""
+    """Return the headers of a preflight request, which a browser sends before a page's request."""
     asked = {"Access-Control-Request-Headers": ", ".join(headers)} if headers else {}
     return {"Origin": origin, "Access-Control-Request-Method": method, **asked}
 
 
-ASKED = [
+ALLOWED_PREFLIGHTS = [
     ("POST", SEND, ["authorization", "content-type", "idempotency-key"]),
     ("POST", "/upload", ["x-api-key", "x-request-id"]),
     ("GET", "/events", ["authorization", "last-event-id"]),
@@ -44,8 +44,8 @@ ASKED = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "headers"), ASKED)
-def test_a_browser_may_ask_without_a_key(
+@pytest.mark.parametrize(("method", "path", "headers"), ALLOWED_PREFLIGHTS)
+def test_a_preflight_request_needs_no_key(
     tmp_path: Path, method: str, path: str, headers: list[str]
 ) -> None:
     with served(tmp_path, api_keys=f"ada: {KEY}", cors_origins=PAGE) as client:
@@ -59,7 +59,7 @@ def test_a_browser_may_ask_without_a_key(
     assert "access-control-allow-credentials" not in answer.headers
 
 
-def test_a_browser_may_ask_for_a_page_of_the_internet_about_a_service_in_its_network(
+def test_a_public_page_may_use_a_service_in_the_browser_s_private_network(
     tmp_path: Path,
 ) -> None:
     asked = preflight("POST") | {"Access-Control-Request-Private-Network": "true"}
@@ -81,7 +81,9 @@ def test_a_browser_may_ask_for_a_page_of_the_internet_about_a_service_in_its_net
         preflight("POST", "x-something-else"),
     ],
 )
-def test_a_browser_is_told_what_is_not_allowed(tmp_path: Path, asked: dict[str, str]) -> None:
+def test_a_preflight_request_for_anything_else_is_refused(
+    tmp_path: Path, asked: dict[str, str]
+) -> None:
     with served(tmp_path, api_keys=f"ada: {KEY}", cors_origins=PAGE) as client:
         answer = client.options(SEND, headers=asked)
     problem_of(answer, 400)
@@ -89,7 +91,7 @@ def test_a_browser_is_told_what_is_not_allowed(tmp_path: Path, asked: dict[str, 
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_a_page_reads_the_answer_and_its_headers(tmp_path: Path) -> None:
+def test_a_page_of_a_listed_origin_can_read_the_response_and_its_headers(tmp_path: Path) -> None:
     with served(
         tmp_path, api_keys=f"ada: {KEY}", cors_origins=f"{OTHER}, {PAGE}", rate_limit="9/hour"
     ) as client:
@@ -103,7 +105,9 @@ def test_a_page_reads_the_answer_and_its_headers(tmp_path: Path) -> None:
     assert ours <= set(exposed)
 
 
-def test_a_page_reads_errors_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_of_a_listed_origin_can_read_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"api_keys": f"ada: {KEY}", "rate_limit": "3/hour", "max_body_bytes": 10}
     with served(tmp_path, cors_origins=PAGE, **settings) as client:
 
@@ -126,24 +130,25 @@ def test_a_page_reads_errors_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert answer.headers["access-control-allow-origin"] == PAGE
 
 
-def test_a_page_of_another_origin_reads_nothing(tmp_path: Path) -> None:
+def test_a_page_of_an_unlisted_origin_can_read_no_response(tmp_path: Path) -> None:
     with served(tmp_path, api_keys=f"ada: {KEY}", cors_origins=PAGE) as client:
         for origin in (OTHER, "null"):
             answer = client.get("/tasks", headers=bearing(KEY) | {"Origin": origin})
             assert "access-control-allow-origin" not in answer.headers
-            assert "Origin" in answer.headers["vary"]  # or a cache gives this answer to PAGE
+            # Otherwise a cache could give this response to PAGE.
+            assert "Origin" in answer.headers["vary"]
 
 
-def test_without_keys_only_listed_pages_are_let_in(tmp_path: Path) -> None:
+def test_without_api_keys_only_listed_origins_may_send_requests(tmp_path: Path) -> None:
     with served(tmp_path, cors_origins=PAGE) as client:
         assert client.post(SEND, headers={"Origin": PAGE}).status_code == 202
         problem_of(client.post(SEND, headers={"Origin": OTHER}), 403)
-        # A name that leads here by DNS rebinding is none of ours, whatever the origin says.
+        # DNS rebinding leads a foreign host name here; the right Origin does not make it ours.
         rebound = {"Origin": PAGE, "Host": "app.example.com"}
         problem_of(client.post(SEND, headers=rebound), 403)
 
 
-def test_any_page_may_be_let_in_where_there_are_keys(tmp_path: Path) -> None:
+def test_with_api_keys_every_origin_may_be_allowed(tmp_path: Path) -> None:
     with served(tmp_path, api_keys=f"ada: {KEY}", cors_origins="*") as client:
         assert client.options(SEND, headers=preflight("POST", "x-api-key")).status_code == 204
         answer = client.get("/tasks", headers=bearing(KEY) | {"Origin": OTHER})
@@ -151,7 +156,7 @@ def test_any_page_may_be_let_in_where_there_are_keys(tmp_path: Path) -> None:
         problem_of(client.get("/tasks", headers={"Origin": OTHER}), 401)
 
 
-def test_where_no_origin_is_listed_nothing_is_said_of_origins(tmp_path: Path) -> None:
+def test_without_listed_origins_no_response_has_cors_headers(tmp_path: Path) -> None:
     with served(tmp_path, api_keys=f"ada: {KEY}") as client:
         answer = client.options(SEND, headers=preflight("POST", "x-api-key"))
         problem_of(answer, 401)
@@ -166,8 +171,8 @@ def test_where_no_origin_is_listed_nothing_is_said_of_origins(tmp_path: Path) ->
 # Caches
 
 
-def test_an_answer_to_a_key_is_kept_by_no_cache_in_between(tmp_path: Path) -> None:
-    """Which would give it to others, or an answer without a key to those who have one."""
+def test_shared_caches_may_not_keep_a_response_behind_an_api_key(tmp_path: Path) -> None:
+    """A shared cache could give it to a client without a key, or a 401 to a client with one."""
     with served(tmp_path, api_keys=f"ada: {KEY}") as client:
         for headers in ({}, {"X-API-Key": KEY}, bearing(KEY)):
             answer = client.get("/tasks", headers=headers)

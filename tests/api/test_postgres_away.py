@@ -1,4 +1,4 @@
-"""PostgreSQL is late, away, or frozen: what the service says meanwhile, and that it goes on."""
+"""PostgreSQL starts late, stops, or hangs: the service refuses requests, and later goes on."""
 
 import math
 import subprocess
@@ -26,46 +26,48 @@ MIGRATE = (*COMMAND, "migrate")
 SEND = "/send-notification/ada@example.com"
 
 
-# What mostly waits goes on beside the other tests; its own are the last.
+# Slow experiments run in threads while other tests run; the last tests read their results.
 
 
 @pytest.fixture(scope="module")
-def beside() -> Iterator[Executor]:
-    """Runs functions while the tests go on."""
-    with ThreadPoolExecutor() as beside:
-        yield beside
+def background() -> Iterator[Executor]:
+    """Runs functions in threads while the tests go on."""
+    with ThreadPoolExecutor() as background:
+        yield background
 
 
 @pytest.fixture(scope="module", autouse=True)
-def given_up(beside: Executor, tmp_path_factory: pytest.TempPathFactory) -> "Future[list[str]]":
-    """How the service and a worker give up on a database that never answers."""
+def given_up(background: Executor, tmp_path_factory: pytest.TempPathFactory) -> "Future[list[str]]":
+    """The lines with which a service and a worker give up on a database that never answers."""
     directory = tmp_path_factory.mktemp("given-up")
-    nobody = f"postgresql://afterward:{PASSWORD}@127.0.0.1:{free_port()}/queue"
+    unreachable_url = f"postgresql://afterward:{PASSWORD}@127.0.0.1:{free_port()}/queue"
 
     def give_up() -> list[str]:
         with (
-            Start(directory / "api", COMMAND, nobody) as api,
-            Start(directory / "worker", WORKER, nobody) as worker,
+            Start(directory / "api", COMMAND, unreachable_url) as api,
+            Start(directory / "worker", WORKER, unreachable_url) as worker,
         ):
             return [start.refusal(within=PATIENCE_SECONDS + PATIENCE) for start in (api, worker)]
 
-    return beside.submit(give_up)
+    return background.submit(give_up)
 
 
 @dataclass
 class FrozenOut:
-    """What was answered while the database stood still, and after how many seconds."""
+    """The responses while the database was frozen, and the seconds until each of them."""
 
     readiness: httpx2.Response
     ready_after: float
     refused: httpx2.Response
     refused_after: float
-    stopped_after: float  # a worker that was told to
+    stopped_after: float  # a worker, after SIGTERM
 
 
 @pytest.fixture(scope="module", autouse=True)
-def frozen_out(beside: Executor, tmp_path_factory: pytest.TempPathFactory) -> "Future[FrozenOut]":
-    """What the service does while the database stands still; and that it goes on afterwards."""
+def frozen_out(
+    background: Executor, tmp_path_factory: pytest.TempPathFactory
+) -> "Future[FrozenOut]":
+    """Freeze the database for a while, and wait until all tasks are done afterwards."""
     directory = tmp_path_factory.mktemp("frozen-out")
 
     def freeze() -> FrozenOut:
@@ -101,11 +103,11 @@ def frozen_out(beside: Executor, tmp_path_factory: pytest.TempPathFactory) -> "F
                     service.wait_for(task_id)
         return FrozenOut(readiness, ready_after, refused.result(), refused_after, stopped.result())
 
-    return beside.submit(freeze)
+    return background.submit(freeze)
 
 
 def seconds_to_stop(process: Process) -> float:
-    """How long it takes from SIGTERM to its end; endless if it has to be killed."""
+    """Return the seconds from SIGTERM to the process's end; infinity if it has to be killed."""
     began = time.monotonic()
     try:
         process.stop(within=form(14 + PATIENCE, 14))
@@ -117,7 +119,7 @@ def seconds_to_stop(process: Process) -> float:
 
 @contextmanager
 def frozen(postgres: Postgres) -> Iterator[None]:
-    """Let it stand still."""
+    """Stop all processes of PostgreSQL with SIGSTOP while the block runs."""
     postgres.freeze()
     try:
         yield
@@ -130,13 +132,13 @@ def frozen(postgres: Postgres) -> Iterator[None]:
 
 @pytest.fixture
 def url(mistreated: Postgres) -> str:
-    """A database of its own, with the service's tables."""
+    """The URL of a new database with the service's tables."""
     return with_tables(mistreated)
 
 
 @pytest.fixture
 def service(tmp_path: Path, url: str, smtp_server: SmtpServer) -> Iterator[Service]:
-    """The API with a worker inside."""
+    """An API with a worker inside."""
     with Service(
         tmp_path, queue_url=url, catcher=False, smtp_port=smtp_server.port, lease_seconds=2
     ) as service:
@@ -144,7 +146,7 @@ def service(tmp_path: Path, url: str, smtp_server: SmtpServer) -> Iterator[Servi
 
 
 def test_a_start_waits_for_the_database(service: Service, mistreated: Postgres) -> None:
-    """As after a power cut, when everything starts at once."""
+    """After a power cut, both start at the same time."""
     service.kill()
     mistreated.stop()
 
@@ -159,10 +161,10 @@ def test_a_start_waits_for_the_database(service: Service, mistreated: Postgres) 
     service.wait_for(service.post(SEND).json()["id"])
 
 
-def test_a_start_that_cannot_succeed_says_why_in_one_line(
+def test_a_failing_start_says_why_in_one_line(
     tmp_path: Path, mistreated: Postgres, url: str
 ) -> None:
-    """It names QUEUE_URL, and never the password, even where everything is logged."""
+    """The line names QUEUE_URL. Even the most verbose log does not contain the password."""
     newer = with_tables(mistreated)
     mistreated.sql("UPDATE afterward.schema_version SET version = 1000", newer)
     cases = {
@@ -180,8 +182,8 @@ def test_a_start_that_cannot_succeed_says_why_in_one_line(
             assert reason in start.refusal(within=PATIENCE_SECONDS + PATIENCE)
 
 
-def test_two_migrations_at_once_both_succeed(tmp_path: Path, mistreated: Postgres) -> None:
-    """As when two machines are deployed together."""
+def test_two_concurrent_migrations_both_succeed(tmp_path: Path, mistreated: Postgres) -> None:
+    """This happens when two machines are deployed together."""
     url = mistreated.new_database()
     processes = [
         Process(tmp_path / name, command=MIGRATE, queue_url=url) for name in ("one", "other")
@@ -194,7 +196,7 @@ def test_two_migrations_at_once_both_succeed(tmp_path: Path, mistreated: Postgre
 
 
 class Start(Process):
-    """A start that is to fail, with everything logged that can be."""
+    """A start that must fail, with the most verbose log."""
 
     def __init__(self, directory: Path, command: Sequence[str], queue_url: str) -> None:
         super().__init__(
@@ -209,7 +211,7 @@ class Start(Process):
         )
 
     def refusal(self, within: float) -> str:
-        """The one line that says why; there is no password in it, nor anywhere else."""
+        """Return the line that says why. The log must contain no password and no traceback."""
         assert self.wait(within) in {1, 3}
         lines = [line for line in self.log.splitlines() if "QUEUE_URL: " in line]
         assert len(lines) == 1, self.log
@@ -221,11 +223,11 @@ class Start(Process):
 # Away, and back
 
 
-def test_while_the_database_is_away_nothing_is_accepted_and_afterwards_all_is_done(
+def test_requests_are_refused_while_the_database_is_away_and_all_accepted_tasks_run_afterwards(
     service: Service, mistreated: Postgres, smtp_server: SmtpServer
 ) -> None:
-    """Nobody has to start anything again."""
-    smtp_server.delay["dot"] = 1.0  # so that some is under way, and some waits
+    """No process has to be restarted."""
+    smtp_server.delay["dot"] = 1.0  # so that some mails are being sent and some wait
     accepted = [service.post(SEND).json()["id"] for _ in range(15)]
     mistreated.stop()
 
@@ -237,7 +239,7 @@ def test_while_the_database_is_away_nothing_is_accepted_and_afterwards_all_is_do
     assert readiness.status_code == 503
     assert readiness.json()["checks"]["database"] == "failing"
     assert service.get("/livez").status_code == 200
-    time.sleep(1.5)  # mails are sent meanwhile, and nobody can note it
+    time.sleep(1.5)  # mails are sent meanwhile, but their success cannot be written
 
     mistreated.start()
     smtp_server.delay.clear()
@@ -249,7 +251,7 @@ def test_while_the_database_is_away_nothing_is_accepted_and_afterwards_all_is_do
     assert "Traceback" not in service.log
 
 
-# Neither there nor away
+# Results of the slow experiments
 
 
 def test_a_start_gives_up_on_a_database_that_never_answers(given_up: "Future[list[str]]") -> None:
@@ -257,8 +259,10 @@ def test_a_start_gives_up_on_a_database_that_never_answers(given_up: "Future[lis
         assert "does not answer: " in line
 
 
-def test_a_frozen_database_holds_no_request_up_for_ever(frozen_out: "Future[FrozenOut]") -> None:
-    """Nothing is refused at the socket, and nothing comes back; thawed, all was done."""
+def test_a_request_during_a_freeze_of_the_database_is_refused_in_time(
+    frozen_out: "Future[FrozenOut]",
+) -> None:
+    """A frozen server accepts connections and never answers. After the thaw, all tasks ran."""
     seen = frozen_out.result()
     print(f"refused after {seen.refused_after:.1f} s")
     assert seen.refused.status_code == 503
@@ -266,10 +270,10 @@ def test_a_frozen_database_holds_no_request_up_for_ever(frozen_out: "Future[Froz
     assert seen.refused_after < form(20 + PATIENCE, 20)
 
 
-def test_who_asks_whether_it_is_ready_hears_soon_that_the_database_is_frozen(
+def test_readyz_soon_reports_a_frozen_database(
     frozen_out: "Future[FrozenOut]",
 ) -> None:
-    """The check takes three seconds at most, and so does the answer."""
+    """The check takes three seconds at most, and so does the response."""
     seen = frozen_out.result()
     print(f"readyz after {seen.ready_after:.1f} s")
     assert seen.readiness.status_code == 503
@@ -277,8 +281,8 @@ def test_who_asks_whether_it_is_ready_hears_soon_that_the_database_is_frozen(
     assert seen.ready_after < form(5 + PATIENCE, 5)
 
 
-def test_a_worker_stops_though_the_database_is_frozen(frozen_out: "Future[FrozenOut]") -> None:
-    """Its grace is a second; what it cannot note, its lease tells."""
+def test_a_worker_stops_even_if_the_database_is_frozen(frozen_out: "Future[FrozenOut]") -> None:
+    """Its grace period is a second. Its leases expire, and its tasks are re-queued later."""
     seen = frozen_out.result()
     print(f"stopped after {seen.stopped_after:.1f} s")
     assert seen.stopped_after < math.inf

@@ -1,4 +1,4 @@
-"""Behind a proxy that shows the service under a prefix, and strips it or leaves it there."""
+"""The service behind a proxy under a path prefix, which the proxy strips or leaves."""
 
 import os
 import re
@@ -26,7 +26,7 @@ KEY = "key-of-ada"
 UVICORN = (sys.executable, "-m", "uvicorn", "app.main:app", "--port", "{port}")
 LIMITS: dict[str, Any] = {"max_upload_bytes": 200_000, "max_body_bytes": 2_000}
 
-# How it is told of the prefix, and whether the proxy strips it.
+# How the service learns the prefix, and whether the proxy strips it.
 BY_SETTING: dict[str, Any] = {"root_path": PREFIX}
 BY_UVICORN: dict[str, Any] = {"command": (*UVICORN, "--root-path", PREFIX)}
 WAYS = {
@@ -38,7 +38,7 @@ WAYS = {
 
 
 def the_ways() -> Iterator[Any]:
-    """Each way as a parameter; `make test` takes the first."""
+    """Yield each of WAYS as a parameter; `make test` uses the first only."""
     for position, (name, way) in enumerate(WAYS.items()):
         yield pytest.param(way, id=name, marks=pytest.mark.thorough if position else ())
 
@@ -47,7 +47,7 @@ def the_ways() -> Iterator[Any]:
 def client(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx2.Client]:
-    """A client behind the proxy: the paths that it names are those that arrive at the service."""
+    """A client in the place of the proxy: it sends the paths that the proxy would pass on."""
     settings, arrives_under = request.param
     directory = tmp_path_factory.mktemp("service")
     with (
@@ -58,7 +58,7 @@ def client(
 
 
 def behind(address: str) -> str:
-    """The part of an address of the proxy that the client adds to its own address."""
+    """Return a public path without the prefix, as `client` needs it."""
     assert address.startswith(PREFIX), address
     return address.removeprefix(PREFIX)
 
@@ -72,7 +72,7 @@ def test_the_location_has_the_prefix(client: httpx2.Client, call: Call) -> None:
     assert client.get(behind(location)).json()["id"] == response.json()["id"]
 
 
-def test_an_upload_has_its_own_limit(client: httpx2.Client) -> None:
+def test_uploads_keep_their_own_size_limit_behind_a_prefix(client: httpx2.Client) -> None:
     files = {"file": ("noise.bin", os.urandom(100_000))}
     for path in ("/upload", "/upload/"):
         assert client.post(path, files=files).status_code == 202
@@ -80,7 +80,7 @@ def test_an_upload_has_its_own_limit(client: httpx2.Client) -> None:
     assert problem["instance"] == f"{PREFIX}/process/"
 
 
-def test_a_problem_names_the_path_that_the_client_asked_for(client: httpx2.Client) -> None:
+def test_a_problem_names_the_path_with_the_prefix(client: httpx2.Client) -> None:
     for path, status in (("/nowhere", 404), ("/tasks/none", 404), ("/tasks?limit=0", 422)):
         problem = problem_of(client.get(path), status)
         assert problem["instance"] == PREFIX + path.partition("?")[0]
@@ -91,7 +91,7 @@ ADDRESS = re.compile(r"""(?:href|src|data-document|spec-url)="([^"]*)\"""")
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_address_on_a_page_leads_somewhere(client: httpx2.Client, page: str) -> None:
+def test_every_link_on_a_page_works(client: httpx2.Client, page: str) -> None:
     wait_for(client, client.post("/send-notification/ada@example.com").json()["id"])
     addresses = ADDRESS.findall(client.get(page).text)
     assert addresses
@@ -99,7 +99,7 @@ def test_every_address_on_a_page_leads_somewhere(client: httpx2.Client, page: st
         assert client.head(behind(address)).status_code == 200
 
 
-def test_a_mail_is_found_from_its_page(client: httpx2.Client) -> None:
+def test_the_page_of_a_mail_links_to_its_html(client: httpx2.Client) -> None:
     wait_for(client, client.post("/send-notification/ada@example.com").json()["id"])
     mail = re.findall(f'href="({PREFIX}/inbox/[^"]+)"', client.get("/inbox").text)[0]
     page = client.get(behind(mail)).text
@@ -111,7 +111,7 @@ def test_the_document_names_the_prefix_as_its_server(client: httpx2.Client) -> N
     assert client.get("/openapi.json").json()["servers"] == [{"url": PREFIX}]
 
 
-def test_what_is_public_is_public_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_public_paths_need_no_key(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, root_path=PREFIX, api_keys=f"ada: {KEY}", worker_concurrency=0)
     with TestClient(create_app(settings)) as client:
         for before in ("", PREFIX):
@@ -122,7 +122,9 @@ def test_what_is_public_is_public_and_nothing_else(tmp_path: Path) -> None:
             assert client.get(before + "/tasks", headers=bearing(KEY)).status_code == 200
 
 
-def test_a_path_that_only_begins_like_the_prefix_is_another(tmp_path: Path) -> None:
+def test_a_path_that_only_begins_with_the_characters_of_the_prefix_is_not_found(
+    tmp_path: Path,
+) -> None:
     settings = settings_in(tmp_path, root_path=PREFIX, worker_concurrency=0)
     with TestClient(create_app(settings)) as client:
         assert client.get(PREFIX).text == client.get("/").text
@@ -130,8 +132,8 @@ def test_a_path_that_only_begins_like_the_prefix_is_another(tmp_path: Path) -> N
         problem_of(client.get(f"{PREFIX}{PREFIX}/livez"), 404)
 
 
-def test_a_repeated_request_gets_the_prefix_of_now(tmp_path: Path) -> None:
-    """Also where it came under another prefix first: it is the same request."""
+def test_the_location_of_a_replay_has_the_present_prefix(tmp_path: Path) -> None:
+    """A request under a new prefix is still the same request."""
     locations = []
     for prefix in (None, "/old", "/new"):
         settings = settings_in(tmp_path, root_path=prefix, worker_concurrency=0)
@@ -145,8 +147,8 @@ def test_a_repeated_request_gets_the_prefix_of_now(tmp_path: Path) -> None:
     assert locations == [f"/tasks/{task}", f"/old/tasks/{task}", f"/new/tasks/{task}"]
 
 
-def test_an_address_elsewhere_stays_as_it_is(tmp_path: Path) -> None:
-    """Such as that of signed content."""
+def test_a_redirect_to_a_different_server_gets_no_prefix(tmp_path: Path) -> None:
+    """The service redirects to signed URLs of S3, for example."""
     elsewhere = "https://bucket.example.com/key?signed=1"
     app = create_app(settings_in(tmp_path, root_path=PREFIX, worker_concurrency=0))
 
@@ -162,7 +164,7 @@ def test_an_address_elsewhere_stays_as_it_is(tmp_path: Path) -> None:
 def test_a_prefix_that_is_a_path_of_the_service_is_refused(
     tmp_path: Path, prefix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The two could not be told apart."""
+    """The service could not tell the prefix and its own path apart."""
     with pytest.raises(BadSettings):
         create_app(settings_in(tmp_path, root_path=prefix))
     assert "ROOT_PATH: must not begin with /" in capsys.readouterr().err

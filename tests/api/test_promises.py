@@ -1,4 +1,4 @@
-"""A 202 is a promise that is on disk: where it cannot be kept, it is not given."""
+"""A 202 is a promise on disk: if the commit fails, the response is an error and never a 202."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ from tests.support.service import files_below, settings_in
 
 
 def tiny_app(scope: Literal["function", "request"] | None) -> TestClient:
-    """A service whose commit, after the route's own work, always fails."""
+    """Make a service whose commit, after the route function has returned, always fails."""
 
     async def transaction() -> AsyncIterator[None]:
         yield
@@ -43,32 +43,32 @@ def tiny_app(scope: Literal["function", "request"] | None) -> TestClient:
 
 
 def test_with_the_default_scope_a_failing_commit_still_answers_200() -> None:
-    """The trap: a dependency with yield ends after the response was sent."""
+    """FastAPI ends a dependency with yield after the response was sent."""
     response = tiny_app(scope=None).post("/promise")
     assert (response.status_code, response.json()) == (200, "promised")
 
 
 def test_with_function_scope_a_failing_commit_is_an_error() -> None:
-    """Such a dependency ends before the response is sent; our route class commits there too."""
+    """FastAPI ends this dependency before the response. DurableRoute commits at the same point."""
     assert tiny_app(scope="function").post("/promise").status_code == 500
 
 
-# When the database or the disk refuses.
+# A database or a disk that refuses.
 
 
 @contextmanager
-def refusing(client: TestClient, verb: str, error: Exception) -> Iterator[None]:
-    """Let the engine raise `error` in the place of one of its verbs."""
+def refusing(client: TestClient, method: str, error: Exception) -> Iterator[None]:
+    """Let a method of the engine raise `error`."""
 
     async def refuse(*_: object, **__: object) -> None:
         raise error
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client.app_state["queue"].engine, verb, refuse)
+        patch.setattr(client.app_state["queue"].engine, method, refuse)
         yield
 
 
-def assert_nothing_is_left(client: TestClient, directory: Path) -> None:
+def assert_no_trace_is_left(client: TestClient, directory: Path) -> None:
     assert client.get("/tasks").json()["data"] == []
     assert client.get("/uploads").json()["data"] == []
     assert files_below(directory / "uploads") == []
@@ -78,7 +78,7 @@ def assert_nothing_is_left(client: TestClient, directory: Path) -> None:
 @pytest.mark.parametrize(("error", "status"), [(QueueUnavailable(), 503), (QueueFull(), 507)])
 @pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "7f3a"}], ids=["no key", "key"])
 @pytest.mark.parametrize("call", PROMISES, ids=lambda call: call.path)
-def test_a_commit_that_fails_is_never_answered_202(
+def test_a_failed_commit_is_never_answered_202(
     client: TestClient,
     tmp_path: Path,
     call: Call,
@@ -91,13 +91,13 @@ def test_a_commit_that_fails_is_never_answered_202(
     problem_of(response, status)
     assert int(response.headers["retry-after"]) > 0
     assert "location" not in response.headers
-    assert_nothing_is_left(client, tmp_path)
+    assert_no_trace_is_left(client, tmp_path)
     assert call.send(client, **key).status_code == 202
 
 
 @pytest.mark.parametrize(("error", "status"), [(QueueUnavailable(), 503), (QueueFull(), 507)])
 @pytest.mark.parametrize(("action", "kept"), [("cancel", "queued"), ("retry", "cancelled")])
-def test_a_change_that_cannot_be_written_is_not_made(
+def test_a_cancellation_or_retry_that_cannot_be_written_is_refused(
     idle_client: TestClient, action: str, kept: str, error: Exception, status: int
 ) -> None:
     client = idle_client
@@ -110,7 +110,7 @@ def test_a_change_that_cannot_be_written_is_not_made(
 
 
 @pytest.mark.parametrize(
-    ("path", "verb"),
+    ("path", "method"),
     [
         ("/tasks", "list_tasks"),
         ("/tasks/x", "get"),
@@ -123,15 +123,15 @@ def test_a_change_that_cannot_be_written_is_not_made(
         ("/metrics", "backlog"),
     ],
 )
-def test_what_cannot_be_read_is_unavailable(client: TestClient, path: str, verb: str) -> None:
-    with refusing(client, verb, QueueUnavailable()):
+def test_a_failed_read_is_answered_503(client: TestClient, path: str, method: str) -> None:
+    with refusing(client, method, QueueUnavailable()):
         problem_of(client.get(path), 503)
 
 
 @pytest.mark.parametrize(
     ("error", "status"), [(errno.ENOSPC, 507), (errno.EDQUOT, 507), (errno.EIO, 503)]
 )
-def test_a_disk_that_refuses_a_file_leaves_nothing_of_it(
+def test_an_upload_whose_file_cannot_be_synced_is_refused_and_removed(
     client: TestClient, tmp_path: Path, error: int, status: int
 ) -> None:
     def refuse(_: int) -> None:
@@ -142,11 +142,11 @@ def test_a_disk_that_refuses_a_file_leaves_nothing_of_it(
         response = upload_of().send(client)
     problem_of(response, status)
     assert int(response.headers["retry-after"]) > 0
-    assert_nothing_is_left(client, tmp_path)
+    assert_no_trace_is_left(client, tmp_path)
     assert upload_of().send(client).status_code == 202
 
 
-# When the route itself fails, after it has promised and been courteous.
+# A route that fails after it has added a promise and a courtesy.
 
 
 def broken_client(directory: Path, error: Exception) -> TestClient:
@@ -170,16 +170,14 @@ def broken_client(directory: Path, error: Exception) -> TestClient:
 @pytest.mark.parametrize(
     ("error", "status"), [(RuntimeError("do-not-repeat-me"), 500), (HTTPException(418), 418)]
 )
-def test_a_route_that_raises_has_promised_nothing(
-    tmp_path: Path, error: Exception, status: int
-) -> None:
+def test_a_route_that_raises_queues_no_task(tmp_path: Path, error: Exception, status: int) -> None:
     with broken_client(tmp_path, error) as client:
         problem = problem_of(client.post("/broken"), status)
-        assert_nothing_is_left(client, tmp_path)
+        assert_no_trace_is_left(client, tmp_path)
     assert "do-not-repeat-me" not in json.dumps(problem)
 
 
-def test_what_nobody_expected_is_logged_once_with_its_traceback_and_request_id(
+def test_an_unexpected_error_is_logged_once_with_its_traceback_and_request_id(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with broken_client(tmp_path, RuntimeError("the reason")) as client:

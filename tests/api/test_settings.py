@@ -1,4 +1,4 @@
-"""Settings: their defaults, and what they may be; what they may not is an attack of its own."""
+"""Settings: their defaults and valid values. For bad settings, see tests/attacks."""
 
 import sys
 from pathlib import Path
@@ -51,15 +51,15 @@ DEFAULTS = {
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable of the machine, and no `.env` of the working directory, counts here."""
+def without_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Remove the environment variables of this machine, and change to a directory without .env."""
     monkeypatch.chdir(tmp_path)
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.mark.parametrize(("name", "default"), DEFAULTS.items(), ids=DEFAULTS)
-def test_the_default_of(name: str, default: object) -> None:
+def test_the_default_of_a_setting(name: str, default: object) -> None:
     assert getattr(Settings(), name.lower()) == default
 
 
@@ -72,13 +72,13 @@ def test_a_variable_wins_over_the_file_and_the_file_over_the_default(
     assert (settings.port, settings.smtp_port, settings.host) == (8002, 2525, "127.0.0.1")
 
 
-def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMTP_PORT", "")
     assert Settings().smtp_port == 1025
 
 
 @pytest.mark.parametrize(("is_terminal", "log_format"), [(True, "console"), (False, "json")])
-def test_the_log_is_for_people_on_a_terminal_and_for_programs_elsewhere(
+def test_the_log_is_readable_on_a_terminal_and_json_elsewhere(
     monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool, log_format: str
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
@@ -97,13 +97,13 @@ def test_the_log_is_for_people_on_a_terminal_and_for_programs_elsewhere(
         "s3://123/Some_prefix/v1.0/",
     ],
 )
-def test_a_store_may_be_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_a_valid_upload_url_is_accepted(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("UPLOAD_URL", url)
     assert load_settings().upload_url == url
 
 
 @pytest.mark.parametrize(("size", "is_bad"), [(5 * 1024**3, False), (5 * 1024**3 + 1, True)])
-def test_s3_takes_no_upload_that_it_could_not_copy(
+def test_the_limit_of_an_upload_in_s3_is_the_size_that_s3_can_copy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: int, *, is_bad: bool
 ) -> None:
     monkeypatch.setenv("MAX_UPLOAD_BYTES", str(size))
@@ -130,7 +130,7 @@ def test_s3_takes_no_upload_that_it_could_not_copy(
         ("*@*", ("*@*",)),
     ],
 )
-def test_recipients_are_listed_as(
+def test_allowed_recipients_are_normalised(
     monkeypatch: pytest.MonkeyPatch, text: str, patterns: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("ALLOWED_RECIPIENTS", text)
@@ -138,13 +138,13 @@ def test_recipients_are_listed_as(
 
 
 @pytest.mark.parametrize("rate", ["1/second", "600/minute", "999999999/hour", "10/day"])
-def test_a_rate_is(monkeypatch: pytest.MonkeyPatch, rate: str) -> None:
+def test_a_valid_rate_limit_is_accepted(monkeypatch: pytest.MonkeyPatch, rate: str) -> None:
     monkeypatch.setenv("RATE_LIMIT", rate)
     assert load_settings().rate_limit == rate
 
 
 @pytest.mark.parametrize("path", ["/afterward", "/a/b", "/v1.0", "/~ada/mail_1-2"])
-def test_a_prefix_is(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_a_valid_root_path_is_accepted(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setenv("ROOT_PATH", path)
     assert load_settings().root_path == path
 
@@ -160,14 +160,14 @@ def test_a_prefix_is(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
         ("capacitor://localhost", ("capacitor://localhost",)),
     ],
 )
-def test_origins_are_listed_as_a_browser_writes_them(
+def test_origins_are_normalised_as_a_browser_writes_them(
     monkeypatch: pytest.MonkeyPatch, text: str, origins: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("CORS_ORIGINS", text)
     assert load_settings().cors_origins == origins
 
 
-def test_any_page_is_let_in_only_with_a_key(
+def test_all_origins_can_be_allowed_only_with_api_keys(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CORS_ORIGINS", "*")
@@ -178,7 +178,7 @@ def test_any_page_is_let_in_only_with_a_key(
     assert load_settings().cors_origins == ("*",)
 
 
-def test_a_client_s_time_may_be_a_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_timeout_may_be_a_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIENT_TIMEOUT_SECONDS", "0.5")
     assert load_settings().client_timeout_seconds == 0.5
 
@@ -196,7 +196,7 @@ def test_a_client_s_time_may_be_a_fraction(monkeypatch: pytest.MonkeyPatch) -> N
         ("localhost.example.com", False),
     ],
 )
-def test_whether_only_this_machine_reaches_it(host: str, *, on_loopback: bool) -> None:
+def test_a_loopback_host_is_recognised(host: str, *, on_loopback: bool) -> None:
     assert Settings(host=host).on_loopback is on_loopback
 
 
@@ -213,12 +213,12 @@ def test_whether_only_this_machine_reaches_it(host: str, *, on_loopback: bool) -
         "fe80::1%eth0",
     ],
 )
-def test_the_smtp_server_may_be_at(host: str) -> None:
+def test_a_valid_smtp_host_is_accepted(host: str) -> None:
     assert Settings(smtp_host=host).smtp_host == host
 
 
 @pytest.mark.parametrize("name", ["web1", "web1.example.com", "[192.0.2.1]", "[IPv6:2001:db8::1]"])
-def test_the_name_for_ehlo_may_be(name: str) -> None:
+def test_a_valid_name_for_ehlo_is_accepted(name: str) -> None:
     assert Settings(smtp_local_hostname=name).smtp_local_hostname == name
 
 
@@ -231,11 +231,11 @@ def test_the_name_for_ehlo_may_be(name: str) -> None:
         ("ada@site.test", "ada@site.test"),
     ],
 )
-def test_the_sender_is_an_address_as_recipients_are(text: str, sender: str) -> None:
+def test_the_sender_is_normalised_like_a_recipient(text: str, sender: str) -> None:
     assert Settings(mail_from=text).mail_from == sender
 
 
-def test_it_is_open_until_there_are_keys() -> None:
+def test_the_service_is_open_until_it_has_api_keys() -> None:
     assert Settings().is_open
     assert not Settings(api_keys="x").is_open
     assert not Settings(api_keys_file="keys.txt").is_open

@@ -1,4 +1,4 @@
-"""Tasks: found, followed, withdrawn, and tried again."""
+"""The routes of tasks: lists, cancellation, retries, and event streams."""
 
 import json
 import sqlite3
@@ -14,13 +14,13 @@ from tests.api.requests import problem_of
 from tests.support.service import PATIENCE, Json, Service, wait_for
 from tests.support.smtp_server import SmtpServer
 
-NOWHERE: Json = {"smtp_port": 1, "catcher": False}  # nobody listens there
+NOWHERE: Json = {"smtp_port": 1, "catcher": False}  # no server listens on port 1
 
 ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)]
 
 
 def queue_mails(client: httpx2.Client, number: int = 1) -> list[str]:
-    """Queue some mails; returns the ids of their tasks, newest first."""
+    """Queue some mails, and return the ids of their tasks, newest first."""
     paths = [f"/send-notification/user{n}@example.com" for n in range(number)]
     return [client.post(path).json()["id"] for path in paths][::-1]
 
@@ -36,8 +36,10 @@ def ids(page: httpx2.Response) -> list[str]:
     "path",
     ["/tasks/a%00", "/tasks?after=%00", "/tasks?kind=%00", "/uploads/%00", "/uploads?after=%00"],
 )
-def test_no_database_is_asked_for_a_nul(idle_client: TestClient, path: str) -> None:
-    """PostgreSQL would call it an error, and that would look as if it was away."""
+def test_a_nul_in_an_id_is_refused_before_the_database_sees_it(
+    idle_client: TestClient, path: str
+) -> None:
+    """PostgreSQL refuses a NUL with an error, which would look like an outage."""
     problem_of(idle_client.get(path), 422)
 
 
@@ -50,18 +52,18 @@ def test_the_newest_tasks_come_first_page_by_page(idle_client: TestClient) -> No
     assert [page.json()["has_more"] for page in (first, second, third)] == [True, True, False]
 
 
-def test_a_page_that_just_fits_has_no_more_after_it(idle_client: TestClient) -> None:
+def test_a_list_that_just_fits_a_page_has_no_more(idle_client: TestClient) -> None:
     queue_mails(idle_client, 2)
     assert idle_client.get("/tasks?limit=2").json()["has_more"] is False
 
 
-def test_a_page_holds_fifty_tasks_unless_told_otherwise(idle_client: TestClient) -> None:
+def test_a_page_has_fifty_tasks_by_default(idle_client: TestClient) -> None:
     queued = queue_mails(idle_client, 51)
     assert ids(idle_client.get("/tasks")) == queued[:50]
     assert ids(idle_client.get("/tasks?limit=100")) == queued
 
 
-def test_tasks_are_found_by_status_and_by_kind(idle_client: TestClient) -> None:
+def test_tasks_can_be_filtered_by_status_and_by_kind(idle_client: TestClient) -> None:
     saved = idle_client.post("/save-data/?user_id=ada", json={}).json()["id"]
     cancelled, queued = queue_mails(idle_client, 2)
     idle_client.post(f"/tasks/{cancelled}/cancel")
@@ -113,7 +115,7 @@ def test_a_task_between_two_attempts_can_be_cancelled(
 # Retry.
 
 
-def test_a_cancelled_task_can_be_tried_again(idle_client: TestClient) -> None:
+def test_a_cancelled_task_can_be_retried(idle_client: TestClient) -> None:
     (task_id,) = queue_mails(idle_client)
     idle_client.post(f"/tasks/{task_id}/cancel")
     response = idle_client.post(f"/tasks/{task_id}/retry")
@@ -125,7 +127,7 @@ def test_a_cancelled_task_can_be_tried_again(idle_client: TestClient) -> None:
     assert (task["status"], task["attempts"], task["finished_at"]) == ("queued", 0, None)
 
 
-def test_a_failed_task_can_be_tried_again_with_all_its_time(tmp_path: Path) -> None:
+def test_a_failed_task_can_be_retried_and_gets_its_full_time_again(tmp_path: Path) -> None:
     with Service(tmp_path, mail_retry_seconds=0.001, **NOWHERE) as service:
         (task_id,) = queue_mails(service.client)
         failed = service.wait_for(task_id, "failed")
@@ -136,12 +138,12 @@ def test_a_failed_task_can_be_tried_again_with_all_its_time(tmp_path: Path) -> N
         assert service.log.count('"task failed"') == 2
 
 
-def test_a_waiting_task_cannot_be_tried_again(idle_client: TestClient) -> None:
+def test_a_waiting_task_cannot_be_retried(idle_client: TestClient) -> None:
     (task_id,) = queue_mails(idle_client)
     problem_of(idle_client.post(f"/tasks/{task_id}/retry"), 409)
 
 
-def test_a_task_that_succeeded_cannot_be_tried_again(client: TestClient) -> None:
+def test_a_task_that_succeeded_cannot_be_retried(client: TestClient) -> None:
     (task_id,) = queue_mails(client)
     wait_for(client, task_id)
     problem_of(client.post(f"/tasks/{task_id}/retry"), 409)
@@ -152,7 +154,7 @@ def test_a_task_that_succeeded_cannot_be_tried_again(client: TestClient) -> None
 
 @contextmanager
 def events(service: Service, path: str) -> Iterator[Iterator[Json]]:
-    """Follow a stream of tasks until the server ends it; it has begun when the block begins."""
+    """Follow a stream, which has begun when the block begins; yield the tasks in its events."""
     with httpx2.stream("GET", service.url + path, timeout=PATIENCE) as stream:
         assert stream.status_code == 200
         assert stream.headers["content-type"].startswith("text/event-stream")
@@ -161,7 +163,7 @@ def events(service: Service, path: str) -> Iterator[Iterator[Json]]:
         yield (json.loads(data) for _, found, data in lines if found)
 
 
-def test_a_task_is_followed_until_it_is_finished(service: Service) -> None:
+def test_the_stream_of_a_task_goes_on_until_the_task_is_finished(service: Service) -> None:
     (task_id,) = queue_mails(service.client)
     with events(service, f"/tasks/{task_id}/events") as changes:
         seen = list(changes)
@@ -170,14 +172,14 @@ def test_a_task_is_followed_until_it_is_finished(service: Service) -> None:
     assert seen[-1]["status"] == "succeeded"
 
 
-def test_a_finished_task_is_told_once(service: Service) -> None:
+def test_the_stream_of_a_finished_task_has_a_single_event(service: Service) -> None:
     (task_id,) = queue_mails(service.client)
     service.wait_for(task_id)
     with events(service, f"/tasks/{task_id}/events") as changes:
         assert [task["status"] for task in changes] == ["succeeded"]
 
 
-def test_every_change_of_every_task_is_told(service: Service) -> None:
+def test_the_stream_of_all_tasks_has_every_change(service: Service) -> None:
     with events(service, "/events") as changes:
         waiting = set(queue_mails(service.client, 3))
         stories: dict[str, list[str]] = {task_id: [] for task_id in waiting}
@@ -190,7 +192,7 @@ def test_every_change_of_every_task_is_told(service: Service) -> None:
     assert list(stories.values()) == [["queued", "running", "succeeded"]] * 3
 
 
-def test_a_task_that_ends_another_way_ends_its_stream_too(tmp_path: Path) -> None:
+def test_a_cancellation_ends_the_stream_of_its_task(tmp_path: Path) -> None:
     with Service(tmp_path, worker_concurrency=0) as service:
         (task_id,) = queue_mails(service.client)
         with events(service, f"/tasks/{task_id}/events") as changes:
@@ -199,8 +201,8 @@ def test_a_task_that_ends_another_way_ends_its_stream_too(tmp_path: Path) -> Non
 
 
 @pytest.mark.thorough
-def test_a_change_that_nobody_told_is_noticed_all_the_same(tmp_path: Path) -> None:
-    """Another process may change a task, and die before it can tell of it."""
+def test_a_change_without_an_event_is_noticed_all_the_same(tmp_path: Path) -> None:
+    """A process may change a task, and die before it publishes the event."""
     with Service(tmp_path, worker_concurrency=0) as service:
         task_id, other = queue_mails(service.client, 2)
         with events(service, f"/tasks/{task_id}/events") as changes:
@@ -215,14 +217,14 @@ def test_a_change_that_nobody_told_is_noticed_all_the_same(tmp_path: Path) -> No
             assert [task["status"] for task in changes] == ["cancelled"]
 
 
-def test_an_open_event_stream_does_not_hold_up_the_end(tmp_path: Path) -> None:
+def test_an_open_event_stream_does_not_delay_the_stop(tmp_path: Path) -> None:
     with Service(tmp_path, worker_concurrency=0, shutdown_grace_seconds=600) as service:
         (task_id,) = queue_mails(service.client)
         with (
             events(service, "/events") as all_changes,
             events(service, f"/tasks/{task_id}/events") as changes,
         ):
-            exit_code = service.stop()  # long before the grace is over
+            exit_code = service.stop()  # long before the grace period is over
             assert list(all_changes) == []
             assert [task["status"] for task in changes] == ["queued"]
     assert exit_code == 0

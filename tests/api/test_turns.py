@@ -1,4 +1,4 @@
-"""While tasks run, a few requests at a time are answered; who dawdles holds up nobody."""
+"""While tasks run, only a few requests are handled at a time; slow clients delay no request."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ from tests.support.smtp_server import SmtpServer
 CLIENTS = 100
 AT_ONCE = 8  # requests
 TASKS = AT_ONCE * TASKS_TO_A_REQUEST
-DAWDLERS = [
+SLOW_REQUESTS = [
     (
         b"POST /send-notification/eve@example.com HTTP/1.1\r\nHost: localhost\r\n"
         b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
@@ -28,8 +28,10 @@ DAWDLERS = [
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("busy", "at_most"), [(True, AT_ONCE), (False, CLIENTS)])
-async def test_there_is_a_limit_while_tasks_run(busy: bool, at_most: int) -> None:
-    """And those who wait come in the order in which they came."""
+async def test_the_number_of_requests_at_a_time_is_limited_while_tasks_run(
+    busy: bool, at_most: int
+) -> None:
+    """Waiting requests are handled in the order in which they arrived."""
     turns = Turns(lambda: busy, tasks=TASKS)
     inside, most, order = 0, 0, list[int]()
 
@@ -50,14 +52,16 @@ async def test_there_is_a_limit_while_tasks_run(busy: bool, at_most: int) -> Non
 
 
 @pytest.mark.anyio
-async def test_there_is_always_a_turn_for_one() -> None:
+async def test_at_least_one_request_is_handled_at_a_time() -> None:
     async with Turns(lambda: True, tasks=1).take_turn():
         pass
 
 
-def test_nobody_waits_for_a_client_that_dawdles(tmp_path: Path, smtp_server: SmtpServer) -> None:
-    """Its turn comes when its body is there."""
-    smtp_server.delay["dot"] = 0.02  # so that mails come and go all the time
+def test_a_client_that_sends_its_body_slowly_delays_no_other_request(
+    tmp_path: Path, smtp_server: SmtpServer
+) -> None:
+    """A request waits for its turn only when its body has arrived, so a slow body holds no turn."""
+    smtp_server.delay["dot"] = 0.02  # so that tasks end and begin all the time
     with ExitStack() as stack:
         service = Service(
             tmp_path, catcher=False, smtp_port=smtp_server.port, worker_concurrency=TASKS
@@ -66,10 +70,10 @@ def test_nobody_waits_for_a_client_that_dawdles(tmp_path: Path, smtp_server: Smt
         many = {"recipients": ["ada@example.com"] * 1000}
         assert service.post("/send-notifications", json=many).status_code == 202
         until(lambda: smtp_server.received, within=PATIENCE)
-        for dawdler in DAWDLERS * AT_ONCE:
+        for slow_request in SLOW_REQUESTS * AT_ONCE:
             slow = stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
-            slow.sendall(dawdler)
+            slow.sendall(slow_request)
         for _ in range(2 * AT_ONCE):
             answer = service.post("/send-notification/ada@example.com", json={})
             assert answer.status_code == 202
-        assert len(smtp_server.received) < 1000  # all the while, tasks came and went
+        assert len(smtp_server.received) < 1000  # tasks were still running

@@ -1,4 +1,4 @@
-"""The tutorials' patterns: what must be seen after each request."""
+"""The patterns of FastAPI's tutorials: the visible effect of each request."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)]
 
 
 def log_lines(directory: Path) -> list[str]:
-    """What `write_log` has written."""
+    """Return the lines that `write_log` has written."""
     return (directory / "log.txt").read_text().splitlines()
 
 
@@ -35,7 +35,7 @@ def test_a_simple_email_arrives(client: TestClient, tmp_path: Path) -> None:
     assert mail.message_id == task["result"]["message_id"] == f"<{queued['id']}@example.com>"
 
 
-# Tasks added in a dependency and in the route are merged.
+# A dependency and the route add tasks to the same unit of work.
 
 
 def test_a_notification_writes_two_lines_and_then_the_mail(
@@ -48,7 +48,7 @@ def test_a_notification_writes_two_lines_and_then_the_mail(
     assert (mail.subject, mail.text) == ("Notification", "This is a notification.\n")
 
 
-def test_without_a_query_there_is_one_line(client: TestClient, tmp_path: Path) -> None:
+def test_a_notification_without_a_query_writes_one_line(client: TestClient, tmp_path: Path) -> None:
     client.post("/send-notification/ada@example.com")
     assert log_lines(tmp_path) == ["message to ada@example.com"]
 
@@ -63,7 +63,7 @@ def test_without_a_query_there_is_one_line(client: TestClient, tmp_path: Path) -
         ({"message": "{{7*7}} {% import os %} {0.__class__}"}, "Notification", None),
     ],
 )
-def test_the_mail_says_what_the_notification_says(
+def test_the_mail_has_the_subject_and_the_text_of_the_notification(
     client: TestClient, tmp_path: Path, body: dict[str, str], subject: str, text: str | None
 ) -> None:
     wait_for(client, client.post("/send-notification/ada@example.com", json=body).json()["id"])
@@ -93,7 +93,7 @@ def test_markup_is_escaped_in_the_html_of_a_mail(client: TestClient, tmp_path: P
         ("ada@b%C3%BCcher.example.com", "ada@xn--bcher-kva.example.com"),
     ],
 )
-def test_an_odd_address_is_exactly_one_recipient(
+def test_an_unusual_address_is_exactly_one_recipient(
     service: Service, address: str, recipient: str
 ) -> None:
     task = service.post(f"/send-notification/{address}").json()
@@ -113,13 +113,13 @@ def test_an_odd_address_is_exactly_one_recipient(
         {"": "", "\0": "\0\r\n\u2028", "😀": 10**30},
     ],
 )
-def test_the_data_that_was_saved_is_given_back(client: TestClient, data: object) -> None:
+def test_saved_data_reads_back_unchanged(client: TestClient, data: object) -> None:
     wait_for(client, client.post("/save-data/?user_id=ada", json=data).json()["id"])
     response = client.get("/save-data/ada")
     assert (response.status_code, response.json()) == (200, data)
 
 
-def test_the_data_that_was_saved_last_stays(client: TestClient) -> None:
+def test_the_data_that_was_saved_last_replaces_older_data(client: TestClient) -> None:
     for number in (1, 2):
         queued = client.post("/save-data/?user_id=ada", json={"number": number}).json()
         wait_for(client, queued["id"])
@@ -127,7 +127,7 @@ def test_the_data_that_was_saved_last_stays(client: TestClient) -> None:
     assert client.get("/save-data/eve").status_code == 404
 
 
-# Tasks run one after the other, and one that raises does not stop the next.
+# The background tasks of a request run one after the other.
 
 
 def test_the_tasks_of_a_request_run_in_order(client: TestClient, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_the_test_client_waits_for_background_tasks(client: TestClient, tmp_path
 
 
 def test_a_real_server_answers_before_its_background_tasks_are_done(tmp_path: Path) -> None:
-    """The log is a pipe that nobody reads yet: the task waits for it, the response does not."""
+    """The log file is a pipe: the task waits until a reader opens it, the response does not."""
     log = tmp_path / "log.txt"
     os.mkfifo(log)
     with Service(tmp_path) as service:
@@ -185,7 +185,7 @@ def test_a_real_server_answers_before_its_background_tasks_are_done(tmp_path: Pa
             assert reader.readline() == "test task\n"
 
 
-# Work for a processor does not hold up the event loop.
+# Work for the processor does not block the event loop.
 
 
 def test_the_event_loop_stays_responsive_while_a_thumbnail_is_made(service: Service) -> None:
@@ -204,7 +204,7 @@ def test_the_event_loop_stays_responsive_while_a_thumbnail_is_made(service: Serv
     assert max(pauses) < took / 2
 
 
-# What is finished is removed after its retention; tests/tasks/test_clean_up.py has the details.
+# Finished tasks are removed after their retention; tests/tasks/test_clean_up.py has the details.
 
 
 def test_a_finished_task_is_gone_after_its_retention(tmp_path: Path) -> None:

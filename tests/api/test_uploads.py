@@ -1,4 +1,4 @@
-"""Uploads: what comes back is what was sent, whatever it is called and whatever is in it."""
+"""Uploads: a download returns the uploaded bytes; a refused or deleted upload leaves no trace."""
 
 import base64
 import errno
@@ -32,25 +32,27 @@ HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\
 def published(
     client: TestClient, content: bytes, name: str = "a.bin", kind: str = "application/octet-stream"
 ) -> dict[str, Any]:
-    """Upload a file and wait until it is published; returns what is known of it then."""
+    """Upload a file, wait until it is published, and return its representation."""
     queued = upload_of(content, name, kind).send(client).raise_for_status().json()
     wait_for(client, queued["id"])
     upload: dict[str, Any] = client.get(f"/uploads/{queued['upload']['id']}").json()
     return upload
 
 
-# There and back.
+# Uploads and their downloads.
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_537, MAX_UPLOAD_BYTES])
-def test_a_download_is_what_was_uploaded(client: TestClient, size: int) -> None:
+def test_a_download_returns_the_uploaded_bytes(client: TestClient, size: int) -> None:
     content = os.urandom(size)
     upload = published(client, content)
     assert (upload["size"], upload["sha256"]) == (size, hashlib.sha256(content).hexdigest())
     assert client.get(f"/uploads/{upload['id']}/content").content == content
 
 
-def test_the_bytes_are_on_disk_before_the_answer(idle_client: TestClient, tmp_path: Path) -> None:
+def test_the_bytes_are_in_the_store_before_the_response(
+    idle_client: TestClient, tmp_path: Path
+) -> None:
     upload = upload_of(b"Hello").send(idle_client).json()["upload"]
     (file,) = files_below(tmp_path / "uploads")
     assert (tmp_path / "uploads" / file).read_bytes() == b"Hello"
@@ -58,7 +60,9 @@ def test_the_bytes_are_on_disk_before_the_answer(idle_client: TestClient, tmp_pa
     problem_of(idle_client.get(f"/uploads/{upload['id']}/content"), 409)
 
 
-def test_a_download_is_saved_by_a_browser_and_never_shown(client: TestClient) -> None:
+def test_the_headers_of_a_download_make_a_browser_save_it_and_not_show_it(
+    client: TestClient,
+) -> None:
     upload = published(client, b"<script>alert(1)</script>", "page.html", "text/html")
     headers = client.get(f"/uploads/{upload['id']}/content").headers
     assert headers["content-disposition"].startswith("attachment;")
@@ -72,17 +76,17 @@ def test_a_download_can_be_continued(client: TestClient) -> None:
     assert (rest.status_code, rest.content) == (206, b"789")
 
 
-# Files that are not sent as they are.
+# Files in a transfer encoding, and compressed bodies.
 
 
 def encoded(content: bytes, *headers: bytes) -> Call:
-    """An upload whose part has such headers."""
+    """Make an upload whose part has these headers."""
     body = form_of(part(b'name="file"; filename="a.bin"', *headers, content=content))
     return Call("/upload", {"content": body, "headers": FORM})
 
 
 @pytest.mark.parametrize("encoding", ["base64", "quoted-printable", "binary"])
-def test_an_encoded_file_is_stored_as_it_was(client: TestClient, encoding: str) -> None:
+def test_a_file_in_a_transfer_encoding_is_stored_decoded(client: TestClient, encoding: str) -> None:
     content = os.urandom(MAX_UPLOAD_BYTES)
     text = {
         "base64": base64.encodebytes(content),
@@ -100,7 +104,7 @@ def test_an_encoded_file_is_stored_as_it_was(client: TestClient, encoding: str) 
     assert client.get(f"/uploads/{upload['id']}/content").content == content
 
 
-def test_the_limit_is_that_of_the_file_and_not_of_its_encoding(client: TestClient) -> None:
+def test_the_size_limit_counts_the_decoded_bytes(client: TestClient) -> None:
     header = b"Content-Transfer-Encoding: base64"
     too_large = base64.b64encode(bytes(MAX_UPLOAD_BYTES + 1))
     problem_of(encoded(too_large, header).send(client), 413)
@@ -116,7 +120,7 @@ def test_the_limit_is_that_of_the_file_and_not_of_its_encoding(client: TestClien
         (b"Content-Encoding: gzip", b"Hello", 415),
     ],
 )
-def test_a_file_that_cannot_be_decoded_is_not_kept(
+def test_a_file_that_cannot_be_decoded_is_refused_and_not_kept(
     idle_client: TestClient, tmp_path: Path, header: bytes, content: bytes, status: int
 ) -> None:
     response = encoded(content, header).send(idle_client)
@@ -128,10 +132,10 @@ def test_a_file_that_cannot_be_decoded_is_not_kept(
     "call", [upload_of(), PROMISES[0], PROMISES[2]], ids=lambda call: call.path
 )
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "identity, GZIP", "aes128gcm"])
-def test_a_compressed_body_is_refused_with_a_word_about_what_is_taken(
+def test_the_refusal_of_a_compressed_body_names_the_accepted_encoding(
     idle_client: TestClient, tmp_path: Path, call: Call, coding: str
 ) -> None:
-    """RFC 9110, section 15.5.16."""
+    """See RFC 9110, section 15.5.16."""
     if call.path == PROMISES[0].path:
         call = Call(call.path, {"json": {"subject": "Hello"}})
     response = call.send(idle_client, **{"Content-Encoding": coding})
@@ -142,7 +146,7 @@ def test_a_compressed_body_is_refused_with_a_word_about_what_is_taken(
 
 
 @pytest.mark.parametrize("call", [upload_of(), PROMISES[2]], ids=lambda call: call.path)
-def test_a_part_of_a_body_is_not_taken_for_the_whole(idle_client: TestClient, call: Call) -> None:
+def test_a_request_with_content_range_is_refused(idle_client: TestClient, call: Call) -> None:
     response = call.send(idle_client, **{"Content-Range": "bytes 0-4/10"})
     assert "Content-Range" in problem_of(response, 400)["detail"]
 
@@ -151,7 +155,7 @@ def test_a_part_of_a_body_is_not_taken_for_the_whole(idle_client: TestClient, ca
     ("number", "status", "advice"),
     [(errno.EROFS, 503, "writable"), (errno.ENOSPC, 507, "space"), (errno.EACCES, 503, "user")],
 )
-def test_the_log_says_why_an_upload_cannot_be_stored_and_the_client_is_not_told(
+def test_the_reason_of_a_storage_error_is_in_the_log_and_not_in_the_response(
     idle_client: TestClient,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
@@ -215,7 +219,7 @@ def thumbnail_task(client: TestClient, status: str) -> dict[str, Any]:
     return wait_for(client, task["id"], status)
 
 
-def test_a_picture_gets_a_small_one(client: TestClient) -> None:
+def test_a_picture_gets_a_thumbnail(client: TestClient) -> None:
     upload = published(client, picture(), "noise.png", "image/png")
     assert upload["content_type"] == "image/png"
     thumbnail_task(client, "succeeded")
@@ -226,11 +230,11 @@ def test_a_picture_gets_a_small_one(client: TestClient) -> None:
         assert (small.format, small.size) == ("PNG", (256, 128))
 
 
-# Records that are damaged.
+# Damaged records.
 
 
 def damaged(client: TestClient, body: object) -> str:
-    """Put a record of an upload with this body; returns its id."""
+    """Write a record of an upload with this body, and return its id."""
     assert client.portal is not None
     engine = client.app_state["queue"].engine
     record = Record(COLLECTION, "", new_id(time.time()), body, time.time())  # type: ignore[arg-type]
@@ -249,10 +253,10 @@ def damaged(client: TestClient, body: object) -> str:
     ],
     ids=["fields missing", "another type", "too many fields", "a list", "null"],
 )
-def test_a_record_that_lacks_a_field_is_shown_as_far_as_it_can_be_read(
+def test_a_damaged_record_is_shown_with_its_readable_fields(
     client: TestClient, body: object, shown: dict[str, object]
 ) -> None:
-    """And hides none of the others."""
+    """It does not hide the other uploads of the list."""
     whole = published(client, b"Hello")
     upload_id = damaged(client, body)
     listed = client.get("/uploads")
@@ -267,10 +271,10 @@ def test_a_record_that_lacks_a_field_is_shown_as_far_as_it_can_be_read(
 # Deleting.
 
 
-def test_a_store_that_refuses_is_asked_again_to_remove_the_bytes(
+def test_the_removal_of_the_bytes_is_retried_until_the_store_succeeds(
     client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer does not depend on the store: the removal is a durable task."""
+    """The response does not depend on the store, because the removal is a durable task."""
     upload = published(client, b"private")
     real, refusals = LocalStore.delete, iter([StoreUnavailable(), StoreUnavailable()])
 
@@ -287,7 +291,7 @@ def test_a_store_that_refuses_is_asked_again_to_remove_the_bytes(
     assert wait_for(client, task["id"])["attempts"] == 3
 
 
-def test_a_removal_that_cannot_be_written_is_not_made(
+def test_a_deletion_that_cannot_be_committed_is_refused(
     client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload = published(client, b"Hello")
@@ -302,7 +306,7 @@ def test_a_removal_that_cannot_be_written_is_not_made(
     assert client.get("/tasks?kind=remove_upload").json()["data"] == []
 
 
-# An upload that is refused leaves nothing, neither in the store nor in the database.
+# A refused upload leaves no file in the store and no record in the database.
 
 
 def pending_uploads(client: TestClient) -> list[Record]:
@@ -333,7 +337,7 @@ def pending_uploads(client: TestClient) -> list[Record]:
     ],
     ids=["no form", "nothing in it", "cut short", "too large", "two files"],
 )
-def test_what_is_refused_leaves_nothing(
+def test_a_refused_upload_leaves_no_file_and_no_record(
     client: TestClient, tmp_path: Path, content: bytes, content_type: str, status: int
 ) -> None:
     response = client.post("/upload", content=content, headers={"Content-Type": content_type})
@@ -354,7 +358,7 @@ def test_a_file_stays_only_if_its_upload_may_be_committed(
     put = engine.put
 
     async def refuse(writes: Writes) -> None:
-        if writes.tasks:  # and not the record that an upload begins
+        if writes.tasks:  # the first put of an upload has only a record
             raise error
         await put(writes)
 
@@ -364,8 +368,8 @@ def test_a_file_stays_only_if_its_upload_may_be_committed(
     assert len(pending_uploads(client)) == left
 
 
-def test_an_upload_that_was_repeated_leaves_one_file(client: TestClient, tmp_path: Path) -> None:
-    """The second file is removed at once: it is certain that it was not committed."""
+def test_a_repeated_upload_leaves_one_file(client: TestClient, tmp_path: Path) -> None:
+    """The second file is removed at once, because it is certain that it was not committed."""
     first, second = (upload_of().send(client, **{"Idempotency-Key": "k"}) for _ in range(2))
     assert second.headers["idempotency-replay"] == "true"
     assert first.json() == second.json()
@@ -374,7 +378,7 @@ def test_an_upload_that_was_repeated_leaves_one_file(client: TestClient, tmp_pat
     assert pending_uploads(client) == []
 
 
-def test_a_store_that_refuses_to_forget_changes_no_answer(
+def test_a_failed_removal_of_a_repeated_file_does_not_change_the_response(
     client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pending record stays, so the clean-up removes the file later."""
@@ -390,10 +394,10 @@ def test_a_store_that_refuses_to_forget_changes_no_answer(
     assert any(left.id in file for file in files_below(tmp_path / "uploads"))
 
 
-def test_an_upload_that_was_given_up_is_not_accepted(
+def test_an_upload_that_was_given_up_is_refused(
     client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by another process, for which this one was silent for too long."""
+    """The clean-up of a different process gives it up when its heartbeats stop for too long."""
     store, engine = client.app_state["uploads"], client.app_state["queue"].engine
     receive = store.receive
 
@@ -409,10 +413,10 @@ def test_an_upload_that_was_given_up_is_not_accepted(
     assert files_below(tmp_path / "uploads") == []
 
 
-def test_the_file_of_a_committed_upload_stays_whatever_is_said_of_the_commit(
+def test_the_file_of_a_committed_upload_stays_even_if_the_commit_reports_an_error(
     client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by an engine that tries a commit again, and finds that the first try removed a record."""
+    """An engine that repeats a commit may find that its first try has removed a record already."""
     engine = client.app_state["queue"].engine
     put = engine.put
 

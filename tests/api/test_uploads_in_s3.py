@@ -36,7 +36,9 @@ def published(client: TestClient, content: bytes, name: str, kind: str) -> dict[
     return upload
 
 
-def test_an_upload_goes_to_s3_and_back(client: TestClient, bucket: Bucket, tmp_path: Path) -> None:
+def test_a_download_from_s3_returns_the_uploaded_bytes(
+    client: TestClient, bucket: Bucket, tmp_path: Path
+) -> None:
     content = bytes(range(256)) * 40_000  # ten megabytes, in two parts
     upload = published(client, content, "a.bin", "application/octet-stream")
     assert bucket.keys == [f"uploads/published/{upload['id']}"]
@@ -49,7 +51,7 @@ def test_an_upload_goes_to_s3_and_back(client: TestClient, bucket: Bucket, tmp_p
     wait_until(lambda: bucket.keys == [])
 
 
-def test_a_signed_address_spares_the_service_the_bytes(client: TestClient) -> None:
+def test_a_signed_url_downloads_the_file_from_s3_itself(client: TestClient) -> None:
     upload = published(client, b"<script>", "Übersicht.html", "text/html")
     response = client.get(f"/uploads/{upload['id']}/content?signed=true")
     assert response.status_code == 307
@@ -63,9 +65,7 @@ def test_a_signed_address_spares_the_service_the_bytes(client: TestClient) -> No
     assert downloaded.headers["content-type"] == "application/octet-stream"
 
 
-def test_a_signed_address_is_not_given_for_what_is_not_there(
-    client: TestClient, bucket: Bucket
-) -> None:
+def test_no_signed_url_is_given_for_a_missing_file(client: TestClient, bucket: Bucket) -> None:
     upload = published(client, b"Hello", "a.txt", "text/plain")
     assert client.portal is not None
     client.portal.call(client.app_state["uploads"].delete, upload["id"])
@@ -73,7 +73,7 @@ def test_a_signed_address_is_not_given_for_what_is_not_there(
     problem_of(client.get(f"/uploads/{upload['id']}/content?signed=perhaps"), 422)
 
 
-def test_a_picture_gets_a_small_one(client: TestClient, bucket: Bucket) -> None:
+def test_a_picture_gets_a_thumbnail(client: TestClient, bucket: Bucket) -> None:
     png = BytesIO()
     Image.effect_noise((600, 300), 50).save(png, "PNG")
     upload = published(client, png.getvalue(), "noise.png", "image/png")
@@ -118,7 +118,7 @@ def test_without_s3_the_service_is_unready_and_accepts_no_upload(
     assert SECRET not in said
 
 
-def test_an_upload_that_s3_refuses_halfway_is_no_upload(
+def test_an_upload_that_s3_refuses_halfway_leaves_no_trace(
     bucket: Bucket, faulty_s3: FaultyS3, tmp_path: Path
 ) -> None:
     faulty_s3.faults.append(Fault("PUT .*partNumber=2", 403, "AccessDenied"))
@@ -129,7 +129,7 @@ def test_an_upload_that_s3_refuses_halfway_is_no_upload(
     assert (bucket.keys, bucket.unfinished) == ([], [])
 
 
-def test_a_client_that_goes_away_leaves_nothing(
+def test_an_upload_whose_client_disconnects_leaves_no_trace(
     bucket: Bucket, faulty_s3: FaultyS3, tmp_path: Path
 ) -> None:
     head = (

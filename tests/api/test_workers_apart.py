@@ -1,4 +1,4 @@
-"""The API in one process, workers in others: they share a PostgreSQL, and nothing else."""
+"""The API and the workers in separate processes, which share only a PostgreSQL database."""
 
 import json
 import re
@@ -39,14 +39,14 @@ CUT_CONNECTIONS = (
 
 @pytest.fixture
 def api(tmp_path: Path, database_url: str) -> Iterator[Service]:
-    """The API without a worker."""
+    """An API without a worker inside."""
     with api_in(tmp_path / "api", database_url) as api:
         yield api
 
 
 @pytest.fixture
 def worker(tmp_path: Path, database_url: str, smtp_server: SmtpServer) -> Process:
-    """A worker without the API, to be started."""
+    """A worker process without an API, not yet started."""
     return Process(
         tmp_path / "worker",
         command=WORKER,
@@ -56,10 +56,10 @@ def worker(tmp_path: Path, database_url: str, smtp_server: SmtpServer) -> Proces
     )
 
 
-def test_what_the_api_promises_a_worker_does_and_the_api_tells_of_it(
+def test_a_worker_runs_the_tasks_of_the_api_and_the_api_shows_their_progress(
     api: Service, worker: Process, smtp_server: SmtpServer
 ) -> None:
-    """In its event streams and its metrics; the log lines are where the work was done."""
+    """The API shows it in its event streams and metrics; the worker writes the log lines."""
     task = api.post(SEND).json()
     with following(api, "/events") as of_all, following(api, f"/tasks/{task['id']}/events") as own:
         assert next(own)["status"] == "queued"
@@ -84,10 +84,10 @@ def test_what_the_api_promises_a_worker_does_and_the_api_tells_of_it(
 
 
 @pytest.mark.thorough
-def test_a_worker_is_woken_and_does_not_have_to_look(
+def test_a_notification_wakes_a_worker_long_before_its_next_poll(
     api: Service, worker: Process, sql: Sql
 ) -> None:
-    """By a notification; and without that, the negative control, it finds tasks when it looks."""
+    """In the negative control, a task without a notification waits for the worker's next poll."""
     with worker:
         wait_for_a_task(api)  # the worker has started
         woken = statistics.median(wait_for_a_task(api) for _ in range(5))
@@ -97,29 +97,29 @@ def test_a_worker_is_woken_and_does_not_have_to_look(
 
 
 @pytest.mark.thorough
-def test_connections_that_are_cut_while_nothing_happens_are_replaced(
+def test_idle_connections_that_are_cut_are_replaced(
     api: Service, worker: Process, sql: Sql
 ) -> None:
-    """Also those that listen: tasks are begun, and told of as before."""
+    """This includes those that listen: new tasks wake the worker, and events reach the API."""
     with worker:
         wait_for_a_task(api)
-        until(lambda: told_of(api) == 1, within=PATIENCE)
-        assert int(sql(CUT_CONNECTIONS)) >= 4  # each process works on one, and listens on another
-        time.sleep(0.3)  # who asks in this very moment may be refused, with a 503
+        until(lambda: counted_successes(api) == 1, within=PATIENCE)
+        assert int(sql(CUT_CONNECTIONS)) >= 4  # each process has one for work and one to listen
+        time.sleep(0.3)  # a request at this very moment may be refused with a 503
 
         def tells_again() -> bool:
             assert wait_for_a_task(api) < PATIENCE / 2
-            return told_of(api) > 1
+            return counted_successes(api) > 1
 
         took = until(tells_again, within=2 * PATIENCE)
     print(f"told of again after {took:.1f} s")
 
 
 @pytest.mark.thorough
-def test_two_apis_make_one_task_of_one_key(
+def test_two_apis_make_one_task_of_the_same_idempotency_key(
     tmp_path: Path, database_url: str, api: Service, sql: Sql
 ) -> None:
-    """Though both are asked at the same time; and both give the same answer."""
+    """Both get the request at the same time, and both give the same response."""
     keys = [f"key-{number}" for number in range(40)]
     with api_in(tmp_path / "other", database_url) as other, ThreadPoolExecutor(4) as clients:
 
@@ -135,7 +135,7 @@ def test_two_apis_make_one_task_of_one_key(
 
 
 @pytest.mark.thorough
-def test_uvicorn_serves_with_several_workers(
+def test_uvicorn_runs_several_processes_on_postgresql(
     tmp_path: Path, database_url: str, smtp_server: SmtpServer
 ) -> None:
     """Each of its processes is an API with a worker inside."""
@@ -160,8 +160,8 @@ def test_uvicorn_serves_with_several_workers(
 
 
 @pytest.mark.thorough
-def test_uvicorn_does_not_serve_sqlite_with_several_workers(tmp_path: Path) -> None:
-    """One line says what to do, and it ends."""
+def test_uvicorn_does_not_run_several_processes_on_sqlite(tmp_path: Path) -> None:
+    """Its processes end with a line that says what to do."""
     port = free_port()
     command = [part.format(port=port) for part in UVICORN]
     with Process(tmp_path, command=command, catcher=False, pythonwarnings="default") as process:
@@ -171,7 +171,7 @@ def test_uvicorn_does_not_serve_sqlite_with_several_workers(tmp_path: Path) -> N
         httpx2.get(f"http://127.0.0.1:{port}/livez")
 
 
-def test_a_worker_alone_that_is_to_run_nothing_is_a_mistake(tmp_path: Path) -> None:
+def test_a_separate_worker_with_a_concurrency_of_zero_is_refused(tmp_path: Path) -> None:
     ended = subprocess.run(
         WORKER,
         cwd=tmp_path,
@@ -187,17 +187,17 @@ def test_a_worker_alone_that_is_to_run_nothing_is_a_mistake(tmp_path: Path) -> N
 
 
 def api_in(directory: Path, url: str) -> Service:
-    """An API without a worker."""
+    """Make an API without a worker inside."""
     return Service(directory, queue_url=url, catcher=False, worker_concurrency=0)
 
 
 def wait_for_a_task(api: Service) -> float:
-    """How long a task had to wait for its start, in seconds."""
+    """Queue a task, and return the seconds until it started."""
     return waited(api.wait_for(api.post(SEND).json()["id"]))
 
 
 def waited(task: dict[str, Any]) -> float:
-    """The seconds between a task's acceptance and its start."""
+    """Return the seconds between a task's acceptance and its start."""
     created, started = (
         datetime.fromisoformat(task[f"{what}_at"]) for what in ("created", "started")
     )
@@ -205,7 +205,7 @@ def waited(task: dict[str, Any]) -> float:
 
 
 def wait_without_notification(api: Service, sql: Sql) -> float:
-    """Queue a copy of an earlier task past the engine; the seconds until it started."""
+    """Copy an earlier task without a notification, and return the seconds until it started."""
     task_id = sql(
         """
         INSERT INTO afterward.tasks
@@ -218,8 +218,8 @@ def wait_without_notification(api: Service, sql: Sql) -> float:
     return waited(api.wait_for(task_id))
 
 
-def told_of(api: Service) -> int:
-    """How many successes of its workers the API has heard of."""
+def counted_successes(api: Service) -> int:
+    """Return the number of successes in the API's metrics."""
     counted = re.search(
         r'^afterward_tasks_total{kind="send_email",outcome="succeeded"} (\d+)',
         api.get("/metrics").text,
@@ -230,7 +230,7 @@ def told_of(api: Service) -> int:
 
 @contextmanager
 def following(api: Service, path: str) -> Iterator[Iterator[Json]]:
-    """The tasks that a stream tells of; it has begun when the block begins."""
+    """Follow a stream, which has begun when the block begins; yield the tasks in its events."""
     with httpx2.stream("GET", api.url + path, timeout=PATIENCE) as stream:
         lines = (line.partition("data: ") for line in stream.iter_lines())
         yield (json.loads(data) for _, found, data in lines if found)

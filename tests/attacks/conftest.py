@@ -1,4 +1,4 @@
-"""What the attacks share: a service to attack, which must not be moved."""
+"""Fixtures for the attacks: a service to attack, and a check that it is unchanged afterwards."""
 
 from collections.abc import Iterator
 
@@ -9,13 +9,13 @@ from tests.support.target import Target, attacked
 
 @pytest.fixture(scope="session")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """A real server for many modules: no test may rely on what is there already."""
+    """A real server for many modules. A test must not rely on the tasks and files in it."""
     with attacked(tmp_path_factory.mktemp("target")) as target:
         yield target
 
 
 @pytest.fixture
-def unmoved(target: Target) -> Iterator[None]:
-    """The test leaves no task, no file and no byte of SMTP."""
+def leaves_no_traces(target: Target) -> Iterator[None]:
+    """Check that the test adds no task and no file, and causes no byte of SMTP."""
     with target.unmoved():
         yield

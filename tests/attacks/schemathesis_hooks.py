@@ -1,4 +1,4 @@
-"""What the service asks of a request that JSON Schema has no words for."""
+"""Hooks for Schemathesis: rules of the service for requests that JSON Schema cannot express."""
 
 import re
 import uuid
@@ -7,8 +7,9 @@ from typing import Any
 import schemathesis
 from hypothesis import strategies as st
 
-# "email" also stands for addresses in domains that nobody can have (RFC 6761). And not in the
-# local part: an encoded-word, or a per cent sign, which schemathesis sends in a path as it is.
+# The format "email" also allows addresses in reserved domains, which the service refuses
+# (RFC 6761), encoded-words in the local part, which it refuses too, and per cent signs, which
+# Schemathesis does not encode in a path.
 schemathesis.openapi.format(
     "email",
     st.emails(domains=st.sampled_from(["example.com", "EXAMPLE.org"])).filter(
@@ -23,7 +24,7 @@ def before_call(
     case: schemathesis.Case[Any],
     kwargs: dict[str, Any],
 ) -> None:
-    """Use no Idempotency-Key twice: for another request it would be refused, and rightly so."""
+    """Make each Idempotency-Key unique, because the service refuses a key with a new request."""
     key = case.headers.get("Idempotency-Key", "")
     if re.fullmatch(r'"[!#-~]{1,255}"|[!#-~][!-~]{0,254}', key):
         case.headers["Idempotency-Key"] = uuid.uuid4().hex + key[32:255]

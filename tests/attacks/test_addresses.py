@@ -1,7 +1,7 @@
-"""Addresses that are lists, names, groups, literals, quoted, too long or of another alphabet.
+"""Email addresses that are lists, groups, literals, quoted, too long, or in foreign scripts.
 
-Each is refused (422; 404 where it is no single part of the path), or is one RCPT: that of the
-address as `app.mail.message.address` normalises it.
+Each is refused with 422 (404 if it is more than one segment of a path), or leads to a single RCPT
+command with the address as `app.mail.message.address` normalises it.
 """
 
 from email.message import EmailMessage
@@ -22,7 +22,7 @@ from tests.support.torture import Tried, form
 ROUTES = ["/send-notification/{}", "/send-email/?email={}", "/items/7?email={}"]
 
 # Percent-encoded, as in a path.
-NO_ADDRESSES = [
+INVALID_ADDRESSES = [
     "ada",
     "@example.com",
     "ada@",
@@ -78,19 +78,19 @@ NO_ADDRESSES = [
     "ada@" + ".".join([quote("ü" * 30)] * 8) + ".com",
     "x" * 9000,
 ]
-NO_PART_OF_A_PATH = [
+NOT_A_PATH_SEGMENT = [
     "..%2f..%2fetc%2fpasswd",
     "ada@example.com%2Fx%2Fy",
     "a@b%2Fada@example.com",
-    "a/b@example.com",  # a slash that is not encoded separates two parts
+    "a/b@example.com",  # a slash that is not encoded separates two segments
     "/ada@example.com",
     "a/b%2Fc@example.com",
     "",
     "/",
 ]
 
-# Odd, and addresses all the same.
-ADDRESSES = [
+# Unusual, but valid.
+UNUSUAL_ADDRESSES = [
     "-oQ@example.com",
     "--help@example.com",
     "a%2Bb@example.com",
@@ -113,7 +113,7 @@ ADDRESSES = [
 
 
 def rcpts_of(target: Target, path: str) -> list[str] | None:
-    """Whom the mail of this request went to, as SMTP has it; None if it was refused."""
+    """Return the RCPT commands of this request's mail, or None if the request was refused."""
     before = len(target.smtp_server.commands)
     response = target.post(path)
     if response.status_code != 202:
@@ -124,42 +124,44 @@ def rcpts_of(target: Target, path: str) -> list[str] | None:
     return [command for command in commands if command.startswith("RCPT")]
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("route", ROUTES)
-def test_what_is_not_one_address_is_refused(target: Target, route: str, tried: Tried) -> None:
-    for given_address in NO_ADDRESSES:
+def test_text_that_is_not_exactly_one_address_is_refused(
+    target: Target, route: str, tried: Tried
+) -> None:
+    for given_address in INVALID_ADDRESSES:
         response = target.post(route.format(given_address))
         (error,) = target.refused(response, 422)["errors"]
         assert error["pointer"] == "/email"
-    tried(f"{len(NO_ADDRESSES)} that are no address, at {route}", "all refused, 0 RCPT")
+    tried(f"{len(INVALID_ADDRESSES)} invalid addresses, at {route}", "all refused, 0 RCPT")
 
 
-@pytest.mark.usefixtures("unmoved")
-@pytest.mark.parametrize("given_address", NO_PART_OF_A_PATH)
-def test_what_is_no_single_part_of_the_path_is_not_found(
+@pytest.mark.usefixtures("leaves_no_traces")
+@pytest.mark.parametrize("given_address", NOT_A_PATH_SEGMENT)
+def test_an_address_that_is_no_single_path_segment_is_not_found(
     target: Target, given_address: str
 ) -> None:
     target.refused(target.post(f"/send-notification/{given_address}"), 404)
 
 
 @pytest.mark.parametrize("path", ["a%2Fb@example.com", "a%2fb@example.com/"])
-def test_a_slash_in_an_address_is_encoded_in_a_path(target: Target, path: str) -> None:
-    """RFC 5322, 3.2.3, allows it in the local part. The trailing slash is the route's own."""
+def test_an_encoded_slash_in_an_address_is_accepted(target: Target, path: str) -> None:
+    """RFC 5322, 3.2.3, allows it in the local part. A trailing slash belongs to the route."""
     assert rcpts_of(target, f"/send-notification/{path}") == ["RCPT TO:<a/b@example.com>"]
 
 
-@pytest.mark.usefixtures("unmoved")
-def test_an_encoded_slash_in_another_path_is_not_found(target: Target) -> None:
+@pytest.mark.usefixtures("leaves_no_traces")
+def test_an_encoded_slash_in_a_path_without_an_address_is_not_found(target: Target) -> None:
     for path in ("/items/7%2F8", "/tasks/a%2Fb@example.com/cancel"):
         target.refused(target.post(path), 404)
 
 
-def test_an_odd_address_is_one_rcpt(target: Target, tried: Tried) -> None:
-    pairs = list(product(ADDRESSES, ROUTES))[:: form(2, 1)]
+def test_an_unusual_address_leads_to_one_rcpt_command(target: Target, tried: Tried) -> None:
+    pairs = list(product(UNUSUAL_ADDRESSES, ROUTES))[:: form(2, 1)]
     for given_address, route in pairs:
         expected = [f"RCPT TO:<{address(unquote(given_address))}>"]
         assert rcpts_of(target, route.format(given_address)) == expected
-    tried(f"{len(pairs)} odd addresses", f"{len(pairs)} RCPT, each as the address normalises")
+    tried(f"{len(pairs)} unusual addresses", f"{len(pairs)} RCPT, each address normalised")
 
 
 TEXTS = st.text(st.characters() | st.sampled_from('@.,;:<>"()[]%!=? \r\n\0ⓔ'), max_size=80)
@@ -168,8 +170,8 @@ MAILBOXES = st.emails() | TEXTS | TEXTS.map("{}@example.com".format) | TEXTS.map
 
 @settings(max_examples=form(40, 10_000), deadline=None)
 @given(text=MAILBOXES)
-def test_whatever_the_address_there_is_one_rcpt_or_none(target: Target, text: str) -> None:
-    # A path cannot hold half of a surrogate pair: it is sent as the bytes that others would send.
+def test_any_text_as_address_leads_to_one_rcpt_command_or_none(target: Target, text: str) -> None:
+    # UTF-8 has no form for a surrogate, so it is sent as a careless client would encode it.
     encoded = quote(text.encode("utf-8", "surrogatepass"), safe="")
     rcpts = rcpts_of(target, f"/send-notification/{encoded}")
     assert rcpts is None or rcpts == [f"RCPT TO:<{address(text)}>"]
@@ -178,8 +180,10 @@ def test_whatever_the_address_there_is_one_rcpt_or_none(target: Target, text: st
 # The negative control
 
 
-def test_control_the_tutorials_route_sends_to_others(target: Target, tried: Tried) -> None:
-    """`email: str`, and whatever the standard library reads in it."""
+def test_control_the_tutorial_s_route_sends_mail_to_other_recipients(
+    target: Target, tried: Tried
+) -> None:
+    """Its parameter is `email: str`, and the standard library reads lists and names in it."""
     app = FastAPI()
 
     @app.post("/send-email/", status_code=202)
@@ -194,14 +198,14 @@ def test_control_the_tutorials_route_sends_to_others(target: Target, tried: Trie
     commands = target.smtp_server.commands
     client = TestClient(app, raise_server_exceptions=False)
     others, errors = 0, 0
-    for given_address in NO_ADDRESSES:
+    for given_address in INVALID_ADDRESSES:
         before = len(commands)
         response = client.post(f"/send-email/?email={given_address}")
         errors += response.status_code == 500
         rcpts = [command for command in commands[before:] if command.startswith("RCPT")]
         others += rcpts not in ([], [f"RCPT TO:<{unquote(given_address)}>"])
     tried(
-        f"{len(NO_ADDRESSES)} of them to the tutorial's route",
-        f"{others} sent to somebody else, {errors} answered 500",
+        f"{len(INVALID_ADDRESSES)} invalid addresses to the tutorial's route",
+        f"{others} sent to other recipients, {errors} answered 500",
     )
     assert others

@@ -1,7 +1,8 @@
-"""Whoever tries to come in without a key, with a part of one, or with what is no key at all.
+"""Requests without an API key, with a part of a key, or with malformed keys.
 
-Each is a 401 that says how to do it. Keys are kept as hashes and compared in constant time; none
-stands in a log, a database or anything's repr. A new key works, and an old one stops, at once.
+Each is answered 401 with a WWW-Authenticate header. The service stores keys as hashes and compares
+them in constant time. No key appears in a log, a database or a repr. A change of the file of keys
+takes effect at once.
 """
 
 import gc
@@ -41,7 +42,7 @@ def x_api_key(value: str | bytes) -> Headers:
     return [(b"X-API-Key", value if isinstance(value, bytes) else value.encode())]
 
 
-NO_KEYS: dict[str, Headers] = {
+WRONG_KEYS: dict[str, Headers] = {
     "nothing": [],
     "é in UTF-8": x_api_key("é"),
     "é in Latin-1": x_api_key(b"\xe9"),
@@ -79,7 +80,7 @@ NO_KEYS: dict[str, Headers] = {
     "in another header": [(b"Api-Key", KEY.encode())],
     "in a cookie": [(b"Cookie", f"X-API-Key={KEY}".encode())],
 }
-THE_KEY = {
+RIGHT_KEYS = {
     "as a bearer": authorization(f"Bearer {KEY}"),
     "as a bearer in lower case": authorization(f"bearer {KEY}"),
     "as a bearer in upper case": authorization(f"BEARER {KEY}"),
@@ -90,41 +91,41 @@ THE_KEY = {
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    directory = tmp_path_factory.mktemp("keys")
-    with served(directory, api_keys=KEYS, worker_concurrency=0) as client:
+    is_a_directory = tmp_path_factory.mktemp("keys")
+    with served(is_a_directory, api_keys=KEYS, worker_concurrency=0) as client:
         yield client
 
 
-@pytest.mark.parametrize("name", NO_KEYS)
-def test_what_is_not_one_key_lets_nobody_in(client: TestClient, name: str) -> None:
-    answer = client.post("/send-notification/ada@example.com", headers=NO_KEYS[name])
+@pytest.mark.parametrize("name", WRONG_KEYS)
+def test_a_request_without_exactly_one_right_key_is_refused(client: TestClient, name: str) -> None:
+    answer = client.post("/send-notification/ada@example.com", headers=WRONG_KEYS[name])
     problem_of(answer, 401)
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert KEY not in answer.text
     assert client.get("/tasks", headers=bearing(KEY)).json()["data"] == []
 
 
-def test_a_key_in_the_address_lets_nobody_in(client: TestClient) -> None:
+def test_a_key_in_the_query_is_refused(client: TestClient) -> None:
     for name in ("api_key", "X-API-Key", "key", "access_token"):
         problem_of(client.get(f"/tasks?{name}={KEY}"), 401)
 
 
-@pytest.mark.parametrize("name", THE_KEY)
-def test_the_key_lets_its_client_in(client: TestClient, name: str) -> None:
-    assert client.get("/tasks", headers=THE_KEY[name]).status_code == 200
+@pytest.mark.parametrize("name", RIGHT_KEYS)
+def test_the_right_key_is_accepted_in_each_of_its_forms(client: TestClient, name: str) -> None:
+    assert client.get("/tasks", headers=RIGHT_KEYS[name]).status_code == 200
 
 
-def test_how_many_were_tried(tried: Tried) -> None:
-    tried(f"{len(NO_KEYS) + 4} ways to show no key", "all 401, nothing queued")
+def test_report_the_number_of_wrong_keys(tried: Tried) -> None:
+    tried(f"{len(WRONG_KEYS) + 4} requests without a right key", "all 401, 0 tasks")
 
 
-# How it is compared, and kept
+# Comparison and storage of keys
 
 
-def test_every_key_is_compared_in_constant_time_as_a_hash(
+def test_all_keys_are_compared_as_hashes_in_constant_time(
     monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """All of them, whichever it is: neither the place of a key nor a part of it shows in time."""
+    """Each request compares all keys, so its time reveals neither a place nor a part of a key."""
     compared: list[tuple[Any, Any]] = []
 
     def compare(one: Any, other: Any) -> bool:
@@ -146,20 +147,20 @@ def test_every_key_is_compared_in_constant_time_as_a_hash(
     tried(f"{len(presented)} keys against 5", "5 comparisons of 32-byte digests each")
 
 
-def test_no_key_is_in_the_log_the_database_or_the_answers(tmp_path: Path, tried: Tried) -> None:
-    """At the level of DEBUG, whoever shows it, and however."""
+def test_no_key_is_in_the_log_the_database_or_the_responses(tmp_path: Path, tried: Tried) -> None:
+    """This holds with the log level DEBUG, and for keys in each right and wrong form."""
     (tmp_path / "keys").write_text(f"eve: {OTHER}\n")
     settings: Json = {"api_keys": f"ada: {KEY}", "api_keys_file": tmp_path / "keys"}
     secret = (KEY, OTHER, "not-the-" + KEY)
     with Service(tmp_path / "service", log_level="DEBUG", **settings) as service:
         answers = []
-        for headers in [*NO_KEYS.values(), *THE_KEY.values(), x_api_key(secret[2])]:
+        for headers in [*WRONG_KEYS.values(), *RIGHT_KEYS.values(), x_api_key(secret[2])]:
             head = b"".join(b"%b: %b\r\n" % header for header in headers)
             for target in (b"GET /tasks", b"POST /send-notification/a@example.com"):
                 request = target + b" HTTP/1.1\r\nHost: localhost\r\n" + head
                 answers.append(say(service.port, request + b"Connection: close\r\n\r\n").raw)
         task = service.post("/send-email/?email=a@example.com", headers=bearing(OTHER)).json()
-        # wait_for sends no key, so the list is asked.
+        # wait_for adds no key to its requests, so the client needs the key as a default header.
         service.client.headers.update(bearing(OTHER))
         service.wait_for(task["id"])
         service.stop()
@@ -185,15 +186,17 @@ def test_no_key_is_in_a_traceback(
     assert KEY not in log
 
 
-def test_no_key_is_in_the_repr_of_anything(tmp_path: Path, tried: Tried) -> None:
-    """Of nothing that can be reached from the app, whichever way it is looked at."""
+def test_no_key_is_in_the_repr_of_any_object_of_the_service(tmp_path: Path, tried: Tried) -> None:
+    """The test looks at all objects that can be reached from the app."""
     (tmp_path / "keys").write_text(f"eve: {OTHER}\n")
     settings = settings_in(tmp_path, api_keys=f"ada: {KEY}", api_keys_file=tmp_path / "keys")
     app = create_app(settings)
     with TestClient(app) as client:
         assert client.get("/tasks", headers=bearing(KEY)).status_code == 200
         assert client.get("/tasks", headers=bearing(OTHER)).status_code == 200
-        seen = [thing for thing in below([app, client.app_state]) if not isinstance(thing, str)]
+        seen = [
+            thing for thing in reachable_from([app, client.app_state]) if not isinstance(thing, str)
+        ]
         assert any(thing is settings for thing in seen)
         assert any(isinstance(thing, ApiKeys) for thing in seen)
         shown = [text for thing in seen for text in (repr(thing), str(thing))]
@@ -201,8 +204,8 @@ def test_no_key_is_in_the_repr_of_anything(tmp_path: Path, tried: Tried) -> None
     tried(f"repr and str of {len(seen)} objects", "0 keys")
 
 
-def below(roots: list[Any]) -> list[Any]:
-    """What can be reached from these, but for what a SecretStr is there to hide."""
+def reachable_from(roots: list[Any]) -> list[Any]:
+    """Return all objects that can be reached from these, but not the content of a SecretStr."""
     seen: dict[int, Any] = {}
     waiting = list(roots)
     while waiting:
@@ -245,10 +248,10 @@ def replace(file: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("write", [overwrite, replace])
-def test_a_new_key_works_at_once_and_a_removed_one_stops_at_once(
+def test_an_added_key_and_a_removed_key_take_effect_at_once(
     tmp_path: Path, file: Path, write: Callable[[Path, str], None], tried: Tried
 ) -> None:
-    """And the client keeps its tasks."""
+    """The client keeps its tasks."""
     with served(tmp_path, api_keys_file=file, worker_concurrency=0) as client:
 
         def let_in(key: str) -> bool:
@@ -266,18 +269,20 @@ def test_a_new_key_works_at_once_and_a_removed_one_stops_at_once(
             assert let_in(new)
             path = f"/tasks/{task['id']}"
             assert client.get(path, headers=bearing(new)).json()["id"] == task["id"]
-    tried(f"{form(20, 500)} changes of a key, {write.__name__}", "each holds from the next request")
+    tried(
+        f"{form(20, 500)} changes of a key, {write.__name__}", "all in effect at the next request"
+    )
 
 
 @pytest.fixture
 def coarse_clock(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system that does not tell two writes in the same instant apart."""
+    """A file system whose time stamps do not change between two writes."""
     facts = file.stat()
     monkeypatch.setattr(Path, "stat", lambda _: facts)
 
 
 def changes_missed(file: Path) -> int:
-    """How many of 100 keys go on after they were replaced by another of the same length."""
+    """Return how many of 100 changes of the key are not noticed; all keys have the same length."""
     keys, missed = ApiKeys(None, file), 0
     for number in range(100):
         file.write_text(f"ada: {number:03}\n")
@@ -286,34 +291,36 @@ def changes_missed(file: Path) -> int:
 
 
 @pytest.mark.usefixtures("coarse_clock")
-def test_of_two_writes_in_the_same_instant_the_second_counts(file: Path, tried: Tried) -> None:
+def test_a_second_write_within_the_same_time_stamp_takes_effect(file: Path, tried: Tried) -> None:
     assert changes_missed(file) == 0
-    tried("100 writes in the same instant", "each holds at once")
+    tried("100 writes within a time stamp", "all in effect at once")
 
 
-def gone(file: Path) -> None:
+def is_missing(file: Path) -> None:
     file.unlink()
 
 
-def no_keys(file: Path) -> None:
+def has_no_keys(file: Path) -> None:
     file.write_text("ada: new, two words: new2\n")
 
 
-def no_text(file: Path) -> None:
+def is_not_text(file: Path) -> None:
     file.write_bytes(b"ada: n\xffw\n")
 
 
-def of_two(file: Path) -> None:
+def has_the_same_key_twice(file: Path) -> None:
     file.write_text("ada: new\neve: new\n")
 
 
-def directory(file: Path) -> None:
+def is_a_directory(file: Path) -> None:
     file.unlink()
     file.mkdir()
 
 
-@pytest.mark.parametrize("spoil", [gone, no_keys, no_text, of_two, directory])
-def test_a_file_that_is_bad_or_gone_changes_nothing_and_is_told_once(
+@pytest.mark.parametrize(
+    "spoil", [is_missing, has_no_keys, is_not_text, has_the_same_key_twice, is_a_directory]
+)
+def test_a_broken_file_of_keys_changes_nothing_and_is_logged_once(
     file: Path, spoil: Callable[[Path], None]
 ) -> None:
     keys = ApiKeys(None, file)
@@ -327,7 +334,7 @@ def test_a_file_that_is_bad_or_gone_changes_nothing_and_is_told_once(
     assert "new" not in str(line)
 
 
-def test_a_file_that_is_bad_again_is_told_again_and_once_good_it_counts(
+def test_each_broken_version_of_the_file_is_logged_and_a_good_one_takes_effect(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys_module, "RACY_SECONDS", 0.0)
@@ -343,10 +350,10 @@ def test_a_file_that_is_bad_again_is_told_again_and_once_good_it_counts(
     assert len(lines) == 2
 
 
-def test_a_file_that_could_not_be_read_just_then_is_read_later(
+def test_a_file_that_cannot_be_read_for_a_moment_is_read_later(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As without file descriptors: else what was revoked meanwhile would go on."""
+    """The process may be out of file descriptors. A revoked key must not work on after that."""
     monkeypatch.setattr(keys_module, "RACY_SECONDS", 0.0)
     keys = ApiKeys(None, file)
     replace(file, "ada: new\n")
@@ -361,7 +368,7 @@ def test_a_file_that_could_not_be_read_just_then_is_read_later(
     assert keys.client_of(b"new") == "ada"
 
 
-def test_an_emptied_file_lets_nobody_in(tmp_path: Path, file: Path) -> None:
+def test_an_emptied_file_of_keys_refuses_all_requests(tmp_path: Path, file: Path) -> None:
     with served(tmp_path, api_keys_file=file) as client:
         for text in ("", "\n\n", "# ada: old\n"):
             file.write_text(text)
@@ -369,7 +376,7 @@ def test_an_emptied_file_lets_nobody_in(tmp_path: Path, file: Path) -> None:
             problem_of(client.get("/tasks"), 401)
 
 
-# What is a key
+# The syntax of keys
 
 
 @pytest.mark.parametrize(
@@ -383,20 +390,20 @@ def test_an_emptied_file_lets_nobody_in(tmp_path: Path, file: Path) -> None:
         ("ada: one:two=/+~", {"one:two=/+~": "ada"}),
     ],
 )
-def test_keys_are_written_as(text: str, clients: dict[str, str]) -> None:
+def test_keys_are_parsed_with_their_clients(text: str, clients: dict[str, str]) -> None:
     keys = ApiKeys(text, None)
     assert {key: keys.client_of(key.encode()) for key in clients} == clients
     assert keys.client_of(b"ada") is keys.client_of(b"ada:") is keys.client_of(b"#") is None
 
 
-def test_a_key_without_a_name_is_a_client_of_its_own() -> None:
+def test_a_key_without_a_name_is_a_separate_client() -> None:
     keys = ApiKeys("one,two\nthree", None)
     clients = {keys.client_of(key) for key in (b"one", b"two", b"three")}
     assert len(clients) == 3
     assert not any(key in str(clients) for key in ("one", "two", "three"))
 
 
-def test_keys_of_both_places_count(file: Path) -> None:
+def test_keys_from_the_variable_and_from_the_file_are_accepted(file: Path) -> None:
     keys = ApiKeys("eve: one", file)
     assert [keys.client_of(key) for key in (b"one", b"old")] == ["eve", "ada"]
     file.write_text("")
@@ -408,11 +415,11 @@ def test_keys_of_both_places_count(file: Path) -> None:
     [
         ("", "there is no key in it"),
         (" , \n# ada: one", "there is no key in it"),
-        ("ada:", "must be KEY, or NAME: KEY KEY"),  # else `ada:` would be a key that works
+        ("ada:", "must be KEY, or NAME: KEY KEY"),  # otherwise `ada:` would be a valid key
         ("ada: one, eve: ", "must be KEY, or NAME: KEY KEY"),
         ("one two", "must be KEY, or NAME: KEY KEY"),
         ("ada lovelace: one", "must be KEY, or NAME: KEY KEY"),
-        ("one # the first", "must be KEY, or NAME: KEY KEY"),  # else `first` would be one
+        ("one # the first", "must be KEY, or NAME: KEY KEY"),  # otherwise `first` would be a key
         ("ada: one # laptop", "must be KEY, or NAME: KEY KEY"),
         ("ada: eve: one", "must be KEY, or NAME: KEY KEY"),
         ("ada: öne", "must be KEY, or NAME: KEY KEY"),
@@ -424,13 +431,13 @@ def test_keys_of_both_places_count(file: Path) -> None:
         ("ada: one, one", "two clients have the same key"),
     ],
 )
-def test_what_could_be_taken_for_a_key_by_mistake_is_none(text: str, complaint: str) -> None:
+def test_text_that_could_become_a_key_by_mistake_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(BadKeys) as bad:
         ApiKeys(text, None)
     assert str(bad.value).startswith(f"API_KEYS: {complaint}")
 
 
-def test_a_file_that_has_no_keys_stops_the_start(tmp_path: Path) -> None:
+def test_a_file_without_keys_prevents_the_start(tmp_path: Path) -> None:
     (tmp_path / "keys").touch()
     with pytest.raises(BadKeys, match="API_KEYS_FILE: there is no key"):
         ApiKeys(None, tmp_path / "keys")
@@ -438,12 +445,12 @@ def test_a_file_that_has_no_keys_stops_the_start(tmp_path: Path) -> None:
         ApiKeys(None, tmp_path / "nowhere")
 
 
-# Negative controls: as tutorials do it
+# Negative controls: the code of tutorials
 
 
 @pytest.fixture
 def naive() -> Iterator[TestClient]:
-    """The comparison that FastAPI's documentation shows, without its encoding to bytes."""
+    """A service with the comparison of FastAPI's documentation, but without encoding to bytes."""
     app = FastAPI()
 
     @app.get("/tasks")
@@ -455,24 +462,22 @@ def naive() -> Iterator[TestClient]:
         yield client
 
 
-def test_control_keys_compared_as_text_are_an_error_of_the_server_s(
-    naive: TestClient, tried: Tried
-) -> None:
+def test_control_keys_compared_as_text_cause_server_errors(naive: TestClient, tried: Tried) -> None:
     assert naive.get("/tasks", headers=x_api_key(KEY)).status_code == 200
     failed = [
-        name for name in NO_KEYS if naive.get("/tasks", headers=NO_KEYS[name]).is_server_error
+        name for name in WRONG_KEYS if naive.get("/tasks", headers=WRONG_KEYS[name]).is_server_error
     ]
     assert "é in UTF-8" in failed
-    tried("secrets.compare_digest on text", f"500 for {len(failed)} of {len(NO_KEYS)}")
+    tried("secrets.compare_digest on text", f"500 for {len(failed)} of {len(WRONG_KEYS)}")
 
 
 @pytest.mark.usefixtures("coarse_clock")
-def test_control_a_file_that_is_read_once_for_each_change_misses_some(
+def test_control_a_file_that_is_read_once_for_each_time_stamp_misses_changes(
     file: Path, tried: Tried, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys_module, "RACY_SECONDS", 0.0)
     missed = changes_missed(file)
     assert missed > 90
     tried(
-        "100 writes in the same instant, a file read only when it looks changed", f"{missed} missed"
+        "100 writes within a time stamp, a file read only if its time changed", f"{missed} missed"
     )

@@ -1,8 +1,9 @@
-"""Files that are not what they say, and archives and pictures that are far larger inside.
+"""Files with a false type, and archives and pictures that are far larger when unpacked.
 
-What arrives is stored and given back byte by byte, and never unpacked. Whatever it is, a browser
-saves it and runs nothing in it (attachment, nosniff, sandbox). A thumbnail is made in a process of
-bounded memory; if there is none, its task fails at once, and the service answers meanwhile.
+The service stores and returns the bytes unchanged, and never unpacks them. The headers attachment,
+nosniff and sandbox make a browser save each file, and run no script in it. A separate process with
+bounded memory makes thumbnails. If it cannot make one, the task fails at once; requests are
+answered meanwhile.
 """
 
 import gzip
@@ -29,13 +30,13 @@ from tests.support.torture import Tried, form
 
 BINARY = "application/octet-stream"
 SERVER_MEGABYTES = 32
-CHILD_MEGABYTES = 1_100  # of address space it has a GiB
-EDGE = form(3_000, 7_000)  # pixels; of a picture that is just small enough
+CHILD_MEGABYTES = 1_100  # its limit is a GiB of address space
+EDGE = form(3_000, 7_000)  # pixels; the width and height of a picture that is just small enough
 
 
 @dataclass(frozen=True)
 class File:
-    """A file, what it says it is, and what becomes of it."""
+    """A file, with its declared type, its actual type, and the outcome of its thumbnail task."""
 
     content: bytes
     name: str
@@ -61,7 +62,7 @@ SCRIPT = b"<script>alert(1)</script>"
 
 @cache
 def files() -> dict[str, File]:
-    """By name; made when they are needed, which takes a while."""
+    """Make the files, by name; this takes a while, so it is done when a test needs them."""
     return {
         "HTML behind a PNG's name": File(SCRIPT, "a.png", "image/png", BINARY),
         "a page": File(b"<!DOCTYPE html>" + SCRIPT, "a.png", "image/png", "text/html"),
@@ -94,12 +95,12 @@ def files() -> dict[str, File]:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """One of its own, whose memory is to be read."""
+    """A server for this module only, because the tests measure its memory."""
     with attacked(tmp_path_factory.mktemp("contents")) as target:
         yield target
 
 
-def test_what_arrives_is_never_unpacked_and_never_run(target: Target, tried: Tried) -> None:
+def test_files_are_never_unpacked_and_never_run(target: Target, tried: Tried) -> None:
     idle = idle_p99(target.service.url)
     server = Peak(target.service.pid)
     with Pulse(target.service.url) as pulse:
@@ -115,7 +116,7 @@ def test_what_arrives_is_never_unpacked_and_never_run(target: Target, tried: Tri
     child = max(map(most_megabytes, children_of(target.service.pid)))
     tried(
         f"{len(files())} files",
-        f"each given back as it came, {on_disk / sent:.2f} times its size on disk, "
+        f"each returned unchanged, {on_disk / sent:.2f} times its size on disk, "
         f"{thumbnails.count('failed')} thumbnails failed at once; "
         f"memory + {server.grown:.0f} MB, {child:.0f} MB in the process of pictures; "
         f"/livez p99 {pulse.p99 * 1000:.0f} ms, idle {idle * 1000:.0f} ms",
@@ -135,7 +136,7 @@ def send(target: Target, file: File) -> Json:
 
 
 def assert_kept(target: Target, file: File, queued: Json) -> None:
-    """The upload is what was sent, and a browser would only save it."""
+    """Check that the download is the uploaded file, and that a browser would only save it."""
     target.service.wait_for(queued["id"])
     address = f"/uploads/{queued['upload']['id']}"
     upload = target.service.get(address).json()
@@ -147,7 +148,7 @@ def assert_kept(target: Target, file: File, queued: Json) -> None:
 
 
 def is_only_saved(download: httpx2.Response) -> bool:
-    """Whether a browser takes it for a file to be saved, and would run nothing of it anyway."""
+    """Return whether the headers make a browser save the file, and run no script in it."""
     headers = download.headers
     return (
         headers.get("content-disposition", "").startswith("attachment")
@@ -157,7 +158,7 @@ def is_only_saved(download: httpx2.Response) -> bool:
 
 
 def wait_for_thumbnails(target: Target) -> list[str]:
-    """What became of each, once all have ended: at the first attempt, and with a reason."""
+    """Return the status of each thumbnail task, which must have ended at its first attempt."""
 
     def tasks() -> list[Json]:
         found: list[Json] = target.service.get("/tasks?kind=make_thumbnail").json()["data"]
@@ -174,7 +175,7 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_a_picture_without_a_thumbnail_has_none(target: Target) -> None:
+def test_the_thumbnail_of_a_broken_picture_is_not_found(target: Target) -> None:
     file = files()["half a picture"]
     queued = send(target, file)
     assert_kept(target, file, queued)
@@ -182,7 +183,7 @@ def test_a_picture_without_a_thumbnail_has_none(target: Target) -> None:
     target.refused(target.service.get(f"/uploads/{queued['upload']['id']}/thumbnail"), 404)
 
 
-def test_a_thumbnail_is_saved_like_any_file(target: Target) -> None:
+def test_a_browser_saves_a_thumbnail_like_any_file(target: Target) -> None:
     file = picture_file(picture(), "succeeded")
     queued = send(target, file)
     assert_kept(target, file, queued)
@@ -190,8 +191,8 @@ def test_a_thumbnail_is_saved_like_any_file(target: Target) -> None:
     assert is_only_saved(target.service.get(f"/uploads/{queued['upload']['id']}/thumbnail"))
 
 
-@pytest.mark.usefixtures("unmoved")
-def test_a_body_that_is_compressed_is_never_unpacked(target: Target) -> None:
+@pytest.mark.usefixtures("leaves_no_traces")
+def test_a_compressed_body_is_never_unpacked(target: Target) -> None:
     body = gzip.compress(form_of(file_part(content=bytes(20 * MB))))
     target.refused(target.upload(body, **{"Content-Encoding": "gzip"}), 415)
     target.refused(target.upload(body), 400)
@@ -208,26 +209,24 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 1_000_000)
 """
 
 
-def test_control_pillow_as_it_is_unpacks_a_small_file_to_hundreds_of_megabytes(
+def test_control_pillow_by_itself_unpacks_a_small_file_to_hundreds_of_megabytes(
     tmp_path: Path, tried: Tried
 ) -> None:
-    """Its own limit is 89 million pixels, and at first only warns."""
+    """Pillow only warns at its own limit of 89 million pixels; it raises at twice as many."""
     content = black_and_white(9_400, 9_400)
     path = tmp_path / "a.png"
     path.write_bytes(content)
     done = subprocess.run([sys.executable, "-c", NAIVE, path], capture_output=True, check=True)
     megabytes = int(done.stdout)
-    tried(f"Pillow as it is, a PNG of {len(content) / 1000:.0f} KB", f"{megabytes} MB of memory")
+    tried(f"plain Pillow, a PNG of {len(content) / 1000:.0f} KB", f"{megabytes} MB of memory")
     assert megabytes > 300
 
 
-def test_control_a_folder_that_is_served_shows_the_page_of_a_stranger(
-    tmp_path: Path, tried: Tried
-) -> None:
-    """Uploads behind StaticFiles, as tutorials show them."""
+def test_control_staticfiles_shows_the_page_of_an_attacker(tmp_path: Path, tried: Tried) -> None:
+    """Tutorials serve uploads with StaticFiles."""
     file = files()["a page that says so"]
     (tmp_path / file.name).write_bytes(file.content)
     download = TestClient(StaticFiles(directory=tmp_path)).get(f"/{file.name}")
     assert download.headers["content-type"].startswith("text/html")
     assert not is_only_saved(download)
-    tried("a page behind StaticFiles", "text/html, and shown")
+    tried("a page behind StaticFiles", "sent as text/html, so a browser shows it")

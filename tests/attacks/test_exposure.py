@@ -1,7 +1,8 @@
-"""Somebody with a key of their own, or without any, looks for what is not theirs.
+"""Clients with a key of their own, or without a key, look for data of other clients.
 
-Another client's things are answered like things that do not exist. Forged addresses change
-nothing, health checks and errors give nothing away, and web pages of elsewhere stay outside.
+A request for data of another client is answered like one for missing data. Forged addresses have
+no effect. Health checks and errors reveal no software, path or reason. Web pages of other origins
+cannot use the service.
 """
 
 import json
@@ -35,7 +36,7 @@ SECRET = "between Ada and us"
 
 @dataclass(frozen=True)
 class Belongings:
-    """What somebody has here."""
+    """The ids of a client's data."""
 
     task: str
     waiting: str
@@ -43,7 +44,7 @@ class Belongings:
     upload: str
 
     def requests(self) -> list[tuple[str, str, str]]:
-        """Every way to get at them, and at what is not there: method, path, path."""
+        """Return all requests for this data: method, path, and the same path with an unknown id."""
         ways = [
             ("GET", "/tasks/{}", self.task),
             ("GET", "/tasks/{}/events", self.task),
@@ -61,14 +62,14 @@ class Belongings:
 
 
 def belongings(client: TestClient, headers: dict[str, str]) -> Belongings:
-    """Leave some things there."""
+    """Make tasks, a batch and an upload of a client, and return their ids."""
     saved = client.post("/save-data/?user_id=ada", json={"secret": SECRET}, headers=headers).json()
     files = {"file": ("secret.txt", SECRET.encode())}
     upload = client.post("/upload", files=files, headers=headers).json()
     for task in (saved, upload):
         while client.get(f"/tasks/{task['id']}", headers=headers).json()["status"] != "succeeded":
             pass
-    # Mail that waits: nothing listens there.
+    # This mail waits, because there is no SMTP server.
     waiting = client.post("/send-email/?email=ada@example.com", headers=headers).json()
     recipients = {"recipients": ["ada@example.com"]}
     batch = client.post("/send-notifications", json=recipients, headers=headers).json()
@@ -77,20 +78,20 @@ def belongings(client: TestClient, headers: dict[str, str]) -> Belongings:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
-    """A service with two clients; mail waits, since there is no SMTP server."""
+    """A service with two clients; mail waits, because there is no SMTP server."""
     with served(tmp_path, api_keys=KEYS, catcher=False, retry_base_seconds=3600) as client:
         yield client
 
 
 def without_instance(response: httpx2.Response) -> tuple[int, Json, dict[str, str]]:
-    """What a problem says, but for what was asked for."""
+    """Return a problem's status, body and headers, without the path and the request id."""
     problem: Json = response.json()
     headers = {name: value for name, value in response.headers.items() if name != "content-length"}
     headers.pop("x-request-id")
     return response.status_code, problem | {"instance": ""}, headers
 
 
-def test_what_is_another_s_is_answered_like_what_is_not_there(
+def test_data_of_another_client_is_answered_like_missing_data(
     client: TestClient, tried: Tried
 ) -> None:
     ada = belongings(client, ADA)
@@ -99,16 +100,17 @@ def test_what_is_another_s_is_answered_like_what_is_not_there(
         problem_of(others, 404)
         nobodys = client.request(method, unknown, headers=EVE)
         assert without_instance(others) == without_instance(nobodys)
-    # And nothing has come of it.
+    # The requests have changed nothing.
     assert client.get(f"/uploads/{ada.upload}/content", headers=ADA).text == SECRET
     assert client.get("/save-data/ada", headers=ADA).json() == {"secret": SECRET}
     assert client.get(f"/tasks/{ada.waiting}", headers=ADA).json()["status"] != "cancelled"
     tried(
-        f"{len(ada.requests())} requests for another's things", "404 each, as for what is not there"
+        f"{len(ada.requests())} requests for data of another client",
+        "404 each, as for missing data",
     )
 
 
-def test_lists_show_each_client_its_own(client: TestClient) -> None:
+def test_lists_show_each_client_only_its_own_data(client: TestClient) -> None:
     ada, eve = belongings(client, ADA), belongings(client, EVE)
     for path, thing, others in [
         ("/tasks", eve.task, ada.task),
@@ -121,10 +123,10 @@ def test_lists_show_each_client_its_own(client: TestClient) -> None:
         assert others not in ids
 
 
-def test_a_page_after_another_clients_id_is_one_after_an_id_that_never_was(
+def test_a_page_after_the_id_of_another_client_is_like_one_after_an_unknown_id(
     client: TestClient,
 ) -> None:
-    """An id tells its time by itself; that there is such a task, the page does not tell."""
+    """The page starts at the time in the id, and does not reveal whether the task exists."""
     eve, ada = belongings(client, EVE), belongings(client, ADA)
     never = f"{ada.task[:-1]}{'0' if ada.task[-1] != '0' else '1'}"
     pages = [client.get(f"/tasks?after={after}", headers=EVE).json() for after in (ada.task, never)]
@@ -134,8 +136,8 @@ def test_a_page_after_another_clients_id_is_one_after_an_id_that_never_was(
     assert [upload["id"] for upload in uploads] == [eve.upload]
 
 
-def test_an_idempotency_key_is_each_client_s_own(client: TestClient) -> None:
-    """Else another's answer would be replayed, or a conflict tell of it."""
+def test_each_client_has_its_own_idempotency_keys(client: TestClient) -> None:
+    """Otherwise a client could get another client's response, or learn of it from a conflict."""
     same = {"Idempotency-Key": "the-same"}
     path, other = "/send-email/?email=a@example.com", "/send-email/?email=b@example.com"
     first = client.post(path, headers=ADA | same)
@@ -144,13 +146,13 @@ def test_an_idempotency_key_is_each_client_s_own(client: TestClient) -> None:
     assert client.post(path, headers=ADA | same).json()["id"] == first.json()["id"]
     assert client.post(path, headers=EVE | same).json()["id"] != first.json()["id"]
     problem_of(client.post(other, headers=EVE | same), 422)
-    # Nor can a client take the shape of another's name.
+    # A client cannot use a key that begins with the other client's name to reach its keys.
     assert client.post(other, headers=EVE | {"Idempotency-Key": "ada-the-same"}).status_code == 202
     spaced = client.post(other, headers=EVE | {"Idempotency-Key": "ada the-same"})
     problem_of(spaced, 400)
 
 
-def test_nobody_is_shown_what_there_was_before_there_were_keys(tmp_path: Path) -> None:
+def test_data_from_before_the_first_api_key_is_shown_to_no_client(tmp_path: Path) -> None:
     with served(tmp_path, catcher=False, retry_base_seconds=3600) as client:
         old = belongings(client, {})
     with served(tmp_path, catcher=False, retry_base_seconds=3600, api_keys=KEYS) as client:
@@ -163,7 +165,7 @@ def test_nobody_is_shown_what_there_was_before_there_were_keys(tmp_path: Path) -
             assert client.get(path, headers=ADA).json()["data"] == []
 
 
-def test_a_stream_of_events_tells_each_client_of_its_own(tmp_path: Path) -> None:
+def test_an_event_stream_shows_each_client_only_its_own_tasks(tmp_path: Path) -> None:
     with (
         Service(tmp_path, api_keys=KEYS) as service,
         service.client.stream("GET", "/events", headers=EVE) as stream,
@@ -177,7 +179,7 @@ def test_a_stream_of_events_tells_each_client_of_its_own(tmp_path: Path) -> None
     assert {event["id"] for event in seen} == {task["id"]}
 
 
-def test_control_without_keys_everybody_is_shown_everything(tmp_path: Path, tried: Tried) -> None:
+def test_control_without_keys_every_client_sees_all_data(tmp_path: Path, tried: Tried) -> None:
     with served(tmp_path, catcher=False, retry_base_seconds=3600) as client:
         ada = belongings(client, ADA)
         shown = [
@@ -186,7 +188,7 @@ def test_control_without_keys_everybody_is_shown_everything(tmp_path: Path, trie
             if method == "GET" and client.get(path, headers=EVE).is_success
         ]
     assert len(shown) >= 7
-    tried("the same without keys", f"{len(shown)} of 8 that can be shown are")
+    tried("the same without keys", f"{len(shown)} of 8 readable paths are answered")
 
 
 # Forged addresses
@@ -196,38 +198,38 @@ FORGED = ["X-Forwarded-For", "X-Real-IP", "Forwarded", "X-Client-IP", "CF-Connec
 
 
 def forged(number: int) -> dict[str, str]:
-    """Headers as a proxy would set them, by somebody who wants to be somebody else."""
+    """Return the headers with which a proxy names the client's address, with a forged address."""
     address = f"203.0.113.{number}"
     return {name: f"for={address}" if name == "Forwarded" else address for name in FORGED}
 
 
-def let_in(service: Service) -> int:
-    """How many of six requests, each from a forged address of its own, are."""
+def admitted_requests(service: Service) -> int:
+    """Send six requests, each with a different forged address; return how many are admitted."""
     answers = [service.get("/tasks", headers=forged(number)) for number in range(6)]
     return sum(answer.is_success for answer in answers)
 
 
-def test_a_forged_address_changes_nothing(tmp_path: Path, tried: Tried) -> None:
-    """Neither the count of an address's requests, nor the log."""
+def test_a_forged_address_has_no_effect(tmp_path: Path, tried: Tried) -> None:
+    """It changes neither the rate limit of an address nor the log."""
     with Service(tmp_path, rate_limit="2/day") as service:
-        number = let_in(service)
+        number = admitted_requests(service)
         log = service.log
     assert number == 2
     assert '"address":"127.0.0.1"' in log
     assert "203.0.113" not in log
-    tried("6 requests from forged addresses at 2/day", f"{number} let in, 0 of them in the log")
+    tried("6 requests from forged addresses at 2/day", f"{number} admitted, 0 addresses in the log")
 
 
-def test_control_uvicorn_as_it_is_believes_a_forged_address(tmp_path: Path, tried: Tried) -> None:
-    """From loopback, where a proxy may be, and anybody else on the machine."""
+def test_control_plain_uvicorn_believes_a_forged_address(tmp_path: Path, tried: Tried) -> None:
+    """It believes requests from loopback: a proxy's, but also any program's on the machine."""
     with Service(tmp_path, command=UVICORN, rate_limit="2/day") as service:
-        number = let_in(service)
+        number = admitted_requests(service)
     assert number == 6
-    tried("the same under `uvicorn app.main:app`", f"{number} let in")
+    tried("the same under `uvicorn app.main:app`", f"{number} admitted")
 
 
-def test_a_request_that_waits_behind_another_s_is_not_logged_as_theirs(tmp_path: Path) -> None:
-    """As a proxy may send them, one after the other in one connection."""
+def test_a_request_is_not_logged_under_the_client_of_the_request_before_it(tmp_path: Path) -> None:
+    """A proxy may send requests of several clients through the same connection."""
     head = b"GET /tasks HTTP/1.1\r\nHost: localhost\r\n"
     with Service(tmp_path, api_keys=KEYS) as service:
         said = say(
@@ -239,10 +241,10 @@ def test_a_request_that_waits_behind_another_s_is_not_logged_as_theirs(tmp_path:
     assert "client" not in json.loads(line)
 
 
-# What health checks and errors give away
+# Information in health checks and errors
 
 
-def test_health_checks_tell_no_reasons_places_or_paths(
+def test_health_checks_reveal_no_reasons_hosts_or_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(_: SQLite) -> None:
@@ -261,14 +263,14 @@ def test_health_checks_tell_no_reasons_places_or_paths(
             problem_of(client.get(path), 401)
 
 
-# Names and versions of software; the path of a request is its own.
+# Names and versions of software.
 SOFTWARE = re.compile(
     r"uvicorn|starlette|fastapi|pydantic|python|h11|httptools|sqlite|afterward|\d+\.\d+\.\d+",
     re.IGNORECASE,
 )
 
 
-def test_errors_tell_no_software_and_no_version(tmp_path: Path, tried: Tried) -> None:
+def test_errors_reveal_no_software_and_no_version(tmp_path: Path, tried: Tried) -> None:
     with Service(tmp_path, api_keys=KEYS, max_body_bytes=1000, rate_limit="30/day") as service:
         answers = [
             service.get("/nowhere", headers=ADA),
@@ -291,7 +293,7 @@ def test_errors_tell_no_software_and_no_version(tmp_path: Path, tried: Tried) ->
     assert {answer.status_code for answer in answers} >= {401, 404, 405, 413, 400, 415, 422, 429}
     assert not [text for text in told if SOFTWARE.search(text)]
     assert all("server" not in answer.headers for answer in answers)
-    tried(f"{len(told)} answers", "0 names or versions of software")
+    tried(f"{len(told)} responses", "0 names or versions of software")
 
 
 def test_control_plain_uvicorn_names_itself(tmp_path: Path, tried: Tried) -> None:
@@ -301,10 +303,10 @@ def test_control_plain_uvicorn_names_itself(tmp_path: Path, tried: Tried) -> Non
     tried("plain uvicorn's 404", f"server: {answer.headers['server']}")
 
 
-# Web pages of elsewhere, in the browser of somebody who reaches an open service
+# Web pages of other origins, in a browser that reaches an open service
 
 
-OURS: list[dict[str, str]] = [
+ALLOWED_ORIGINS: list[dict[str, str]] = [
     {"Host": "localhost:8000"},
     {"Host": "localhost:8000", "Origin": "http://localhost:8000"},
     {"Host": "LOCALHOST:8000", "Origin": "http://localhost:8000"},
@@ -319,7 +321,7 @@ OURS: list[dict[str, str]] = [
     {"Host": "afterward.localhost:8000"},
     {"Host": "afterward.internal."},
 ]
-ELSEWHERE: list[dict[str, str]] = [
+FOREIGN_ORIGINS: list[dict[str, str]] = [
     {"Host": "localhost:8000", "Origin": "http://example.com"},
     {"Host": "localhost:8000", "Origin": "https://example.com"},
     {"Host": "localhost:8000", "Origin": "null"},
@@ -347,17 +349,19 @@ def open_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClien
         yield client
 
 
-@pytest.mark.parametrize("headers", OURS, ids=str)
-def test_an_open_service_serves_its_own_machine_and_network(
+@pytest.mark.parametrize("headers", ALLOWED_ORIGINS, ids=str)
+def test_an_open_service_accepts_requests_to_its_own_machine_and_network(
     open_service: TestClient, headers: dict[str, str]
 ) -> None:
     assert open_service.get("/tasks", headers=headers).status_code == 200
     assert open_service.post("/test-task/", headers=headers).status_code == 202
 
 
-@pytest.mark.parametrize("headers", ELSEWHERE, ids=str)
-def test_and_no_web_page_of_elsewhere(open_service: TestClient, headers: dict[str, str]) -> None:
-    """Not one that names itself, nor one whose name was made to lead here (DNS rebinding)."""
+@pytest.mark.parametrize("headers", FOREIGN_ORIGINS, ids=str)
+def test_an_open_service_refuses_web_pages_of_other_origins(
+    open_service: TestClient, headers: dict[str, str]
+) -> None:
+    """It refuses pages with a foreign Origin, or with a foreign host name (DNS rebinding)."""
     problem_of(open_service.get("/tasks", headers=headers), 403)
     answer = open_service.post("/send-email/?email=a@example.com", headers=headers)
     problem_of(answer, 403)
@@ -365,21 +369,21 @@ def test_and_no_web_page_of_elsewhere(open_service: TestClient, headers: dict[st
     assert open_service.get("/tasks").json()["data"] == []
 
 
-def test_with_keys_a_page_needs_one_and_the_name_of_the_service_is_its_own_affair(
+def test_with_api_keys_a_page_needs_a_key_and_any_host_name_is_accepted(
     client: TestClient,
 ) -> None:
-    for headers in ELSEWHERE:
+    for headers in FOREIGN_ORIGINS:
         problem_of(client.get("/tasks", headers=headers), 401)
         assert client.get("/tasks", headers=headers | ADA).status_code == 200
 
 
-def test_control_the_tutorial_s_service_serves_any_web_page(
+def test_control_the_tutorial_s_service_accepts_requests_of_any_web_page(
     tmp_path: Path, smtp_server: SmtpServer, tried: Tried
 ) -> None:
     with Service(tmp_path, command=TUTORIAL, smtp_port=smtp_server.port) as tutorial:
-        for number, headers in enumerate(ELSEWHERE):
+        for number, headers in enumerate(FOREIGN_ORIGINS):
             answer = tutorial.post(f"/send-notification/a{number}@example.com", headers=headers)
             assert answer.status_code == 202
         tutorial.stop()
-    assert len(smtp_server.received) == len(ELSEWHERE)
-    tried("the tutorial's service, asked by web pages", f"{len(ELSEWHERE)} mails sent")
+    assert len(smtp_server.received) == len(FOREIGN_ORIGINS)
+    tried("requests of web pages to the tutorial's service", f"{len(FOREIGN_ORIGINS)} mails sent")

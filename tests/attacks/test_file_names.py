@@ -1,8 +1,8 @@
-"""File names that lead elsewhere, that are reserved, that lie, and links planted among the uploads.
+"""File names with paths, reserved names and misleading names, and links planted in the store.
 
-A name is refused (422, or 400 if it is endless), or it is shown, or one of ours instead. No name is
-ever used: the file is stored under an id of ours, nothing else on disk changes, and its download
-can only be saved.
+The service refuses a name (422, or 400 if it is far too long), shows it, or replaces it by
+"upload" and its suffix. It never uses the name as a path: it stores the file under the upload's
+id, changes no other file, and a browser can only save the download.
 """
 
 import re
@@ -86,8 +86,8 @@ DISPOSITION = re.compile(
 )
 
 
-def everything_but_uploads(directory: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of each file beside the uploads that a name could lead to."""
+def files_outside_the_uploads(directory: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of each file, outside the uploads, that a name could lead to."""
     places = [directory.parent, Path("/etc/cron.d"), Path("/etc/passwd")]
     paths = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
     ours = re.compile(r"/(uploads|queue\.db[^/]*|service\.log|log\.txt)(/|$)")
@@ -98,9 +98,9 @@ def everything_but_uploads(directory: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def test_a_name_is_shown_and_never_used(target: Target, tried: Tried) -> None:
+def test_a_file_name_is_shown_and_never_used_as_a_path(target: Target, tried: Tried) -> None:
     uploads = target.service.directory / "uploads"
-    stored, others = files_below(uploads), everything_but_uploads(target.service.directory)
+    stored, others = files_below(uploads), files_outside_the_uploads(target.service.directory)
     answers = {name: target.upload(form_of(file_part(name))).json() for name in SHOWN}
     for name, queued in answers.items():
         target.service.wait_for(queued["id"])
@@ -113,20 +113,22 @@ def test_a_name_is_shown_and_never_used(target: Target, tried: Tried) -> None:
         assert disposition[1] == SHOWN[name] or not re.fullmatch(r"[ !#$&-~]+", SHOWN[name])
     ours = {f"published/{queued['upload']['id']}" for queued in answers.values()}
     assert set(files_below(uploads)) - set(stored) == ours
-    assert everything_but_uploads(target.service.directory) == others
-    tried(f"{len(SHOWN)} names", "each shown, 0 used, nothing else on disk changed")
+    assert files_outside_the_uploads(target.service.directory) == others
+    tried(f"{len(SHOWN)} names", "each shown, 0 used as a path, 0 other files changed")
 
 
-@pytest.mark.usefixtures("unmoved")
-def test_a_name_with_control_characters_or_without_end_is_refused(
+@pytest.mark.usefixtures("leaves_no_traces")
+def test_a_file_name_with_control_characters_or_of_5000_characters_is_refused(
     target: Target, tried: Tried
 ) -> None:
-    before = everything_but_uploads(target.service.directory)
+    before = files_outside_the_uploads(target.service.directory)
     for name in REFUSED.values():
         marked = name and MARK.encode() + name
         target.refused(target.upload(form_of(file_part(marked))), 422, 400)
-    assert everything_but_uploads(target.service.directory) == before
-    tried(f"{len(REFUSED)} names with control characters or without end", "all refused, 0 files")
+    assert files_outside_the_uploads(target.service.directory) == before
+    tried(
+        f"{len(REFUSED)} names that are too long or have control characters", "all refused, 0 files"
+    )
 
 
 NAMES = st.text(st.sampled_from("./\\:~%\0\r\n\"';\u202e\ud800a") | st.characters(), max_size=60)
@@ -134,7 +136,7 @@ NAMES = st.text(st.sampled_from("./\\:~%\0\r\n\"';\u202e\ud800a") | st.character
 
 @settings(max_examples=form(30, 5_000), deadline=None)
 @given(name=NAMES)
-def test_whatever_the_name_it_is_no_path(target: Target, name: str) -> None:
+def test_any_text_as_file_name_is_shown_without_a_path(target: Target, name: str) -> None:
     raw = name.encode("utf-8", "surrogatepass").replace(b'"', b'\\"')
     response = target.upload(form_of(file_part(raw)))
     if response.status_code == 202:
@@ -146,20 +148,22 @@ def test_whatever_the_name_it_is_no_path(target: Target, name: str) -> None:
         target.refused(response, 422, 400)
 
 
-def links_planted(upload_id: str, uploads: Path, secret: Path) -> None:
-    """Whatever name the upload will have, it leads to the secret already."""
+def plant_links(upload_id: str, uploads: Path, secret: Path) -> None:
+    """Plant links to the secret in the places of the upload's file and thumbnail."""
     for folder in ("published", "thumbnails"):
         (uploads / folder / upload_id).symlink_to(secret)
 
 
-def test_a_link_that_was_planted_before_is_never_followed(tmp_path: Path, tried: Tried) -> None:
+def test_a_link_planted_before_the_upload_is_published_is_never_followed(
+    tmp_path: Path, tried: Tried
+) -> None:
     secret, uploads = tmp_path / "secret", tmp_path / "uploads"
     secret.write_text(MARK)
     content = picture()
     with TestClient(create_app(settings_in(tmp_path, worker_concurrency=0))) as client:
         queued = upload_of(content, "a.png", "image/png").send(client).json()
     upload_id = queued["upload"]["id"]
-    links_planted(upload_id, uploads, secret)
+    plant_links(upload_id, uploads, secret)
     with TestClient(create_app(settings_in(tmp_path))) as client:
         wait_for(client, queued["id"])
         (thumbnail,) = client.get("/tasks?kind=make_thumbnail").json()["data"]
@@ -167,10 +171,12 @@ def test_a_link_that_was_planted_before_is_never_followed(tmp_path: Path, tried:
         assert client.get(f"/uploads/{upload_id}/content").content == content
         assert client.get(f"/uploads/{upload_id}/thumbnail").content.startswith(b"\x89PNG")
     assert secret.read_text() == MARK
-    tried("2 links planted where an upload will be", "replaced, the file behind untouched")
+    tried("2 links planted before the upload", "replaced, their target unchanged")
 
 
-def test_a_link_that_was_planted_afterwards_is_no_upload(tmp_path: Path, tried: Tried) -> None:
+def test_a_link_planted_in_the_place_of_an_upload_is_not_found(
+    tmp_path: Path, tried: Tried
+) -> None:
     secret, uploads = tmp_path / "secret", tmp_path / "uploads"
     secret.write_text(MARK)
     with TestClient(create_app(settings_in(tmp_path))) as client:
@@ -178,21 +184,23 @@ def test_a_link_that_was_planted_afterwards_is_no_upload(tmp_path: Path, tried: 
         upload_id = queued["upload"]["id"]
         wait_for(client, queued["id"])
         (uploads / "published" / upload_id).unlink()
-        links_planted(upload_id, uploads, secret)
+        plant_links(upload_id, uploads, secret)
         for part in ("content", "thumbnail"):
             response = client.get(f"/uploads/{upload_id}/{part}")
             assert MARK not in str(problem_of(response, 404))
         assert client.delete(f"/uploads/{upload_id}").status_code == 204
     assert secret.read_text() == MARK
     assert files_below(uploads) == []
-    tried("2 links planted in its place", "404, and the delete removes the link")
+    tried("2 links planted in the place of an upload", "404, and the deletion removes the link")
 
 
 # The negative control
 
 
-def test_control_a_name_that_is_used_leads_elsewhere(tmp_path: Path, tried: Tried) -> None:
-    """As tutorials save an upload: into a folder, under the name that it came with."""
+def test_control_a_file_name_used_as_a_path_overwrites_other_files(
+    tmp_path: Path, tried: Tried
+) -> None:
+    """Tutorials save an upload into a folder under its own file name."""
     uploads = tmp_path / "service" / "uploads"
     uploads.mkdir(parents=True)
     (tmp_path / "secret").write_text(MARK)
@@ -204,13 +212,15 @@ def test_control_a_name_that_is_used_leads_elsewhere(tmp_path: Path, tried: Trie
         (uploads / (file.filename or "")).write_bytes(await file.read())
 
     client = TestClient(app, raise_server_exceptions=False)
-    before = everything_but_uploads(tmp_path / "service")
+    before = files_outside_the_uploads(tmp_path / "service")
     names = ["../../eve", f"{tmp_path}/eve", "link"]
     for name in names:
         body = form_of(file_part(name.encode()))
         client.post("/upload", content=body, headers=FORM)
-    after = everything_but_uploads(tmp_path / "service")
+    after = files_outside_the_uploads(tmp_path / "service")
     changed = after.items() - before.items()
-    tried(f"{len(names)} names used as tutorials do", f"{len(changed)} other files written")
+    tried(
+        f"{len(names)} names used as paths, as in tutorials", f"{len(changed)} other files written"
+    )
     assert {path for path, _ in changed} == {f"{tmp_path}/eve", f"{tmp_path}/secret"}
     assert (tmp_path / "secret").read_text() == "Hello"

@@ -1,9 +1,9 @@
-"""Line breaks, control characters, half surrogate pairs and encoded-words in what becomes a header.
+"""Line breaks, control characters, surrogates and encoded-words in values that become headers.
 
-Subjects, addresses and file names that hold one are refused (422; 400 where the request's own lines
-are broken by it). A file name that only cannot be shown gives way to one of ours, because clients
-such as .NET send encoded-words. Whatever else is accepted, the names of the headers at the SMTP
-server and of the download stay the same fixed set.
+The service refuses subjects, addresses and file names with such characters with 422, or with 400
+if they break the lines of the request itself. A file name that is only misleading is replaced by
+"upload" and its suffix, because clients such as .NET send encoded-words. The names of the headers,
+both in the mail and in the download, are always the same fixed set.
 """
 
 import json
@@ -59,7 +59,7 @@ DANGEROUS = {
     "an encoded-word in a language": "=?us-ascii*en?Q?Bcc:?=",
     "an empty encoded-word": "=?utf-8?q??=",
 }
-NOT_SHOWN = {  # as a file name, which could mislead a reader and break no header
+NOT_SHOWN = {  # as file names, because they could mislead a reader; they break no header
     "\u202e",
     "\u2066",
     *(text for name, text in DANGEROUS.items() if "encoded-word" in name),
@@ -89,7 +89,7 @@ def as_subject(target: Target, text: str) -> httpx2.Response:
 
 
 def as_subject_in_raw_bytes(target: Target, text: str) -> httpx2.Response:
-    """Not escaped: a control character is no JSON then, and half a surrogate pair no UTF-8."""
+    """Send the text without JSON's escapes: then a control character is no valid JSON."""
     body = json.dumps({"subject": "?"}).replace("?", text).encode("utf-8", "surrogatepass")
     return target.post(NOTIFICATION, content=body, headers=JSON)
 
@@ -111,27 +111,27 @@ FIELDS: dict[Callable[[Target, str], httpx2.Response], str] = {
 }
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("send", FIELDS, ids=lambda send: send.__name__)
-def test_what_could_begin_another_header_is_refused(
+def test_a_value_that_could_begin_a_new_header_is_refused(
     target: Target, send: Callable[[Target, str], httpx2.Response], tried: Tried
 ) -> None:
     dangerous = list(DANGEROUS.values())
-    if send is as_file_name:  # CRLF ends that line of the form itself: no name can hold it
+    if send is as_file_name:  # no name can contain CRLF, because it ends the line of the form
         dangerous = [text for text in dangerous if "\r\n" not in text and text not in NOT_SHOWN]
     cases = [place.format(inside) for inside, place in product(dangerous, PLACES)]
     named = 0
     for text in cases:
         problem = target.refused(send(target, text), 422, 400)
-        if problem["status"] == 422:  # else the body is no JSON, or no form
+        if problem["status"] == 422:  # with 400, the body is no valid JSON or form
             assert [error["pointer"] for error in problem["errors"]] == [FIELDS[send]]
             named += 1
     assert named >= 20
     tried(f"{len(cases)} injections {send.__name__.replace('_', ' ')}", "all refused, 0 queued")
 
 
-@pytest.mark.usefixtures("unmoved")
-def test_an_extended_file_name_that_could_begin_another_header_is_refused(target: Target) -> None:
+@pytest.mark.usefixtures("leaves_no_traces")
+def test_an_extended_file_name_that_could_begin_a_new_header_is_refused(target: Target) -> None:
     for inside in DANGEROUS.values():
         if inside not in NOT_SHOWN and not re.search("[\ud800-\udfff]", inside):
             name = f"filename=a; filename*=UTF-8''{MARK}{quote(inside, safe='')}".encode()
@@ -139,13 +139,11 @@ def test_an_extended_file_name_that_could_begin_another_header_is_refused(target
             assert [error["pointer"] for error in problem["errors"]] == ["/file"]
 
 
-# What is accepted
+# Accepted values
 
 
 @pytest.mark.parametrize("inside", sorted(NOT_SHOWN))
-def test_a_file_name_that_cannot_be_shown_gives_way_to_one_of_ours(
-    target: Target, inside: str
-) -> None:
+def test_a_misleading_file_name_is_replaced(target: Target, inside: str) -> None:
     for place in PLACES:
         queued = as_file_name(target, place.format(inside)).raise_for_status().json()
         assert queued["upload"]["filename"] in {"upload", "upload.com"}  # as in eve@example.com
@@ -174,7 +172,7 @@ HARMLESS = [
 
 @settings(max_examples=form(25, 1_000), deadline=None)
 @given(subject=SUBJECTS)
-def test_whatever_the_subject_the_headers_are_a_fixed_set(target: Target, subject: str) -> None:
+def test_any_subject_leads_to_the_same_fixed_set_of_headers(target: Target, subject: str) -> None:
     response = as_subject(target, subject)
     if response.status_code == 202:
         assert_headers(target.mail_of(response).content)
@@ -182,16 +180,18 @@ def test_whatever_the_subject_the_headers_are_a_fixed_set(target: Target, subjec
         target.refused(response, 422)
 
 
-def test_what_only_looks_dangerous_is_sent_as_it_is(target: Target, tried: Tried) -> None:
+def test_a_subject_that_only_looks_dangerous_is_sent_unchanged(
+    target: Target, tried: Tried
+) -> None:
     for subject in HARMLESS:
         content = target.mail_of(as_subject(target, subject)).content
         assert_headers(content)
         assert message_from_bytes(content, policy=default)["Subject"] == subject
-    tried(f"{len(HARMLESS)} harmless ones", "sent as they are, 0 other headers")
+    tried(f"{len(HARMLESS)} harmless subjects", "sent unchanged, 0 other headers")
 
 
 def assert_headers(mail: bytes) -> None:
-    """Read line by line: a parser of mails may have its own idea of where a header ends."""
+    """Check the headers line by line, because a mail parser may split headers differently."""
     head, _, body = mail.partition(b"\r\n\r\n")
     assert names_in(head) == HEADERS
     assert b"\r\n\r\n" in body
@@ -201,7 +201,7 @@ def assert_headers(mail: bytes) -> None:
 
 
 def names_in(head: bytes) -> list[str]:
-    """The names of a mail's headers, however loosely line ends are read."""
+    """Return the names of a mail's headers, and split at every character that may end a line."""
     lines = re.split(rb"\r\n|[\r\n\v\f\x1c-\x1e\x85]", head)
     return [line.partition(b":")[0].decode("latin-1") for line in lines if line[:1] not in b" \t"]
 
@@ -210,7 +210,7 @@ def names_in(head: bytes) -> list[str]:
     "name",
     ["a.txt", "%0D%0ASet-Cookie: a=b", "a; filename=b", "a\\r\\nb", "é😀", "x" * 255, "'a'", EVE],
 )
-def test_whatever_the_file_name_the_headers_of_its_download_are_a_fixed_set(
+def test_any_file_name_leads_to_the_same_fixed_set_of_download_headers(
     target: Target, name: str
 ) -> None:
     upload = as_file_name(target, name).raise_for_status().json()
@@ -233,17 +233,15 @@ def test_whatever_the_file_name_the_headers_of_its_download_are_a_fixed_set(
         b"=?a?q?b?=",
     ],
 )
-def test_a_request_id_that_is_not_plain_is_replaced_by_ours(
-    target: Target, request_id: bytes
-) -> None:
-    """It is the one header of the request that comes back."""
+def test_an_invalid_request_id_is_replaced(target: Target, request_id: bytes) -> None:
+    """It is the only header of the request that the response repeats."""
     said = say(
         target.service.port,
         b"GET /tasks HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Request-ID: %b\r\n\r\n"
         % request_id,
     )
     (response,) = said.responses
-    if response.status == 400:  # no HTTP header at all, for the server
+    if response.status == 400:  # the server does not accept it as an HTTP header
         assert "x-request-id" not in response.headers
     else:
         assert len(response.headers["x-request-id"]) == 32
@@ -253,15 +251,15 @@ def test_a_request_id_that_is_not_plain_is_replaced_by_ours(
 
 
 def composed_by_hand(subject: str) -> bytes:
-    """As one writes a mail that is only text."""
+    """Compose a mail with an f-string."""
     return f"From: {SENDER}\r\nTo: {RECIPIENT}\r\nSubject: {subject}\r\n\r\nHello".encode()
 
 
 def composed_without_our_check(subject: str) -> bytes:
-    """Compose a mail as the service does, while `header_text` takes everything.
+    """Compose a mail as the service does, but with a `header_text` that accepts every text.
 
-    Recent releases of Python, and Debian's 3.11.2, check headers again when they write them. That
-    check is switched off, because it is not ours.
+    Recent releases of Python, and Debian's 3.11.2, check headers again when they write them. This
+    function switches that check off, because the test is about the service's own check.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(message, "header_text", lambda value: value)
@@ -278,7 +276,7 @@ def composed_without_our_check(subject: str) -> bytes:
 
 
 @pytest.mark.parametrize("compose", [composed_by_hand, composed_without_our_check])
-def test_control_without_the_check_there_is_another_header(
+def test_control_without_the_check_a_new_header_is_injected(
     target: Target, compose: Callable[[str], bytes], tried: Tried
 ) -> None:
     injected = 0

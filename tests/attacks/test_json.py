@@ -1,7 +1,8 @@
-"""JSON that is none, that cannot be written again, that is too deep, too long, or of another shape.
+"""Invalid JSON: malformed, not encodable, too deep, too long, or of the wrong shape.
 
-Each is refused (4xx) in at most 4 KB that hold nothing of the input. Where a name stands twice, the
-last one counts, as for most readers (RFC 8259, section 4); and what is judged is what is used.
+The service refuses each body (4xx), in at most 4 KB that repeat no part of the input. If an object
+has a name twice, the last value counts, as for most parsers (RFC 8259, section 4); the service
+validates and uses the same value.
 """
 
 import json
@@ -22,7 +23,7 @@ SAVE_DATA = "/save-data/?user_id=ada"
 PROCESS = "/process/"
 PATHS = [NOTIFICATION, SAVE_DATA, PROCESS]
 
-NO_JSON = {
+MALFORMED = {
     "NaN": b'{"subject": NaN}',
     "NaN that is to be echoed": b'{"do-not-repeat-me": NaN}',
     "an infinity": b'{"message": -Infinity}',
@@ -64,8 +65,8 @@ NO_JSON = {
     "a word": b"do-not-repeat-me",
     "a form": b"subject=do-not-repeat-me",
 }
-# Bodies of a notification, and the fields that they have wrong.
-WRONG: list[tuple[object, list[str]]] = [
+# Bodies of a notification, and their wrong fields.
+WRONG_FIELDS: list[tuple[object, list[str]]] = [
     ({"subject": True}, ["/subject"]),
     ({"subject": 1}, ["/subject"]),
     ({"subject": 1.5}, ["/subject"]),
@@ -92,17 +93,17 @@ def send(target: Target, body: bytes, path: str = NOTIFICATION) -> httpx2.Respon
     return target.post(path, content=body, headers=JSON)
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("path", PATHS)
-def test_what_is_not_strictly_json_is_refused(target: Target, path: str, tried: Tried) -> None:
-    for body in NO_JSON.values():
+def test_a_body_that_is_not_strict_json_is_refused(target: Target, path: str, tried: Tried) -> None:
+    for body in MALFORMED.values():
         target.refused(send(target, body, path), 400, 422)
-    tried(f"{len(NO_JSON)} bodies that are no JSON, to {path}", "all refused, 0 echoed")
+    tried(f"{len(MALFORMED)} malformed bodies, to {path}", "all refused, 0 echoed")
 
 
-@pytest.mark.usefixtures("unmoved")
-@pytest.mark.parametrize(("body", "pointers"), WRONG, ids=lambda value: str(value)[:30])
-def test_a_field_that_is_wrong_is_named_and_never_repeated(
+@pytest.mark.usefixtures("leaves_no_traces")
+@pytest.mark.parametrize(("body", "pointers"), WRONG_FIELDS, ids=lambda value: str(value)[:30])
+def test_a_wrong_field_is_named_and_its_value_is_never_repeated(
     target: Target, body: object, pointers: list[str]
 ) -> None:
     errors = target.refused(send(target, json.dumps(body).encode()), 422)["errors"]
@@ -110,29 +111,29 @@ def test_a_field_that_is_wrong_is_named_and_never_repeated(
     assert all(error["detail"] for error in errors)
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("path", ["/items/true", "/items/1.5", "/items/" + "9" * 5_000])
-def test_what_is_no_integer_is_refused(target: Target, path: str) -> None:
+def test_a_path_parameter_that_is_no_integer_is_refused(target: Target, path: str) -> None:
     (error,) = target.refused(target.post(path), 422)["errors"]
     assert error["pointer"] == "/item_id"
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("path", PATHS)
-def test_two_megabytes_in_a_bad_field_are_a_small_problem(target: Target, path: str) -> None:
+def test_two_megabytes_in_a_wrong_field_lead_to_a_small_problem(target: Target, path: str) -> None:
     body = b'{"%b": "%b"}' % (MARK.encode(), b"x" * 2_000_000)
     target.refused(send(target, body, path), 413)
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("path", [NOTIFICATION, "/send-notification/" + "%F0%9F%98%80" * 300])
-def test_a_thousand_wrong_fields_are_a_small_problem(target: Target, path: str) -> None:
+def test_a_thousand_wrong_fields_lead_to_a_small_problem(target: Target, path: str) -> None:
     body = {f"{number:040}": number for number in range(1_000)}
     errors = target.refused(send(target, json.dumps(body).encode(), path), 422)["errors"]
     assert len(errors) <= 20
 
 
-def test_of_two_names_the_last_is_judged_and_used(target: Target) -> None:
+def test_of_a_duplicate_name_the_last_value_is_validated_and_used(target: Target) -> None:
     evil, good = b'"subject": "a\\r\\nBcc: eve@example.com"', b'"subject": "good"'
     with target.unmoved():
         target.refused(send(target, b"{%b, %b}" % (good, evil)), 422)
@@ -154,7 +155,7 @@ BODIES = st.binary() | st.dictionaries(FIELDS, VALUES, max_size=3).map(
 
 @settings(max_examples=form(60, 10_000), deadline=None)
 @given(body=BODIES, query=st.sampled_from(["", "?q=a", "?q=%ff", "?q=%00", "?&=", "?q=a&q=b"]))
-def test_whatever_the_body_it_is_a_promise_or_a_problem(
+def test_any_body_leads_to_a_promise_or_to_a_problem(
     target: Target, body: bytes, query: str
 ) -> None:
     response = send(target, body, NOTIFICATION + query)
@@ -167,7 +168,7 @@ def test_whatever_the_body_it_is_a_promise_or_a_problem(
 # The negative control
 
 
-def test_control_plain_fastapi_fails_and_repeats_what_it_was_sent(tried: Tried) -> None:
+def test_control_plain_fastapi_answers_500_and_repeats_its_input(tried: Tried) -> None:
     app = FastAPI()
 
     class Message(BaseModel):
@@ -179,13 +180,13 @@ def test_control_plain_fastapi_fails_and_repeats_what_it_was_sent(tried: Tried) 
         return message
 
     client = TestClient(app, raise_server_exceptions=False)
-    bodies = [*NO_JSON.values(), *(json.dumps(body).encode() for body, _ in WRONG)]
+    bodies = [*MALFORMED.values(), *(json.dumps(body).encode() for body, _ in WRONG_FIELDS)]
     answers = [client.post("/", content=body, headers=JSON) for body in bodies]
     errors = sum(answer.status_code >= 500 for answer in answers)
     echoes = sum(MARK in answer.text for answer in answers)
     largest = max(len(answer.content) for answer in answers)
     tried(
-        f"plain FastAPI, {len(bodies)} of them",
+        f"plain FastAPI, {len(bodies)} malformed or wrong bodies",
         f"{errors} answered 500, {echoes} echoed, the largest answer {largest:,} bytes",
     )
     assert errors >= 3

@@ -1,7 +1,7 @@
-"""Line breaks, terminal codes and formats in every field that may reach a log line.
+"""Line breaks, terminal codes and format strings in all fields that may reach a log line.
 
-One event is one printable line, in console and in json form, on standard error and in LOG_FILE. A
-traceback on a console has lines of its own, all indented, so that none of them looks like an event.
+Each event is a single printable line, in console and in json form, on standard error and in
+LOG_FILE. A traceback on a console has more lines, all indented, so that none looks like an event.
 """
 
 import json
@@ -65,7 +65,7 @@ def hostile(form: str) -> list[str]:
     ]
 
 
-def ours(**facts: Any) -> None:
+def log_event(**facts: Any) -> None:
     structlog.get_logger("app.test").info("it happened", **facts)
 
 
@@ -77,10 +77,10 @@ def raise_and_log(text: str) -> None:
 
 
 WRITERS: dict[str, Write] = {
-    "a value": lambda text: ours(value=text),
-    "a value in a value": lambda text: ours(error={"detail": [text]}),
-    "bytes": lambda text: ours(value=text.encode("utf-8", "surrogatepass")),
-    "an exception": lambda text: ours(error=ValueError(text)),
+    "a value": lambda text: log_event(value=text),
+    "a value in a value": lambda text: log_event(error={"detail": [text]}),
+    "bytes": lambda text: log_event(value=text.encode("utf-8", "surrogatepass")),
+    "an exception": lambda text: log_event(error=ValueError(text)),
     "a traceback": raise_and_log,
     "the event": lambda text: structlog.get_logger("app.test").info(text),
     "a library's message": lambda text: logging.getLogger("library").info(text),
@@ -93,7 +93,9 @@ each_form = pytest.mark.parametrize("form", ["json", "console"])
 
 @each_form
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_one_event_is_one_line(capsys: pytest.CaptureFixture[str], form: str, write: Write) -> None:
+def test_each_event_is_a_single_line(
+    capsys: pytest.CaptureFixture[str], form: str, write: Write
+) -> None:
     configure_logging("INFO", form)
     for text in hostile(form):
         write(text)
@@ -105,7 +107,7 @@ def test_one_event_is_one_line(capsys: pytest.CaptureFixture[str], form: str, wr
 
 
 def events_in(log: str, form: str) -> list[str]:
-    """The lines of a log that are events; all of its lines are sound, and none is forged."""
+    """Return the lines of a log that are events. All lines must be printable, and none forged."""
     assert log.endswith("\n")
     lines = log[:-1].split("\n")
     assert all(line.isprintable() for line in lines), log
@@ -122,7 +124,7 @@ STAGES = ["connect", "ehlo", "mail", "rcpt", "data", "dot"]
 
 
 def requests(text: str) -> Iterator[bytes]:
-    """Requests with this text in each of their fields in turn."""
+    """Yield requests with this text in each field in turn."""
     raw = text.encode("utf-8", "surrogatepass")
     encoded = quote(raw, safe="")
     yield posted(f"{NOTIFICATION}?q={encoded}", b"")
@@ -135,23 +137,23 @@ def requests(text: str) -> Iterator[bytes]:
     for header in (b"X-Request-ID", b"Idempotency-Key", b"User-Agent", b"Origin", b"Referer"):
         line = b"\r\n%b: %b\r\nConnection" % (header, raw)
         yield posted(NOTIFICATION, b"").replace(b"\r\nConnection", line, 1)
-    # Another page's Origin is refused, and told of together with the path.
+    # A request with a foreign Origin is refused, and the log line of it contains the path.
     for path in (f"/{encoded}", f"/tasks/{encoded}", f"/uploads/{encoded}/content"):
         origin = b"\r\nOrigin: http://example.com\r\nConnection"
         yield posted(path, b"").replace(b"\r\nConnection", origin, 1)
 
 
 def replies(text: str) -> list[str]:
-    """What an SMTP server might say."""
+    """Return SMTP replies with this text."""
     if "\ud800" in text:
         return []
     return [f"550 5.1.1 {text}", f"550-5.1.1 {text}\r\n550 {text}", f"250 2.0.0 {text}"]
 
 
 def send_and_hear(target: Target, stage: str, reply: str) -> None:
-    """Send a mail, which the SMTP server answers so at this stage."""
+    """Send a mail, to which the SMTP server gives this reply at this stage."""
     once = target.smtp_server.once
-    once["mail"].append(DROP)  # who is still connected would not be greeted again
+    once["mail"].append(DROP)  # close the connection, because only a new one gets a greeting
     once[stage].append(reply)
     location = target.post(NOTIFICATION).headers["location"]
     until(lambda: target.service.get(location).json()["finished_at"], within=PATIENCE)
@@ -159,9 +161,11 @@ def send_and_hear(target: Target, stage: str, reply: str) -> None:
 
 
 @each_form
-def test_nothing_that_is_sent_forges_a_line(tmp_path: Path, form: str, tried: Tried) -> None:
+def test_no_request_and_no_smtp_reply_forges_a_log_line(
+    tmp_path: Path, form: str, tried: Tried
+) -> None:
     with attacked(tmp_path, log_format=form, mail_retry_seconds=0) as target:
-        # In the short form each of the two takes every other text.
+        # In the short form, each of the two log formats uses half of the texts.
         texts = hostile(form) if LONG else hostile(form)[form == "json" :: 2]
         sent = [request for text in texts for request in requests(text)]
         for request in sent:
@@ -185,8 +189,8 @@ def test_nothing_that_is_sent_forges_a_line(tmp_path: Path, form: str, tried: Tr
 # Negative controls
 
 
-def test_control_the_tutorials_log_takes_a_line_of_anybody(tmp_path: Path, tried: Tried) -> None:
-    """`write_log` as the tutorial has it, and the standard library's logging beside it."""
+def test_control_forged_lines_appear_in_the_tutorial_s_log(tmp_path: Path, tried: Tried) -> None:
+    """The tutorial's `write_log`, and the standard library's logging, write the text unchanged."""
     path = tmp_path / "log.txt"
     log = logging.getLogger("tutorial")
     log.addHandler(handler := logging.FileHandler(tmp_path / "standard.txt"))
@@ -214,15 +218,15 @@ def test_control_the_tutorials_log_takes_a_line_of_anybody(tmp_path: Path, tried
     tried("the tutorial's write_log, and logging.warning, 2 queries each", "2 lines forged in each")
 
 
-def test_control_without_our_escapes_a_console_shows_forged_lines(
+def test_control_without_the_escapes_a_console_shows_forged_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
     monkeypatch.setattr(logs, "_escape_values", lambda _, __, event: event)
     configure_logging("INFO", "console")
     for text in hostile("console"):
         if text.encode("utf-8", "replace").decode() == text:
-            ours(value=text)
+            log_event(value=text)
             raise_and_log(text)
     forged = capsys.readouterr().err.count("\n" + FORGED["console"])
-    tried(f"structlog's console as it is, {2 * len(HOSTILE)} events", f"{forged} lines forged")
+    tried(f"structlog's plain console, {2 * len(HOSTILE)} events", f"{forged} lines forged")
     assert forged

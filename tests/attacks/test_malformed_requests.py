@@ -1,7 +1,7 @@
-"""Requests that are no sound HTTP, or that a proxy in front would understand otherwise.
+"""Requests that are no valid HTTP, or that a proxy in front would read differently.
 
-Each is answered 400 or 431, as a problem, or its connection is just closed; what is hidden in it
-is never run; and whatever its size, memory stays bounded.
+Each is answered 400 or 431 with a problem, or its connection is closed. A request hidden inside
+is never run. Memory stays bounded for requests of any size.
 """
 
 import sys
@@ -21,14 +21,14 @@ POST = b"POST /test-task/ HTTP/1.1\r\n"
 GET = b"GET /livez HTTP/1.1\r\n"
 HOST = b"Host: localhost\r\n"
 CLOSE = b"Connection: close\r\n"
-# Whoever is led to read this as a request of its own queues a mail.
+# A service that reads this as a separate request queues a mail.
 HIDDEN = b"POST /send-email/?email=hidden@example.com HTTP/1.1\r\n" + HOST + b"\r\n"
 LENGTH = b"Content-Length: %d\r\n" % len(HIDDEN)
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 NO_CHUNKS = b"0\r\n\r\n"
 
 MALFORMED = {
-    # Where does the body end?
+    # The end of the body is ambiguous.
     "a length, then chunks": POST + HOST + LENGTH + CHUNKED + b"\r\n" + NO_CHUNKS + HIDDEN,
     "chunks, then a length": POST + HOST + CHUNKED + LENGTH + b"\r\n" + NO_CHUNKS + HIDDEN,
     "a length, and chunks misspelt": (
@@ -67,7 +67,7 @@ MALFORMED = {
     "a chunk longer than it says": POST + HOST + CHUNKED + b"\r\n1\r\n" + HIDDEN + NO_CHUNKS,
     "a length as a trailer": POST + HOST + CHUNKED + b"\r\n0\r\n" + LENGTH + b"\r\n" + HIDDEN,
     "chunks with bare line feeds": POST + HOST + CHUNKED + b"\r\n0\n\n" + HIDDEN,
-    # Whom is it for?
+    # The host is ambiguous.
     "no Host": GET + CLOSE + b"\r\n" + HIDDEN,
     "two Hosts": GET + HOST + b"Host: example.com\r\n\r\n" + HIDDEN,
     "the same Host twice": GET + HOST + HOST + b"\r\n" + HIDDEN,
@@ -78,7 +78,7 @@ MALFORMED = {
     "a Host with a list": GET + b"Host: localhost, example.com\r\n\r\n" + HIDDEN,
     "a Host with two ports": GET + b"Host: localhost:80:81\r\n\r\n" + HIDDEN,
     "a Host that is no ASCII": GET + "Host: é\r\n\r\n".encode() + HIDDEN,
-    # Where do the lines end?
+    # The ends of the lines are ambiguous.
     "bare line feeds": b"GET /livez HTTP/1.1\nHost: localhost\n\n" + HIDDEN,
     "one bare line feed": GET + b"Host: localhost\nX: y\r\n\r\n" + HIDDEN,
     "a bare carriage return": GET + HOST + b"X: a\rY: b\r\n\r\n" + HIDDEN,
@@ -90,7 +90,7 @@ MALFORMED = {
     "NUL in a value": GET + HOST + b"X: a\0b\r\n\r\n" + HIDDEN,
     "NUL in a name": GET + HOST + b"X\0: a\r\n\r\n" + HIDDEN,
     "NUL in the path": b"GET /livez\0 HTTP/1.1\r\n" + HOST + b"\r\n" + HIDDEN,
-    # What is it at all?
+    # It is hardly a request.
     "nonsense": b"nonsense\r\n\r\n" + HIDDEN,
     "a TLS hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 500,
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0",
@@ -106,7 +106,7 @@ MALFORMED = {
     "a tunnel": b"CONNECT localhost:25 HTTP/1.1\r\n" + HOST + b"\r\n" + HIDDEN,
 }
 
-# Sound, but not all that it hopes for. What follows an upgrade is no HTTP/1.1, and not read.
+# Valid, but the service ignores a part of it. It does not read the bytes after an upgrade.
 HARMLESS = {
     "the whole address": (
         b"GET http://example.com/livez HTTP/1.1\r\n" + HOST + CLOSE + b"\r\n" + HIDDEN,
@@ -139,22 +139,22 @@ HARMLESS = {
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Without a worker: a task that is queued stays and is seen."""
+    """A service without a worker, so that a task of a hidden request would stay and be seen."""
     directory = tmp_path_factory.mktemp("malformed")
     with Service(directory, worker_concurrency=0, client_timeout_seconds=0.5) as service:
         yield service
 
 
 @pytest.fixture(autouse=True)
-def nothing_was_run(service: Service) -> Iterator[None]:
-    """Nothing is queued, and the service goes on."""
+def no_hidden_request_was_run(service: Service) -> Iterator[None]:
+    """Check after each test that no task is queued, and that the service still answers."""
     yield
     assert service.get("/tasks").json()["data"] == []
     assert "Traceback" not in service.log
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_what_is_no_sound_request_is_refused(service: Service, name: str) -> None:
+def test_a_malformed_request_is_refused(service: Service, name: str) -> None:
     said = say(service.port, MALFORMED[name])
     assert said.closed
     assert len(said.responses) <= 1
@@ -162,23 +162,23 @@ def test_what_is_no_sound_request_is_refused(service: Service, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_is_sound_is_one_request(service: Service, name: str) -> None:
+def test_a_valid_request_is_a_single_request(service: Service, name: str) -> None:
     request, status = HARMLESS[name]
     said = say(service.port, request)
     assert (said.statuses, said.closed) == ([status], True)
     assert b"secret" not in said.raw
 
 
-def test_how_many_were_tried(tried: Tried) -> None:
+def test_report_the_number_of_malformed_requests(tried: Tried) -> None:
     tried(f"{len(MALFORMED)} malformed requests", "each 400, 431 or closed; 0 hidden requests run")
-    tried(f"{len(HARMLESS)} odd ones", "each one request; 0 hidden requests run")
+    tried(f"{len(HARMLESS)} valid requests", "a response each; 0 hidden requests run")
 
 
 @pytest.mark.parametrize("name", ["two Hosts", "nonsense", "chunks, then a length"])
-def test_what_is_pipelined_behind_an_answer_that_is_not_there_yet_does_not_take_its_place(
+def test_a_malformed_pipelined_request_is_not_answered_before_the_request_ahead_of_it(
     service: Service, name: str
 ) -> None:
-    """Else whoever waits for the first answer would be given the second."""
+    """Otherwise the client of the first request would get the response to the second."""
     first = b"GET /readyz HTTP/1.1\r\n" + HOST + b"\r\n"
     said = say(service.port, first + MALFORMED[name])
     assert said.closed
@@ -186,7 +186,7 @@ def test_what_is_pipelined_behind_an_answer_that_is_not_there_yet_does_not_take_
 
 
 def refuses(response: Response) -> bool:
-    """Whether it is a 400 or a 431 as a small problem, after which the connection is closed."""
+    """Return whether a response is a small problem with 400 or 431 that closes the connection."""
     return (
         response.status in {400, 431}
         and response.headers["content-type"] == "application/problem+json"
@@ -200,7 +200,7 @@ MB = 1_000_000
 
 
 def endless(kind: str) -> bytes:
-    """A request of many megabytes, and not one of them a body."""
+    """Make a request of many megabytes, all of them outside of its body."""
     size = int(MEGABYTES * MB)
     line = b"X-Header: " + b"x" * 988 + b"\r\n"
     lines = line * (size // len(line))
@@ -226,12 +226,14 @@ ENDLESS = [
 ]
 
 
-def test_endless_requests_are_cut_off_and_take_no_memory(service: Service, tried: Tried) -> None:
+def test_endless_requests_are_cut_off_and_need_little_memory(
+    service: Service, tried: Tried
+) -> None:
     began = Peak(service.pid)
     for kind in ENDLESS:
         said = say(service.port, endless(kind))
         assert said.closed, kind
-        # To a request whose trailers do not end, the answer may have gone out before.
+        # A request with endless trailers may have been answered before the trailers.
         assert all(refuses(response) or response.status == 202 for response in said.responses), kind
     grown = began.grown()
     assert grown < 8
@@ -240,7 +242,7 @@ def test_endless_requests_are_cut_off_and_take_no_memory(service: Service, tried
     )
 
 
-# Negative controls: uvicorn as it is
+# Negative controls: plain uvicorn
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +252,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.mark.parametrize("name", ["no Host", "two Hosts", "a Host with a user"])
-def test_control_plain_uvicorn_serves_a_request_for_nobody_or_for_two(
+def test_control_plain_uvicorn_accepts_a_request_with_no_host_or_two_hosts(
     tutorial: Service, name: str, tried: Tried
 ) -> None:
     said = say(tutorial.port, MALFORMED[name].replace(HIDDEN, b""), patience=0.5)
@@ -258,7 +260,9 @@ def test_control_plain_uvicorn_serves_a_request_for_nobody_or_for_two(
     tried(f"plain uvicorn, {name}", "200")
 
 
-def test_control_plain_uvicorn_takes_headers_without_end(tutorial: Service, tried: Tried) -> None:
+def test_control_plain_uvicorn_reads_endless_headers_into_memory(
+    tutorial: Service, tried: Tried
+) -> None:
     began = Peak(tutorial.pid)
     said = say(tutorial.port, endless("headers"), patience=1)
     grown = began.grown()
@@ -268,7 +272,7 @@ def test_control_plain_uvicorn_takes_headers_without_end(tutorial: Service, trie
 
 
 class Peak:
-    """By how much a process's memory grows at most, from now on."""
+    """Measures the greatest growth of a process's memory since this object was made."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -280,5 +284,5 @@ class Peak:
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / MB
 
     def grown(self) -> float:
-        """Megabytes."""
+        """Return the growth in megabytes."""
         return self._read() - self._before

@@ -1,7 +1,7 @@
-"""Forms that are all parts, headers, boundaries, or what is nearly one.
+"""Multipart forms with far too many parts or headers, or with text that is nearly a boundary.
 
-Each is refused (4xx) within a second, however large, while others are served: when somebody asks
-again and again whether the service lives, 99 of 100 answers take 0.1 s at most, on an idle machine.
+The service refuses each (4xx) within a second, whatever its size, and serves other clients
+meanwhile: on an idle machine, 99 of 100 requests for /livez take at most 0.1 s.
 """
 
 import sys
@@ -25,24 +25,24 @@ NAIVE = (sys.executable, "-m", "tests.support.unbounded_uploads")
 
 FILE = file_part()
 AT_ONCE = 4  # attackers
-SIZE = form(4, 10) * MB  # of a large form
+SIZE = form(4, 10) * MB  # the size of a large form, in bytes
 BOUNDARY = b"b" * 70
 
 
 def unfinished(content: bytes, size: int = SIZE) -> bytes:
-    """A file of such content that never ends."""
+    """Make a form with a file of repeated content, without its end."""
     return form_of(file_part(content=content * (size // len(content))), end=b"")
 
 
 def encoded(encoding: bytes, content: bytes) -> bytes:
-    """A file of such content that says how it is encoded, and never ends."""
+    """Make a form with a file of repeated content in a transfer encoding, without its end."""
     header = b"Content-Transfer-Encoding: " + encoding
     content *= SIZE // len(content)
     return form_of(part(b'name="file"; filename="a"', header, content=content), end=b"")
 
 
 def hostile_forms() -> dict[str, bytes]:
-    """By name; made when they are needed, for they are large."""
+    """Make the forms, by name. They are large, so they are made when a test needs them."""
     return {
         "nothing": b"",
         "no form": b"do-not-repeat-me",
@@ -112,8 +112,8 @@ TYPES = [
 ]
 
 
-@pytest.mark.usefixtures("unmoved")
-def test_a_hostile_form_is_refused_at_once_while_others_are_served(
+@pytest.mark.usefixtures("leaves_no_traces")
+def test_a_hostile_form_is_refused_at_once_and_does_not_delay_other_clients(
     target: Target, tried: Tried
 ) -> None:
     url, port = target.service.url, target.service.port
@@ -140,7 +140,10 @@ def test_a_hostile_form_is_refused_at_once_while_others_are_served(
 
 
 def quickest(port: int, request: bytes) -> tuple[Said, float]:
-    """What is answered, and how fast at best: a busy machine may be slow once or twice."""
+    """Return the response, and the seconds of the fastest of three tries.
+
+    A try that takes less than a second is the last one. The others allow for a busy machine.
+    """
     for _ in range(3):
         began = time.monotonic()
         said = say(port, request)
@@ -167,9 +170,9 @@ def all_at_once(port: int, request: bytes) -> None:
         attacker.join()
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("content_type", TYPES, ids=lambda value: str(value[:50]))
-def test_what_does_not_say_that_it_is_a_form_is_refused(
+def test_an_upload_without_the_media_type_of_a_form_is_refused(
     target: Target, content_type: bytes
 ) -> None:
     for path in ("/upload", "/upload/"):
@@ -177,10 +180,10 @@ def test_what_does_not_say_that_it_is_a_form_is_refused(
         target.refused(response, 415)
 
 
-def test_a_boundary_of_70_letters_that_nearly_matches_all_the_time_is_content(
+def test_text_that_nearly_matches_a_boundary_of_70_letters_is_content(
     target: Target,
 ) -> None:
-    """What cannot be told from a file is taken as one, and as quickly."""
+    """It is a valid file, and is accepted as quickly as any."""
     content = (b"\r\n--" + BOUNDARY[1:]) * (SIZE // 73)
     body = form_of(file_part(content=content), boundary=BOUNDARY)
     request = posted("/upload", body, b"multipart/form-data; boundary=" + BOUNDARY)
@@ -193,10 +196,10 @@ def test_a_boundary_of_70_letters_that_nearly_matches_all_the_time_is_content(
 # The negative control
 
 
-def test_control_the_standard_library_takes_seconds_and_holds_up_everybody(
+def test_control_the_standard_library_takes_seconds_and_blocks_all_requests(
     tmp_path: Path, tried: Tried
 ) -> None:
-    """A route that reads forms with `email`, which knows multipart too."""
+    """The route of this control parses forms with the module `email`."""
     megabytes = form(4, 10)
     request = posted("/form", b"\r\n" * (megabytes * MB // 2) + form_of(FILE))
     with Service(tmp_path, command=NAIVE) as naive, Pulse(naive.url) as pulse:
@@ -210,10 +213,10 @@ def test_control_the_standard_library_takes_seconds_and_holds_up_everybody(
 
 
 @pytest.mark.anyio
-async def test_control_without_our_bound_the_parser_takes_many_times_as_long(
+async def test_control_without_the_limit_on_lookalikes_the_parser_takes_many_times_as_long(
     monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """Each line that begins with the boundary is a stumble for it."""
+    """Each line that begins with the boundary costs the parser much time."""
     seconds = []
     for bound in (multipart.MAX_LOOKALIKES, sys.maxsize):
         monkeypatch.setattr(multipart, "MAX_LOOKALIKES", bound)

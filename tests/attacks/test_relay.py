@@ -1,7 +1,7 @@
-"""The service is used to send mail by those who may not, to whom it may not, or too often.
+"""Attempts to send mail without permission, to forbidden recipients, or too often.
 
-No key or a wrong one is a 401, a recipient off the list a 403, too many requests a 429, too long a
-backlog a 503; and the SMTP server hears of none of it.
+A missing or wrong key is answered 401, a recipient outside of ALLOWED_RECIPIENTS 403, too many
+requests 429, and a full backlog 503. The SMTP server gets no command in any of these cases.
 """
 
 import re
@@ -38,7 +38,7 @@ PERMITTED = {
     "ada@bücher.example": "ada@xn--bcher-kva.example",
     "ada@XN--BCHER-KVA.example": "ada@xn--bcher-kva.example",
 }
-OFF_THE_LIST = [
+FORBIDDEN = [
     "eve@example.net",
     "eve@example.org",
     "ada@example.com.example.net",
@@ -71,7 +71,7 @@ def relay(
     keys: str | None = f"ada: {KEY}",
     **settings: object,
 ) -> Iterator[TestClient]:
-    """A service that sends its mail to this server."""
+    """Run a service that sends its mail to this SMTP server."""
     directory.mkdir(exist_ok=True)
     if keys is not None:
         (directory / "keys").write_text("ada: ada-key-0\n")
@@ -83,25 +83,29 @@ def relay(
 
 
 def recipients(smtp_server: SmtpServer) -> list[str]:
-    """Whom the server was asked to deliver to."""
+    """Return the recipients of all RCPT commands."""
     found = (re.fullmatch("RCPT TO:<(.*)>", command) for command in smtp_server.commands)
     return [match[1] for match in found if match]
 
 
 def send_to(client: httpx2.Client, address: str, way: str, **options: object) -> httpx2.Response:
-    """Ask for a mail to this address, in one of the ways there are."""
+    """Request a mail to this address, with the route `way`."""
     return client.post(way.format(quote(address)), **options)  # type: ignore[arg-type]
 
 
-def only_those_were_sent(client: TestClient, smtp_server: SmtpServer, permitted: str) -> None:
-    """Send one more mail: when it has arrived, whatever was queued before it has, too."""
+def assert_only_this_mail_is_sent(
+    client: TestClient, smtp_server: SmtpServer, permitted: str
+) -> None:
+    """Send a permitted mail. When it has arrived, all mails queued before it have arrived too."""
     task = send_to(client, permitted, MAIL_ROUTES[0]).json()
     wait_for(client, task["id"])
     assert recipients(smtp_server) == [permitted]
     assert len(client.get("/tasks").json()["data"]) == 1
 
 
-def test_strangers_send_nothing(tmp_path: Path, smtp_server: SmtpServer, tried: Tried) -> None:
+def test_clients_without_a_valid_key_can_send_no_mail(
+    tmp_path: Path, smtp_server: SmtpServer, tried: Tried
+) -> None:
     with relay(tmp_path, smtp_server) as client:
         for way in MAIL_ROUTES:
             for who, headers in STRANGERS.items():
@@ -109,24 +113,24 @@ def test_strangers_send_nothing(tmp_path: Path, smtp_server: SmtpServer, tried: 
                 problem_of(answer, 401)
                 assert answer.headers["www-authenticate"].startswith("Bearer"), who
         client.headers.update(bearing(KEY))
-        only_those_were_sent(client, smtp_server, "ada@example.com")
-    tried(f"{len(MAIL_ROUTES) * len(STRANGERS)} requests of strangers", "all 401, 0 RCPT")
+        assert_only_this_mail_is_sent(client, smtp_server, "ada@example.com")
+    tried(f"{len(MAIL_ROUTES) * len(STRANGERS)} requests without a valid key", "all 401, 0 RCPT")
 
 
-def test_nobody_is_written_to_who_is_not_on_the_list(
+def test_no_mail_is_sent_to_a_recipient_outside_the_list(
     tmp_path: Path, smtp_server: SmtpServer, tried: Tried
 ) -> None:
     with relay(tmp_path, smtp_server, allowed_recipients=LIST) as client:
         client.headers.update(bearing(KEY))
         for way in MAIL_ROUTES:
-            for address in OFF_THE_LIST:
+            for address in FORBIDDEN:
                 problem = problem_of(send_to(client, address, way), 403)
                 assert address not in problem["detail"]
-        only_those_were_sent(client, smtp_server, "ada@example.com")
-    tried(f"{len(OFF_THE_LIST)} addresses off the list, in 3 ways", "all 403, 0 RCPT")
+        assert_only_this_mail_is_sent(client, smtp_server, "ada@example.com")
+    tried(f"{len(FORBIDDEN)} addresses outside the list, on 3 routes", "all 403, 0 RCPT")
 
 
-def test_the_list_is_compared_after_idna_and_without_regard_to_case(
+def test_recipients_are_compared_after_idna_and_without_regard_to_case(
     tmp_path: Path, smtp_server: SmtpServer
 ) -> None:
     with relay(tmp_path, smtp_server, allowed_recipients=LIST) as client:
@@ -138,7 +142,7 @@ def test_the_list_is_compared_after_idna_and_without_regard_to_case(
             assert recipients(smtp_server)[-1] == reached
 
 
-def test_a_task_from_before_the_list_is_not_sent_however_often_it_is_retried(
+def test_a_task_from_before_the_list_is_never_sent_even_if_retried(
     tmp_path: Path, smtp_server: SmtpServer, tried: Tried
 ) -> None:
     with relay(tmp_path, smtp_server, worker_concurrency=0) as client:
@@ -155,16 +159,16 @@ def test_a_task_from_before_the_list_is_not_sent_however_often_it_is_retried(
         for task in tasks:
             wait_for(client, task, "failed")
     assert recipients(smtp_server) == []
-    tried("3 tasks queued before the list, each retried twice", "9 times failed, 0 RCPT")
+    tried("3 tasks queued before the list, each retried twice", "9 failures, 0 RCPT")
 
 
-# Too many
+# Too many requests requests
 
 
-def test_who_comes_too_often_is_told_when_to_come_back(
+def test_a_client_over_its_rate_limit_gets_429_with_the_time_to_wait(
     tmp_path: Path, smtp_server: SmtpServer, tried: Tried
 ) -> None:
-    """And is let in then. The others' requests are counted apart."""
+    """After that time it is admitted. Each client's requests are counted separately."""
     rounds = form(1, 30)
     keys = f"ada: {KEY}\neve: eve-key"
     with relay(tmp_path, smtp_server, keys=keys, rate_limit="2/second") as client:
@@ -186,17 +190,17 @@ def test_who_comes_too_often_is_told_when_to_come_back(
             assert client.get("/tasks", headers=bearing("eve-key")).status_code in {200, 429}
             time.sleep(int(answers[-1].headers["retry-after"]))
             assert client.get("/tasks", headers=bearing(KEY)).status_code == 200
-    tried(f"{rounds} times too many requests", "429 each; let in after Retry-After seconds")
+    tried(f"{rounds} times too many requests", "429; admitted after Retry-After seconds")
 
 
 class Clock:
-    """A clock to be set, in seconds."""
+    """A clock that a test sets, in seconds."""
 
     def __init__(self) -> None:
         self.now = 1_700_000_000.0
 
     def __call__(self) -> float:
-        """Tell the time."""
+        """Return the time."""
         return self.now
 
 
@@ -205,7 +209,7 @@ WINDOWS = {"1/second": 1, "3/second": 1, "60/minute": 60, "7/hour": 3600}
 
 @pytest.mark.parametrize("limit", WINDOWS)
 def test_retry_after_is_always_long_enough(limit: str, tried: Tried) -> None:
-    """At whatever moments the requests came, and it is no longer than the time they are for."""
+    """It holds for requests at random moments. Retry-After exceeds the window by 1 s at most."""
     clock, random, refusals = Clock(), Random(3), 0
     window, amount = WINDOWS[limit], int(limit.partition("/")[0])
     for _ in range(form(20, 500)):
@@ -219,11 +223,11 @@ def test_retry_after_is_always_long_enough(limit: str, tried: Tried) -> None:
                 clock.now += quota.seconds
                 assert rate.count_request("ada").allowed
             clock.now += random.expovariate(3 / window * amount)
-    tried(f"{refusals} refusals at {limit}", "each let in after Retry-After seconds")
+    tried(f"{refusals} refusals at {limit}", "each admitted after Retry-After seconds")
 
 
-def allowed_around_the_turn(allows: Callable[[], bool], clock: Clock) -> int:
-    """How many of 120 requests are: one in the beginning of a minute, the others about its end."""
+def allowed_around_the_end_of_a_minute(allows: Callable[[], bool], clock: Clock) -> int:
+    """Return how many of 120 requests are allowed: 1 at a minute's start, 119 around its end."""
     allowed = 0
     for clock.now, requests in ((60_000.0, 1), (60_059.9, 59), (60_060.1, 60)):
         for _ in range(requests):
@@ -231,26 +235,28 @@ def allowed_around_the_turn(allows: Callable[[], bool], clock: Clock) -> int:
     return allowed
 
 
-def test_the_turn_of_the_minute_is_no_moment_for_twice_as_many() -> None:
+def test_the_rate_is_not_doubled_around_the_end_of_a_minute() -> None:
     clock = Clock()
     rate = RateLimit("60/minute", now=clock)
-    assert allowed_around_the_turn(lambda: rate.count_request("ada").allowed, clock) <= 61
+    assert (
+        allowed_around_the_end_of_a_minute(lambda: rate.count_request("ada").allowed, clock) <= 61
+    )
 
 
-def test_control_a_fixed_window_allows_twice_as_many_at_its_turn(tried: Tried) -> None:
+def test_control_a_fixed_window_doubles_the_rate_around_its_end(tried: Tried) -> None:
     clock, counts = Clock(), Counter[int]()
 
     def allows() -> bool:
         counts[int(clock.now // 60)] += 1
         return counts[int(clock.now // 60)] <= 60
 
-    allowed = allowed_around_the_turn(allows, clock)
+    allowed = allowed_around_the_end_of_a_minute(allows, clock)
     assert allowed == 120
     tried("60/minute over a fixed window", f"{allowed - 1} allowed within 0.2 s")
 
 
-def test_no_more_clients_are_counted_than_there_is_memory_for(tried: Tried) -> None:
-    """The client that has been silent for longest is forgotten for another one."""
+def test_the_number_of_counted_clients_is_limited(tried: Tried) -> None:
+    """A new client replaces the client that has been silent for the longest time."""
     clock = Clock()
     rate = RateLimit("2/day", most_counted=3, now=clock)
     for client in ("eve", "joe", "ada", "ada"):
@@ -260,11 +266,13 @@ def test_no_more_clients_are_counted_than_there_is_memory_for(tried: Tried) -> N
         assert rate.count_request(stranger).allowed
         assert not rate.count_request("ada").allowed
         assert len(rate._counts) == 3
-    tried(f"{len(strangers)} addresses, with room for 3", "3 counted, and a refused one refused")
+    tried(
+        f"{len(strangers)} addresses, with room for 3", "3 counted; a refused client stays refused"
+    )
 
 
-def test_addresses_of_one_ipv6_network_are_one_client(tmp_path: Path) -> None:
-    """A client has 2^64 of them, and could take another one for each request."""
+def test_all_addresses_of_an_ipv6_network_count_as_one_client(tmp_path: Path) -> None:
+    """A client has 2^64 addresses, and could use a new one for each request."""
     app = create_app(settings_in(tmp_path, rate_limit="2/hour", worker_concurrency=0))
     asked = [("2001:db8::1", 200), ("2001:db8::2:3", 200), ("2001:db8::4", 429)]
     asked += [("2001:db8:0:1::1", 200), ("192.0.2.1", 200), ("192.0.2.2", 200)]
@@ -274,7 +282,7 @@ def test_addresses_of_one_ipv6_network_are_one_client(tmp_path: Path) -> None:
             assert client.get("/tasks").status_code == status, address
 
 
-def test_a_full_backlog_takes_nothing_more_until_something_is_done(
+def test_a_full_backlog_refuses_mails_until_a_task_ends(
     tmp_path: Path, smtp_server: SmtpServer, tried: Tried
 ) -> None:
     with relay(tmp_path, smtp_server, worker_concurrency=0, max_backlog=3) as client:
@@ -298,10 +306,10 @@ def test_a_full_backlog_takes_nothing_more_until_something_is_done(
         for task in (*ids[1:], answer.json()["id"]):
             wait_for(client, task)
         assert send_to(client, "ada@example.com", MAIL_ROUTES[0]).status_code == 202
-    tried("a backlog of 3", "503 for each of 4 more, nothing queued; room again once one is done")
+    tried("a backlog of 3", "503 for 4 more requests, 0 tasks; room again when a task is done")
 
 
-# Negative controls: our defences taken away
+# Negative controls: the same without the defences
 
 
 def test_control_an_open_service_without_a_list_is_a_relay(
@@ -315,13 +323,13 @@ def test_control_an_open_service_without_a_list_is_a_relay(
                 wait_for(client, task["id"])
                 asked += 1
     assert recipients(smtp_server) == ["eve@example.net"] * asked
-    tried("the strangers' requests, without keys and list", f"{asked} RCPT")
+    tried("the same requests to a service without keys and list", f"{asked} RCPT")
 
 
-def test_control_a_list_that_is_compared_as_text_lets_others_in(tried: Tried) -> None:
-    """By how an address ends and as it came, as one writes it first: wrong in both directions."""
-    lets_in = [address for address in OFF_THE_LIST if address.endswith("example.com")]
+def test_control_a_list_that_is_compared_as_text_admits_forbidden_recipients(tried: Tried) -> None:
+    """To compare the end of the address with `endswith` is wrong in both directions."""
+    lets_in = [address for address in FORBIDDEN if address.endswith("example.com")]
     keeps_out = [address for address in PERMITTED if not address.endswith(LIST_AS_TEXT)]
     assert lets_in
     assert keeps_out
-    tried("endswith", f"{len(lets_in)} off the list let in, {len(keeps_out)} on it kept out")
+    tried("endswith", f"{len(lets_in)} forbidden admitted, {len(keeps_out)} permitted refused")

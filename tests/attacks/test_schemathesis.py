@@ -1,9 +1,9 @@
-"""Schemathesis asks a real server all that its document allows, and what it does not allow.
+"""Schemathesis sends a real server valid and invalid requests, made from the OpenAPI document.
 
-Whatever it asks: the answer is one that the document names, with the headers and the body that
-stand there; what is valid is taken, and what is not is refused; nothing is answered without a key,
-or with what another client has; what was made is there, what was deleted is gone. The
-configuration is beside this file, and switches no check off.
+It checks each response: the document must name its status, headers and body. Valid requests must be
+accepted, and invalid requests, requests without a key, and requests for another client's data
+refused. A new upload must exist, and a deleted one must be gone. The configuration is in
+schemathesis.toml, and switches no check off.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.attacks.doctored import KEYS
+from tests.attacks.faulty_service import KEYS
 from tests.support.service import ROOT, Service, environment
 from tests.support.torture import LONG, Tried, form
 
@@ -23,7 +23,7 @@ CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 SETTINGS: dict[str, Any] = {
     "api_keys": ", ".join(f"{name}: {key}" for name, key in KEYS.items()),
     "max_upload_bytes": 200_000,
-    # Nobody takes the mails, so they wait: there is something to cancel, and to retry.
+    # No SMTP server listens, so mails wait, and Schemathesis can cancel and retry them.
     "catcher": False,
     "smtp_port": 9,
     "retry_base_seconds": 3600,
@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("queue", ["SQLite", "PostgreSQL"] if LONG else ["SQLite"])
-def test_every_answer_is_as_documented(
+def test_every_response_is_as_documented(
     queue: str, tmp_path: Path, request: pytest.FixtureRequest, tried: Tried
 ) -> None:
     settings = dict(SETTINGS)
@@ -44,8 +44,8 @@ def test_every_answer_is_as_documented(
             assert report["failures"] == report["errors"] == []
             assert {phase["status"] for phase in report["phases"].values()} == {"success"}
             assert report["operations"]["tested"] == report["operations"]["total"]
-            # It warns of what it could not do: no key was right, a part of the document made no
-            # sense. In a short run it may be that some path was too often none that exists.
+            # Schemathesis warns of incomplete tests: a wrong key, or a part of the document that
+            # it cannot use. In a short run, it may use too few existing ids for some path.
             warnings = {name for name, about in report["warnings"].items() if about}
             assert warnings <= {"missing_test_data"}
             cases += report["test_cases"]["generated"]
@@ -64,7 +64,7 @@ FAULTS = {
     ("JsonSchemaError", "GET /uploads"),
     ("AcceptedNegativeData", "POST /process/"),
     ("RejectedPositiveData", "POST /test-task/"),
-    # Found by several requests one after the other.
+    # These are found by sequences of requests.
     ("ObjectLevelAuthorizationViolation", "Stateful tests"),
     ("UseAfterFree", "Stateful tests"),
 }
@@ -72,14 +72,12 @@ TASKS = {"/send-email/", "/tasks/{task_id}"}
 UPLOADS = {"/upload", "/uploads/{upload_id}"}
 
 
-def test_control_a_service_that_does_not_keep_to_its_document_is_found_out(
-    tmp_path: Path, tried: Tried
-) -> None:
-    command = (sys.executable, "-m", "tests.attacks.doctored")
+def test_control_the_faults_of_a_faulty_service_are_found(tmp_path: Path, tried: Tried) -> None:
+    command = (sys.executable, "-m", "tests.attacks.faulty_service")
     single = {operation.split()[1] for _, operation in FAULTS if "/" in operation}
     found = set()
     with Service(tmp_path, command=command, **SETTINGS) as service:
-        # Which requests follow on each other is left to chance, so one round may miss the last two.
+        # The sequences of requests are random, so a round may miss the last two faults.
         rounds = [single, *(paths for _ in range(10) for paths in (TASKS, UPLOADS))]
         for number, paths in enumerate(rounds):
             report = ask(service, examples=8, always_the_same=number == 0, paths=paths)
@@ -94,7 +92,7 @@ def test_control_a_service_that_does_not_keep_to_its_document_is_found_out(
 def ask(
     service: Service, *, examples: int, always_the_same: bool, paths: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Run schemathesis with so many examples for each operation, or for some; gives its report."""
+    """Run Schemathesis with so many examples for each operation of `paths`; return its report."""
     clients = [
         {"name": name, "fixedHeaders": [{"name": "Authorization", "value": f"Bearer {key}"}]}
         for name, key in KEYS.items()
@@ -113,7 +111,7 @@ def ask(
         env=environment() | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
         capture_output=True,
         text=True,
-        check=False,  # it fails if it finds something
+        check=False,  # it fails if it finds a fault
     )
     print(run.stdout, run.stderr)
     report: dict[str, Any] = json.loads((service.directory / "report.json").read_text())

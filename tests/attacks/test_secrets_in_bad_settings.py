@@ -1,4 +1,4 @@
-"""A setting is bad at the start, in a variable, in `.env` or in a file; and most hold a secret.
+"""Bad settings in a variable, in `.env`, or in a file; most of the values contain a secret.
 
 The process ends with exit code 2 and one line that names the variable, and never its value.
 """
@@ -143,8 +143,8 @@ BAD = [
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable of the machine, and no file of the working directory, counts here."""
+def without_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Remove the environment variables of this machine, and change to an empty directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(settings_module, "SECRETS", tmp_path / "secrets")
     for name in Settings.model_fields:
@@ -152,7 +152,7 @@ def nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def in_a_variable(name: str, value: str) -> None:
-    os.environ[name] = value  # taken back by the fixture
+    os.environ[name] = value  # the caller's monkeypatch restores it
 
 
 def in_dot_env(name: str, value: str) -> None:
@@ -174,7 +174,7 @@ def test_a_bad_setting_is_named_in_one_line_and_never_repeated(
 ) -> None:
     for name, value, others, blamed in BAD:
         with monkeypatch.context() as patch:
-            for other in Settings.model_fields:  # so that they are taken back
+            for other in Settings.model_fields:  # so that monkeypatch restores them all
                 patch.setenv(other.upper(), "")
             for other, text in (others | {name: value}).items():
                 put(other, text)
@@ -189,17 +189,19 @@ def test_a_bad_setting_is_named_in_one_line_and_never_repeated(
     tried(f"{len(BAD)} bad settings {put.__name__.replace('_', ' ')}", "0 values shown")
 
 
-def test_a_line_break_is_no_part_of_a_bucket(
+def test_a_line_break_in_a_variable_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor of anything else in a variable; around what stands in a file, it is."""
+    """A line break at the end of a file is allowed."""
     monkeypatch.setenv("UPLOAD_URL", "s3://bucket\n")
     with pytest.raises(BadSettings):
         load_settings()
     assert capsys.readouterr().err.startswith("bad settings: UPLOAD_URL: ")
 
 
-def test_an_empty_file_is_a_bad_setting_and_no_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_file_is_a_bad_setting_and_does_not_mean_the_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for name in ("queue_url", "allowed_recipients", "api_keys"):
         in_a_file(name, "")
         with pytest.raises(BadSettings):
@@ -215,7 +217,7 @@ def test_a_file_that_cannot_be_read_is_named(
         raise PermissionError(13, "Permission denied", str(path))
 
     in_a_file("queue_url", "x")
-    monkeypatch.setattr(Path, "read_text", refuse)  # for root, every file can be read
+    monkeypatch.setattr(Path, "read_text", refuse)  # because root can read every file
     with pytest.raises(BadSettings):
         load_settings()
     (line,) = capsys.readouterr().err.splitlines()
@@ -223,7 +225,7 @@ def test_a_file_that_cannot_be_read_is_named(
 
 
 @pytest.mark.parametrize("name", [".env", "secrets/smtp_password"])
-def test_a_file_that_is_no_text_is_one_line(
+def test_a_file_that_is_not_utf_8_is_reported_in_one_line(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "secrets").mkdir()
@@ -256,7 +258,7 @@ def test_no_command_starts_with_a_bad_setting(command: list[str]) -> None:
     assert SECRET not in line
 
 
-# What is no bad setting, but leads nowhere
+# Valid settings of a database or a store that cannot be reached
 
 
 NOWHERE = {
@@ -282,7 +284,9 @@ NOWHERE = {
 
 
 @pytest.mark.parametrize("name", NOWHERE)
-def test_nor_is_a_secret_told_when_its_place_cannot_be_reached(name: str, tmp_path: Path) -> None:
+def test_no_secret_is_logged_when_a_database_or_a_store_cannot_be_reached(
+    name: str, tmp_path: Path
+) -> None:
     settings, said = NOWHERE[name]
     command = (sys.executable, "-m", "app")
     with Process(tmp_path, command=command, port=free_port(), **settings) as process:
@@ -292,7 +296,7 @@ def test_nor_is_a_secret_told_when_its_place_cannot_be_reached(name: str, tmp_pa
         assert "Traceback" not in process.log
 
 
-def test_secrets_are_not_shown_by_the_settings_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_repr_of_the_settings_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMTP_PASSWORD", SECRET)
     monkeypatch.setenv("API_KEYS", SECRET)
     monkeypatch.setenv("QUEUE_URL", url := f"postgresql://ada:{SECRET}@db:5433/queue")
@@ -305,10 +309,10 @@ def test_secrets_are_not_shown_by_the_settings_themselves(monkeypatch: pytest.Mo
     assert SECRET not in str(settings.model_dump(exclude={"queue_url"}))
 
 
-# Negative control: pydantic-settings as it is
+# Negative control: plain pydantic-settings
 
 
-def test_control_plain_settings_show_what_they_refuse(
+def test_control_plain_settings_show_a_refused_value(
     monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
     class Naive(BaseSettings):

@@ -1,6 +1,7 @@
-"""Clients announce a body, perhaps with an Idempotency-Key, and send nothing, while tasks run.
+"""Clients that announce a body, with or without an Idempotency-Key, and send none of it.
 
-None of them holds what other requests need: others are answered as soon as without these clients.
+They hold no turn that other requests need: while tasks run, other clients are answered as fast as
+without them.
 """
 
 import socket
@@ -17,11 +18,11 @@ from tests.support.service import COMMAND, PATIENCE, Service, until
 from tests.support.smtp_server import SmtpServer
 from tests.support.torture import Tried, form
 
-SILENT = form(12, 100)  # clients at once, more than there are turns
+SILENT = form(12, 100)  # clients at a time, more than there are turns
 ROUNDS = form(5, 50)
-MAILS = 1000  # in one batch, as many as it may have
-PATIENT_SECONDS = 1  # the service, with a silent client
-LATER = 0.1  # seconds, at most, that the silent clients may cost
+MAILS = 1000  # in a batch, the greatest number allowed
+PATIENT_SECONDS = 1  # the service's timeout for a silent client
+LATER = 0.1  # seconds that the silent clients may add to a response
 
 HEADS = [
     "POST /test-task/",
@@ -39,7 +40,7 @@ HASTY = (sys.executable, "-m", "tests.support.early_turns")
 
 
 @pytest.mark.parametrize("key", [True, False], ids=["with a key", "without"])
-def test_silent_clients_hold_nothing_that_others_need(
+def test_silent_clients_do_not_delay_other_clients(
     tmp_path: Path, smtp_server: SmtpServer, tried: Tried, key: bool
 ) -> None:
     alone, among_them = answer_times(tmp_path, smtp_server, key=key)
@@ -50,10 +51,10 @@ def test_silent_clients_hold_nothing_that_others_need(
     assert among_them < alone + LATER
 
 
-def test_control_a_turn_that_is_held_while_the_body_is_read_stops_the_answers(
+def test_control_a_service_that_takes_the_turn_before_the_body_stops_answering(
     tmp_path: Path, smtp_server: SmtpServer, tried: Tried
 ) -> None:
-    """Each silent client has a turn, and there are few of them."""
+    """There are few turns, and each silent client holds one."""
     alone, among_them = answer_times(tmp_path, smtp_server, HASTY, key=True)
     tried(
         f"the turn comes before the body: {SILENT} silent clients",
@@ -65,11 +66,11 @@ def test_control_a_turn_that_is_held_while_the_body_is_read_stops_the_answers(
 def answer_times(
     directory: Path, smtp_server: SmtpServer, command: Sequence[str] = COMMAND, *, key: bool
 ) -> tuple[float, float]:
-    """The seconds until the slowest GET is answered: without silent clients, and with them.
+    """Return the seconds of the slowest GET: without silent clients, and with them.
 
-    Of several rounds, the one in the middle: another process may have the processor now and then.
+    Each is the median of several rounds, because other processes may delay some of them.
     """
-    smtp_server.delay["dot"] = 0.02  # so that mails come and go all the time
+    smtp_server.delay["dot"] = 0.02  # so that tasks end and begin all the time
     with Service(
         directory,
         command=command,
@@ -98,7 +99,7 @@ def keep_busy(service: Service, smtp_server: SmtpServer) -> None:
 
 
 def slowest(service: Service) -> float:
-    """How many seconds the slowest of the answers takes."""
+    """Request each of PATHS, and return the seconds of the slowest response."""
     seconds = []
     for path in PATHS:
         began = time.monotonic()
@@ -108,7 +109,7 @@ def slowest(service: Service) -> float:
 
 
 def be_silent(service: Service, number: int, stack: ExitStack, *, key: bool) -> None:
-    """Send the head of a request whose body never comes."""
+    """Send the head of a request, and never its body."""
     head = f"{HEADS[number % len(HEADS)]} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
     if key:
         head += f"Idempotency-Key: {time.monotonic_ns()}\r\n"

@@ -1,7 +1,8 @@
-"""Clients that are silent, or drip what they send a byte at a time, or never read the answer.
+"""Clients that are silent, that send a byte at a time, or that never read the response.
 
-Each is cut off within one and a half times CLIENT_TIMEOUT_SECONDS, however many there are, and
-others are served meanwhile. Who is slow but keeps the pace, or waits for the service, is not.
+The service disconnects each within 1.5 times CLIENT_TIMEOUT_SECONDS, even if there are many, and
+serves other clients meanwhile. It does not disconnect a client that is slow but fast enough, or
+that waits for the service.
 """
 
 import asyncio
@@ -42,13 +43,13 @@ PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\
 
 @dataclass(frozen=True)
 class Slow:
-    """A client that sends its opening at once, and then a drop now and then."""
+    """A client that sends its opening at once, and then a drop in each pause."""
 
     opening: bytes
     drop: bytes = b""
 
     async def seconds_until_cut_off(self, port: int, *, at_most: float) -> float | None:
-        """None if it is still connected after so many."""
+        """Return the seconds until the service disconnects, or None after `at_most` seconds."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         began = time.monotonic()
         try:
@@ -99,10 +100,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-def test_slow_clients_of_every_kind_are_cut_off(service: Service, tried: Tried) -> None:
-    """Several of each, side by side, while somebody else asks whether the service lives."""
+def test_slow_clients_of_every_kind_are_disconnected(service: Service, tried: Tried) -> None:
+    """Several of each kind run at the same time, while a normal client requests /livez."""
     crowd = list(SLOW.items()) * form(4, 40)
-    with Pulse(service.url, anew=True) as somebody:
+    with Pulse(service.url, anew=True) as normal_client:
         seconds = cut_off(service, [slow for _, slow in crowd])
     kept = {name for (name, _), passed in zip(crowd, seconds, strict=True) if passed is None}
     assert not kept
@@ -110,24 +111,26 @@ def test_slow_clients_of_every_kind_are_cut_off(service: Service, tried: Tried) 
     slowest = max(passed for passed in seconds if passed is not None)
     tried(
         f"{len(crowd)} slow clients of {len(SLOW)} kinds, {TIMEOUT:g} s allowed",
-        f"0 left after {slowest:.1f} s; /livez took {max(somebody.seconds):.3f} s at most",
+        f"0 left after {slowest:.1f} s; /livez took {max(normal_client.seconds):.3f} s at most",
     )
 
 
-def test_hundreds_of_silent_sockets_keep_nobody_out(service: Service, tried: Tried) -> None:
+def test_hundreds_of_silent_sockets_do_not_keep_other_clients_out(
+    service: Service, tried: Tried
+) -> None:
     number = form(150, 500)
-    with Pulse(service.url, anew=True) as somebody:
+    with Pulse(service.url, anew=True) as normal_client:
         seconds = cut_off(service, [ALWAYS_SLOW["a head that drips"]] * number)
     assert None not in seconds
-    assert max(somebody.seconds) < form(CUT_OFF_WITHIN, 2)
+    assert max(normal_client.seconds) < form(CUT_OFF_WITHIN, 2)
     tried(
         f"{number} sockets at once",
-        f"all cut off; /livez took {max(somebody.seconds):.3f} s at most",
+        f"all cut off; /livez took {max(normal_client.seconds):.3f} s at most",
     )
 
 
-def test_empty_lines_before_a_head_win_no_time(service: Service) -> None:
-    """Else a client could double its time, by a head that begins when the time is almost up."""
+def test_empty_lines_before_a_head_do_not_extend_its_timeout(service: Service) -> None:
+    """Otherwise a client could double its time with a head that begins just before the timeout."""
 
     async def seconds_for_the_head() -> float:
         reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
@@ -149,10 +152,10 @@ def test_empty_lines_before_a_head_win_no_time(service: Service) -> None:
 
 
 @pytest.mark.parametrize("half_closed", [False, True], ids=["open", "half-closed"])
-def test_who_never_reads_a_download_is_cut_off(
+def test_a_client_that_never_reads_a_download_is_disconnected(
     service: Service, tried: Tried, *, half_closed: bool
 ) -> None:
-    """Also a client that has closed its sending side, and is kept for its answer."""
+    """This includes a half-closed client, which the service keeps connected for its response."""
     before = service.log.count('"doing":"reading"')
     size = 16 * MB
     content = b"x" * size
@@ -170,7 +173,7 @@ def test_who_never_reads_a_download_is_cut_off(
             within=CUT_OFF_WITHIN,
             what=service.log,
         )
-        # Once it reads, there is only what the system had taken over.
+        # It can then read only the bytes that were already in the system's buffers.
         connection.settimeout(5)
         read = 0
         try:
@@ -183,11 +186,11 @@ def test_who_never_reads_a_download_is_cut_off(
     tried(f"a download of 16 MB that {what} does not read", f"cut off after {seconds:.1f} s")
 
 
-# Who is not to be cut off
+# Clients that must not be disconnected
 
 
-def test_who_keeps_the_pace_is_served_however_long_it_takes(service: Service, tried: Tried) -> None:
-    """64 KiB in less than the time, several times over."""
+def test_a_slow_but_steady_client_is_served(service: Service, tried: Tried) -> None:
+    """It sends 64 KiB in less than the timeout, several times, and takes longer in total."""
     steps, drops = 4, 8
     content = b"x" * (steps * 64 * KIB)
     body = PART + content + b"\r\n--b--\r\n"
@@ -205,28 +208,30 @@ def test_who_keeps_the_pace_is_served_however_long_it_takes(service: Service, tr
     tried(f"64 KiB every {TIMEOUT * 0.5:.1f} s", f"served after {seconds:.1f} s")
 
 
-def test_a_stream_of_events_is_not_cut_off(service: Service, tried: Tried) -> None:
+def test_an_event_stream_is_not_disconnected(service: Service, tried: Tried) -> None:
     with service.client.stream("GET", "/events") as stream:
         began = time.monotonic()
         time.sleep(TIMEOUT * 2)
         task = service.post("/send-notification/ada@example.com").json()
-        # Others' uploads of a moment ago may still be told of before.
+        # Events of uploads from earlier tests may come before.
         events = (line for line in stream.iter_lines() if line.startswith("data: "))
         assert task["id"] in (json.loads(line.removeprefix("data: "))["id"] for line in events)
         seconds = time.monotonic() - began
-    tried("GET /events", f"still told after {seconds:.1f} s")
+    tried("GET /events", f"still connected after {seconds:.1f} s")
 
 
-def test_who_waits_for_the_service_is_not_cut_off(tmp_path: Path, tried: Tried) -> None:
-    """Neither with nothing to send, nor with a body that the service does not read yet.
+def test_a_client_that_waits_for_the_service_is_not_disconnected(
+    tmp_path: Path, tried: Tried
+) -> None:
+    """The client may have sent its request, or have a body that the service does not read yet.
 
-    Nor is its time up, then, by when the service reads again.
+    Its timeout starts anew when the service reads again.
     """
     seconds = TIMEOUT * 2
     answers: list[bytes] = []
 
     def wait(port: int, size: int) -> None:
-        at_once = min(size, 100 * KIB)  # more than the server takes before it is asked for
+        at_once = min(size, 100 * KIB)  # more than the server buffers before the app reads
         with socket.create_connection(("127.0.0.1", port), timeout=seconds + 10) as connection:
             head = f"POST /work?{seconds} HTTP/1.1\r\nContent-Length: {size}\r\n"
             connection.sendall(head.encode() + HOST + b"\r\n" + b"x" * at_once)
@@ -247,7 +252,7 @@ def test_who_waits_for_the_service_is_not_cut_off(tmp_path: Path, tried: Tried) 
     tried(f"2 requests that take {seconds:g} s", "2 answers")
 
 
-# An outside judge
+# A program for such attacks: slowhttptest
 
 
 MODES = {"slow headers": ["-H"], "a slow body": ["-B", "-s", "100000", "-t", "POST"]}
@@ -268,7 +273,7 @@ def test_slowhttptest_cannot_hold_its_connections(
 
 @pytest.mark.long_form
 def test_slowhttptest_cannot_hold_downloads(service: Service, tmp_path: Path, tried: Tried) -> None:
-    """It does not notice that it was cut off in this mode, so the log is asked."""
+    """In this mode slowhttptest notices no disconnect, so the test reads the service's log."""
     upload = service.post("/upload", files={"file": ("a.bin", b"x" * 16 * MB)}).json()
     service.wait_for(upload["id"])
     address = f"{service.url}/uploads/{upload['upload']['id']}/content"
@@ -277,7 +282,7 @@ def test_slowhttptest_cannot_hold_downloads(service: Service, tmp_path: Path, tr
     with slowhttptest(tmp_path, *reading, "-u", address) as judge:
         seconds = until(
             lambda: service.log.count('"doing":"reading"') - before >= JUDGES,
-            within=CUT_OFF_WITHIN * 3,  # it takes a while to connect
+            within=CUT_OFF_WITHIN * 3,  # slowhttptest takes a while to connect
         )
         assert service.get("/livez").is_success
         judge.kill()
@@ -285,13 +290,13 @@ def test_slowhttptest_cannot_hold_downloads(service: Service, tmp_path: Path, tr
 
 
 def slowhttptest(directory: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """Start it with JUDGES connections, for longer than any may stay."""
+    """Start slowhttptest with JUDGES connections, for longer than the service allows."""
     numbers = ["-c", JUDGES, "-r", JUDGES, "-i", 1, "-x", 10, "-p", 2, "-l", 60]
     command = [tool("slowhttptest"), *arguments, *map(str, numbers)]
     return subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
 
 
-# Negative controls: uvicorn as it is
+# Negative controls: plain uvicorn
 
 
 def test_control_plain_uvicorn_keeps_slow_clients(tmp_path: Path, tried: Tried) -> None:
@@ -306,7 +311,7 @@ def test_control_plain_uvicorn_keeps_slow_clients(tmp_path: Path, tried: Tried) 
 
 
 def cut_off(service: Service, crowd: list[Slow]) -> list[float | None]:
-    """After how many seconds each is cut off, if it is in time."""
+    """Return the seconds until each client is disconnected, or None if it is not in time."""
 
     async def wait() -> list[float | None]:
         return await asyncio.gather(

@@ -1,8 +1,9 @@
-"""Bodies that hold the end of a mail, or of a line, in every spelling that servers may take.
+"""Mail texts with the end of a mail, or of a line, in every form that a server may accept.
 
-On the wire there is no bare CR or LF, no line of more than 998 characters, and one end. The text
-arrives as it was sent but for its line ends: one is added, and each CR, LF or CRLF becomes one.
-U+2028 and its like are none; control characters other than tab, CR and LF are refused.
+On the wire, a mail has no bare CR or LF, no line of more than 998 characters, and a single end. The
+text arrives unchanged except for its line ends: a line end is added, and each CR, LF or CRLF
+becomes a line end. U+2028 and U+2029 are no line ends. The service refuses control characters other
+than tab, CR and LF.
 """
 
 import re
@@ -59,7 +60,7 @@ def send(target: Target, text: str) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("text", BODIES.values(), ids=BODIES)
-def test_a_body_is_one_mail_that_says_what_was_sent(target: Target, text: str) -> None:
+def test_a_text_arrives_unchanged_in_a_single_mail(target: Target, text: str) -> None:
     before = len(target.smtp_server.received)
     mail = target.mail_of(send(target, text))
     assert target.smtp_server.received[before:] == [mail]
@@ -77,21 +78,19 @@ TEXTS = st.text(
 
 @settings(max_examples=form(25, 2_000), deadline=None)
 @given(text=TEXTS)
-def test_whatever_the_body_it_is_one_mail_that_says_what_was_sent(
-    target: Target, text: str
-) -> None:
+def test_any_text_arrives_unchanged_in_a_single_mail(target: Target, text: str) -> None:
     mail = target.mail_of(send(target, text))
     assert_sound(mail)
     assert text_of(mail) == with_plain_line_ends(text)
 
 
-def test_how_many_were_tried(tried: Tried) -> None:
-    tried(f"{len(BODIES)} bodies", "one mail each, 0 bare CR or LF, each text as it was sent")
+def test_report_the_number_of_texts(tried: Tried) -> None:
+    tried(f"{len(BODIES)} texts", "a mail each, 0 bare CR or LF, each text unchanged")
 
 
-@pytest.mark.usefixtures("unmoved")
+@pytest.mark.usefixtures("leaves_no_traces")
 @pytest.mark.parametrize("inside", ["\0", "\x1b[2J", "\v", "\f", "\x1c", "\x1a", "\x7f", "\x85"])
-def test_a_body_with_control_characters_is_refused(target: Target, inside: str) -> None:
+def test_a_text_with_control_characters_is_refused(target: Target, inside: str) -> None:
     (error,) = target.refused(send(target, MARK + inside), 422)["errors"]
     assert error["pointer"] == "/message"
 
@@ -111,7 +110,7 @@ def longest_line(content: bytes) -> int:
 
 
 def mails_in(content: bytes) -> list[bytes]:
-    """What the most careless server would take for mails: any line that is a dot ends one."""
+    """Split the content as a careless server would: after each line that is only a dot."""
     return re.split(rb"[\r\n]+\.[\r\n]+", content)
 
 
@@ -131,10 +130,10 @@ def with_plain_line_ends(text: str) -> str:
 # Negative controls
 
 
-def test_control_without_its_last_touch_a_body_becomes_a_second_mail(
+def test_control_without_doubled_dots_a_text_becomes_a_second_mail(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """Dots are not doubled and line ends not made CRLF."""
+    """In this control, dots are not doubled, and line ends are not changed to CRLF."""
     monkeypatch.setattr(smtp, "_as_smtp_data", lambda content: content + b"\r\n.\r\n")
     port = target.smtp_server.port
     before = len(target.smtp_server.received)
@@ -142,11 +141,11 @@ def test_control_without_its_last_touch_a_body_becomes_a_second_mail(
         task = client.post(NOTIFICATION, json={"message": f"a\r\n.\r\n{SECOND_MAIL}b"}).json()
         wait_for(client, task["id"])
     mails = target.smtp_server.received[before:]
-    tried("one body, its dots not doubled", f"{len(mails)} mails, one from {mails[1].sender}")
+    tried("a text without doubled dots", f"{len(mails)} mails, the second from {mails[1].sender}")
     assert mails[1].sender == "eve@example.com"
 
 
-def test_control_the_standard_librarys_text_has_lines_without_end(
+def test_control_the_standard_library_sends_lines_of_any_length(
     target: Target, tried: Tried
 ) -> None:
     with smtplib.SMTP("127.0.0.1", target.smtp_server.port, timeout=5) as client:

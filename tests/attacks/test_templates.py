@@ -1,7 +1,7 @@
-"""Template code and HTML in subjects, messages, file names, and in mails of others to the catcher.
+"""Template code and HTML in subjects, messages, file names, and mails sent to the catcher.
 
-In text it is literal, in HTML it is escaped: a mail's two bodies, the inbox and its pages say what
-was sent, have no element but our own, and nothing is computed.
+Text shows such a value literally, and HTML shows it escaped. Both bodies of a mail, the inbox and
+its pages contain the value unchanged, have only the elements of the templates, and compute nothing.
 """
 
 import smtplib
@@ -43,12 +43,26 @@ VALUES = {
     "an address": "javascript:alert(1)",
     "a line of base64": "PHNjcmlwdD5hbGVydCgxKTwvc2NyaXB0Pg==",
 }
-OURS = {"h1", "h2", "p", "a", "table", "tr", "td", "th", "pre", "code", "iframe", "main", "style"}
-OURS |= {"html", "head", "meta", "title", "body"}
+EXPECTED_ELEMENTS = {
+    "h1",
+    "h2",
+    "p",
+    "a",
+    "table",
+    "tr",
+    "td",
+    "th",
+    "pre",
+    "code",
+    "iframe",
+    "main",
+    "style",
+}
+EXPECTED_ELEMENTS |= {"html", "head", "meta", "title", "body"}
 
 
 class Page(HTMLParser):
-    """The elements of a page, their attributes, and its text, as a browser reads them."""
+    """The elements, attributes and text of a page, as a browser reads it."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -59,18 +73,20 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note an element."""
+        """Collect an element."""
         self.elements.add(tag)
         self.attributes |= {name: value or "" for name, value in attrs}
 
     def handle_data(self, data: str) -> None:
-        """Note text."""
+        """Collect text."""
         self.text += data
 
     @property
-    def is_ours(self) -> bool:
-        """Whether nothing of it was written by others."""
-        return self.elements <= OURS and not any(name[:2] == "on" for name in self.attributes)
+    def has_only_expected_elements(self) -> bool:
+        """Whether the page has only elements of the templates, and no event handlers."""
+        return self.elements <= EXPECTED_ELEMENTS and not any(
+            name[:2] == "on" for name in self.attributes
+        )
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +101,7 @@ def smtp_port() -> int:
 
 @pytest.fixture(scope="module")
 def client(directory: Path, smtp_port: int) -> Iterator[TestClient]:
-    """A service with its catcher, whose inbox shows what it caught."""
+    """A client of a service with its catcher and inbox."""
     with TestClient(create_app(settings_in(directory, smtp_port=smtp_port))) as client:
         yield client
 
@@ -113,10 +129,10 @@ def newest_mail(directory: Path) -> Caught:
 
 
 def assert_shown(html: str, value: str, *, times: int = 1) -> None:
-    """The page says this text, so often or more often, and nothing of it is an element."""
+    """Check that the page shows this text so often or more often, and has no other elements."""
     page = Page(html)
     assert page.text.count(value) >= times
-    assert page.is_ours
+    assert page.has_only_expected_elements
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
@@ -130,10 +146,10 @@ def test_a_file_name_is_literal(client: TestClient, value: str) -> None:
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-def test_a_mail_that_somebody_else_wrote_is_shown_and_never_run(
+def test_a_foreign_mail_in_the_inbox_is_shown_escaped(
     client: TestClient, directory: Path, smtp_port: int, value: str
 ) -> None:
-    """Whoever reaches the catcher's port may send it anything."""
+    """Any program that reaches the catcher's port can send it a mail."""
     raw = f"Subject: {value}\r\nMessage-ID: {value}\r\nFrom: {value}\r\n\r\n{value}".encode()
     with smtplib.SMTP("127.0.0.1", smtp_port, timeout=5) as other:
         other.sendmail("eve@example.com", "ada@example.com", raw)
@@ -142,23 +158,21 @@ def test_a_mail_that_somebody_else_wrote_is_shown_and_never_run(
     assert_shown(client.get(f"/inbox/{mail.id}").text, value, times=2)
 
 
-def test_the_inbox_lists_them_all_and_runs_none(client: TestClient, tried: Tried) -> None:
+def test_the_inbox_shows_all_subjects_escaped(client: TestClient, tried: Tried) -> None:
     for value in VALUES.values():
         task = client.post(NOTIFICATION, json={"subject": value}).json()
         wait_for(client, task["id"])
     html = client.get("/inbox").text
     for value in VALUES.values():
         assert_shown(html, value)
-    tried(
-        f"{len(VALUES)} values as subject, message and file name", "literal, 0 elements of theirs"
-    )
+    tried(f"{len(VALUES)} values as subject, message and file name", "literal, 0 foreign elements")
 
 
 # Negative controls
 
 
-def test_control_a_value_that_becomes_the_template_is_computed(tried: Tried) -> None:
-    """As one writes a mail's text with an f-string around it, and renders that."""
+def test_control_a_value_in_the_template_itself_is_computed(tried: Tried) -> None:
+    """This control puts the value into the template with an f-string, and renders the result."""
     text = (
         Environment(autoescape=True).from_string(f"Dear Ada, {VALUES['Jinja, computed']}").render()
     )
@@ -168,14 +182,16 @@ def test_control_a_value_that_becomes_the_template_is_computed(tried: Tried) -> 
     tried("a message that is put into the template", "{{7*7}} is 49, {0.__class__} a class")
 
 
-def test_control_without_escaping_there_are_elements_of_others(
+def test_control_without_escaping_values_become_elements(
     monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """Our template, while the environment does not escape, as Jinja's does not by itself."""
+    """This control renders the service's template with Jinja's default, which does not escape."""
     environment = Environment(loader=templates._environment.loader)
     monkeypatch.setattr(templates, "_environment", environment)
     theirs = 0
     for value in VALUES.values():
-        theirs += not Page(render("notification", subject=value, message=value).html).is_ours
-    tried(f"{len(VALUES)} values, not escaped", f"elements of theirs in {theirs} pages")
+        theirs += not Page(
+            render("notification", subject=value, message=value).html
+        ).has_only_expected_elements
+    tried(f"{len(VALUES)} values, not escaped", f"foreign elements in {theirs} pages")
     assert theirs

@@ -13,7 +13,7 @@ from tests.library.conftest import (
     frequent_polls,
     postgresql_url,
     sqlite_url,
-    timeless,
+    time_machine_url,
 )
 from tests.support.mails import mailer_to, server
 from tests.support.postgres import sql
@@ -28,7 +28,7 @@ __all__ = [
     "server",
     "sql",
     "sqlite_url",
-    "timeless",
+    "time_machine_url",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What the queue's tests share: every engine in turn, and a clock."""
+"""Fixtures for the tests of the library: each engine in turn, and a clock that tests set."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,9 +16,9 @@ __all__ = ["sql"]
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)])
 def engine_url(request: pytest.FixtureRequest) -> str:
-    """An empty database for each engine in turn. A new engine is one more name, and its URL.
+    """The URL of an empty database, for each engine in turn. A new engine adds its name here.
 
-    `make test` tries what is built on an engine with SQLite alone: see `test_engine_contract`.
+    `make test` runs these tests on SQLite only; `test_engine_contract` it runs on both engines.
     """
     return str(request.getfixturevalue(f"{request.param}_url"))
 
@@ -29,22 +29,22 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def timeless(postgres: Postgres) -> str:
-    """The address of a database with the service's tables, seen from the time machine."""
+def time_machine_url(postgres: Postgres) -> str:
+    """The address of a database with the service's tables and the tables of the time machine."""
     url = with_tables(postgres)
     postgres.sql(time_machine.INSTALL, url)
     return url
 
 
 @pytest.fixture
-def postgresql_url(postgres: Postgres, timeless: str) -> str:
-    postgres.empty(timeless)
-    return timeless + time_machine.ENTRANCE
+def postgresql_url(postgres: Postgres, time_machine_url: str) -> str:
+    postgres.empty(time_machine_url)
+    return time_machine_url + time_machine.ENTRANCE
 
 
 @pytest.fixture
 async def engine(engine_url: str) -> AsyncIterator[Engine]:
-    """A started engine, whose database takes the time from those who ask it."""
+    """A started engine; its database takes the time from the argument `now` of each call."""
     engine = time_machine.opened(engine_url)
     await engine.start()
     yield engine
@@ -58,5 +58,5 @@ def clock() -> Clock:
 
 @pytest.fixture
 def frequent_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let workers notice retries sooner than the service needs to."""
+    """Let workers poll every 20 ms, so that a test need not wait for a retry."""
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.02)

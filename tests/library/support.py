@@ -1,4 +1,4 @@
-"""A clock to set, tasks to put, a diary of events: what the queue's tests are made of."""
+"""Helpers for the tests of the library: a clock to set, tasks to put, a record of events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -21,7 +21,7 @@ P = ParamSpec("P")
 
 NOW = 1_700_000_000.0
 LEASE = 30.0
-# The kinds of the tasks that tests put without a worker.
+# The kinds of the tasks that tests claim without a worker.
 KINDS = (
     "greet",
     "finish",
@@ -43,18 +43,18 @@ NO_WAITS = RetryPolicy(attempts=3, base=0.0)
 
 
 class Clock:
-    """Stands still until it is set."""
+    """A clock that stands still until a test sets it."""
 
     def __init__(self) -> None:
         self.now = NOW
 
     def __call__(self) -> float:
-        """Tell the time."""
+        """Return the time, in seconds since 1970."""
         return self.now
 
 
 class Diary:
-    """Every event of a queue, in order."""
+    """Keeps all events of a queue, in order."""
 
     def __init__(self, queue: Queue[Any]) -> None:
         self.events: list[Event] = []
@@ -63,11 +63,11 @@ class Diary:
 
     @property
     def whats(self) -> list[str]:
-        """What happened, in words."""
+        """The type of each event, in words."""
         return [event.type.value for event in self.events]
 
     async def until(self, what: EventType, *, times: int = 1, within: float = 5.0) -> Event:
-        """Wait until this has happened so many times; give the last of them."""
+        """Wait for `times` events of the type `what`, and return the last of them."""
         async with asyncio.timeout(within):
             while len(found := [event for event in self.events if event.type is what]) < times:
                 self._written.clear()
@@ -80,7 +80,7 @@ class Diary:
 
 
 def a_task(*, at: float = NOW, **changes: Any) -> Task:
-    """A task as it is put: accepted at this time, and due at once."""
+    """Make a task that was accepted at this time, and is due at once."""
     task = Task(
         id=new_id(at),
         kind="greet",
@@ -95,7 +95,7 @@ def a_task(*, at: float = NOW, **changes: Any) -> Task:
 
 @asynccontextmanager
 async def opened(path: Path) -> AsyncIterator[SQLite]:
-    """The embedded engine on this file, started."""
+    """Start the SQLite engine on this file, and stop it at the end."""
     engine = SQLite(path)
     await engine.start()
     try:
@@ -117,7 +117,7 @@ async def claim(
 
 
 async def claim_one(engine: Engine, owner: str = "worker-1", *, now: float = NOW) -> Task:
-    """Claim the task that has waited longest."""
+    """Claim the task that has been due for the longest time."""
     (task,) = (await claim(engine, owner, limit=1, now=now)).running
     return task
 
@@ -133,7 +133,7 @@ async def recover(engine: Engine, owner: str = "worker-2", *, now: float) -> lis
 
 
 async def retry(engine: Engine, task_id: str, now: float, writes: Writes) -> Task:
-    """Queue a task afresh, with the bounds that `a_task` has."""
+    """Queue a failed or cancelled task again, with the bounds that `a_task` has."""
     return await engine.retry(task_id, now, writes, max_attempts=8, gives_up_at=None)
 
 
@@ -143,7 +143,7 @@ def queue_of(
     now: Callable[[], float],
     policy: RetryPolicy = NO_WAITS,
 ) -> Queue[None]:
-    """A queue that knows these functions."""
+    """Make a queue with these functions in its registry."""
     return Queue(engine, Registry(*functions), policy, now=now)
 
 
@@ -153,7 +153,7 @@ async def promise(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> Task:
-    """Add one task, and commit."""
+    """Add a task, commit it, and return it."""
     durable_tasks = queue.collect()
     task = durable_tasks.add_task(function, *args, **kwargs)
     await queue.commit(durable_tasks.collected())
@@ -161,13 +161,13 @@ async def promise(
 
 
 async def wait_forever(_: Context[None]) -> None:
-    """A task that gives a test the time to disturb it."""
+    """Run until the attempt is cancelled, so that a test can disturb it."""
     await asyncio.Event().wait()
 
 
 @asynccontextmanager
 async def working(queue: Queue[None], **settings: Any) -> AsyncIterator[Worker[None]]:
-    """Let a worker run meanwhile."""
+    """Run a worker inside the `async with` block."""
     worker: Worker[None] = Worker(queue, None, **settings)
     await worker.start()
     try:

@@ -1,4 +1,4 @@
-"""A limit on the backlog: never gone over by one process, and never kept up without need."""
+"""The limit on the backlog: one process never exceeds it, and refuses no task that fits."""
 
 import asyncio
 from random import Random
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Tasks:
-    """A backlog that takes a moment to be counted, and to be added to."""
+    """Stands for the database: to count its tasks and to add some takes a few loop iterations."""
 
     def __init__(self, unfinished: int = 0) -> None:
         self.unfinished = self.most = unfinished
@@ -23,7 +23,7 @@ class Tasks:
         self.failing = False
 
     async def count(self) -> Backlog:
-        """What stands in the database at some moment while this runs."""
+        """Count the tasks at some moment during this call."""
         self.counted += 1
         await asyncio.sleep(0)
         if self.failing:
@@ -33,14 +33,14 @@ class Tasks:
         return Backlog(counts, None)
 
     async def put(self, tasks: int = 1) -> None:
-        """Commit so many."""
+        """Commit so many new tasks."""
         await asyncio.sleep(0)
         self.unfinished += tasks
         self.most = max(self.most, self.unfinished)
         await asyncio.sleep(0)
 
     def finish(self, tasks: int) -> None:
-        """End so many."""
+        """Finish so many tasks."""
         self.unfinished -= tasks
         self.finished += tasks
 
@@ -51,7 +51,7 @@ def counted_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 async def put(limit: BacklogLimit, tasks: Tasks, number: int = 1) -> bool:
-    """Whether there was room for so many."""
+    """Commit so many tasks if the limit admits them; return whether it did."""
     try:
         await limit.reserve(number)
     except BacklogFull:
@@ -61,14 +61,14 @@ async def put(limit: BacklogLimit, tasks: Tasks, number: int = 1) -> bool:
     return True
 
 
-async def test_there_is_room_up_to_the_limit_and_no_further() -> None:
+async def test_tasks_are_admitted_up_to_the_limit_and_no_further() -> None:
     tasks = Tasks(unfinished=7)
     limit = BacklogLimit(tasks.count, 10)
     assert [await put(limit, tasks) for _ in range(5)] == [True] * 3 + [False] * 2
     assert tasks.unfinished == 10
 
 
-async def test_what_is_put_together_needs_room_together() -> None:
+async def test_tasks_of_one_commit_are_admitted_together_or_not_at_all() -> None:
     tasks = Tasks()
     limit = BacklogLimit(tasks.count, 10)
     assert await put(limit, tasks, 8)
@@ -76,14 +76,14 @@ async def test_what_is_put_together_needs_room_together() -> None:
     assert await put(limit, tasks, 2)
 
 
-async def test_what_is_no_task_needs_no_room() -> None:
+async def test_a_commit_without_tasks_is_admitted_when_the_backlog_is_full() -> None:
     tasks = Tasks(unfinished=20)
     limit = BacklogLimit(tasks.count, 10)
     assert await put(limit, tasks, 0)
     assert not await put(limit, tasks)
 
 
-async def test_room_is_there_again_as_soon_as_a_task_is_finished() -> None:
+async def test_a_finished_task_makes_room_at_once() -> None:
     tasks = Tasks(unfinished=10)
     limit = BacklogLimit(tasks.count, 10)
     assert not await put(limit, tasks)
@@ -92,7 +92,7 @@ async def test_room_is_there_again_as_soon_as_a_task_is_finished() -> None:
     assert not await put(limit, tasks)
 
 
-async def test_room_that_was_taken_in_vain_is_given_back() -> None:
+async def test_room_reserved_for_a_commit_that_failed_is_given_back() -> None:
     tasks = Tasks(unfinished=9)
     limit = BacklogLimit(tasks.count, 10)
     await limit.reserve(1)
@@ -100,7 +100,7 @@ async def test_room_that_was_taken_in_vain_is_given_back() -> None:
     assert await put(limit, tasks)
 
 
-async def test_the_backlog_is_not_counted_for_each_request() -> None:
+async def test_the_backlog_is_not_counted_for_every_request() -> None:
     tasks = Tasks()
     limit = BacklogLimit(tasks.count, 1000)
     for _ in range(500):
@@ -108,7 +108,9 @@ async def test_the_backlog_is_not_counted_for_each_request() -> None:
     assert tasks.counted <= 2
 
 
-async def test_what_others_put_is_noticed_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tasks_of_other_processes_are_noticed_once_the_count_is_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tasks = Tasks()
     limit = BacklogLimit(tasks.count, 10)
     assert await put(limit, tasks)
@@ -117,16 +119,16 @@ async def test_what_others_put_is_noticed_within_a_second(monkeypatch: pytest.Mo
     assert not await put(limit, tasks)
 
 
-async def test_nobody_is_let_in_before_the_backlog_was_ever_counted() -> None:
-    """Else those who come first after a start would find a full backlog empty."""
+async def test_no_task_is_admitted_before_the_first_count() -> None:
+    """Otherwise the first requests after a start would take a full backlog for an empty one."""
     tasks = Tasks(unfinished=10)
     limit = BacklogLimit(tasks.count, 10)
     assert not any(await asyncio.gather(*(put(limit, tasks) for _ in range(20))))
-    assert tasks.counted <= 2  # together, and not one after the other
+    assert tasks.counted <= 2  # all 20 wait for the same count
 
 
-async def test_a_database_that_cannot_count_is_asked_once_and_not_by_each() -> None:
-    """Who waited meanwhile goes on: the commit will tell."""
+async def test_a_count_that_fails_is_not_repeated_for_each_waiting_request() -> None:
+    """The waiting requests go on: if the database is away, their commit will fail."""
     tasks = Tasks()
     limit = BacklogLimit(tasks.count, 10)
     tasks.failing = True
@@ -137,8 +139,8 @@ async def test_a_database_that_cannot_count_is_asked_once_and_not_by_each() -> N
 
 @pytest.mark.usefixtures("counted_for")
 @pytest.mark.parametrize("seed", range(20))
-async def test_many_at_once_never_go_over_the_limit(seed: int) -> None:
-    """While tasks finish at any moment; and once they have, there is room for as many."""
+async def test_concurrent_requests_never_exceed_the_limit(seed: int) -> None:
+    """Tasks finish at any moment meanwhile. When all have finished, the backlog is empty again."""
     random, tasks = Random(seed), Tasks()
     limit = BacklogLimit(tasks.count, 10)
 
@@ -159,6 +161,6 @@ async def test_many_at_once_never_go_over_the_limit(seed: int) -> None:
 
 
 async def pauses(number: int) -> None:
-    """Let the others have so many turns."""
+    """Let other tasks of the loop run for so many iterations."""
     for _ in range(number):
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Calls that come in while one is under way share the next, and each gets its own answer."""
+"""The batcher: calls that arrive during a write share the next write, each with its own result."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ pytestmark = pytest.mark.anyio
 
 
 class Writer:
-    """Doubles numbers. A zero cannot be written, and what is negative is refused."""
+    """Doubles numbers. A zero makes the whole write fail; a negative number is refused alone."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.away = False
 
     async def __call__(self, numbers: Sequence[int]) -> list[int | Exception]:
-        """Write them."""
+        """Write the numbers, and return a result for each."""
         self.batches.append(list(numbers))
         await asyncio.sleep(0.001)
         if self.away:
@@ -29,13 +29,13 @@ class Writer:
         return [ValueError(number) if number < 0 else 2 * number for number in numbers]
 
 
-async def test_those_who_come_together_are_written_together() -> None:
+async def test_calls_of_one_loop_iteration_share_a_write() -> None:
     write = Batcher(writer := Writer())
     assert await asyncio.gather(*map(write, [1, 2, 3])) == [2, 4, 6]
     assert writer.batches == [[1, 2, 3]]
 
 
-async def test_those_who_come_meanwhile_share_the_next() -> None:
+async def test_calls_that_arrive_during_a_write_share_the_next_one() -> None:
     write = Batcher(writer := Writer())
     first = asyncio.create_task(write(1))
     await asyncio.sleep(0)
@@ -45,14 +45,14 @@ async def test_those_who_come_meanwhile_share_the_next() -> None:
     assert writer.batches == [[1], [2, 3]]
 
 
-async def test_a_refusal_is_for_the_one_it_is_about() -> None:
+async def test_a_refused_item_does_not_affect_its_batch() -> None:
     write = Batcher(Writer())
     doubled, refusal = await asyncio.gather(write(1), write(-1), return_exceptions=True)
     assert doubled == 2
     assert isinstance(refusal, ValueError)
 
 
-async def test_one_that_cannot_be_written_spoils_none_of_the_others() -> None:
+async def test_a_batch_that_fails_is_written_item_by_item() -> None:
     write = Batcher(writer := Writer())
     results = await asyncio.gather(*map(write, [1, 0, 3]), return_exceptions=True)
     assert results[::2] == [2, 6]
@@ -60,7 +60,7 @@ async def test_one_that_cannot_be_written_spoils_none_of_the_others() -> None:
     assert writer.batches == [[1, 0, 3], [1], [0], [3]]
 
 
-async def test_a_database_that_is_away_is_asked_once() -> None:
+async def test_a_batch_is_not_repeated_while_the_database_is_away() -> None:
     write = Batcher(writer := Writer())
     writer.away = True
     results = await asyncio.gather(*map(write, [1, 2]), return_exceptions=True)
@@ -68,8 +68,8 @@ async def test_a_database_that_is_away_is_asked_once() -> None:
     assert writer.batches == [[1, 2]]
 
 
-async def test_who_goes_away_holds_up_nobody() -> None:
-    """What was begun for him is done all the same."""
+async def test_a_cancelled_caller_does_not_delay_other_callers() -> None:
+    """The item of the cancelled caller is written too, because its write has begun."""
     write = Batcher(writer := Writer())
     gone, stays = asyncio.create_task(write(1)), asyncio.create_task(write(2))
     await asyncio.sleep(0)
@@ -79,7 +79,7 @@ async def test_who_goes_away_holds_up_nobody() -> None:
     assert writer.batches == [[1, 2]]
 
 
-async def test_the_end_waits_for_what_was_begun() -> None:
+async def test_finish_waits_for_the_write_under_way() -> None:
     write = Batcher(writer := Writer())
     await write.finish()
     last = asyncio.create_task(write(1))

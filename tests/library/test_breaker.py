@@ -1,4 +1,4 @@
-"""The circuit breaker: a pure object, which is told the time."""
+"""The circuit breaker, which reads no clock: each call passes the time to it."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.library.support import DAY, NOW
 
 @pytest.fixture
 def breaker() -> Breaker:
-    """Closed, and without jitter."""
+    """A closed breaker without jitter."""
     return Breaker(uniform=lambda _, longest: longest)
 
 
@@ -30,7 +30,8 @@ def test_an_outage_begins_a_pause_and_after_it_one_probe_is_admitted(breaker: Br
     assert breaker.admits(NOW + 1) is Admits.ONE
     breaker.begin()
     assert breaker.admits(NOW + 1) is Admits.NONE
-    assert breaker.admits(NOW + DAY) is Admits.NONE  # a probe that hangs lets no others through
+    # While a probe hangs, the breaker admits no other task.
+    assert breaker.admits(NOW + DAY) is Admits.NONE
     assert breaker.away_since == NOW
 
 
@@ -44,8 +45,8 @@ def test_a_pause_doubles_with_each_probe_that_fails_up_to_half_a_minute(breaker:
     assert pauses[-1] == LONGEST_PAUSE_SECONDS
 
 
-def test_a_pause_varies_a_little() -> None:
-    """So that the workers that saw the outage begin do not all come back in one moment."""
+def test_a_pause_has_jitter() -> None:
+    """Jitter keeps the workers that noticed the same outage from probing at the same moment."""
     pauses = set()
     for _ in range(20):
         open_up(breaker := Breaker())
@@ -54,8 +55,8 @@ def test_a_pause_varies_a_little() -> None:
     assert all(0.8 <= pause <= 1 for pause in pauses)
 
 
-def test_a_probe_that_ends_in_any_other_way_closes_it(breaker: Breaker) -> None:
-    """And the next outage begins with a short pause again."""
+def test_a_probe_that_finds_no_outage_closes_the_breaker(breaker: Breaker) -> None:
+    """The next outage begins with the shortest pause again."""
     open_up(breaker)
     open_up(breaker, NOW + 1)
     breaker.end(breaker.begin(), Ended.WORKED, NOW + 3)
@@ -65,7 +66,7 @@ def test_a_probe_that_ends_in_any_other_way_closes_it(breaker: Breaker) -> None:
     assert breaker.pause_left(NOW + 4) == 1
 
 
-def test_a_probe_that_was_called_off_is_followed_by_another(breaker: Breaker) -> None:
+def test_a_cancelled_probe_is_followed_by_a_new_probe(breaker: Breaker) -> None:
     open_up(breaker)
     breaker.end(breaker.begin(), Ended.UNKNOWN, NOW + 1)
     assert breaker.admits(NOW + 1) is Admits.ONE
@@ -73,8 +74,8 @@ def test_a_probe_that_was_called_off_is_followed_by_another(breaker: Breaker) ->
 
 
 @pytest.mark.parametrize("how", Ended)
-def test_what_began_before_the_outage_changes_nothing(breaker: Breaker, how: Ended) -> None:
-    """Neither lengthens the pause, nor ends it, nor stands for the probe, nor opens it anew."""
+def test_an_attempt_from_before_the_outage_changes_nothing(breaker: Breaker, how: Ended) -> None:
+    """Its end neither lengthens nor ends the pause, is no probe, and opens no breaker."""
     stragglers = [breaker.begin() for _ in range(4)]
     open_up(breaker)
     breaker.end(stragglers[0], how, NOW + 0.5)
@@ -90,8 +91,10 @@ def test_what_began_before_the_outage_changes_nothing(breaker: Breaker, how: End
 
 
 @pytest.mark.parametrize("how", Ended)
-def test_what_began_beside_the_probe_changes_nothing(breaker: Breaker, how: Ended) -> None:
-    """It was claimed before the pause, and began late."""
+def test_an_attempt_that_begins_beside_the_probe_changes_nothing(
+    breaker: Breaker, how: Ended
+) -> None:
+    """A task that was claimed before the pause may begin after it."""
     open_up(breaker)
     breaker.begin()
     breaker.end(breaker.begin(), how, NOW + 1)

@@ -1,4 +1,7 @@
-"""How an attempt ended is always said: whatever its function takes, returns and raises."""
+"""An attempt: the call of a task's function, its result as JSON, and its error as JSON.
+
+Neither strange arguments, nor strange results, nor strange errors may leave an attempt unsettled.
+"""
 
 import asyncio
 import json
@@ -41,8 +44,8 @@ async def test_arguments_that_cannot_be_read_are_a_permanent_error(arguments: st
         await call(never, None, arguments)
 
 
-async def test_arguments_that_do_not_fit_are_a_permanent_error() -> None:
-    """The function has other parameters than when the task was accepted."""
+async def test_arguments_that_do_not_fit_the_function_are_a_permanent_error() -> None:
+    """A new version of the function may have other parameters than the stored arguments."""
 
     async def renamed(_: object, *, recipient: str) -> None:
         raise AssertionError
@@ -51,7 +54,7 @@ async def test_arguments_that_do_not_fit_are_a_permanent_error() -> None:
         await call(renamed, None, '{"args":[],"kwargs":{"to":"ada@example.com"}}')
 
 
-async def test_a_type_error_of_the_function_itself_is_its_own() -> None:
+async def test_a_type_error_inside_the_function_is_not_taken_for_wrong_arguments() -> None:
     async def wrong(_: object) -> None:
         raise TypeError("a bug")
 
@@ -63,7 +66,7 @@ async def test_a_type_error_of_the_function_itself_is_its_own() -> None:
 
 
 async def a_coroutine() -> None:
-    """Stand for one that was never awaited."""
+    """Do nothing; a task that returns this coroutine has forgotten to await it."""
 
 
 def a_generator() -> Iterator[int]:
@@ -78,7 +81,7 @@ class Wild(dict[str, int]):
     """A result that raises when it is read."""
 
     def items(self) -> Any:
-        """Raise what no encoder raises."""
+        """Raise an error that no JSON encoder raises."""
         raise LookupError
 
 
@@ -109,7 +112,7 @@ def nested(depth: int) -> list[Any]:
     ],
 )
 async def test_a_result_that_is_not_json_is_a_permanent_error(make: Any) -> None:
-    """The work is done: it must not be done again for its result's sake."""
+    """The error is permanent because the work is done, and must not be done again."""
 
     async def careless(_: object) -> Any:
         return make()
@@ -132,12 +135,12 @@ async def test_a_result_is_stored_as_json(result: object, stored: str | None) ->
 # Time
 
 
-async def test_work_has_so_many_seconds() -> None:
+async def test_work_that_exceeds_its_time_limit_raises_a_timeout_error() -> None:
     with pytest.raises(TimeoutError, match=r"the attempt took longer than 0\.01 s"):
         await with_timeout(0.01, asyncio.Event().wait())
 
 
-async def test_a_timeout_of_the_work_s_own_keeps_its_words() -> None:
+async def test_a_timeout_error_of_the_work_itself_keeps_its_message() -> None:
     async def connect() -> None:
         raise TimeoutError("the server did not answer")
 
@@ -149,19 +152,19 @@ async def test_a_timeout_of_the_work_s_own_keeps_its_words() -> None:
 
 
 class Odd(Exception):
-    """Raises when it is asked for its description."""
+    """An error whose description cannot be read."""
 
     def __init__(self, second: BaseException) -> None:
         super().__init__()
         self._second = second
 
     def __str__(self) -> str:
-        """Raise."""
+        """Raise the second error."""
         raise self._second
 
 
 class Bare(TaskError):
-    """Has no facts, because it does not call its base."""
+    """A TaskError without facts, because its __init__ does not call that of its base class."""
 
     def __init__(self) -> None:
         Exception.__init__(self, "bare")
@@ -170,8 +173,8 @@ class Bare(TaskError):
 NoText = type("NoText", (Exception,), {"__str__": lambda _: 5})
 
 
-def told(error: BaseException) -> dict[str, Any]:
-    """The error as a client reads it: as JSON in UTF-8."""
+def as_a_client_reads_it(error: BaseException) -> dict[str, Any]:
+    """Return the error as a client reads it, which must be JSON in UTF-8."""
     error_json: dict[str, Any] = json.loads(error_as_json(error))
     json.dumps(error_json, ensure_ascii=False).encode()
     return error_json
@@ -216,9 +219,9 @@ def told(error: BaseException) -> dict[str, Any]:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_any_error_can_be_shown(error: BaseException, shown: dict[str, Any]) -> None:
-    assert told(error) == shown
+def test_any_error_can_be_shown_to_a_client(error: BaseException, shown: dict[str, Any]) -> None:
+    assert as_a_client_reads_it(error) == shown
 
 
-def test_the_error_of_an_error_s_description_is_not_raised() -> None:
+def test_an_error_while_an_error_is_described_is_not_raised() -> None:
     assert describe(Odd(RecursionError())) == "it cannot be described: RecursionError"

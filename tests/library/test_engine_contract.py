@@ -1,4 +1,4 @@
-"""What every engine promises, whichever database is under it."""
+"""The contract of an engine. It runs against SQLite and against PostgreSQL."""
 
 import asyncio
 import random
@@ -67,22 +67,21 @@ async def listed(
     )
 
 
-async def taken_back(engine: Engine, owner: str = "worker-2", *, now: float) -> list[Task]:
-    """What a claim finds to be without a worker."""
+async def crashed_tasks(engine: Engine, owner: str = "worker-2", *, now: float) -> list[Task]:
+    """Claim all tasks, and return those that the claim re-queued or failed as crashed."""
     return await recover(engine, owner, now=now)
 
 
 # Choosing
 
 
-def test_an_engine_is_chosen_by_its_url() -> None:
-    """A URL of no known database is refused, without telling the password in it."""
+def test_a_url_of_an_unknown_database_is_refused_without_its_password() -> None:
     with pytest.raises(CannotStart, match="no known database: 'oracle'") as raised:
         open_engine("oracle://scott:tiger@localhost")
     assert "tiger" not in str(raised.value)
 
 
-# Putting and looking
+# Putting and reading
 
 
 async def test_a_task_reads_back_as_it_was_put(engine: Engine) -> None:
@@ -96,8 +95,7 @@ async def test_an_unknown_task_is_not_found(engine: Engine) -> None:
         await engine.get("unknown")
 
 
-async def test_what_is_put_is_written_whole(engine: Engine) -> None:
-    """Tasks, records and the answer to the request are one transaction."""
+async def test_tasks_records_and_the_answer_of_a_put_are_written_together(engine: Engine) -> None:
     tasks = (a_task(), a_task())
     await engine.put(Writes(tasks, (a_record(size=1),), an_answer()))
     assert [await engine.get(task.id) for task in tasks] == list(tasks)
@@ -106,7 +104,7 @@ async def test_what_is_put_is_written_whole(engine: Engine) -> None:
         await engine.put(Writes(answer=an_answer()))
 
 
-async def test_what_fails_leaves_nothing(engine: Engine) -> None:
+async def test_a_put_that_fails_writes_nothing(engine: Engine) -> None:
     await engine.put(Writes(answer=an_answer()))
     task = a_task()
     with pytest.raises(KeyTaken):
@@ -117,7 +115,7 @@ async def test_what_fails_leaves_nothing(engine: Engine) -> None:
         await engine.read_record("uploads", "1", client="")
 
 
-async def test_nothing_can_be_put_too(engine: Engine) -> None:
+async def test_an_empty_put_is_allowed(engine: Engine) -> None:
     await engine.put(Writes())
     assert await listed(engine) == []
 
@@ -132,7 +130,7 @@ async def test_tasks_are_listed_newest_first_page_by_page(engine: Engine) -> Non
     assert await listed(engine, after=newest_first[4].id) == []
 
 
-async def test_a_list_is_narrowed_by_status_and_by_kind(engine: Engine) -> None:
+async def test_a_list_can_be_filtered_by_status_and_by_kind(engine: Engine) -> None:
     mails = [a_task(at=NOW + n, kind="send_email") for n in range(3)]
     await put(engine, *mails, a_task(at=NOW + 9))
     cancelled = await engine.cancel(mails[0].id, NOW)
@@ -142,8 +140,8 @@ async def test_a_list_is_narrowed_by_status_and_by_kind(engine: Engine) -> None:
     assert waiting == [mails[1]]
 
 
-async def test_a_page_after_a_removed_task_goes_on_from_its_place(engine: Engine) -> None:
-    """Retention may remove the task with which the page before ended."""
+async def test_a_page_after_a_removed_task_continues_at_its_place(engine: Engine) -> None:
+    """Retention may remove the last task of the page before."""
     tasks = [a_task(at=NOW + n) for n in range(5)]
     await put(engine, *tasks)
     for removed in (tasks[2], tasks[0]):
@@ -154,8 +152,8 @@ async def test_a_page_after_a_removed_task_goes_on_from_its_place(engine: Engine
     assert await listed(engine, after=new_id(NOW + 9)) == [tasks[4], tasks[3], tasks[1]]
 
 
-async def test_a_page_after_a_removed_task_of_a_batch_leaves_out_no_other(engine: Engine) -> None:
-    """The tasks of a batch are accepted in the same millisecond."""
+async def test_a_page_after_a_removed_task_of_a_batch_skips_no_task(engine: Engine) -> None:
+    """The tasks of a batch have the same time of acceptance, so it does not order them."""
     tasks = [a_task() for _ in range(100)]
     await engine.put(Writes(tuple(tasks), batch_id="batch"))
     removed = tasks.pop(50)
@@ -165,8 +163,8 @@ async def test_a_page_after_a_removed_task_of_a_batch_leaves_out_no_other(engine
     assert shown == [task.id for task in reversed(tasks[:50])]
 
 
-async def test_pages_miss_no_task_whatever_the_order_of_commits(engine: Engine) -> None:
-    """A batch has its ids from one moment, and another machine commits an older id later.
+async def test_pages_show_every_task_when_ids_are_committed_out_of_order(engine: Engine) -> None:
+    """The ids of a batch are from the same moment, and a second machine commits an older id later.
 
     Half of the tasks are removed after the page that showed them.
     """
@@ -185,7 +183,7 @@ async def test_pages_miss_no_task_whatever_the_order_of_commits(engine: Engine) 
     assert pages == newest_first
 
 
-async def test_a_list_of_each_status_is_complete(engine: Engine) -> None:
+async def test_a_list_of_a_status_shows_all_its_tasks(engine: Engine) -> None:
     tasks = [a_task() for _ in range(5)]
     await put(engine, *tasks)
     running = [*(await claim(engine, limit=2)).running]
@@ -200,35 +198,35 @@ async def test_a_list_of_each_status_is_complete(engine: Engine) -> None:
 # Claiming
 
 
-async def test_what_is_due_longest_is_claimed_first(engine: Engine) -> None:
-    """The order is that of due times; of two due at once, the one accepted first."""
+async def test_the_task_that_is_due_longest_is_claimed_first(engine: Engine) -> None:
+    """Claims follow the due times. Of two tasks with the same due time, the older comes first."""
     late, early, same = a_task(due_at=NOW - 1), a_task(due_at=NOW - 2), a_task(due_at=NOW - 1)
     await put(engine, late, early, same)
     assert (await claim_one(engine)).id == early.id
     assert [task.id for task in await claim_all(engine)] == [late.id, same.id]
 
 
-async def test_no_more_is_claimed_than_asked_for(engine: Engine) -> None:
+async def test_a_claim_takes_at_most_its_limit(engine: Engine) -> None:
     await put(engine, *(a_task() for _ in range(5)))
     assert len((await claim(engine, limit=3)).running) == 3
     assert len(await claim_all(engine)) == 2
 
 
-async def test_nothing_is_claimed_before_it_is_due(engine: Engine) -> None:
+async def test_no_task_is_claimed_before_it_is_due(engine: Engine) -> None:
     await put(engine, a_task(due_at=NOW + 10))
     assert await claim_all(engine, now=NOW + 9.9) == []
     assert len(await claim_all(engine, now=NOW + 10)) == 1
 
 
 @pytest.mark.parametrize("back", [1.0, 600.0, DAY, 400 * DAY])
-async def test_a_clock_that_was_set_back_holds_up_no_task_that_was_due(
+async def test_a_task_that_was_due_stays_due_when_the_clock_is_set_back(
     engine: Engine, back: float
 ) -> None:
-    """Whether it is new, given back, re-queued after a crash, or queued afresh by hand."""
+    """This includes a task that was given back, a re-queued crashed task, and a retried task."""
     new, given_back, crashed, afresh = tasks = [a_task() for _ in range(4)]
     await put(engine, crashed)
     await claim_one(engine, "worker-1")
-    await taken_back(engine, "worker-2", now=NOW + LEASE)
+    await crashed_tasks(engine, "worker-2", now=NOW + LEASE)
     await put(engine, afresh)
     await engine.cancel(afresh.id, NOW)
     await retry(engine, afresh.id, NOW + 1, Writes())
@@ -245,8 +243,11 @@ async def test_a_clock_that_was_set_back_holds_up_no_task_that_was_due(
     assert {task.id for task in again} == {task.id for task in tasks}
 
 
-async def test_a_retry_that_waits_for_too_long_is_pulled_forward(engine: Engine) -> None:
-    """A clock was set back. A queued task waits on, because it was given its time on purpose."""
+async def test_a_retry_that_would_wait_too_long_is_pulled_forward(engine: Engine) -> None:
+    """Such a wait means that the clock was set back.
+
+    A queued task keeps its due time, because the application chose it on purpose.
+    """
     await put(engine, near := a_task(), far := a_task())
     for task, wait in zip(await claim_all(engine), (60, 61), strict=True):
         await engine.settle(task, Outcome(Status.RETRYING, due_at=NOW + wait), NOW)
@@ -256,8 +257,8 @@ async def test_a_retry_that_waits_for_too_long_is_pulled_forward(engine: Engine)
     assert [task.id for task in await claim_all(engine, now=NOW + 60)] == [near.id]
 
 
-async def test_only_tasks_of_the_kinds_that_are_named_are_claimed(engine: Engine) -> None:
-    """Across the kinds the oldest come first; tasks of other kinds wait unchanged."""
+async def test_a_claim_takes_tasks_of_the_named_kinds_only(engine: Engine) -> None:
+    """The oldest tasks of all named kinds come first; tasks of other kinds wait unchanged."""
     greeting, mail, old = a_task(), a_task(kind="send_email"), a_task(due_at=NOW - 9)
     unknown = a_task(kind="unknown", due_at=NOW - 99)
     await put(engine, greeting, mail, unknown, old)
@@ -274,7 +275,7 @@ async def test_only_tasks_of_the_kinds_that_are_named_are_claimed(engine: Engine
     assert (await engine.backlog()).oldest_due_at == unknown.due_at
 
 
-async def test_expired_leases_of_all_kinds_are_requeued_and_suspects_claimed_by_kind(
+async def test_crashed_tasks_of_every_kind_are_requeued_but_claimed_by_kind(
     engine: Engine,
 ) -> None:
     await put(engine, task := a_task(kind="send_email"))
@@ -294,7 +295,7 @@ async def test_expired_leases_of_all_kinds_are_requeued_and_suspects_claimed_by_
 
 
 async def test_an_attempt_is_counted_before_it_runs(engine: Engine) -> None:
-    """So that a task which kills its process every time is counted every time."""
+    """Otherwise a task that kills its process would never be counted."""
     task = a_task()
     await put(engine, task)
     claimed = await claim_one(engine, now=NOW + 1)
@@ -310,7 +311,7 @@ async def test_an_attempt_is_counted_before_it_runs(engine: Engine) -> None:
     )
 
 
-async def test_a_task_is_claimed_by_one_worker_only(engine: Engine) -> None:
+async def test_a_task_is_claimed_by_only_one_worker(engine: Engine) -> None:
     tasks = [a_task() for _ in range(50)]
     await put(engine, *tasks)
     claims = await asyncio.gather(*(claim(engine, f"worker-{n % 5}", limit=10) for n in range(10)))
@@ -318,16 +319,16 @@ async def test_a_task_is_claimed_by_one_worker_only(engine: Engine) -> None:
     assert sorted(claimed) == sorted(task.id for task in tasks)
 
 
-async def test_a_heartbeat_extends_all_that_its_owner_holds(engine: Engine) -> None:
+async def test_a_heartbeat_extends_all_leases_of_its_owner(engine: Engine) -> None:
     await put(engine, a_task(), a_task(), a_task())
     mine = [await claim_one(engine), await claim_one(engine)]
     theirs = await claim_one(engine, "worker-2")
     held = await engine.extend("worker-1", now=NOW + 10, lease=LEASE)
     assert held == {(task.id, task.claims) for task in mine}
-    (taken,) = await taken_back(engine, "worker-3", now=NOW + LEASE)
+    (taken,) = await crashed_tasks(engine, "worker-3", now=NOW + LEASE)
     assert taken.id == theirs.id
     assert await engine.extend("worker-2", now=NOW + LEASE, lease=LEASE) == set()
-    both = await taken_back(engine, "worker-3", now=NOW + 10 + LEASE)
+    both = await crashed_tasks(engine, "worker-3", now=NOW + 10 + LEASE)
     assert {task.id for task in both} == {task.id for task in mine}
 
 
@@ -347,7 +348,7 @@ async def test_a_heartbeat_extends_all_that_its_owner_holds(engine: Engine) -> N
 async def test_an_outcome_is_written(
     engine: Engine, outcome: Outcome, finished_at: float | None, attempts: int
 ) -> None:
-    """It ends the claim; an attempt that was given back is not counted."""
+    """An outcome ends the claim. The attempt of a task that is given back is not counted."""
     await put(engine, a_task())
     claimed = await claim_one(engine)
     settled = await engine.settle(claimed, outcome, NOW + 5)
@@ -374,8 +375,8 @@ async def test_unexpected_errors_are_counted(engine: Engine) -> None:
         assert settled.errors == errors
 
 
-async def test_crashes_count_in_a_row(engine: Engine) -> None:
-    """An attempt that ends by itself sets them to 0; one that is given back does not."""
+async def test_crashes_in_a_row_are_counted(engine: Engine) -> None:
+    """An attempt that ends by itself resets the count to 0; a task that is given back keeps it."""
     await put(engine, a_task(max_attempts=None, gives_up_at=NOW + DAY))
     now = NOW
 
@@ -383,7 +384,7 @@ async def test_crashes_count_in_a_row(engine: Engine) -> None:
         nonlocal now
         await claim_one(engine, now=now)
         now += LEASE
-        (requeued,) = await taken_back(engine, now=now)
+        (requeued,) = await crashed_tasks(engine, now=now)
         return requeued.crashes, requeued.status
 
     async def end(*, counts: bool) -> None:
@@ -414,7 +415,7 @@ async def test_a_task_is_settled_once(engine: Engine) -> None:
     assert await engine.get(claimed.id) == settled
 
 
-async def test_progress_is_noted(engine: Engine) -> None:
+async def test_progress_is_written(engine: Engine) -> None:
     await put(engine, a_task())
     claimed = await claim_one(engine)
     reported = await engine.report(claimed, 0.5, NOW + 1)
@@ -425,12 +426,12 @@ async def test_progress_is_noted(engine: Engine) -> None:
 # Workers that die
 
 
-async def test_the_tasks_of_a_silent_worker_are_taken_back(engine: Engine) -> None:
-    """Once its lease has run out, and not before; the task is due at once."""
+async def test_a_task_is_requeued_when_its_lease_expires(engine: Engine) -> None:
+    """It is re-queued not a moment earlier, and is then due at once."""
     await put(engine, a_task())
     claimed = await claim_one(engine, "worker-1")
-    assert await taken_back(engine, now=NOW + LEASE - 0.1) == []
-    (recovered,) = await taken_back(engine, now=NOW + LEASE)
+    assert await crashed_tasks(engine, now=NOW + LEASE - 0.1) == []
+    (recovered,) = await crashed_tasks(engine, now=NOW + LEASE)
     assert recovered == await engine.get(claimed.id)
     assert (recovered.status, recovered.crashes) == (Status.RETRYING, 1)
     assert recovered.owner is None
@@ -438,13 +439,13 @@ async def test_the_tasks_of_a_silent_worker_are_taken_back(engine: Engine) -> No
     assert "WorkerDied" in str(recovered.error)
 
 
-async def test_suspects_are_claimed_one_at_a_time(engine: Engine) -> None:
-    """Of the tasks that were running when a worker died; and none if none is asked for."""
+async def test_crashed_tasks_are_claimed_one_at_a_time(engine: Engine) -> None:
+    """A claim with `suspect=False` takes no crashed task at all."""
     suspects = [a_task(due_at=NOW - n) for n in (3, 2, 1)]
     await put(engine, *suspects)
     await claim_all(engine, "worker-1")
     now = NOW + LEASE
-    await taken_back(engine, "worker-2", now=now)
+    await crashed_tasks(engine, "worker-2", now=now)
     others = [a_task(at=now) for _ in range(2)]
     await put(engine, *others)
 
@@ -457,18 +458,18 @@ async def test_suspects_are_claimed_one_at_a_time(engine: Engine) -> None:
     assert {task.id for tasks in claims for task in tasks} == {task.id for task in suspects}
 
 
-async def test_a_worker_never_takes_back_its_own_tasks(engine: Engine) -> None:
-    """It would know if it were dead: its heartbeat was late, no more."""
+async def test_a_worker_never_requeues_its_own_tasks(engine: Engine) -> None:
+    """The worker lives, because it makes a claim: its heartbeat was late, no more."""
     await put(engine, a_task())
     claimed = await claim_one(engine, "worker-1")
-    assert await taken_back(engine, "worker-1", now=NOW + DAY) == []
+    assert await crashed_tasks(engine, "worker-1", now=NOW + DAY) == []
     assert await engine.get(claimed.id) == claimed
 
 
 async def test_a_crash_in_the_last_attempt_fails_the_task(engine: Engine) -> None:
     await put(engine, a_task(max_attempts=1))
     await claim_one(engine, "worker-1")
-    (recovered,) = await taken_back(engine, now=NOW + LEASE)
+    (recovered,) = await crashed_tasks(engine, now=NOW + LEASE)
     assert (recovered.status, recovered.attempts) == (Status.FAILED, 1)
 
 
@@ -494,8 +495,8 @@ async def test_a_task_that_has_started_cannot_be_cancelled(engine: Engine) -> No
     assert await engine.get(claimed.id) == claimed
 
 
-async def test_a_task_that_was_given_up_can_be_queued_afresh(engine: Engine) -> None:
-    """As if it were new, but for its claims: an owner from before must not settle it."""
+async def test_a_failed_task_can_be_queued_again(engine: Engine) -> None:
+    """It is like a new task, except for its claims: they keep an earlier owner from settling it."""
     task = a_task()
     await put(engine, task)
     await engine.report(claimed := await claim_one(engine), 0.5, NOW)
@@ -505,17 +506,17 @@ async def test_a_task_that_was_given_up_can_be_queued_afresh(engine: Engine) -> 
     assert retried == replace(task, claims=1, updated_at=NOW + 7, due_at=NOW + 7)
 
 
-async def test_only_what_was_given_up_can_be_retried(engine: Engine) -> None:
+async def test_a_waiting_task_cannot_be_retried(engine: Engine) -> None:
     task = a_task()
     await put(engine, task)
     with pytest.raises(TaskNotGivenUp):
         await retry(engine, task.id, NOW, Writes(answer=an_answer()))
     with pytest.raises(TaskNotFound):
         await retry(engine, "unknown", NOW, Writes(answer=an_answer()))
-    await engine.put(Writes(answer=an_answer()))  # the refusals left the key free
+    await engine.put(Writes(answer=an_answer()))  # the refusals have not used the key
 
 
-async def test_a_retry_with_a_used_key_does_nothing(engine: Engine) -> None:
+async def test_a_retry_with_a_used_idempotency_key_changes_nothing(engine: Engine) -> None:
     task = a_task()
     await engine.put(Writes((task,), answer=an_answer()))
     cancelled = await engine.cancel(task.id, NOW)
@@ -527,7 +528,7 @@ async def test_a_retry_with_a_used_key_does_nothing(engine: Engine) -> None:
 # Idempotency keys
 
 
-async def test_a_used_key_brings_back_its_first_answer(engine: Engine) -> None:
+async def test_a_used_idempotency_key_returns_its_first_answer(engine: Engine) -> None:
     first = an_answer(body='{"id":1}')
     await engine.put(Writes(answer=first))
     with pytest.raises(KeyTaken, match="used before") as raised:
@@ -535,14 +536,16 @@ async def test_a_used_key_brings_back_its_first_answer(engine: Engine) -> None:
     assert raised.value.answer == first
 
 
-async def test_a_key_is_free_again_after_a_day(engine: Engine) -> None:
+async def test_an_idempotency_key_is_free_again_after_a_day(engine: Engine) -> None:
     await engine.put(Writes(answer=an_answer()))
     with pytest.raises(KeyTaken):
         await engine.put(Writes(answer=an_answer(at=NOW + DAY)))
     await engine.put(Writes(answer=an_answer(at=NOW + DAY + 1)))
 
 
-async def test_a_hundred_requests_with_one_key_make_one_task(engine: Engine) -> None:
+async def test_a_hundred_requests_with_the_same_idempotency_key_make_one_task(
+    engine: Engine,
+) -> None:
     writes = [Writes((a_task(),), answer=an_answer()) for _ in range(100)]
     outcomes = await asyncio.gather(*map(engine.put, writes), return_exceptions=True)
     assert Counter(map(type, outcomes)) == {type(None): 1, KeyTaken: 99}
@@ -552,7 +555,7 @@ async def test_a_hundred_requests_with_one_key_make_one_task(engine: Engine) -> 
 # Records
 
 
-async def test_a_record_is_written_over(engine: Engine) -> None:
+async def test_a_record_replaces_the_record_of_the_same_name(engine: Engine) -> None:
     await engine.put(Writes(records=(a_record(size=1),)))
     await engine.put(Writes(records=(a_record(size=2),)))
     assert (await engine.read_record("uploads", "1", client="")).body == {"size": 2}
@@ -566,8 +569,7 @@ async def test_records_are_listed_by_descending_id_page_by_page(engine: Engine) 
     assert await engine.list_records("uploads", client="", after="3", limit=9) == records[2::-1]
 
 
-async def test_a_record_is_updated_only_while_it_is_there(engine: Engine) -> None:
-    """What was deleted meanwhile does not come back."""
+async def test_a_deleted_record_cannot_be_updated(engine: Engine) -> None:
     await engine.put(Writes(records=(a_record(size=1),)))
     assert await engine.update_record(a_record(size=2))
     assert (await engine.read_record("uploads", "1", client="")).body == {"size": 2}
@@ -578,8 +580,8 @@ async def test_a_record_is_updated_only_while_it_is_there(engine: Engine) -> Non
         await engine.read_record("uploads", "1", client="")
 
 
-async def test_a_unit_of_work_removes_a_record_and_adds_a_task(engine: Engine) -> None:
-    """Both are written, or neither: other records of the same name stay."""
+async def test_a_put_removes_records_and_adds_a_task_together(engine: Engine) -> None:
+    """A record of the same name that belongs to another client stays."""
     other = a_record(client="ada")
     await engine.put(Writes(records=(a_record(), a_record("2"), other)))
     task = a_task()
@@ -590,8 +592,8 @@ async def test_a_unit_of_work_removes_a_record_and_adds_a_task(engine: Engine) -
     assert await engine.get(task.id) == task
 
 
-async def test_removing_a_record_that_is_gone_writes_nothing(engine: Engine) -> None:
-    """The other record that was to be removed stays, and the idempotency key is free."""
+async def test_a_put_that_removes_a_missing_record_writes_nothing(engine: Engine) -> None:
+    """The second record to be removed stays, and the idempotency key is still free."""
     await engine.put(Writes(records=(a_record(),)))
     task = a_task()
     with pytest.raises(RecordNotFound):
@@ -603,14 +605,14 @@ async def test_removing_a_record_that_is_gone_writes_nothing(engine: Engine) -> 
     await engine.put(Writes(answer=an_answer(), removed=(a_record(),)))
 
 
-async def test_a_record_stays_if_the_key_of_its_removal_was_used_before(engine: Engine) -> None:
+async def test_a_removal_with_a_used_idempotency_key_removes_nothing(engine: Engine) -> None:
     await engine.put(Writes((), (a_record(),), an_answer()))
     with pytest.raises(KeyTaken):
         await engine.put(Writes(answer=an_answer(), removed=(a_record(),)))
     assert await engine.read_record("uploads", "1", client="") == a_record()
 
 
-async def test_of_many_that_remove_a_record_one_does(engine: Engine) -> None:
+async def test_only_one_of_many_concurrent_removals_of_a_record_succeeds(engine: Engine) -> None:
     await engine.put(Writes(records=(a_record(),)))
     tasks = [a_task() for _ in range(20)]
     outcomes = await asyncio.gather(
@@ -621,8 +623,8 @@ async def test_of_many_that_remove_a_record_one_does(engine: Engine) -> None:
     assert len(await listed(engine)) == 1
 
 
-async def test_a_task_that_removes_a_record_succeeds_though_it_is_gone(engine: Engine) -> None:
-    """A settlement is asked for until it is written, so it must not be refused."""
+async def test_a_task_may_remove_a_record_that_is_already_gone(engine: Engine) -> None:
+    """The worker repeats a settlement until it is written, so the engine must not refuse it."""
     await engine.put(Writes((a_task(),), (a_record(),)))
     task = await claim_one(engine)
     removed = Writes(removed=(a_record(), a_record("unknown")))
@@ -643,14 +645,14 @@ async def a_batch_of(engine: Engine, number: int, **changes: Any) -> list[Task]:
 
 
 async def batch(engine: Engine, batch_id: str = "batch", *, client: str = "") -> dict[Status, int]:
-    """How many of a batch stand where, without those who are none."""
+    """Count the batch's tasks by status, and leave out statuses without a task."""
     counts = await engine.count_batch(batch_id, client=client)
     assert list(counts) == list(Status)
     return {status: tasks for status, tasks in counts.items() if tasks}
 
 
 async def test_a_batch_is_counted_by_status(engine: Engine) -> None:
-    """Only what was put with its id counts: neither other tasks, nor follow-ups of its own."""
+    """Only tasks that were put with the batch's id count: their follow-ups do not."""
     await put(engine, a_task(due_at=NOW + 1))
     tasks = await a_batch_of(engine, 5)
     await engine.put(Writes((a_task(due_at=NOW + 1),), batch_id="other"))
@@ -666,13 +668,13 @@ async def test_a_batch_is_counted_by_status(engine: Engine) -> None:
     assert await batch(engine, "other") == {Status.QUEUED: 1}
 
 
-async def test_a_batch_of_a_thousand_is_put_whole(engine: Engine) -> None:
+async def test_a_batch_of_a_thousand_tasks_is_put_whole(engine: Engine) -> None:
     tasks = await a_batch_of(engine, 1000)
     assert await batch(engine) == {Status.QUEUED: 1000}
     assert [task.id for task in await claim_all(engine)] == [task.id for task in tasks]
 
 
-async def test_a_batch_that_was_refused_is_not_there(engine: Engine) -> None:
+async def test_a_refused_batch_does_not_exist(engine: Engine) -> None:
     await engine.put(Writes(answer=an_answer()))
     with pytest.raises(KeyTaken):
         await engine.put(Writes((a_task(),), answer=an_answer(), batch_id="batch"))
@@ -680,7 +682,7 @@ async def test_a_batch_that_was_refused_is_not_there(engine: Engine) -> None:
         await batch(engine)
 
 
-async def test_a_batch_is_its_client_s_own(engine: Engine) -> None:
+async def test_a_batch_is_found_by_its_own_client_only(engine: Engine) -> None:
     tasks = await a_batch_of(engine, 2, client="ada")
     await engine.cancel(tasks[0].id, NOW)
     await engine.purge(finished_before=NOW + 1, answered_before=0, limit=1)
@@ -690,8 +692,10 @@ async def test_a_batch_is_its_client_s_own(engine: Engine) -> None:
             await batch(engine, client=stranger)
 
 
-async def test_what_was_removed_of_a_batch_counts_until_nothing_is_left(engine: Engine) -> None:
-    """So its total stays true, and it goes together with the last of its tasks."""
+async def test_removed_tasks_of_a_batch_count_until_its_last_task_is_removed(
+    engine: Engine,
+) -> None:
+    """The batch's total stays true, and the batch is removed together with its last task."""
     tasks = await a_batch_of(engine, 5)
     for number, task in enumerate(tasks[:4]):
         await engine.cancel(task.id, NOW + number // 2)
@@ -707,11 +711,11 @@ async def test_what_was_removed_of_a_batch_counts_until_nothing_is_left(engine: 
         await batch(engine)
 
 
-# Whose they are
+# Clients
 
 
-async def test_a_client_is_shown_its_own_tasks(engine: Engine) -> None:
-    """Nobody's tasks, from before there were API keys, are no client's either."""
+async def test_a_client_is_shown_only_its_own_tasks(engine: Engine) -> None:
+    """Tasks without a client, from before there were API keys, are shown to no client."""
     nobodys = a_task(id="1")
     adas = [a_task(id="2", client="ada"), a_task(id="4", client="ada", kind="save_data")]
     graces = a_task(id="3", client="grace")
@@ -727,8 +731,8 @@ async def test_a_client_is_shown_its_own_tasks(engine: Engine) -> None:
     assert await listed(engine, client="eve", after="4") == []
 
 
-async def test_a_client_keeps_its_own_records(engine: Engine) -> None:
-    """Two clients may use the same names; whoever cleans up asks for anybody's."""
+async def test_a_client_reads_and_changes_only_its_own_records(engine: Engine) -> None:
+    """Clients may use the same ids. The clean-up reads with `client=None`: any client's record."""
     records = [a_record(client=client, whose=client) for client in ("", "ada", "grace")]
     await engine.put(Writes(records=tuple(records)))
 
@@ -748,8 +752,8 @@ async def test_a_client_keeps_its_own_records(engine: Engine) -> None:
 # Cleaning up and counting
 
 
-async def test_what_finished_before_the_retention_time_is_removed(engine: Engine) -> None:
-    """Whatever is unfinished stays, however old it is."""
+async def test_tasks_that_finished_before_the_retention_time_are_removed(engine: Engine) -> None:
+    """An unfinished task stays, however old it is."""
     old, recent, waiting = a_task(), a_task(), a_task()
     await put(engine, old, recent, waiting)
     await engine.cancel(old.id, NOW)
@@ -767,8 +771,8 @@ async def test_old_answers_are_removed(engine: Engine) -> None:
         await engine.put(Writes(answer=an_answer("recent")))
 
 
-async def test_no_more_is_removed_at_once_than_asked_for(engine: Engine) -> None:
-    """So that nobody waits long behind a large clean-up."""
+async def test_a_purge_removes_at_most_its_limit_of_each_kind(engine: Engine) -> None:
+    """Other operations must not wait long behind a large clean-up."""
     for n in range(3):
         task = a_task()
         await engine.put(Writes((task,), answer=an_answer(str(n))))
@@ -780,7 +784,7 @@ async def test_no_more_is_removed_at_once_than_asked_for(engine: Engine) -> None
     assert purges == [4, 2, 0]
 
 
-async def test_the_backlog_tells_since_when_the_oldest_task_waits(engine: Engine) -> None:
+async def test_the_backlog_says_since_when_its_oldest_task_is_due(engine: Engine) -> None:
     assert (await engine.backlog()).oldest_due_at is None
     await put(engine, a_task(due_at=NOW - 5), a_task(due_at=NOW - 9))
     assert (await engine.backlog()).oldest_due_at == NOW - 9
@@ -790,8 +794,8 @@ async def test_the_backlog_tells_since_when_the_oldest_task_waits(engine: Engine
     assert (backlog.counts[Status.QUEUED], backlog.counts[Status.RUNNING]) == (1, 1)
 
 
-async def test_the_backlog_counts_exactly(engine: Engine) -> None:
-    """Whatever happened before; the counts are kept aside, and must not drift."""
+async def test_the_backlog_counts_exactly_after_any_operations(engine: Engine) -> None:
+    """The engine keeps the counts in a table of their own; they must not drift from the tasks."""
     dice = random.Random(1)
     statuses = [Status.SUCCEEDED, Status.FAILED, Status.RETRYING, Status.QUEUED]
     for _ in range(40):
@@ -812,12 +816,12 @@ async def test_the_backlog_counts_exactly(engine: Engine) -> None:
 # Staying ready
 
 
-async def test_a_check_passes_while_the_database_takes_writes(engine: Engine) -> None:
+async def test_a_check_passes_while_the_database_accepts_writes(engine: Engine) -> None:
     await engine.check()
 
 
-async def test_a_worker_that_waits_is_woken_by_new_tasks(engine: Engine) -> None:
-    """New ones, follow-ups, and those that are queued afresh."""
+async def test_new_tasks_wake_a_waiting_worker(engine: Engine) -> None:
+    """Follow-ups and retried tasks wake it too."""
     waiting = asyncio.create_task(engine.wait_for_tasks(60))
     await put(engine, a_task())
     await asyncio.wait_for(waiting, 5)
@@ -834,5 +838,5 @@ async def test_a_worker_that_waits_is_woken_by_new_tasks(engine: Engine) -> None
     await asyncio.wait_for(waiting, 5)
 
 
-async def test_a_worker_waits_no_longer_than_it_asked_for(engine: Engine) -> None:
+async def test_a_worker_waits_no_longer_than_its_timeout(engine: Engine) -> None:
     await asyncio.wait_for(engine.wait_for_tasks(0.01), 5)

@@ -1,4 +1,7 @@
-"""Any engine behaves like a plain dict, whatever is asked of it in whatever order."""
+"""The model test: after any operations in any order, an engine holds the same as a plain dict.
+
+Hypothesis chooses the operations. Each runs on the engine and on a dict of tasks, the model.
+"""
 
 import asyncio
 import contextlib
@@ -57,7 +60,7 @@ def test_an_engine_behaves_like_a_dict(engine_url: str) -> None:
 
 
 class _EngineMachine(RuleBasedStateMachine):
-    """Asks the same of an engine and of a model, and compares."""
+    """Runs each operation on an engine and on the model, and compares the two."""
 
     ids = Bundle[str]("ids")
     claims = Bundle[Task]("claims")
@@ -76,7 +79,8 @@ class _EngineMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    @precondition(lambda self: len(self.model) < 3)  # few, so that more happens to each
+    # Few tasks, so that each goes through many changes.
+    @precondition(lambda self: len(self.model) < 3)
     @rule(target=ids, wait=st.sampled_from([0.0, 5.0]), kind=KIND, max_attempts=BOUNDS)
     def put(self, wait: float, kind: str, max_attempts: int | None) -> str:
         task = a_task(at=self.now, kind=kind, due_at=self.now + wait, max_attempts=max_attempts)
@@ -106,15 +110,16 @@ class _EngineMachine(RuleBasedStateMachine):
         self, owner: str, kinds: list[str], limit: int, suspect: bool, silence: float
     ) -> MultipleResults[Task]:
         self.now += silence
-        self.extend(owner)  # as a worker does, which is not silent itself
+        self.extend(owner)  # because a worker that claims has sent its heartbeats
+        # The model knows which tasks may be claimed, and which leases have expired.
         due = {
             task.id: task
-            for task in self.those(*WAITING)
+            for task in self.tasks_with_status(*WAITING)
             if task.kind in kinds and (task.due_at <= task.updated_at or task.due_at <= self.now)
         }
         silent = {
             task.id: task
-            for task in self.those(Status.RUNNING)
+            for task in self.tasks_with_status(Status.RUNNING)
             if task.owner != owner and self.leases[task.id] <= self.now
         }
         claimed = self.ask(
@@ -127,12 +132,16 @@ class _EngineMachine(RuleBasedStateMachine):
             self.begin(due.pop(task.id), owner)
             assert task == self.model[task.id]
         for task in claimed.recovered:
-            self.take_back(silent.pop(task.id))
+            self.record_crash(silent.pop(task.id))
             assert task == self.model[task.id]
+        # The claim takes at most `limit` tasks, and at most one crashed task.
         assert len(running) <= limit
         assert len([task for task in running if task.crashes]) <= suspect
+        # It may leave some for the next claim, but it may not come back with none.
+        # It may leave some for the next claim, but it may not come back with none.
         left = [task for task in (due | silent).values() if suspect or not task.crashes]
         assert running or claimed.recovered or not left
+        # Among the crashed tasks, and among the others, the tasks that are due first come first.
         assert [task.due_at for task in running] == sorted(task.due_at for task in running)
         for suspects in (True, False):
             begun = [task.due_at for task in running if bool(task.crashes) is suspects]
@@ -151,7 +160,7 @@ class _EngineMachine(RuleBasedStateMachine):
             started_at=task.started_at or self.now,
         )
 
-    def take_back(self, task: Task) -> None:
+    def record_crash(self, task: Task) -> None:
         last = task.max_attempts is not None and task.attempts >= task.max_attempts
         hopeless = task.crashes + 1 == MAX_CRASHES or last
         self.change(
@@ -180,7 +189,7 @@ class _EngineMachine(RuleBasedStateMachine):
 
     @rule(claimed=consumes(claims), ending=ENDINGS, counts=st.booleans(), unexpected=st.booleans())
     def settle(self, claimed: Task, ending: Status, counts: bool, unexpected: bool) -> None:
-        # By its moment an engine knows an outcome again, whose answer got lost.
+        # Time passes, because PostgreSQL takes an outcome of the same moment for a repetition.
         self.now += 0.25
         held = self.holds(claimed)
         if held:
@@ -239,7 +248,9 @@ class _EngineMachine(RuleBasedStateMachine):
 
     @rule()
     def purge(self) -> None:
-        old = [task for task in self.those(*FINISHED) if (task.finished_at or 0) < self.now]
+        old = [
+            task for task in self.tasks_with_status(*FINISHED) if (task.finished_at or 0) < self.now
+        ]
         for task in old:
             self.removed[task.id] = self.model.pop(task.id).status
         purging = self.engine.purge(finished_before=self.now, answered_before=0, limit=1_000)
@@ -255,7 +266,7 @@ class _EngineMachine(RuleBasedStateMachine):
         backlog = self.ask(self.engine.backlog())
         counts = Counter(task.status for task in self.model.values())
         assert backlog.counts == {status: counts[status] for status in Status}
-        due = [task.due_at for task in self.those(*WAITING)]
+        due = [task.due_at for task in self.tasks_with_status(*WAITING)]
         assert backlog.oldest_due_at == min(due, default=None)
 
     @invariant()
@@ -271,7 +282,7 @@ class _EngineMachine(RuleBasedStateMachine):
                 assert self.ask(self.engine.count_batch(batch_id, client="")) == expected
 
     def teardown(self) -> None:
-        """Leave the engine empty for the next example, also where it differs from the model."""
+        """Leave the engine empty for the next example, even if it differs from the model."""
         listing = self.engine.list_tasks(client="", status=None, kind=None, after=None, limit=1_000)
         for task in self.ask(listing):
             if task.status in WAITING:
@@ -282,7 +293,7 @@ class _EngineMachine(RuleBasedStateMachine):
 
     # The model
 
-    def those(self, *statuses: Status) -> list[Task]:
+    def tasks_with_status(self, *statuses: Status) -> list[Task]:
         return [task for task in self.model.values() if task.status in statuses]
 
     def holds(self, claimed: Task) -> bool:

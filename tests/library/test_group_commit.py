@@ -1,4 +1,4 @@
-"""Durability is shared: what arrives together is committed together, and fails alone."""
+"""Group commit: operations that arrive together share a transaction, but each fails alone."""
 
 import asyncio
 import os
@@ -24,13 +24,13 @@ Connection = sqlite3.Connection
 
 @pytest.fixture
 def statements() -> list[str]:
-    """Every statement, as the database gets it."""
+    """All statements that SQLite executes, in order."""
     return []
 
 
 @pytest.fixture
 async def commits(tmp_path: Path, statements: list[str]) -> AsyncIterator[GroupCommit]:
-    """A group commit over one table of numbers, each of which may be written once."""
+    """A group commit on a table of numbers that allows each number only once."""
 
     def connect() -> Connection:
         connection = sqlite3.connect(tmp_path / "numbers.db", timeout=0.05, isolation_level=None)
@@ -53,7 +53,7 @@ def insert(connection: Connection, several: Sequence[int]) -> list[int]:
 
 
 def writing(n: int) -> Callable[[Connection], int]:
-    """An operation that writes a number, and gives it back."""
+    """Make an operation that inserts a number and returns it."""
 
     def write(connection: Connection) -> int:
         insert(connection, [n])
@@ -66,7 +66,7 @@ def numbers(connection: Connection) -> list[int]:
     return [n for (n,) in connection.execute("SELECT n FROM numbers ORDER BY n")]
 
 
-async def test_what_arrives_together_shares_a_transaction(
+async def test_operations_that_arrive_together_share_a_transaction(
     commits: GroupCommit, statements: list[str]
 ) -> None:
     results = await asyncio.gather(*(commits.run(writing(n)) for n in range(50)))
@@ -74,7 +74,7 @@ async def test_what_arrives_together_shares_a_transaction(
     assert statements.count("BEGIN IMMEDIATE") == statements.count("COMMIT") == 1
 
 
-async def test_what_arrives_during_a_commit_shares_the_next_one(
+async def test_operations_that_arrive_during_a_commit_share_the_next_one(
     commits: GroupCommit, statements: list[str]
 ) -> None:
     disk_is_slow = threading.Event()
@@ -89,10 +89,10 @@ async def test_what_arrives_during_a_commit_shares_the_next_one(
     assert statements.count("COMMIT") == 2
 
 
-async def test_what_an_answer_leads_to_shares_the_next_commit(
+async def test_an_operation_that_follows_from_a_commit_joins_the_next_one(
     commits: GroupCommit, statements: list[str]
 ) -> None:
-    """A worker asks for the next task when the end of one is written: both need not wait twice."""
+    """When a task's end is committed, the worker claims the next task: that claim joins at once."""
     disk_is_slow = threading.Event()
     answered = asyncio.Event()
 
@@ -124,7 +124,7 @@ async def test_inserts_that_arrive_together_are_one_statement(
     assert statement.startswith("INSERT")
 
 
-async def test_more_than_a_lot_is_one_transaction_all_the_same(
+async def test_inserts_that_need_two_statements_share_a_transaction(
     commits: GroupCommit, statements: list[str]
 ) -> None:
     await asyncio.gather(*(commits.run_merged(insert, n) for n in range(CHUNK_SIZE + 1)))
@@ -136,13 +136,13 @@ async def test_more_than_a_lot_is_one_transaction_all_the_same(
     ]
 
 
-async def test_an_operation_sees_what_its_group_has_written_before(commits: GroupCommit) -> None:
+async def test_an_operation_sees_earlier_writes_of_its_group(commits: GroupCommit) -> None:
     _, seen = await asyncio.gather(commits.run_merged(insert, 1), commits.run(numbers))
     assert seen == [1]
 
 
 async def test_an_operation_that_fails_fails_alone(commits: GroupCommit) -> None:
-    """What it had written is undone; the others of its group are committed all the same."""
+    """Its own writes are rolled back; the rest of its group is committed."""
 
     def write_and_fail(connection: Connection) -> None:
         insert(connection, [666])
@@ -161,7 +161,7 @@ async def test_an_operation_that_fails_fails_alone(commits: GroupCommit) -> None
 
 
 async def test_a_mistake_in_a_statement_fails_alone(commits: GroupCommit) -> None:
-    """The others meet no such error, unlike that of a machine in trouble."""
+    """An error of the disk meets the whole group; a wrong statement meets only its operation."""
 
     def ask(connection: Connection) -> object:
         return connection.execute("SELECT unknown")
@@ -173,8 +173,10 @@ async def test_a_mistake_in_a_statement_fails_alone(commits: GroupCommit) -> Non
     assert (one, two) == (1, 2)
 
 
-async def test_a_rollback_that_fails_is_made_up_for(tmp_path: Path) -> None:
-    """The thread goes on, and nothing of the operation that failed is committed with the next."""
+async def test_after_a_failed_rollback_the_next_commit_holds_none_of_its_writes(
+    tmp_path: Path,
+) -> None:
+    """The thread of the group commit survives too."""
     refused: list[str] = []
 
     class Refusing(Connection):
@@ -204,7 +206,7 @@ async def test_a_rollback_that_fails_is_made_up_for(tmp_path: Path) -> None:
     assert await commits.stop()
 
 
-async def test_a_disk_that_hangs_does_not_hold_up_the_end(
+async def test_a_disk_that_hangs_does_not_delay_the_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(group_commit, "CLOSE_SECONDS", 0.05)
@@ -222,7 +224,7 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_end(
     os.close(engine._lock)
 
 
-async def test_what_shares_a_statement_and_fails_fails_alone(commits: GroupCommit) -> None:
+async def test_an_insert_that_fails_in_a_shared_statement_fails_alone(commits: GroupCommit) -> None:
     shares = (commits.run_merged(insert, n) for n in (1, 2, 1, 3))
     outcomes = await asyncio.gather(*shares, return_exceptions=True)
     assert isinstance(outcomes.pop(2), sqlite3.IntegrityError)
@@ -230,10 +232,10 @@ async def test_what_shares_a_statement_and_fails_fails_alone(commits: GroupCommi
     assert await commits.run(numbers) == [1, 2, 3]
 
 
-async def test_a_database_that_refuses_refuses_the_whole_group(
+async def test_a_locked_database_refuses_the_whole_group_at_once(
     commits: GroupCommit, tmp_path: Path, statements: list[str]
 ) -> None:
-    """It is asked once: each further time, all would wait for it again."""
+    """The group is tried once, because every operation of the group waits during each trial."""
     with closing(sqlite3.connect(tmp_path / "numbers.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         writes = (commits.run(writing(n)) for n in range(50))
@@ -242,8 +244,8 @@ async def test_a_database_that_refuses_refuses_the_whole_group(
     assert statements == ["BEGIN IMMEDIATE"]
 
 
-async def test_a_caller_that_is_cancelled_disturbs_nobody(commits: GroupCommit) -> None:
-    """A request whose client went away was still accepted, or was not: both are fine."""
+async def test_a_cancelled_caller_does_not_affect_its_group(commits: GroupCommit) -> None:
+    """Whether its own operation was committed stays open: its client is gone, so either is fine."""
     tasks = [asyncio.create_task(commits.run(writing(n))) for n in range(10)]
     await asyncio.sleep(0)
     tasks[3].cancel()
@@ -252,7 +254,7 @@ async def test_a_caller_that_is_cancelled_disturbs_nobody(commits: GroupCommit) 
     assert outcomes == [0, 1, 2, 4, 5, 6, 7, 8, 9]
 
 
-async def test_what_was_asked_is_finished_before_the_end(tmp_path: Path) -> None:
+async def test_a_stop_finishes_the_operations_that_arrived_before(tmp_path: Path) -> None:
     def connect() -> Connection:
         return sqlite3.connect(tmp_path / "empty.db", isolation_level=None)
 
@@ -264,7 +266,7 @@ async def test_what_was_asked_is_finished_before_the_end(tmp_path: Path) -> None
     assert await asyncio.gather(*asked) == ["done"] * 10
 
 
-async def test_a_start_raises_what_went_wrong() -> None:
+async def test_a_start_raises_the_error_of_its_connection() -> None:
     def connect() -> Connection:
         raise LookupError("no such place")
 
@@ -276,7 +278,7 @@ async def test_a_start_raises_what_went_wrong() -> None:
 
 
 class Failing(sqlite3.Connection):
-    """A connection; each statement in `errors` fails once, with this code of SQLite."""
+    """A connection on which each statement in `errors` fails once, with this SQLite error code."""
 
     errors: dict[str, int]
 
@@ -295,7 +297,7 @@ def failure(code: int) -> sqlite3.OperationalError:
 
 @pytest.fixture
 async def failing(tmp_path: Path) -> AsyncIterator[tuple[GroupCommit, dict[str, int]]]:
-    """A group commit over one table of numbers, and the statements that are to fail."""
+    """A group commit on a table of numbers, and a dict for the statements that must fail."""
     errors: dict[str, int] = {}
 
     def connect() -> Connection:
@@ -320,7 +322,7 @@ async def failing(tmp_path: Path) -> AsyncIterator[tuple[GroupCommit, dict[str, 
         ("INSERT INTO numbers VALUES (?)", sqlite3.SQLITE_IOERR_READ, QueueUnavailable),
     ],
 )
-async def test_only_a_commit_that_the_disk_fails_has_an_unknown_outcome(
+async def test_only_a_commit_that_meets_a_disk_error_has_an_unknown_outcome(
     failing: tuple[GroupCommit, dict[str, int]],
     statement: str,
     code: int,
@@ -335,7 +337,7 @@ async def test_only_a_commit_that_the_disk_fails_has_an_unknown_outcome(
     assert await commits.run(numbers) == [2]
 
 
-async def test_a_single_statement_is_a_commit_as_well(
+async def test_a_statement_that_commits_by_itself_can_have_an_unknown_outcome(
     failing: tuple[GroupCommit, dict[str, int]],
 ) -> None:
     commits, errors = failing

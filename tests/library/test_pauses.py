@@ -1,4 +1,4 @@
-"""While a service is away the tasks that need it wait together, and all others go on."""
+"""While an outside service is away, the tasks that need it wait together; other tasks go on."""
 
 import asyncio
 import itertools
@@ -40,7 +40,7 @@ class Service:
         self.answers.set()
 
     async def use(self) -> None:
-        """Use it; raises ServiceUnavailable while it is away."""
+        """Use the service. Raises ServiceUnavailable while it is away."""
         self.used += 1
         self.used_at_once += 1
         self.most_at_once = max(self.most_at_once, self.used_at_once)
@@ -78,7 +78,7 @@ async def read(queue: Queue[None], tasks: list[Any]) -> list[Any]:
     return [await queue.engine.get(task.id) for task in tasks]
 
 
-async def test_an_outage_costs_a_few_attempts_and_leaves_the_rest_untouched(
+async def test_an_outage_costs_at_most_one_attempt_for_each_slot_of_the_worker(
     engine: Engine, clock: Clock, service: Service, send: Callable[..., Any]
 ) -> None:
     queue = queue_of(engine, send, other, now=clock, policy=PATIENT)
@@ -99,7 +99,7 @@ async def test_an_outage_costs_a_few_attempts_and_leaves_the_rest_untouched(
     assert service.used == 3
 
 
-async def test_after_each_pause_one_task_finds_out_and_then_all_go_on(
+async def test_after_each_pause_one_task_probes_and_a_success_releases_all(
     engine: Engine, clock: Clock, service: Service, send: Callable[..., Any]
 ) -> None:
     queue = queue_of(engine, send, other, now=clock, policy=PATIENT)
@@ -122,7 +122,7 @@ async def test_after_each_pause_one_task_finds_out_and_then_all_go_on(
         await asyncio.sleep(0.005)
     for _ in range(5):
         await worker._claim_due()
-    assert service.used_at_once == 1, "a probe that hangs lets no others through"
+    assert service.used_at_once == 1, "while a probe hangs, no other task runs"
     service.answers.set()
     await working
     assert set(statuses(await read(queue, tasks))) == {"succeeded"}
@@ -131,7 +131,7 @@ async def test_after_each_pause_one_task_finds_out_and_then_all_go_on(
 
 
 @pytest.mark.parametrize("error", [TemporaryError("greylisted"), OSError("a bug")])
-async def test_a_probe_that_fails_for_itself_ends_the_pause(
+async def test_a_probe_that_fails_for_its_own_reasons_ends_the_pause(
     engine: Engine, clock: Clock, service: Service, error: Exception
 ) -> None:
     failures = itertools.chain([ServiceUnavailable("away"), error], itertools.repeat(None))
@@ -149,7 +149,7 @@ async def test_a_probe_that_fails_for_itself_ends_the_pause(
     assert statuses(await read(queue, tasks))[2:] == ["succeeded"] * 2
 
 
-async def test_a_probe_that_is_called_off_tells_nothing(
+async def test_a_cancelled_probe_neither_ends_nor_lengthens_the_pause(
     engine: Engine, clock: Clock, service: Service, send: Callable[..., Any]
 ) -> None:
     queue = queue_of(engine, send, now=clock, policy=PATIENT)
@@ -171,7 +171,7 @@ async def test_a_probe_that_is_called_off_tells_nothing(
     assert service.used == 3
 
 
-async def test_the_last_attempt_of_a_task_is_at_its_end_though_a_pause_is_longer(
+async def test_the_last_attempt_is_at_the_end_of_the_task_s_time_even_if_a_pause_is_longer(
     engine: Engine, clock: Clock, service: Service, send: Callable[..., Any]
 ) -> None:
     queue = queue_of(engine, send, now=clock, policy=RetryPolicy(give_up_after=0.5))
@@ -187,7 +187,7 @@ async def test_the_last_attempt_of_a_task_is_at_its_end_though_a_pause_is_longer
 async def test_an_idle_worker_wakes_when_a_pause_ends(
     tmp_path: Path, service: Service, send: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On SQLite: by PostgreSQL's own clock the task is due a moment later, at the next look."""
+    """On SQLite only: by PostgreSQL's clock the task is due a moment later, at the next poll."""
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 60)
     monkeypatch.setattr(breaker, "FIRST_PAUSE_SECONDS", 0.2)
     async with opened(tmp_path / "queue.db") as engine:
@@ -200,7 +200,7 @@ async def test_an_idle_worker_wakes_when_a_pause_ends(
             await diary.until(EventType.SUCCEEDED, within=30)
 
 
-async def test_an_outage_is_a_line_when_it_begins_one_a_minute_and_one_when_it_ends(
+async def test_an_outage_is_logged_when_it_begins_once_a_minute_and_when_it_ends(
     engine: Engine, clock: Clock, service: Service, send: Callable[..., Any]
 ) -> None:
     queue = queue_of(engine, send, now=clock, policy=PATIENT)

@@ -1,4 +1,4 @@
-"""What only PostgreSQL can get wrong; the rest is in the contract."""
+"""The PostgreSQL engine, beyond the contract: connections, shared transactions, events, locks."""
 
 import asyncio
 import json
@@ -49,26 +49,28 @@ async def opened(url: str) -> AsyncIterator[Engine]:
 
 @pytest.fixture
 async def engine(database_url: str) -> AsyncIterator[Engine]:
-    """An engine whose database has its own clock."""
+    """An engine that uses PostgreSQL's real clock, without the time machine."""
     async with opened(database_url) as engine:
         yield engine
 
 
 async def eventually(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not true():  # noqa: ASYNC110 - what it waits for is in another process
+        while not true():  # noqa: ASYNC110 - the awaited change happens in another process
             await asyncio.sleep(0.01)
 
 
 # Transactions
 
 
-async def test_requests_that_come_together_share_a_transaction(engine: Engine, sql: Sql) -> None:
+async def test_puts_that_arrive_together_share_a_transaction(engine: Engine, sql: Sql) -> None:
     await asyncio.gather(*(put(engine, a_task()) for _ in range(50)))
     assert sql("SELECT count(*), count(DISTINCT xmin::text) FROM afterward.tasks") == "50|1"
 
 
-async def test_more_than_go_into_one_statement_are_put_in_order(engine: Engine, sql: Sql) -> None:
+async def test_tasks_that_need_three_statements_are_put_in_order_in_one_transaction(
+    engine: Engine, sql: Sql
+) -> None:
     tasks = [a_task() for _ in range(2 * postgres_statements.INSERT_AT_ONCE + 1)]
     await put(engine, *tasks)
     assert sql("SELECT count(DISTINCT xmin::text) FROM afterward.tasks") == "1"
@@ -77,14 +79,14 @@ async def test_more_than_go_into_one_statement_are_put_in_order(engine: Engine, 
     )
 
 
-async def test_outcomes_that_come_together_share_a_transaction(engine: Engine, sql: Sql) -> None:
+async def test_outcomes_that_arrive_together_share_a_transaction(engine: Engine, sql: Sql) -> None:
     await put(engine, *(a_task() for _ in range(20)))
     claimed = await claim_all(engine)
     await asyncio.gather(*(engine.settle(task, Outcome(Status.SUCCEEDED), NOW) for task in claimed))
     assert sql("SELECT count(*), count(DISTINCT xmin::text) FROM afterward.tasks") == "20|1"
 
 
-async def test_a_task_that_is_there_already_spoils_none_of_the_others(engine: Engine) -> None:
+async def test_a_put_with_a_duplicate_id_does_not_affect_other_puts(engine: Engine) -> None:
     task, other = a_task(), a_task()
     await put(engine, task)
     again, _ = await asyncio.gather(put(engine, task), put(engine, other), return_exceptions=True)
@@ -92,14 +94,18 @@ async def test_a_task_that_is_there_already_spoils_none_of_the_others(engine: En
     assert await engine.get(other.id) == other
 
 
-async def test_records_of_one_name_in_one_transaction_are_written_in_order(engine: Engine) -> None:
+async def test_writes_of_the_same_record_in_one_transaction_keep_their_order(
+    engine: Engine,
+) -> None:
     writes = [Writes(records=(Record("saved", "", "ada", {"size": n}, NOW),)) for n in range(9)]
     await asyncio.gather(*map(engine.put, writes))
     assert (await engine.read_record("saved", "ada", client="")).body == {"size": 8}
 
 
-async def test_one_key_in_two_processes_is_kept_once(engine: Engine, database_url: str) -> None:
-    """Each process sees the other's answer, whoever comes first."""
+async def test_two_processes_store_an_idempotency_key_once(
+    engine: Engine, database_url: str
+) -> None:
+    """The process that comes second gets the answer that the first has stored."""
     async with opened(database_url) as other:
         writes = [Writes((a_task(),), answer=Answer("key", "f", "{}", "/", NOW)) for _ in range(40)]
         engines = [engine, other] * 20
@@ -115,7 +121,7 @@ async def test_one_key_in_two_processes_is_kept_once(engine: Engine, database_ur
 async def test_claims_and_settlements_side_by_side_never_deadlock(
     engine: Engine, database_url: str, sql: Sql
 ) -> None:
-    """Two workers take each other's tasks for silent all the time, and settle them late."""
+    """With leases of 0 s, workers constantly re-queue each other's tasks, and settle them late."""
     await put(engine, *(a_task(max_attempts=1000) for _ in range(20)))
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     before = sql(deadlocks)
@@ -138,8 +144,8 @@ async def test_claims_and_settlements_side_by_side_never_deadlock(
 # Workers
 
 
-async def test_a_late_heartbeat_costs_a_worker_nothing(engine: Engine, sql: Sql) -> None:
-    """If nobody else has taken its tasks by then."""
+async def test_a_worker_with_a_late_heartbeat_keeps_its_tasks(engine: Engine, sql: Sql) -> None:
+    """It keeps them unless a second worker has re-queued them in the meantime."""
     await put(engine, a_task())
     task = await claim_one(engine)
     sql(LEASES_EXPIRE)
@@ -147,10 +153,10 @@ async def test_a_late_heartbeat_costs_a_worker_nothing(engine: Engine, sql: Sql)
     assert await engine.get(task.id) == task
 
 
-async def test_a_claim_whose_answer_got_lost_is_taken_back(
+async def test_a_task_is_requeued_if_the_answer_to_its_claim_was_lost(
     engine: Engine, database_url: str, sql: Sql
 ) -> None:
-    """Its worker lives, but nobody works on the task: its heartbeat does not cover it."""
+    """The worker does not know of the task, so its heartbeat does not extend the task's lease."""
     await put(engine, task := a_task())
     async with opened(database_url) as stands_for_the_lost_answer:
         await claim(stands_for_the_lost_answer)
@@ -161,10 +167,10 @@ async def test_a_claim_whose_answer_got_lost_is_taken_back(
     assert [again.id for again in await claim_all(engine)] == [task.id]
 
 
-async def test_a_suspect_is_not_held_up_by_other_work(
+async def test_a_crashed_task_runs_before_new_tasks(
     engine: Engine, database_url: str, sql: Sql
 ) -> None:
-    """Of which there may always be some."""
+    """There may always be new tasks, so it would wait for ever otherwise."""
     async with opened(database_url) as another:
         await put(engine, task := a_task())
         await claim(another, "worker-2")
@@ -175,7 +181,7 @@ async def test_a_suspect_is_not_held_up_by_other_work(
     assert (await claim_one(engine)).id == suspect.id
 
 
-async def test_a_settlement_whose_answer_got_lost_can_be_asked_again(engine: Engine) -> None:
+async def test_a_settlement_can_be_repeated_if_its_answer_was_lost(engine: Engine) -> None:
     await put(engine, a_task())
     task = await claim_one(engine)
     settled = await engine.settle(task, Outcome(Status.SUCCEEDED, result="1"), NOW + 1)
@@ -187,7 +193,7 @@ async def test_a_settlement_whose_answer_got_lost_can_be_asked_again(engine: Eng
 # Cleaning up
 
 
-async def test_the_counts_are_added_up(engine: Engine, sql: Sql) -> None:
+async def test_a_purge_adds_up_the_counts_by_status(engine: Engine, sql: Sql) -> None:
     for _ in range(5):
         await put(engine, a_task())
     await claim(engine, limit=2)
@@ -205,8 +211,8 @@ SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = 'a
 """
 
 
-async def test_nothing_reads_more_rows_than_it_needs(postgres: Postgres) -> None:
-    """Not even when the backlog is so new that the planner's statistics do not know of it."""
+async def test_no_operation_reads_more_rows_than_it_needs(postgres: Postgres) -> None:
+    """This holds even with a backlog so new that the planner's statistics do not include it."""
     database_url = await asyncio.to_thread(with_tables, postgres)  # without the rows of other tests
     sql = partial(postgres.sql, url=database_url)
     sql(
@@ -220,7 +226,7 @@ async def test_nothing_reads_more_rows_than_it_needs(postgres: Postgres) -> None
         await put(engine, waiting := a_task(due_at=NOW + 5), *(a_task() for _ in range(2000)))
         await engine.put(Writes((a_task(due_at=NOW + 5), a_task(due_at=NOW + 5)), batch_id="batch"))
     sql("SELECT pg_stat_reset()")
-    async with opened(database_url) as engine:  # at its end, what it read is counted
+    async with opened(database_url) as engine:  # its end updates the statistics
         tasks = (await claim(engine, limit=10)).running
         await asyncio.gather(
             *(engine.settle(t, Outcome(Status.RETRYING, due_at=NOW + 9), NOW) for t in tasks)
@@ -245,8 +251,8 @@ async def test_nothing_reads_more_rows_than_it_needs(postgres: Postgres) -> None
 # A database that refuses, or goes away
 
 
-async def test_a_full_disk_is_told_apart(engine: Engine, sql: Sql) -> None:
-    """The server's own error for it, raised by hand."""
+async def test_a_full_disk_raises_queue_full(engine: Engine, sql: Sql) -> None:
+    """A trigger raises PostgreSQL's own error for it."""
     sql(
         "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = 'disk_full'; END $$;"
@@ -266,14 +272,14 @@ async def test_a_full_disk_is_told_apart(engine: Engine, sql: Sql) -> None:
     [(None, CommitUnknown), (Answer("key", "f", "{}", "/", NOW), QueueUnavailable)],
     ids=["a statement of its own", "a statement in a transaction"],
 )
-async def test_a_connection_that_breaks_during_a_commit_leaves_its_outcome_unknown(
+async def test_the_outcome_of_a_commit_is_unknown_if_its_connection_breaks(
     engine: Engine,
     database_url: str,
     sql: Sql,
     answer: Answer | None,
     raised: type[QueueUnavailable],
 ) -> None:
-    """Before the COMMIT of a transaction, it is certain that nothing was written."""
+    """If it breaks before the COMMIT of a transaction, it is certain that nothing was written."""
     other = await asyncpg.connect(database_url)
     async with other.transaction():
         await other.execute("LOCK TABLE afterward.tasks")
@@ -290,16 +296,14 @@ async def test_a_connection_that_breaks_during_a_commit_leaves_its_outcome_unkno
     assert error.type is raised
 
 
-async def test_without_a_connection_it_is_certain_that_nothing_was_written(engine: Engine) -> None:
+async def test_a_put_without_a_connection_has_a_known_outcome(engine: Engine) -> None:
     engine._pool._connections.terminate()
     with pytest.raises(QueueUnavailable) as error:
         await put(engine, a_task())
     assert error.type is QueueUnavailable
 
 
-async def test_a_statement_that_the_server_refuses_has_written_nothing(
-    engine: Engine, sql: Sql
-) -> None:
+async def test_a_put_that_the_server_refuses_has_a_known_outcome(engine: Engine, sql: Sql) -> None:
     sql(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'query_canceled'; END $$;"
@@ -313,10 +317,10 @@ async def test_a_statement_that_the_server_refuses_has_written_nothing(
     assert error.type is QueueUnavailable
 
 
-async def test_a_database_that_only_reads_is_noticed(
+async def test_the_check_refuses_a_read_only_database(
     engine: Engine, database_url: str, postgres: Postgres
 ) -> None:
-    """As a standby is, to which somebody switched too early."""
+    """A standby is read-only if the service was switched to it before its promotion."""
     name = database_url.rpartition("/")[2]
     postgres.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     try:
@@ -328,10 +332,10 @@ async def test_a_database_that_only_reads_is_noticed(
     await engine.check()
 
 
-async def test_connections_that_broke_are_replaced(
+async def test_broken_connections_are_replaced(
     engine: Engine, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also the one that listens: whoever waits for tasks is woken as before."""
+    """This includes the connection that listens for new tasks."""
     monkeypatch.setattr(postgres_listener, "PING_SECONDS", 0.05)
     monkeypatch.setattr(postgres_listener, "PAUSE_SECONDS", 0.05)
     await put(engine, a_task())
@@ -351,8 +355,8 @@ async def test_connections_that_broke_are_replaced(
     assert len(await claim_all(engine)) == 2
 
 
-async def test_nobody_is_taken_for_dead_because_the_database_was_away() -> None:
-    """While it was, no heartbeat could be written; afterwards each has as much longer to speak."""
+async def test_the_length_of_an_outage_is_added_to_the_leases() -> None:
+    """During an outage no worker can write a heartbeat, so none is taken for dead because of it."""
     outages = Outages(QueueUnavailable)
     with outages.watch():
         pass
@@ -367,7 +371,7 @@ async def test_nobody_is_taken_for_dead_because_the_database_was_away() -> None:
     assert outages.recent_seconds(0) == 0
 
 
-async def test_the_end_does_not_wait_for_a_connection_for_ever(
+async def test_a_stop_does_not_wait_for_ever_for_a_connection_in_use(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_connections, "CLOSE_SECONDS", 0.1)
@@ -381,15 +385,15 @@ async def test_the_end_does_not_wait_for_a_connection_for_ever(
 
 @asynccontextmanager
 async def another(url: str, heard: list[Event]) -> AsyncIterator[Engine]:
-    """Another process, which hears what others do."""
+    """Start an engine as in a second process; `heard` collects the events of other engines."""
     async with opened(url) as engine:
         engine.subscribe(heard.append)
         await eventually(lambda: "afterward_events" in engine._listener._listening)
         yield engine
 
 
-async def test_what_one_process_tells_the_others_hear(engine: Engine, database_url: str) -> None:
-    """The whole task but for its arguments; and nobody hears himself."""
+async def test_an_event_reaches_other_processes(engine: Engine, database_url: str) -> None:
+    """It carries the whole task except its arguments. The sender does not receive it."""
     heard: list[Event] = []
     own: list[Event] = []
     engine.subscribe(own.append)
@@ -404,7 +408,9 @@ async def test_what_one_process_tells_the_others_hear(engine: Engine, database_u
     assert own == []
 
 
-async def test_what_is_too_long_to_be_told_is_read(engine: Engine, database_url: str) -> None:
+async def test_a_task_that_is_too_long_for_a_notification_is_read_from_its_row(
+    engine: Engine, database_url: str
+) -> None:
     heard: list[Event] = []
     await put(engine, a_task())
     task = await claim_one(engine)
@@ -418,10 +424,10 @@ async def test_what_is_too_long_to_be_told_is_read(engine: Engine, database_url:
     assert Event(EventType.SUCCEEDED, settled, seconds=0.5) in heard
 
 
-async def test_what_cannot_be_told_is_let_go(
+async def test_an_event_that_cannot_be_sent_is_dropped(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was a courtesy."""
+    """Events between processes are a courtesy."""
 
     async def refuse(*_: object) -> None:
         raise QueueUnavailable
@@ -432,13 +438,13 @@ async def test_what_cannot_be_told_is_let_go(
     assert engine._event_relay._unsent == []
 
 
-async def test_an_event_that_waits_to_be_told_holds_no_arguments(engine: Engine) -> None:
+async def test_an_event_that_waits_to_be_sent_holds_no_arguments(engine: Engine) -> None:
     engine.publish(Event(EventType.QUEUED, a_task(arguments='"may be large"')))
     assert [event.task.arguments for event in engine._event_relay._unsent] == [""]
 
 
-async def test_a_notification_fits(engine: Engine) -> None:
-    """PostgreSQL refuses what has 8,000 bytes or more."""
+async def test_a_notification_is_shorter_than_postgresql_s_limit(engine: Engine) -> None:
+    """PostgreSQL refuses a payload of 8,000 bytes or more."""
     for size in range(7000, 8200, 7):
         event = Event(EventType.STARTED, a_task(error=f'"{"x" * size}"'))
         (payload,) = engine._event_relay._payloads([event])
@@ -447,7 +453,7 @@ async def test_a_notification_fits(engine: Engine) -> None:
 
 
 async def test_a_notification_holds_as_many_events_as_fit(engine: Engine) -> None:
-    """In their order; whatever their lengths."""
+    """Their order stays, and each payload is within the limit."""
     lengths = [7 * n % 900 for n in range(200)]
     events = [Event(EventType.STARTED, a_task(error="x" * length)) for length in lengths]
     payloads = engine._event_relay._payloads(events)
@@ -457,10 +463,10 @@ async def test_a_notification_holds_as_many_events_as_fit(engine: Engine) -> Non
     assert [facts["id"] for _, _, facts in told] == [event.task.id for event in events]
 
 
-async def test_nothing_is_told_while_nobody_listens(
+async def test_no_notification_is_sent_while_no_other_process_listens(
     engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether anybody does is asked again once in a while; one's own ears do not count."""
+    """The engine asks from time to time whether one does; its own listener does not count."""
     monkeypatch.setattr(postgres_events, "_SILENCE_SECONDS", 0.2)
     engine.subscribe(lambda _: None)
     await eventually(lambda: "afterward_events" in engine._listener._listening)

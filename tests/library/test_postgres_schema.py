@@ -1,4 +1,4 @@
-"""PostgreSQL is reached, and its tables are made and checked; else one line says what is wrong."""
+"""The start on PostgreSQL: connection, tables, settings. A failed start says why in one line."""
 
 import asyncio
 import sys
@@ -25,7 +25,7 @@ def empty_url(postgres: Postgres) -> str:
 
 
 async def refusal(url: str) -> str:
-    """Try to start on this database, and tell why it did not."""
+    """Start on this database, which must fail, and return the reason."""
     with pytest.raises(CannotStart) as raised:
         await open_engine(url).start()
     message = str(raised.value)
@@ -35,7 +35,7 @@ async def refusal(url: str) -> str:
     return message
 
 
-async def starts(url: str) -> None:
+async def start_and_put_a_task(url: str) -> None:
     engine = open_engine(url)
     await engine.start()
     await put(engine, a_task())
@@ -45,38 +45,38 @@ async def starts(url: str) -> None:
 # Tables
 
 
-async def test_without_tables_the_migration_is_named(empty_url: str) -> None:
+async def test_a_start_without_tables_names_the_migration_command(empty_url: str) -> None:
     assert "python -m app migrate" in await refusal(empty_url)
     await make_tables(empty_url)
-    await starts(empty_url)
+    await start_and_put_a_task(empty_url)
 
 
 async def test_a_migration_can_be_repeated(postgres: Postgres, empty_url: str) -> None:
-    """By several at once, too; nothing that is there is lost."""
+    """Several may run at once; the tasks in the tables stay."""
     await asyncio.gather(*(make_tables(empty_url) for _ in range(3)))
-    await starts(empty_url)
+    await start_and_put_a_task(empty_url)
     await make_tables(empty_url)
     assert postgres.sql("SELECT count(*) FROM afterward.tasks", empty_url) == "1"
 
 
-async def test_a_migration_may_take_longer_than_any_other_statement(
+async def test_a_migration_may_take_longer_than_the_statement_timeout(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here somebody is in its way, who changes his mind."""
+    """Here it waits for a second session that makes the same schema, and then rolls back."""
     monkeypatch.setattr(postgres_connections, "STATEMENT_SECONDS", 0.3)
-    somebody = await asyncpg.connect(empty_url)
-    await somebody.execute("BEGIN; CREATE SCHEMA afterward")
+    second_session = await asyncpg.connect(empty_url)
+    await second_session.execute("BEGIN; CREATE SCHEMA afterward")
     migrating = asyncio.create_task(make_tables(empty_url))
     await asyncio.sleep(0.6)
     assert not migrating.done()
-    await somebody.execute("ROLLBACK")
-    await somebody.close()
+    await second_session.execute("ROLLBACK")
+    await second_session.close()
     await migrating
     monkeypatch.undo()
-    await starts(empty_url)
+    await start_and_put_a_task(empty_url)
 
 
-async def test_tables_of_a_newer_version_are_left_as_they_are(
+async def test_tables_of_a_newer_version_are_refused_and_left_unchanged(
     postgres: Postgres, empty_url: str
 ) -> None:
     await make_tables(empty_url)
@@ -86,10 +86,10 @@ async def test_tables_of_a_newer_version_are_left_as_they_are(
         await make_tables(empty_url)
 
 
-async def test_tables_from_before_the_first_release_are_left_as_they_are(
+async def test_tables_from_before_the_first_release_are_refused_and_left_unchanged(
     postgres: Postgres, empty_url: str
 ) -> None:
-    """They had a version number of 1 as well, but other columns."""
+    """They have the version number 1 too, but different columns."""
     postgres.sql(
         "CREATE SCHEMA afterward; CREATE TABLE afterward.pgqueuer (id int); "
         "CREATE TABLE afterward.schema_version (version int); "
@@ -101,7 +101,7 @@ async def test_tables_from_before_the_first_release_are_left_as_they_are(
         await make_tables(empty_url)
     postgres.sql("ALTER SCHEMA afterward RENAME TO afterward_old", empty_url)
     await make_tables(empty_url)
-    await starts(empty_url)
+    await start_and_put_a_task(empty_url)
 
 
 @pytest.mark.parametrize(
@@ -113,30 +113,32 @@ async def test_tables_from_before_the_first_release_are_left_as_they_are(
         ("", "its socket:5432"),
     ],
 )
-def test_each_host_is_named_and_no_password(hosts: str, told: str) -> None:
+def test_the_address_in_a_message_names_each_host_and_no_password(hosts: str, told: str) -> None:
     assert postgres_connections._place(f"postgresql://{hosts}/queue") == f"PostgreSQL at {told}"
 
 
-async def test_the_second_host_is_tried_if_the_first_does_not_answer(
+async def test_the_second_host_of_a_url_is_tried_if_the_first_does_not_answer(
     postgres: Postgres, empty_url: str
 ) -> None:
     several = empty_url.replace("@", f"@127.0.0.1:{free_port()},")
     await make_tables(several)
-    await starts(several)
+    await start_and_put_a_task(several)
 
 
-async def test_the_host_that_takes_writes_is_chosen(postgres: Postgres, empty_url: str) -> None:
-    """After a failover, the first host may come back as a standby, which only reads."""
+async def test_the_host_that_accepts_writes_is_chosen(postgres: Postgres, empty_url: str) -> None:
+    """After a failover, the first host may come back as a standby, which is read-only."""
     name = empty_url.rpartition("/")[2]
     with Postgres() as standby:
         standby.sql(f"CREATE DATABASE {name}")
         standby.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
         several = empty_url.replace("@", f"@127.0.0.1:{standby.port},")
         await make_tables(several)
-        await starts(several)
+        await start_and_put_a_task(several)
 
 
-async def test_whoever_may_not_make_tables_is_told_so(postgres: Postgres, empty_url: str) -> None:
+async def test_a_role_that_may_not_make_tables_is_refused_the_migration(
+    postgres: Postgres, empty_url: str
+) -> None:
     postgres.sql(f"CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")
     with pytest.raises(CannotStart, match="refuses the migration: permission denied"):
         await make_tables(empty_url.replace("//afterward", "//guest"))
@@ -145,8 +147,8 @@ async def test_whoever_may_not_make_tables_is_told_so(postgres: Postgres, empty_
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("setting", ["fsync", "synchronous_commit"])
-async def test_a_database_that_forgets_is_refused(setting: str) -> None:
-    """After a power cut it would not know what it has confirmed."""
+async def test_a_database_that_does_not_sync_commits_is_refused(setting: str) -> None:
+    """A power cut could lose commits that it has confirmed."""
     with Postgres(**{setting: "off"}) as postgres:
         await make_tables(url := postgres.new_database())
         assert f"{setting} = off" in await refusal(url)
@@ -156,8 +158,10 @@ async def test_sqlite_needs_no_migration() -> None:
     await make_tables("sqlite:///nowhere.db")
 
 
-async def test_the_vacuum_keeps_up_with_the_tasks(postgres: Postgres, migrated: str) -> None:
-    """Each task is updated twice; the default waits until a fifth of the table has been."""
+async def test_the_tables_have_autovacuum_settings_that_keep_up_with_the_tasks(
+    postgres: Postgres, migrated: str
+) -> None:
+    """Each task is updated twice, and by default autovacuum waits for a fifth of the table."""
     for table in ("tasks", "counts"):
         named = f"SELECT reloptions::text FROM pg_class WHERE oid = 'afterward.{table}'::regclass"
         assert "autovacuum_vacuum_scale_factor=0" in postgres.sql(named, migrated)
@@ -167,7 +171,7 @@ async def test_the_vacuum_keeps_up_with_the_tasks(postgres: Postgres, migrated: 
 
 
 async def test_a_wrong_password_is_refused_at_once(postgres: Postgres) -> None:
-    """Naming the user; waiting would not help."""
+    """The message names the user. To wait would not help."""
     message = await refusal(postgres.url(password="secret"))
     assert 'password authentication failed for user "afterward"' in message
     assert "secret" not in message
@@ -187,20 +191,22 @@ async def test_a_migration_waits_longer_than_a_start(monkeypatch: pytest.MonkeyP
         assert "does not answer" in await refusal(url)
         Timer(0.5, postgres.start).start()
         await make_tables(url)
-        await starts(url)
+        await start_and_put_a_task(url)
 
 
 @pytest.mark.thorough
-async def test_a_server_that_does_not_answer_yet_is_waited_for() -> None:
+async def test_a_start_waits_for_a_server_that_does_not_answer_yet() -> None:
     with Postgres() as postgres:
         url = postgres.new_database()
         await make_tables(url)
         postgres.stop()
         Timer(0.5, postgres.start).start()
-        await starts(url)
+        await start_and_put_a_task(url)
 
 
-async def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_gives_up_on_a_server_that_never_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(postgres_connections, "PATIENCE_SECONDS", 0.5)
     message = await refusal(f"postgresql://afterward:{PASSWORD}@127.0.0.1:{free_port()}/queue")
     assert "does not answer" in message
@@ -211,7 +217,7 @@ async def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("ask", [open_engine, lambda url: asyncio.run(make_tables(url))])
-def test_without_the_extra_the_start_names_it(
+def test_without_asyncpg_the_start_names_the_extra_to_install(
     ask: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("afterward.engines.postgres")]:

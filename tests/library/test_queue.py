@@ -1,4 +1,4 @@
-"""The queue as the rest of the app sees it: every change is written first, and told of then."""
+"""The queue: it writes each change to the database first, and then publishes its event."""
 
 import contextlib
 from unittest.mock import Mock
@@ -15,10 +15,12 @@ pytestmark = pytest.mark.anyio
 
 
 async def greet(context: Context[None], name: str) -> None:
-    """Greet somebody."""
+    """Greet a person."""
 
 
-async def test_a_promise_is_written_before_it_is_told_of(engine: Engine, clock: Clock) -> None:
+async def test_a_task_is_committed_before_its_event_is_published(
+    engine: Engine, clock: Clock
+) -> None:
     queue = queue_of(engine, greet, now=clock)
     diary = Diary(queue)
     task = await promise(queue, greet, "Ada")
@@ -26,7 +28,7 @@ async def test_a_promise_is_written_before_it_is_told_of(engine: Engine, clock: 
     assert [(event.type, event.task) for event in diary.events] == [("queued", task)]
 
 
-async def test_what_was_not_written_is_not_told_of(engine: Engine, clock: Clock) -> None:
+async def test_a_failed_commit_publishes_no_event(engine: Engine, clock: Clock) -> None:
     answer = Answer("key", "fingerprint", "{}", "/tasks/1", NOW)
     await engine.put(Writes(answer=answer))
     queue = queue_of(engine, greet, now=clock)
@@ -38,8 +40,8 @@ async def test_what_was_not_written_is_not_told_of(engine: Engine, clock: Clock)
     assert diary.events == []
 
 
-async def test_a_request_that_promised_nothing_commits_nothing(clock: Clock) -> None:
-    """It does not even ask the database."""
+async def test_an_empty_unit_of_work_commits_nothing(clock: Clock) -> None:
+    """The queue does not even call the engine."""
     engine = Mock(spec=Engine)
     queue = queue_of(engine, greet, now=clock)
     await queue.commit(queue.collect().collected())
@@ -71,7 +73,7 @@ async def test_a_transaction_whose_block_raises_writes_nothing(
         await engine.get(task.id)
 
 
-async def test_a_task_can_be_cancelled_and_queued_afresh(engine: Engine, clock: Clock) -> None:
+async def test_a_task_can_be_cancelled_and_then_retried(engine: Engine, clock: Clock) -> None:
     queue = queue_of(engine, greet, now=clock)
     diary = Diary(queue)
     task = await promise(queue, greet, "Ada")
@@ -100,7 +102,9 @@ async def test_a_retry_is_a_transaction_of_its_own(engine: Engine, clock: Clock)
     assert (await engine.get(task.id)).status is Status.CANCELLED
 
 
-async def test_what_cannot_be_changed_is_not_told_of(engine: Engine, clock: Clock) -> None:
+async def test_a_refused_cancellation_or_retry_publishes_no_event(
+    engine: Engine, clock: Clock
+) -> None:
     queue = queue_of(engine, greet, now=clock)
     await promise(queue, greet, "Ada")
     running = await claim_one(engine)

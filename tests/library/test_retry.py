@@ -1,4 +1,4 @@
-"""When a failed task is tried again, and when no more."""
+"""The retry policy: whether a failed task is tried again, and when."""
 
 import random
 
@@ -15,7 +15,7 @@ attempts = st.integers(1, 10_000)
 seconds = st.floats(0.001, 1e6)
 
 OUTSIDE = [TemporaryError("busy"), ServiceUnavailable("away")]
-# A bug in a task may be mended by the time of its next attempt: it is tried again as well.
+# A task with a bug is tried again as well, because a new release may mend it in the meantime.
 UNEXPECTED = [OSError(), TimeoutError(), ValueError("a bug"), MemoryError(), SystemExit()]
 
 FOUR_DAYS = RetryPolicy(attempts=8, give_up_after=4 * DAY)
@@ -38,10 +38,10 @@ def test_the_longest_wait_doubles_up_to_a_quarter_of_an_hour() -> None:
 
 
 @given(attempt=attempts, base=seconds, maximum=seconds, seed=st.integers())
-def test_a_wait_is_anything_from_nothing_to_the_longest(
+def test_a_wait_is_random_between_zero_and_the_longest_wait(
     attempt: int, base: float, maximum: float, seed: int
 ) -> None:
-    """Full jitter; and no attempt is so late that its wait does not fit a number."""
+    """This is full jitter. Even after 10,000 attempts the doubled wait does not overflow."""
     policy = RetryPolicy(base=base, maximum=maximum, uniform=random.Random(seed).uniform)
     task = by_attempts(attempt, attempt + 1)
     at = policy.next_attempt_at(task, TemporaryError("busy"), NOW)
@@ -50,7 +50,7 @@ def test_a_wait_is_anything_from_nothing_to_the_longest(
 
 
 @given(attempt=attempts, base=seconds, maximum=seconds)
-def test_the_longest_wait_doubles_until_it_is_the_maximum(
+def test_the_longest_wait_doubles_up_to_the_maximum(
     attempt: int, base: float, maximum: float
 ) -> None:
     policy = RetryPolicy(base=base, maximum=maximum)
@@ -67,7 +67,7 @@ def test_a_task_that_met_an_outage_waits_for_the_end_of_the_pause() -> None:
 
 
 @given(attempt=attempts, most=attempts, error=st.sampled_from(OUTSIDE + UNEXPECTED))
-def test_there_are_as_many_attempts_as_allowed_and_no_more(
+def test_a_task_has_as_many_attempts_as_allowed_and_no_more(
     attempt: int, most: int, error: BaseException
 ) -> None:
     at = RetryPolicy().next_attempt_at(by_attempts(attempt, most), error, NOW)
@@ -82,16 +82,16 @@ def test_a_permanent_error_is_not_tried_again(task: Task) -> None:
 # Bounded by time
 
 
-def test_the_bound_is_either_a_number_of_attempts_or_a_time() -> None:
+def test_a_policy_bounds_a_task_by_attempts_or_by_time() -> None:
     assert RetryPolicy(attempts=3).bounds(NOW) == Bounds(max_attempts=3, gives_up_at=None)
     assert FOUR_DAYS.bounds(NOW) == Bounds(max_attempts=None, gives_up_at=NOW + 4 * DAY)
 
 
 @given(attempt=attempts, error=st.sampled_from(OUTSIDE), now=st.floats(NOW, NOW + 4 * DAY - 0.001))
-def test_the_outside_world_is_waited_for_until_the_time_is_over(
+def test_temporary_errors_are_retried_until_the_time_is_over(
     attempt: int, error: TemporaryError, now: float
 ) -> None:
-    """However many attempts that takes; no wait goes beyond the end."""
+    """The number of attempts does not matter. No wait goes beyond the end of the time."""
     at = FOUR_DAYS.next_attempt_at(by_time(attempt), error, now)
     assert at is not None
     assert now <= at <= NOW + 4 * DAY
@@ -108,10 +108,10 @@ def test_the_last_attempt_is_at_the_end_of_the_time(error: TemporaryError) -> No
 
 
 @given(attempt=attempts, errors=st.integers(0, 20), error=st.sampled_from(UNEXPECTED))
-def test_of_errors_that_nobody_expected_only_so_many_are_borne(
+def test_a_task_bounded_by_time_survives_a_few_unexpected_errors_only(
     attempt: int, errors: int, error: BaseException
 ) -> None:
-    """Whatever the number of other failures beside them: those are not bugs."""
+    """Temporary errors do not count against this bound, because they are no bugs."""
     at = FOUR_DAYS.next_attempt_at(by_time(attempt, errors=errors), error, NOW)
     assert (at is None) == (errors + 1 >= 8)
     assert FOUR_DAYS.next_attempt_at(by_time(attempt, errors=errors), OUTSIDE[0], NOW) is not None

@@ -1,4 +1,4 @@
-"""What only the embedded engine can get wrong: its one file, and its one process."""
+"""The SQLite engine, beyond the contract: its file, its lock, its query plans, its group commit."""
 
 import asyncio
 import errno
@@ -55,7 +55,7 @@ async def rows(engine: SQLite, statement: str) -> list[Any]:
 
 
 async def refusal(path: Path) -> str:
-    """Try to start on this file, and tell why it did not."""
+    """Start on this file, which must fail, and return the reason."""
     with pytest.raises(CannotStart) as raised:
         await SQLite(path).start()
     message = str(raised.value)
@@ -69,7 +69,7 @@ async def refusal(path: Path) -> str:
 
 @pytest.fixture
 def process(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process, which has started on the file and holds its only task."""
+    """A second process, which has started on the file and holds its only task."""
     command = [sys.executable, "-c", HOLD_A_TASK, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -78,10 +78,10 @@ def process(path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-async def test_a_killed_process_frees_the_file_and_its_tasks(
+async def test_a_killed_process_releases_the_file_and_its_tasks(
     path: Path, process: subprocess.Popen[str]
 ) -> None:
-    """At once: the lock tells that it is dead, so nobody waits for its leases."""
+    """Its tasks are re-queued before their leases expire, because the free lock shows its death."""
     process.kill()
     process.wait()
     async with opened(path) as engine:
@@ -90,7 +90,7 @@ async def test_a_killed_process_frees_the_file_and_its_tasks(
 
 
 def die_in_the_middle_of_the_first_write(path: Path) -> None:
-    """Leave half a file and a rollback journal, as a process does that is killed at that moment."""
+    """Leave half a file and a rollback journal, like a process killed during its first write."""
     dying = f"""
 import os, sqlite3
 db = sqlite3.connect({str(path)!r}, isolation_level=None)
@@ -105,7 +105,9 @@ os._exit(1)
     assert path.with_name(path.name + "-journal").stat().st_size > 0
 
 
-async def test_a_process_killed_while_it_made_the_file_stops_nobody(path: Path) -> None:
+async def test_a_start_succeeds_after_a_process_was_killed_while_it_made_the_file(
+    path: Path,
+) -> None:
     die_in_the_middle_of_the_first_write(path)
 
     async with opened(path) as engine:
@@ -117,7 +119,7 @@ async def test_a_second_engine_in_this_process_is_refused_too(engine: SQLite, pa
     await engine.check()
 
 
-async def test_what_was_put_is_there_at_the_next_start(path: Path) -> None:
+async def test_a_task_is_still_there_at_the_next_start(path: Path) -> None:
     task = a_task()
     async with opened(path) as engine:
         await put(engine, task)
@@ -125,7 +127,7 @@ async def test_what_was_put_is_there_at_the_next_start(path: Path) -> None:
         assert await engine.get(task.id) == task
 
 
-async def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+async def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "cannot be opened" in await refusal(tmp_path / "file" / "queue.db")
 
@@ -166,10 +168,10 @@ def list_failed(engine: SQLite) -> Awaitable[object]:
         (purge, {"tasks_finished", "answers_by_age", "tasks_by_batch"}),
     ],
 )
-async def test_nothing_reads_more_tasks_than_it_needs(
+async def test_every_operation_uses_an_index_and_sorts_nothing(
     engine: SQLite, ask: Callable[[SQLite], Awaitable[object]], indexes: set[str]
 ) -> None:
-    """It goes by an index and sorts nothing, so that a backlog of 100,000 slows nobody down."""
+    """Because of that, a backlog of 100,000 tasks slows no operation down."""
     statements: list[str] = []
     await engine._commits.run(lambda connection: connection.set_trace_callback(statements.append))
     await ask(engine)
@@ -187,7 +189,7 @@ async def test_nothing_reads_more_tasks_than_it_needs(
 # The file
 
 
-async def test_the_database_is_private_and_so_is_its_directory(tmp_path: Path) -> None:
+async def test_only_the_owner_may_read_the_database_and_its_directory(tmp_path: Path) -> None:
     path = tmp_path / "var" / "deep" / "queue.db"
     async with opened(path) as engine:
         await put(engine, a_task())
@@ -198,7 +200,7 @@ async def test_the_database_is_private_and_so_is_its_directory(tmp_path: Path) -
     assert {folder.stat().st_mode & 0o777 for folder in (path.parent, tmp_path / "var")} == {0o700}
 
 
-async def test_a_second_process_is_told_which_one_runs(tmp_path: Path) -> None:
+async def test_the_refusal_of_a_second_process_names_the_first(tmp_path: Path) -> None:
     path = tmp_path / "queue.db"
     async with opened(path):
         lock = Path(f"{path}.lock")
@@ -210,8 +212,8 @@ async def test_a_second_process_is_told_which_one_runs(tmp_path: Path) -> None:
             await SQLite(path).start()
 
 
-async def test_a_process_of_another_container_is_not_told_by_its_number(tmp_path: Path) -> None:
-    """In each container the service may be process 1; here, both engines are in one process."""
+async def test_the_refusal_names_no_process_of_another_container(tmp_path: Path) -> None:
+    """The service may be process 1 in each container. Here, both engines are in this process."""
     path = tmp_path / "queue.db"
     async with opened(path):
         assert Path(f"{path}.lock").read_text() == f"{os.getpid()}\n"  # noqa: ASYNC240
@@ -219,7 +221,7 @@ async def test_a_process_of_another_container_is_not_told_by_its_number(tmp_path
             await SQLite(path).start()
 
 
-async def test_a_full_disk_stops_no_start_for_the_number_in_the_lock_file(
+async def test_a_full_lock_file_disk_does_not_stop_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -257,7 +259,9 @@ async def test_a_file_system_without_locks_is_named_as_the_cause(
         await SQLite(tmp_path / "queue.db").start()
 
 
-async def test_a_file_from_before_the_first_release_is_left_as_it_is(tmp_path: Path) -> None:
+async def test_a_file_from_before_the_first_release_is_refused_and_left_unchanged(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "queue.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
@@ -270,14 +274,14 @@ async def test_a_file_from_before_the_first_release_is_left_as_it_is(tmp_path: P
     assert path.read_bytes() == before
 
 
-async def test_a_mistake_in_a_statement_is_no_outage(engine: SQLite) -> None:
-    """Waiting does not mend it, so it must be seen."""
+async def test_a_wrong_statement_is_not_reported_as_an_outage(engine: SQLite) -> None:
+    """It must be seen, because to wait does not mend it."""
     with pytest.raises(sqlite3.OperationalError, match="no such column"):
         await engine._commits.run(lambda connection: connection.execute("SELECT unknown"))
 
 
-async def test_an_operation_that_finds_nothing_does_not_split_its_group(engine: SQLite) -> None:
-    """Else one client that asks for a missing task makes sixty transactions of one."""
+async def test_an_operation_that_finds_no_task_does_not_split_its_group(engine: SQLite) -> None:
+    """Otherwise a request for a missing task would turn one transaction into sixty."""
     commits = count_commits(engine)
     asked = [put(engine, a_task()) for _ in range(30)] + [engine.get("nothing")]
     results = await asyncio.gather(
@@ -287,7 +291,7 @@ async def test_an_operation_that_finds_nothing_does_not_split_its_group(engine: 
     assert len(commits) == 1
 
 
-async def test_an_operation_that_has_written_is_undone_when_it_refuses(engine: SQLite) -> None:
+async def test_the_writes_of_an_operation_that_refuses_are_rolled_back(engine: SQLite) -> None:
     def write_and_refuse(connection: sqlite3.Connection) -> None:
         connection.execute("INSERT INTO counts VALUES ('odd', 1)")
         raise TaskNotFound
@@ -305,7 +309,7 @@ async def test_an_operation_that_has_written_is_undone_when_it_refuses(engine: S
 
 
 def count_commits(engine: SQLite) -> list[str]:
-    """Collect the commits that the engine makes from now on."""
+    """Return a list that grows by an item with each commit of the engine."""
     commits: list[str] = []
     commit = engine._commits._commit
 

@@ -1,4 +1,4 @@
-"""`durable_tasks.add_task` feels like BackgroundTasks, and refuses what it could not keep."""
+"""The unit of work: `add_task` looks like FastAPI's, and refuses a call that cannot be stored."""
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +15,11 @@ from tests.library.support import LONGEST_WAITS, NO_WAITS, NOW, Clock
 
 
 async def greet(context: Context[None], name: str, *, times: int = 1) -> None:
-    """Greet somebody."""
+    """Greet a person."""
 
 
 async def another(context: Context[None]) -> None:
-    """Stand in no registry."""
+    """Do nothing; this function is in no registry."""
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def durable_tasks(clock: Clock) -> UnitOfWork[None]:
 
 
 def test_a_call_is_collected_as_a_task(durable_tasks: UnitOfWork[None]) -> None:
-    """Nothing is promised yet: what is collected is, once it is committed."""
+    """A collected task becomes a promise only when it is committed."""
     task = durable_tasks.add_task(greet, "Ada", times=2)
     assert durable_tasks.collected() == Writes((task,))
     assert (task.kind, task.arguments) == ("greet", '{"args":["Ada"],"kwargs":{"times":2}}')
@@ -54,14 +54,14 @@ def test_tasks_records_and_the_answer_are_collected_together(
     assert durable_tasks.collected(answer) == Writes(tasks, records, answer, removed=(gone,))
 
 
-def test_what_is_collected_can_be_made_a_batch(durable_tasks: UnitOfWork[None]) -> None:
+def test_the_collected_tasks_can_be_made_a_batch(durable_tasks: UnitOfWork[None]) -> None:
     task = durable_tasks.add_task(greet, "Ada")
     batch_id = durable_tasks.as_batch()
     assert durable_tasks.collected() == Writes((task,), batch_id=batch_id)
 
 
 def test_a_type_checker_sees_a_wrong_argument(durable_tasks: UnitOfWork[None]) -> None:
-    """The judge is mypy: it complains about an `ignore` that hides no error."""
+    """Here mypy is the test: it reports an `ignore` that hides no error."""
     durable_tasks.add_task(greet, 5)  # type: ignore[arg-type]
     durable_tasks.add_task(greet, "Ada", times="twice")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
@@ -69,7 +69,7 @@ def test_a_type_checker_sees_a_wrong_argument(durable_tasks: UnitOfWork[None]) -
 
 
 def test_a_call_that_cannot_work_is_refused_at_once(durable_tasks: UnitOfWork[None]) -> None:
-    """In the request, where it is a bug to be seen; not later, in a task that nobody awaits."""
+    """The request that contains the bug fails, and not a task that runs later."""
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'name'"):
         durable_tasks.add_task(greet)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="unexpected keyword argument 'tims'"):
@@ -80,7 +80,7 @@ def test_a_call_that_cannot_work_is_refused_at_once(durable_tasks: UnitOfWork[No
 @pytest.mark.parametrize(
     ("value", "error"), [(object(), TypeError), (b"bytes", TypeError), (float("nan"), ValueError)]
 )
-def test_what_json_has_no_form_for_is_refused(
+def test_a_value_that_is_not_json_is_refused(
     durable_tasks: UnitOfWork[None], value: Any, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -115,8 +115,8 @@ def test_a_refusal_names_the_task_and_the_argument(
 # The registry
 
 
-def test_a_function_outside_the_catalogue_is_refused(durable_tasks: UnitOfWork[None]) -> None:
-    """Also one that only has the name of another: the worker would run the wrong one."""
+def test_a_function_outside_the_registry_is_refused(durable_tasks: UnitOfWork[None]) -> None:
+    """This includes a function with a registered name: the worker would run the wrong one."""
     with pytest.raises(TypeError, match="another is not in the registry"):
         durable_tasks.add_task(another)
 
@@ -127,7 +127,7 @@ def test_a_function_outside_the_catalogue_is_refused(durable_tasks: UnitOfWork[N
         durable_tasks.add_task(greet)
 
 
-def test_two_functions_of_one_name_are_refused() -> None:
+def test_a_registry_refuses_two_functions_of_the_same_name() -> None:
     async def another(context: Context[None]) -> None:
         """Have a name that is taken."""
 
@@ -135,15 +135,15 @@ def test_two_functions_of_one_name_are_refused() -> None:
         Registry(globals()["another"], another)
 
 
-def test_a_function_that_would_block_is_refused() -> None:
+def test_a_registry_refuses_a_function_that_would_block() -> None:
     def blocking(context: Context[None]) -> None:
-        """Stop everybody else meanwhile."""
+        """Block the event loop."""
 
     with pytest.raises(TypeError, match="blocking must be `async def`"):
         Registry(blocking)  # type: ignore[arg-type]
 
 
-def test_a_catalogue_names_its_functions() -> None:
+def test_a_registry_finds_a_function_by_its_name() -> None:
     registry = Registry[None](greet, another)
     assert list(registry) == ["greet", "another"]
     assert registry.function("greet") is greet
@@ -167,14 +167,14 @@ def test_an_id_is_a_uuid_of_version_7() -> None:
     assert task_id.int >> 80 == NOW * 1000
 
 
-def test_ids_of_one_moment_differ_and_keep_their_order() -> None:
+def test_ids_of_the_same_moment_differ_and_keep_their_order() -> None:
     ids = [new_id(NOW) for _ in range(10_000)]
     assert len(set(ids)) == 10_000
     assert sorted(ids) == ids
 
 
-def test_ids_that_threads_make_at_one_moment_differ() -> None:
-    """Routes that are no coroutines make them in threads."""
+def test_ids_that_threads_make_at_the_same_moment_differ() -> None:
+    """FastAPI runs a route that is no coroutine in a thread."""
     with ThreadPoolExecutor(8) as threads:
         assert len(set(threads.map(lambda _: new_id(NOW), range(10_000)))) == 10_000
 

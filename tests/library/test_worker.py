@@ -1,4 +1,4 @@
-"""A worker does what was promised, and writes down how it ended: whatever happens meanwhile."""
+"""The worker: it runs the tasks that are due, and writes how each of their attempts ended."""
 
 import asyncio
 import contextlib
@@ -43,8 +43,8 @@ AN_HOUR = RetryPolicy(attempts=3, base=10.0, give_up_after=3600, uniform=lambda 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("frequent_polls")]
 
 
-async def settled(queue: Queue[None], task: Task, **settings: Any) -> Task:
-    """Work until nothing is due, and read what became of the task."""
+async def after_a_run(queue: Queue[None], task: Task, **settings: Any) -> Task:
+    """Run a worker until no task is due, then read the task again."""
     await Worker(queue, None, **settings).run_until_idle()
     return await queue.engine.get(task.id)
 
@@ -58,14 +58,14 @@ def error_of(task: Task) -> dict[str, Any]:
 # Success
 
 
-async def test_a_task_gets_its_arguments_and_leaves_its_result(
+async def test_a_task_gets_its_arguments_and_its_result_is_stored(
     engine: Engine, clock: Clock
 ) -> None:
     async def greet(context: Context[None], name: str, *, greeting: str) -> dict[str, str]:
         return {"said": f"{greeting} {name}"}
 
     queue = queue_of(engine, greet, now=clock)
-    task = await settled(queue, await promise(queue, greet, "Ada", greeting="Hello"))
+    task = await after_a_run(queue, await promise(queue, greet, "Ada", greeting="Hello"))
     assert (task.status, task.result) == (Status.SUCCEEDED, '{"said":"Hello Ada"}')
     assert (task.attempts, task.finished_at, task.error) == (1, NOW, None)
 
@@ -75,13 +75,11 @@ async def test_a_task_that_returns_nothing_has_no_result(engine: Engine, clock: 
         pass
 
     queue = queue_of(engine, nothing, now=clock)
-    task = await settled(queue, await promise(queue, nothing))
+    task = await after_a_run(queue, await promise(queue, nothing))
     assert (task.status, task.result) == (Status.SUCCEEDED, None)
 
 
-async def test_a_task_is_told_about_itself_and_given_its_tools(
-    engine: Engine, clock: Clock
-) -> None:
+async def test_a_task_s_context_has_the_task_and_the_tools(engine: Engine, clock: Clock) -> None:
     seen = []
 
     async def look(context: Context[str]) -> None:
@@ -95,15 +93,15 @@ async def test_a_task_is_told_about_itself_and_given_its_tools(
     assert seen == [(task.id, 1, "a hammer")]
 
 
-async def test_what_happens_is_told_in_order(engine: Engine, clock: Clock) -> None:
-    """Each event carries the task as it stands then, the last one also how long it took."""
+async def test_events_are_published_in_order(engine: Engine, clock: Clock) -> None:
+    """Each event has the task in its state at that time; the last has the attempt's duration."""
 
     async def halve(context: Context[None]) -> None:
         await context.report_progress(0.5)
 
     queue = queue_of(engine, halve, now=clock)
     diary = Diary(queue)
-    task = await settled(queue, await promise(queue, halve))
+    task = await after_a_run(queue, await promise(queue, halve))
     assert diary.whats == ["queued", "started", "progressed", "succeeded"]
     statuses = [event.task.status for event in diary.events]
     assert statuses == ["queued", "running", "running", "succeeded"]
@@ -136,9 +134,7 @@ async def test_follow_ups_are_committed_with_the_success(engine: Engine, clock: 
 # Failure
 
 
-async def test_a_failed_attempt_is_made_again_when_its_wait_is_over(
-    engine: Engine, clock: Clock
-) -> None:
+async def test_a_failed_attempt_is_repeated_after_its_wait(engine: Engine, clock: Clock) -> None:
     async def fail_at_first(context: Context[None]) -> str:
         if context.task.attempts == 1:
             raise TemporaryError("mailbox busy", smtp_code=450, smtp_text=None)
@@ -146,7 +142,7 @@ async def test_a_failed_attempt_is_made_again_when_its_wait_is_over(
 
     queue = queue_of(engine, fail_at_first, now=clock, policy=LONGEST_WAITS)
     diary = Diary(queue)
-    task = await settled(queue, await promise(queue, fail_at_first))
+    task = await after_a_run(queue, await promise(queue, fail_at_first))
     assert (task.status, task.attempts, task.next_attempt_at) == (Status.RETRYING, 1, NOW + 10)
     assert error_of(task) == {
         "type": "TemporaryError",
@@ -156,7 +152,7 @@ async def test_a_failed_attempt_is_made_again_when_its_wait_is_over(
     assert isinstance(diary.events[-1].exception, TemporaryError)
 
     clock.now = NOW + 10
-    task = await settled(queue, task)
+    task = await after_a_run(queue, task)
     assert (task.status, task.attempts, task.result) == (Status.SUCCEEDED, 2, '"at last"')
     assert (task.next_attempt_at, task.error) == (None, None)
     assert diary.whats == ["queued", "started", "retrying", "started", "succeeded"]
@@ -168,20 +164,20 @@ async def test_a_task_fails_when_its_attempts_run_out(engine: Engine, clock: Clo
 
     queue = queue_of(engine, fail, now=clock)
     diary = Diary(queue)
-    task = await settled(queue, await promise(queue, fail))
+    task = await after_a_run(queue, await promise(queue, fail))
     assert (task.status, task.attempts) == (Status.FAILED, 3)
     assert error_of(task) == {"type": "OSError", "detail": "x" * 1000}
     assert diary.whats == ["queued", *["started", "retrying"] * 2, "started", "failed"]
 
 
 async def test_a_permanent_error_fails_a_task_at_once(engine: Engine, clock: Clock) -> None:
-    """With what is known about it, for whoever reads the task."""
+    """The facts of the error are stored with the task, for the client that reads it."""
 
     async def refuse(context: Context[None]) -> None:
         raise PermanentError("no such mailbox", smtp_code=550)
 
     queue = queue_of(engine, refuse, now=clock)
-    task = await settled(queue, await promise(queue, refuse))
+    task = await after_a_run(queue, await promise(queue, refuse))
     assert (task.status, task.attempts) == (Status.FAILED, 1)
     assert error_of(task) == {
         "type": "PermanentError",
@@ -190,9 +186,9 @@ async def test_a_permanent_error_fails_a_task_at_once(engine: Engine, clock: Clo
     }
 
 
-async def test_an_attempt_that_takes_too_long_is_ended(engine: Engine, clock: Clock) -> None:
+async def test_an_attempt_that_takes_too_long_is_stopped(engine: Engine, clock: Clock) -> None:
     queue = queue_of(engine, wait_forever, now=clock)
-    task = await settled(queue, await promise(queue, wait_forever), task_timeout=0.01)
+    task = await after_a_run(queue, await promise(queue, wait_forever), task_timeout=0.01)
     assert (task.status, task.attempts) == (Status.FAILED, 3)
     assert error_of(task) == {
         "type": "TimeoutError",
@@ -200,24 +196,26 @@ async def test_an_attempt_that_takes_too_long_is_ended(engine: Engine, clock: Cl
     }
 
 
-async def test_a_timeout_of_the_tasks_own_keeps_its_words(engine: Engine, clock: Clock) -> None:
+async def test_a_timeout_error_of_the_task_itself_keeps_its_message(
+    engine: Engine, clock: Clock
+) -> None:
     async def connect(context: Context[None]) -> None:
         raise TimeoutError("the server did not answer")
 
     queue = queue_of(engine, connect, now=clock)
-    task = await settled(queue, await promise(queue, connect))
+    task = await after_a_run(queue, await promise(queue, connect))
     assert error_of(task)["detail"] == "the server did not answer"
 
 
-async def test_a_task_of_an_unknown_name_waits_for_a_worker_that_knows_it(
+async def test_a_task_of_an_unknown_kind_waits_for_a_worker_that_knows_it(
     engine: Engine, clock: Clock
 ) -> None:
-    """During a rolling upgrade an old worker must not fail what a new one can do."""
+    """During a rolling upgrade, an old worker must not fail a task that a new worker can run."""
     await put(engine, task := a_task(kind="renamed"))
-    assert await settled(queue_of(engine, now=clock), task) == task
+    assert await after_a_run(queue_of(engine, now=clock), task) == task
 
 
-async def test_a_result_that_is_not_json_fails_the_task_which_runs_once(
+async def test_a_task_with_a_result_that_is_not_json_fails_without_a_second_run(
     engine: Engine, clock: Clock
 ) -> None:
     ran = []
@@ -227,17 +225,17 @@ async def test_a_result_that_is_not_json_fails_the_task_which_runs_once(
         return object()
 
     queue = queue_of(engine, careless, now=clock)
-    task = await settled(queue, await promise(queue, careless))
+    task = await after_a_run(queue, await promise(queue, careless))
     assert (task.status, ran) == (Status.FAILED, [task.id])
     assert error_of(task)["type"] == "UnusableResult"
     assert "the work was done" in error_of(task)["detail"]
 
 
 @pytest.mark.parametrize("where", ["record", "follow-up"])
-async def test_what_json_has_no_form_for_is_a_failure(
+async def test_a_record_or_a_follow_up_that_is_not_json_fails_the_task(
     engine: Engine, clock: Clock, where: str
 ) -> None:
-    """Of the task, not of the worker."""
+    """The worker goes on."""
 
     async def careless(context: Context[None], value: Any = None) -> None:
         if where == "record":
@@ -246,12 +244,12 @@ async def test_what_json_has_no_form_for_is_a_failure(
             context.durable_tasks.add_task(careless, object())
 
     queue = queue_of(engine, careless, now=clock)
-    task = await settled(queue, await promise(queue, careless))
+    task = await after_a_run(queue, await promise(queue, careless))
     assert task.status is Status.FAILED
     assert error_of(task)["type"] == "TypeError"
 
 
-async def test_arguments_that_cannot_be_read_fail_their_task_alone(
+async def test_arguments_that_cannot_be_read_fail_only_their_own_task(
     engine: Engine, clock: Clock
 ) -> None:
     async def greet(context: Context[None]) -> None:
@@ -259,7 +257,7 @@ async def test_arguments_that_cannot_be_read_fail_their_task_alone(
 
     queue = queue_of(engine, greet, now=clock)
     await put(engine, broken := a_task(arguments='{"args":[]}'))
-    task = await settled(queue, await promise(queue, greet))
+    task = await after_a_run(queue, await promise(queue, greet))
     assert task.status is Status.SUCCEEDED
     broken = await engine.get(broken.id)
     assert (broken.status, broken.attempts) == (Status.FAILED, 1)
@@ -267,10 +265,10 @@ async def test_arguments_that_cannot_be_read_fail_their_task_alone(
 
 
 class Odd(Exception):
-    """Raises when it is asked for its description."""
+    """An error whose description cannot be read."""
 
     def __str__(self) -> str:
-        """Take something for a document that is none."""
+        """Raise a TypeError, because the argument is a string and no dict."""
         return str(self.args[0]["detail"])
 
 
@@ -284,19 +282,19 @@ class Odd(Exception):
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_an_error_of_any_shape_settles_its_attempt(
+async def test_an_attempt_is_settled_after_an_error_of_any_shape(
     engine: Engine, clock: Clock, error: BaseException
 ) -> None:
     async def fail(context: Context[None]) -> None:
         raise error
 
     queue = queue_of(engine, fail, now=clock)
-    task = await settled(queue, await promise(queue, fail))
+    task = await after_a_run(queue, await promise(queue, fail))
     assert (task.status, task.attempts) == (Status.FAILED, 3)
     assert error_of(task)["type"] == type(error).__name__
 
 
-async def test_a_listener_that_raises_harms_neither_the_task_nor_other_listeners(
+async def test_a_subscriber_that_raises_harms_neither_the_task_nor_other_subscribers(
     engine: Engine, clock: Clock
 ) -> None:
     async def greet(context: Context[None]) -> None:
@@ -308,15 +306,15 @@ async def test_a_listener_that_raises_harms_neither_the_task_nor_other_listeners
     queue = queue_of(engine, greet, now=clock)
     queue.events.subscribe(careless)
     diary = Diary(queue)
-    task = await settled(queue, await promise(queue, greet))
+    task = await after_a_run(queue, await promise(queue, greet))
     assert task.status is Status.SUCCEEDED
     assert diary.whats == ["queued", "started", "succeeded"]
 
 
-async def test_an_outcome_that_the_database_does_not_take_fails_the_task(
+async def test_an_outcome_that_can_never_be_written_fails_the_task(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be written in vain, and its task run, for as long as the process lives."""
+    """Otherwise the worker would try to write it, and hold the task, until the process ends."""
     monkeypatch.setattr(keep_trying_module, "FIRST_PAUSE_SECONDS", 0.001)
 
     async def careless(context: Context[None]) -> None:
@@ -325,16 +323,16 @@ async def test_an_outcome_that_the_database_does_not_take_fails_the_task(
 
     queue = queue_of(engine, careless, now=clock)
     diary = Diary(queue)
-    task = await settled(queue, await promise(queue, careless))
+    task = await after_a_run(queue, await promise(queue, careless))
     assert (task.status, task.attempts) == (Status.FAILED, 1)
     assert error_of(task)["type"] == "OutcomeNotWritten"
     assert diary.whats == ["queued", "started", "failed"]
 
 
-# Patience
+# Bounds by time
 
 
-async def test_the_outside_world_is_waited_for_until_the_time_is_over(
+async def test_temporary_errors_are_retried_until_the_time_of_the_task_is_over(
     engine: Engine, clock: Clock
 ) -> None:
     """Then the task fails, with its last error."""
@@ -345,7 +343,7 @@ async def test_the_outside_world_is_waited_for_until_the_time_is_over(
     queue = queue_of(engine, greylisted, now=clock, policy=AN_HOUR)
     task = await promise(queue, greylisted)
     assert (task.max_attempts, task.gives_up_at) == (None, NOW + 3600)
-    while (task := await settled(queue, task)).status is Status.RETRYING:
+    while (task := await after_a_run(queue, task)).status is Status.RETRYING:
         assert clock.now < task.due_at <= NOW + 3600
         clock.now = task.due_at
     assert (task.status, task.finished_at) == (Status.FAILED, NOW + 3600)
@@ -382,25 +380,23 @@ async def test_a_kind_may_wait_longer_than_the_policy_of_the_queue(
     assert retrying.task.due_at == NOW + 3600
 
 
-async def test_errors_that_nobody_expected_are_borne_a_few_times_only(
-    engine: Engine, clock: Clock
-) -> None:
-    """Failures of the outside world in between do not count."""
+async def test_unexpected_errors_are_retried_a_few_times_only(engine: Engine, clock: Clock) -> None:
+    """Temporary errors between them do not count."""
     errors = iter([OSError(), TemporaryError("busy"), OSError(), TemporaryError("busy"), OSError()])
 
     async def fail(context: Context[None]) -> None:
         raise next(errors)
 
     queue = queue_of(engine, fail, now=clock, policy=replace(AN_HOUR, base=0.0))
-    task = await settled(queue, await promise(queue, fail))
+    task = await after_a_run(queue, await promise(queue, fail))
     assert (task.status, task.attempts, task.errors) == (Status.FAILED, 5, 3)
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, KeyboardInterrupt])
-async def test_nothing_that_a_task_raises_stops_the_worker(
+async def test_no_exception_of_a_task_stops_the_worker(
     engine: Engine, clock: Clock, error: type[BaseException]
 ) -> None:
-    """Not even what is no Exception; and the attempt counts, or it would be made for ever."""
+    """Even a BaseException does not. Such an attempt counts, or it would be repeated for ever."""
 
     async def wild(context: Context[None]) -> None:
         raise error
@@ -413,7 +409,7 @@ async def test_nothing_that_a_task_raises_stops_the_worker(
         assert error_of(task)["type"] == error.__name__
 
 
-async def test_follow_ups_of_a_failure_are_forgotten(engine: Engine, clock: Clock) -> None:
+async def test_follow_ups_of_a_failed_attempt_are_dropped(engine: Engine, clock: Clock) -> None:
     """The next attempt adds them again."""
     added = []
 
@@ -422,7 +418,7 @@ async def test_follow_ups_of_a_failure_are_forgotten(engine: Engine, clock: Cloc
         raise OSError
 
     queue = queue_of(engine, fail_late, wait_forever, now=clock)
-    await settled(queue, await promise(queue, fail_late))
+    await after_a_run(queue, await promise(queue, fail_late))
     assert len(added) == 3
     for task in added:
         with pytest.raises(TaskNotFound):
@@ -433,23 +429,23 @@ async def test_follow_ups_of_a_failure_are_forgotten(engine: Engine, clock: Cloc
 
 
 @pytest.mark.parametrize(("told", "noted"), [(0.25, 0.25), (-1, 0), (7, 1)])
-async def test_progress_is_between_nothing_and_all(
+async def test_progress_is_clamped_to_0_and_1(
     engine: Engine, clock: Clock, told: float, noted: float
 ) -> None:
     async def tell(context: Context[None]) -> None:
         await context.report_progress(told)
 
     queue = queue_of(engine, tell, now=clock)
-    task = await settled(queue, await promise(queue, tell))
+    task = await after_a_run(queue, await promise(queue, tell))
     assert task.progress == noted
 
 
-async def test_progress_that_cannot_be_noted_is_let_go(engine: Engine, clock: Clock) -> None:
+async def test_progress_that_cannot_be_written_is_dropped(engine: Engine, clock: Clock) -> None:
     async def tell(context: Context[None]) -> None:
         await context.report_progress(0.5)
 
     queue = queue_of(refusing(engine, "report"), tell, now=clock)
-    task = await settled(queue, await promise(queue, tell))
+    task = await after_a_run(queue, await promise(queue, tell))
     assert (task.status, task.progress) == (Status.SUCCEEDED, None)
 
 
@@ -475,10 +471,14 @@ async def test_no_more_tasks_run_at_once_than_allowed(engine: Engine, clock: Clo
     assert most == 3
 
 
-async def test_a_task_begins_when_the_end_of_the_one_before_it_is_on_disk(
+async def test_a_slot_runs_its_next_task_only_after_the_last_outcome_is_on_disk(
     engine: Engine, clock: Clock
 ) -> None:
-    """Claimed it is before; but if it began, more could run again after a crash than allowed."""
+    """The next task is claimed before, but waits.
+
+    If it began at once, a crash could repeat more tasks than the worker has slots: the tasks that
+    run, and the tasks that have run but have no outcome on disk.
+    """
     begun = []
     disk_is_slow = asyncio.Event()
 
@@ -488,7 +488,7 @@ async def test_a_task_begins_when_the_end_of_the_one_before_it_is_on_disk(
             await asyncio.Event().wait()
 
     class Slow:
-        """The engine, whose disk is slow when it comes to one task."""
+        """The engine with a slow disk: it takes long to settle the first task."""
 
         def __getattr__(self, verb: str) -> Any:
             return getattr(engine, verb)
@@ -516,7 +516,7 @@ async def test_a_task_begins_when_the_end_of_the_one_before_it_is_on_disk(
 async def test_a_worker_is_busy_while_tasks_come_and_go(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that waits for a long time takes nothing from those who ask."""
+    """A worker with a task that only waits is not busy: it takes no time from requests."""
     queue = queue_of(engine, wait_forever, now=clock)
     diary = Diary(queue)
     async with working(queue) as worker:
@@ -530,9 +530,7 @@ async def test_a_worker_is_busy_while_tasks_come_and_go(
     assert was_busy == [False, True, False]
 
 
-async def test_each_task_runs_once_however_many_workers_there_are(
-    engine: Engine, clock: Clock
-) -> None:
+async def test_two_workers_run_each_task_once(engine: Engine, clock: Clock) -> None:
     ran = []
 
     async def run(context: Context[None]) -> None:
@@ -547,10 +545,10 @@ async def test_each_task_runs_once_however_many_workers_there_are(
     assert sorted(ran) == sorted(task.id for task in tasks)
 
 
-async def test_an_idle_worker_begins_at_once(
+async def test_an_idle_worker_starts_a_new_task_at_once(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It does not look in from time to time: the commit wakes it."""
+    """The commit of the task wakes the worker, long before the next poll."""
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 600.0)
 
     async def greet(context: Context[None]) -> None:
@@ -564,7 +562,7 @@ async def test_an_idle_worker_begins_at_once(
         await diary.until(EventType.SUCCEEDED)  # long before the next poll
 
 
-async def test_a_retry_needs_nobody_to_wake_the_worker(engine: Engine) -> None:
+async def test_a_worker_notices_by_itself_that_a_retry_is_due(engine: Engine) -> None:
     async def fail_at_first(context: Context[None]) -> None:
         if context.task.attempts == 1:
             raise OSError
@@ -586,8 +584,10 @@ async def take_over(engine: Engine) -> Task:
     return await claim_one(engine, "another worker", now=now)
 
 
-async def test_an_attempt_whose_task_was_lost_is_cancelled(engine: Engine, clock: Clock) -> None:
-    """At the next heartbeat; what it did since then changes nothing in the record."""
+async def test_an_attempt_is_cancelled_when_its_task_was_claimed_elsewhere(
+    engine: Engine, clock: Clock
+) -> None:
+    """The next heartbeat cancels it; its outcome changes nothing in the task's row."""
     queue = queue_of(engine, wait_forever, now=clock)
     diary = Diary(queue)
     await promise(queue, wait_forever)
@@ -599,10 +599,10 @@ async def test_an_attempt_whose_task_was_lost_is_cancelled(engine: Engine, clock
     assert await engine.get(taken.id) == taken
 
 
-async def test_an_attempt_whose_task_was_lost_is_heard_no_more(
+async def test_an_attempt_writes_nothing_after_its_task_was_claimed_elsewhere(
     engine: Engine, clock: Clock
 ) -> None:
-    """Neither its progress, nor its success, nor its follow-ups."""
+    """Neither its progress, nor its success, nor its follow-ups are written."""
 
     async def lose(context: Context[None]) -> None:
         await take_over(engine)
@@ -611,13 +611,15 @@ async def test_an_attempt_whose_task_was_lost_is_heard_no_more(
 
     queue = queue_of(engine, lose, now=clock)
     diary = Diary(queue)
-    task = await settled(queue, await promise(queue, lose))
+    task = await after_a_run(queue, await promise(queue, lose))
     assert diary.whats == ["queued", "started", "lost"]
     assert (task.status, task.owner, task.progress) == (Status.RUNNING, "another worker", None)
 
 
-async def test_a_task_lost_and_won_back_runs_once_at_a_time(engine: Engine, clock: Clock) -> None:
-    """The earlier attempt ends before the next one begins."""
+async def test_two_attempts_of_a_task_never_run_at_once_in_one_worker(
+    engine: Engine, clock: Clock
+) -> None:
+    """When a worker loses a task and claims it again, the earlier attempt ends before the next."""
     running = 0
 
     async def only_one(context: Context[None]) -> None:
@@ -640,10 +642,10 @@ async def test_a_task_lost_and_won_back_runs_once_at_a_time(engine: Engine, cloc
     assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
 
 
-async def test_an_earlier_attempt_that_does_not_end_at_once_is_waited_for(
+async def test_a_worker_waits_for_an_earlier_attempt_that_ends_slowly(
     engine: Engine, clock: Clock
 ) -> None:
-    """It cleans up for longer than the worker waits for anything; then the next attempt runs."""
+    """The earlier attempt cleans up for longer than LAST_WRITES_SECONDS; then the next one runs."""
     steps = []
     cleaned = asyncio.Event()
 
@@ -672,7 +674,7 @@ async def test_an_earlier_attempt_that_does_not_end_at_once_is_waited_for(
     assert diary.whats == ["queued", "started", "lost", "started", "succeeded"]
 
 
-async def test_an_attempt_behind_one_that_never_ends_fails_in_time(
+async def test_an_attempt_fails_in_time_if_an_earlier_attempt_never_ends(
     engine: Engine, clock: Clock
 ) -> None:
     stuck = asyncio.Event()
@@ -695,10 +697,10 @@ async def test_an_attempt_behind_one_that_never_ends_fails_in_time(
     assert error_of(retrying.task)["detail"] == "an earlier attempt of this task does not end"
 
 
-async def test_a_heartbeat_ends_an_attempt_whose_task_is_held_by_another_claim(
+async def test_a_heartbeat_cancels_an_attempt_of_an_older_claim(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This worker lost the task and won it back: what counts is the claim, not the task."""
+    """The worker lost the task and claimed it again, so this attempt's claim is over."""
     queue = queue_of(engine, wait_forever, now=clock)
     diary = Diary(queue)
     task = await promise(queue, wait_forever)
@@ -712,10 +714,8 @@ async def test_a_heartbeat_ends_an_attempt_whose_task_is_held_by_another_claim(
     assert isinstance(given_back.exception, asyncio.CancelledError)
 
 
-async def test_the_tasks_of_dead_workers_are_taken_back_at_the_start(
-    engine: Engine, clock: Clock
-) -> None:
-    """And told of: those to be run again, and those that crashed once too often."""
+async def test_a_starting_worker_requeues_crashed_tasks(engine: Engine, clock: Clock) -> None:
+    """Events are published for both: tasks that run again, and tasks that crashed too often."""
 
     async def survive(context: Context[None]) -> None:
         pass
@@ -732,7 +732,7 @@ async def test_the_tasks_of_dead_workers_are_taken_back_at_the_start(
     assert error_of(await engine.get(deadly.id))["type"] == "WorkerDied"
 
 
-async def test_the_tasks_of_a_worker_that_dies_later_are_taken_back_too(
+async def test_a_running_worker_requeues_tasks_that_crash_later(
     engine: Engine, clock: Clock
 ) -> None:
     async def survive(context: Context[None]) -> None:
@@ -751,12 +751,12 @@ async def test_the_tasks_of_a_worker_that_dies_later_are_taken_back_too(
     assert crashes == [0, 1, 1, 0], "crashes in a row"
 
 
-async def test_tasks_of_one_crash_do_not_run_side_by_side_again(
+async def test_crashed_tasks_run_again_one_after_the_other(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of them may have killed the worker; the others must not die with it three times.
+    """One of them may have killed the worker, and must not take the others with it three times.
 
-    When one has ended, the next one begins: nobody waits for the worker to look again.
+    When one has ended, the next begins at once, and not at the next poll.
     """
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 60)
     suspects = fresh = most = 0
@@ -785,10 +785,8 @@ async def test_tasks_of_one_crash_do_not_run_side_by_side_again(
         assert (done.attempts, done.error) == (2, None)
 
 
-async def test_a_late_result_is_told_of_though_its_task_was_lost(
-    engine: Engine, clock: Clock
-) -> None:
-    """The heartbeat does not end an attempt that has run, and only waits to write it down."""
+async def test_a_late_result_is_published_as_lost(engine: Engine, clock: Clock) -> None:
+    """The heartbeat does not cancel an attempt that has run, and only has to write its outcome."""
     database = refusing(engine)
 
     async def send(context: Context[None]) -> None:
@@ -809,10 +807,10 @@ async def test_a_late_result_is_told_of_though_its_task_was_lost(
 # Stopping
 
 
-async def test_a_stopping_worker_lets_tasks_finish_within_the_grace(
+async def test_a_stopping_worker_lets_tasks_finish_within_the_grace_period(
     engine: Engine, clock: Clock
 ) -> None:
-    """And takes no others."""
+    """It starts no other task."""
     release = asyncio.Event()
 
     async def finish(context: Context[None]) -> None:
@@ -842,7 +840,9 @@ async def test_an_idle_worker_stops_at_once(
             await worker.stop(grace=60)
 
 
-async def test_what_a_stopping_worker_has_just_claimed_runs(engine: Engine, clock: Clock) -> None:
+async def test_a_task_that_a_stopping_worker_has_just_claimed_runs(
+    engine: Engine, clock: Clock
+) -> None:
     async def greet(context: Context[None]) -> None:
         pass
 
@@ -856,10 +856,10 @@ async def test_what_a_stopping_worker_has_just_claimed_runs(engine: Engine, cloc
 
 
 @pytest.mark.parametrize("grace", [2, 0])
-async def test_a_claim_under_way_at_the_stop_is_waited_for(
+async def test_a_stop_waits_for_the_claim_under_way(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch, grace: float
 ) -> None:
-    """Its tasks run within the grace, or are given back; no attempt counts that never ran."""
+    """Its tasks run within the grace period, or are given back without a counted attempt."""
     committed = asyncio.Event()
     claim = engine.claim
 
@@ -884,10 +884,10 @@ async def test_a_claim_under_way_at_the_stop_is_waited_for(
     assert (task.status, task.attempts, task.crashes) == (Status.QUEUED, 0, 0)
 
 
-async def test_an_attempt_that_hides_its_cancellation_at_the_stop_is_given_back(
+async def test_a_task_that_turns_its_cancellation_into_an_error_is_given_back_at_the_stop(
     engine: Engine, clock: Clock
 ) -> None:
-    """Whatever it makes of the cancellation, the stop is none of the task's doing."""
+    """The error counts neither as an attempt nor as a bug, because the stop caused it."""
 
     async def hide(context: Context[None]) -> None:
         try:
@@ -904,8 +904,10 @@ async def test_an_attempt_that_hides_its_cancellation_at_the_stop_is_given_back(
     assert (task.status, task.attempts, task.errors) == (Status.QUEUED, 0, 0)
 
 
-async def test_a_worker_stops_even_while_the_database_refuses(engine: Engine, clock: Clock) -> None:
-    """It goes without its last write; the next worker takes the task back."""
+async def test_a_worker_stops_even_while_the_database_refuses_writes(
+    engine: Engine, clock: Clock
+) -> None:
+    """It stops without its last write; the next worker re-queues the task."""
     database = refusing(engine)
     queue = queue_of(database, wait_forever, now=clock)
     diary = Diary(queue)
@@ -921,10 +923,10 @@ async def test_a_worker_stops_even_while_the_database_refuses(engine: Engine, cl
     assert recovered.id == task.id
 
 
-async def test_a_worker_stops_though_the_driver_hides_its_cancellation(
+async def test_a_worker_stops_even_if_the_database_driver_hides_a_cancellation(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As asyncpg does while a server hangs: it makes a timeout of it."""
+    """While a server hangs, asyncpg turns a cancellation into a timeout."""
 
     async def hang(*_: object) -> None:
         try:
@@ -949,7 +951,7 @@ async def test_a_worker_stops_though_the_driver_hides_its_cancellation(
 
 
 class Refusing:
-    """An engine whose database refuses some of its verbs, as a full disk would."""
+    """An engine that refuses some operations, as with a full disk."""
 
     def __init__(self, engine: Engine, refused: set[str]) -> None:
         self._engine = engine
@@ -957,7 +959,7 @@ class Refusing:
         self.error: Exception = QueueUnavailable()
 
     def __getattr__(self, verb: str) -> Any:
-        """Refuse, or pass on what is asked."""
+        """Return the engine's method, or one that refuses."""
         return self._refuse if verb in self.refused else getattr(self._engine, verb)
 
     async def _refuse(self, *_: object, **__: object) -> None:
@@ -968,8 +970,10 @@ def refusing(engine: Engine, *verbs: str) -> Any:
     return Refusing(engine, set(verbs))
 
 
-async def test_no_result_is_lost_while_the_database_refuses(engine: Engine, clock: Clock) -> None:
-    """The task has run, so it must not run again: its outcome is kept until it can be written."""
+async def test_no_result_is_lost_while_the_database_refuses_writes(
+    engine: Engine, clock: Clock
+) -> None:
+    """The worker keeps the outcome until it can write it, because the task must not run again."""
     ran = []
 
     async def send(context: Context[None]) -> str:
@@ -991,7 +995,7 @@ async def test_no_result_is_lost_while_the_database_refuses(engine: Engine, cloc
 
 
 @pytest.mark.parametrize("error", [QueueUnavailable(), RuntimeError("a bug")], ids=repr)
-async def test_a_worker_goes_on_when_the_database_does(
+async def test_a_worker_goes_on_when_the_database_is_back(
     engine: Engine, clock: Clock, error: Exception
 ) -> None:
     async def greet(context: Context[None]) -> None:
@@ -1010,7 +1014,7 @@ async def test_a_worker_goes_on_when_the_database_does(
         await diary.until(EventType.SUCCEEDED)
 
 
-async def test_a_worker_whose_claims_are_refused_stops_without_waiting_for_the_next_one(
+async def test_a_worker_between_two_refused_claims_stops_at_once(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keep_trying_module, "FIRST_PAUSE_SECONDS", 60)
@@ -1021,10 +1025,10 @@ async def test_a_worker_whose_claims_are_refused_stops_without_waiting_for_the_n
         await worker.stop(grace=60)
 
 
-async def test_an_earlier_attempt_that_has_run_is_not_cancelled_when_its_task_is_won_back(
+async def test_an_earlier_attempt_that_has_run_is_not_cancelled_by_a_new_claim(
     engine: Engine, clock: Clock
 ) -> None:
-    """It is being written that it has ended, which is told, though it changes nothing any more."""
+    """Its outcome is still being written. It changes nothing, but it is published as lost."""
     database = refusing(engine)
 
     async def send(context: Context[None]) -> None:

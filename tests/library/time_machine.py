@@ -1,7 +1,7 @@
-"""Makes PostgreSQL believe what a test says the time is, so that leases run out without waiting.
+"""Sets PostgreSQL's clock to the time of the test, so that leases expire without a wait.
 
-The statements ask for the time by the database's clock, with now(). In a database with the time
-machine another function of that name is found first. Everything else is as it is in production.
+The engine's statements read the database's clock with now(). The schema `clock` has a function of
+the same name, and the search path leads to it first. Everything else is as in production.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from afterward.engine import Engine
 from afterward.engines import open_engine
 from afterward.task import Writes
 
-# The clock must not be turned while one of these runs.
+# No other call may set the clock while one of these runs.
 GATED = {"claim", "extend", "pull_forward"}
 
 INSTALL = """
@@ -25,17 +25,17 @@ CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE
 """
 
 
-ENTRANCE = "?search_path=clock,pg_catalog"  # to a database's address
+ENTRANCE = "?search_path=clock,pg_catalog"  # added to the URL of a database with `clock`
 
 
 def opened(url: str) -> Engine:
-    """The engine of this URL; in the time machine, if its database has a clock of its own."""
+    """Make the engine of this URL, inside the time machine if its database is PostgreSQL."""
     engine: Any = open_engine(url)
     return engine if url.startswith("sqlite:") else TimeMachine(engine, url)
 
 
 class TimeMachine:
-    """Passes on what is asked of an engine, and turns its database's clock beforehand."""
+    """Wraps an engine: sets the database's clock to the call's `now`, then passes the call on."""
 
     def __init__(self, engine: Engine, url: str) -> None:
         self._engine = engine
@@ -54,7 +54,7 @@ class TimeMachine:
         await self._clock.close()
 
     def __getattr__(self, verb: str) -> Any:
-        """Whatever else an engine can do."""
+        """Return the engine's method, with the clock set first if the method takes a time."""
         do = getattr(self._engine, verb)
         signature = inspect.signature(do)
         if "now" not in signature.parameters and verb != "put":

@@ -1,7 +1,7 @@
-"""What runs in containers was broken into, or runs away.
+"""A process in a container that an attacker controls, or that runs out of control.
 
-It is not root, changes nothing but its volumes and /tmp, has no privileges and gets none, cannot
-starve the machine, and is reached from this machine only.
+It is not root, can write only to its volumes and /tmp, has no privileges and cannot get any, has
+limits on memory, processors and processes, and its ports are open on loopback only.
 """
 
 import copy
@@ -31,7 +31,7 @@ def is_not_root(service: Service) -> None:
     assert int(group) > 0
 
 
-def can_change_nothing_but_its_volumes_and_tmp(service: Service) -> None:
+def can_write_only_to_its_volumes_and_tmp(service: Service) -> None:
     assert service["read_only"] is True
     assert {mount.partition(":")[0] for mount in service.get("tmpfs", [])} <= {
         "/tmp",
@@ -39,59 +39,59 @@ def can_change_nothing_but_its_volumes_and_tmp(service: Service) -> None:
     }
     for volume in service.get("volumes", []):
         name, target, *_ = volume.split(":")
-        assert name in COMPOSE["volumes"]  # a named one: nothing of the host is mounted
+        assert name in COMPOSE["volumes"]  # a named volume, and no directory of the host
         assert target in {"/srv/var", "/tmp", "/var/lib/postgresql"}
 
 
-def has_no_privileges_and_gets_none(service: Service) -> None:
+def has_no_privileges_and_cannot_get_any(service: Service) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     others = {"cap_add", "devices", "group_add", "ipc", "network_mode", "pid", "privileged"}
     assert not others & service.keys()
 
 
-def is_published_on_this_machine_only(service: Service) -> None:
+def has_ports_on_loopback_only(service: Service) -> None:
     for port in service.get("ports", []):
         assert re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port)
 
 
-def cannot_starve_the_machine(service: Service) -> None:
+def has_limits_on_memory_processors_and_processes(service: Service) -> None:
     assert {"mem_limit", "cpus", "pids_limit"} <= service.keys()
 
 
 CHECKS: list[Check] = [
     is_not_root,
-    can_change_nothing_but_its_volumes_and_tmp,
-    has_no_privileges_and_gets_none,
-    is_published_on_this_machine_only,
-    cannot_starve_the_machine,
+    can_write_only_to_its_volumes_and_tmp,
+    has_no_privileges_and_cannot_get_any,
+    has_ports_on_loopback_only,
+    has_limits_on_memory_processors_and_processes,
 ]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", COMPOSE["services"])
-def test_a_service(name: str, check: Check) -> None:
+def test_each_service_passes_each_check(name: str, check: Check) -> None:
     check(COMPOSE["services"][name])
 
 
-def test_how_much_was_checked(tried: Tried) -> None:
+def test_report_the_number_of_checks(tried: Tried) -> None:
     tried(f"{len(COMPOSE['services'])} services, {len(CHECKS)} checks of each", "all hold")
 
 
-def test_only_what_people_look_at_is_published() -> None:
+def test_only_the_api_and_the_mail_catcher_have_published_ports() -> None:
     published = {name for name, service in COMPOSE["services"].items() if "ports" in service}
     assert published == {"api", "mailpit"}
 
 
-def test_the_image_alone_is_not_root_either() -> None:
-    """`docker run` without the compose file is the same user, whom /srv/var belongs to."""
+def test_the_image_by_itself_is_not_root_either() -> None:
+    """With plain `docker run`, the user is the same as in the Compose file, and owns /srv/var."""
     user = COMPOSE["services"]["api"]["user"]
     assert re.findall(r"^USER (.+)", DOCKERFILE, re.MULTILINE) == [user]
     assert f"useradd --uid {user.partition(':')[0]} " in DOCKERFILE
 
 
-def test_only_containers_of_its_own_network_reach_the_database() -> None:
-    """Its password may be the one that stands in the file, because no port leads to it."""
+def test_only_containers_of_the_database_network_reach_the_database() -> None:
+    """Its password may stand in the Compose file, because no port leads to the database."""
     assert COMPOSE["networks"]["database"] == {"internal": True}
     assert COMPOSE["services"]["postgres"]["networks"] == ["database"]
     inside = {
@@ -100,8 +100,8 @@ def test_only_containers_of_its_own_network_reach_the_database() -> None:
     assert inside == {"api", "worker", "migrate", "postgres"}
 
 
-def test_compose_lint_finds_nothing_in_both_files_together(tmp_path: Path) -> None:
-    """It merges a file with the override beside it, as Compose does."""
+def test_compose_lint_finds_no_fault_in_the_merged_files(tmp_path: Path) -> None:
+    """It merges a file with the override file in the same directory, as Compose does."""
     shutil.copy(BASE_FILE, tmp_path / "docker-compose.yml")
     shutil.copy(SCALE_FILE, tmp_path / "docker-compose.override.yml")
     shutil.copy(ROOT / ".compose-lint.yml", tmp_path)
@@ -118,26 +118,26 @@ def test_compose_lint_finds_nothing_in_both_files_together(tmp_path: Path) -> No
 WEAKENED: list[tuple[Check, dict[str, Any]]] = [
     (is_not_root, {"user": "0:0"}),
     (is_not_root, {"user": "10001:0"}),
-    (can_change_nothing_but_its_volumes_and_tmp, {"read_only": False}),
-    (can_change_nothing_but_its_volumes_and_tmp, {"volumes": ["/:/srv/var"]}),
+    (can_write_only_to_its_volumes_and_tmp, {"read_only": False}),
+    (can_write_only_to_its_volumes_and_tmp, {"volumes": ["/:/srv/var"]}),
     (
-        can_change_nothing_but_its_volumes_and_tmp,
+        can_write_only_to_its_volumes_and_tmp,
         {"volumes": ["/var/run/docker.sock:/var/run/docker.sock"]},
     ),
-    (can_change_nothing_but_its_volumes_and_tmp, {"volumes": ["data:/etc"]}),
-    (can_change_nothing_but_its_volumes_and_tmp, {"tmpfs": ["/usr:size=1g"]}),
-    (has_no_privileges_and_gets_none, {"cap_drop": ["NET_RAW"]}),
-    (has_no_privileges_and_gets_none, {"cap_add": ["SYS_ADMIN"]}),
-    (has_no_privileges_and_gets_none, {"privileged": True}),
-    (has_no_privileges_and_gets_none, {"security_opt": []}),
-    (has_no_privileges_and_gets_none, {"pid": "host"}),
-    (is_published_on_this_machine_only, {"ports": ["8000:8000"]}),
-    (is_published_on_this_machine_only, {"ports": ["0.0.0.0:8000:8000"]}),
-    (is_published_on_this_machine_only, {"ports": ["127.0.0.1:22:8000"]}),
+    (can_write_only_to_its_volumes_and_tmp, {"volumes": ["data:/etc"]}),
+    (can_write_only_to_its_volumes_and_tmp, {"tmpfs": ["/usr:size=1g"]}),
+    (has_no_privileges_and_cannot_get_any, {"cap_drop": ["NET_RAW"]}),
+    (has_no_privileges_and_cannot_get_any, {"cap_add": ["SYS_ADMIN"]}),
+    (has_no_privileges_and_cannot_get_any, {"privileged": True}),
+    (has_no_privileges_and_cannot_get_any, {"security_opt": []}),
+    (has_no_privileges_and_cannot_get_any, {"pid": "host"}),
+    (has_ports_on_loopback_only, {"ports": ["8000:8000"]}),
+    (has_ports_on_loopback_only, {"ports": ["0.0.0.0:8000:8000"]}),
+    (has_ports_on_loopback_only, {"ports": ["127.0.0.1:22:8000"]}),
 ]
 
 
-def test_control_a_weakened_file_does_not_pass(tried: Tried) -> None:
+def test_control_a_weakened_compose_file_fails_the_checks(tried: Tried) -> None:
     for check, weakness in WEAKENED:
         with pytest.raises(AssertionError):
             check(copy.deepcopy(COMPOSE["services"]["api"]) | weakness)
@@ -145,5 +145,5 @@ def test_control_a_weakened_file_does_not_pass(tried: Tried) -> None:
         service = copy.deepcopy(COMPOSE["services"]["api"])
         del service[limit]
         with pytest.raises(AssertionError):
-            cannot_starve_the_machine(service)
+            has_limits_on_memory_processors_and_processes(service)
     tried(f"the api's service, weakened in {len(WEAKENED) + 3} ways", "each noticed")

@@ -1,4 +1,7 @@
-"""The service with something wrong at some of its routes, and at each something else."""
+"""The service with a fault at some of its routes, of a different kind at each.
+
+It is the negative control of test_schemathesis.py, which must find all these faults.
+"""
 
 from collections.abc import Mapping
 
@@ -24,20 +27,20 @@ ANSWERS: Mapping[tuple[str, str], ASGIApp] = {
     ("POST", "/process/"): JSONResponse({"message": "It is taken, whatever it is."}, 202),
     ("POST", "/test-task/"): problem("/test-task/", 422, "It is refused, whatever it is."),
 }
-"""What is said instead of the service's own answer."""
+"""The faulty response of each of these routes."""
 
 
-class Doctored:
-    """Does some things wrong, for clients with a key, and leaves the others to the service (ASGI).
+class FaultyService:
+    """Answers some requests of clients with a key wrongly, and passes the rest on (ASGI).
 
-    That is two kinds of faults at one route at most: schemathesis stops at the first it finds.
+    A route has at most two kinds of faults, because Schemathesis stops at the first that it finds.
     """
 
     def __init__(self, service: ASGIApp) -> None:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Serve a request, with a fault if its route has one."""
         serve = self._service
         if scope["type"] == "http":
             method, path = scope["method"], scope["path"]
@@ -45,7 +48,7 @@ class Doctored:
             if shown in AUTHORIZATION.values() or path == "/":
                 serve = ANSWERS.get((method, path), serve)
                 if method == "DELETE" and path.rpartition("/")[0] == "/uploads":
-                    serve = Response(status_code=204)  # and nothing is deleted
+                    serve = Response(status_code=204)  # without deleting the upload
                 elif method == "GET" and path.startswith("/tasks/"):
                     scope["headers"] = [(b"host", b"x"), (b"authorization", AUTHORIZATION["ada"])]
         await serve(scope, receive, send)
@@ -54,5 +57,5 @@ class Doctored:
 if __name__ == "__main__":
     settings = load_settings()
     uvicorn.run(
-        Doctored(create_app(settings)), port=settings.port, log_config=None, access_log=False
+        FaultyService(create_app(settings)), port=settings.port, log_config=None, access_log=False
     )

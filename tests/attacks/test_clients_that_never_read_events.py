@@ -1,6 +1,6 @@
-"""Clients follow `/events` and read nothing, while large mails pass.
+"""Clients that open `/events` and never read, while tasks with large mails are queued.
 
-The service holds little for them, and answers others as before.
+The service needs little memory for them, and answers other clients as before.
 """
 
 import socket
@@ -15,29 +15,32 @@ from tests.support.torture import Tried, form
 
 MOST_MB = 32
 READERS = form(20, 200)
-BATCHES = form(4, 16)  # of 1,000 mails; they fill the buffers on the way to a client
+# Of 1,000 mails; their events fill the network buffers between service and client.
+BATCHES = form(4, 16)
 MAILS = form(80, 600)
 LARGE = {"message": "x" * 900_000}
-LATER = 0.1  # seconds that an answer may take more than in an idle service
+LATER = 0.1  # seconds that a response may take longer than in an idle service
 HOARDING = (sys.executable, "-m", "tests.support.unbounded_event_streams")
 SEND = "/send-notification/ada@example.com"
 
 
-def test_readers_that_do_not_read_cost_little_memory(tmp_path: Path, tried: Tried) -> None:
+def test_clients_that_never_read_events_need_little_memory(tmp_path: Path, tried: Tried) -> None:
     grown = growth(tmp_path, COMMAND)
     tried(f"{READERS} readers, {MAILS} mails of 0.9 MB", f"{grown:.0f} MB more")
     assert grown <= MOST_MB
 
 
-def test_control_readers_that_hold_whole_tasks_take_all_the_memory(
+def test_control_readers_that_hold_whole_tasks_need_much_memory(
     tmp_path: Path, tried: Tried
 ) -> None:
     grown = growth(tmp_path, HOARDING)
-    tried("the same if readers hold whole tasks", f"{grown:.0f} MB more")
+    tried("the same, with readers that hold whole tasks", f"{grown:.0f} MB more")
     assert grown > MOST_MB
 
 
-def test_others_are_answered_while_many_follow_all_events(tmp_path: Path, tried: Tried) -> None:
+def test_other_clients_are_answered_while_many_follow_all_events(
+    tmp_path: Path, tried: Tried
+) -> None:
     with served(tmp_path, COMMAND) as service:
         idle = idle_p99(service.url)
         with following(service, READERS), Pulse(service.url) as pulse:
@@ -48,7 +51,7 @@ def test_others_are_answered_while_many_follow_all_events(tmp_path: Path, tried:
 
 
 def served(directory: Path, command: Sequence[str]) -> Service:
-    """A service that cuts no slow client off while the test runs."""
+    """Make a service that disconnects no slow client during the test."""
     return Service(
         directory,
         command=command,
@@ -60,7 +63,7 @@ def served(directory: Path, command: Sequence[str]) -> Service:
 
 
 def growth(directory: Path, command: Sequence[str]) -> float:
-    """The megabytes that a service takes more while large mails pass readers that do not read."""
+    """Return the growth of memory, in MB, while large mails are queued and no reader reads."""
     with served(directory, command) as service, following(service, READERS):
         many = {"recipients": ["ada@example.com"] * 1000}
         for _ in range(BATCHES):
@@ -74,7 +77,7 @@ def growth(directory: Path, command: Sequence[str]) -> float:
 
 @contextmanager
 def following(service: Service, number: int) -> Iterator[None]:
-    """Ask for `/events` so often, and read no more than the head of the answer."""
+    """Open `/events` so many times, and read no more than the beginning of each response."""
     with ExitStack() as stack:
         for _ in range(number):
             client = stack.enter_context(socket.socket())

@@ -1,4 +1,7 @@
-"""The OpenAPI document says what is so. Schemathesis asks whether the service keeps to it."""
+"""The OpenAPI document: its references exist, and its patterns match what the service accepts.
+
+Whether the responses keep to the document is tested by tests/attacks/test_schemathesis.py.
+"""
 
 import json
 import re
@@ -18,19 +21,19 @@ DOCUMENT: dict[str, Any] = create_app(Settings(_env_file=None)).openapi()
 NOTIFICATION = DOCUMENT["components"]["schemas"]["Notification"]["properties"]
 HEADER = DOCUMENT["paths"]["/test-task/"]["post"]["parameters"][0]
 
-# Half of a surrogate pair is in no JSON that arrives, so no pattern needs to name it.
+# No pattern needs to exclude surrogates, because no JSON that arrives contains one.
 CHARACTERS = st.characters(exclude_categories=["Cs"])
 SUSPECTS = st.sampled_from(
     "=?\t\n\v\r\0\x1f\x7f\x9f\xa0\u2027\u2028\u202e\u202f\u2065\u2066\u2069a"
 )
 
 
-def takes(schema: dict[str, Any], text: str) -> bool:
-    """Whether a schema's pattern matches; in JSON Schema's dialect `$` is the very end."""
+def matches(schema: dict[str, Any], text: str) -> bool:
+    """Return whether a schema's pattern matches; in JSON Schema `$` matches the very end only."""
     return bool(re.search(schema["pattern"].removesuffix("$") + r"\Z", text))
 
 
-def test_every_reference_leads_somewhere() -> None:
+def test_every_reference_in_the_document_has_a_target() -> None:
     for reference in re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(DOCUMENT)):
         place = DOCUMENT
         for name in reference.split("/"):
@@ -39,17 +42,17 @@ def test_every_reference_leads_somewhere() -> None:
 
 @pytest.mark.parametrize(("field", "check"), [("subject", header_text), ("message", body_text)])
 @given(text=st.text(SUSPECTS | CHARACTERS))
-def test_the_pattern_of_a_text_takes_what_the_service_takes(
+def test_the_pattern_of_a_text_matches_what_the_service_accepts(
     field: str, check: Callable[[str], str], text: str
 ) -> None:
     try:
         taken = check(text) == text
     except ValueError:
         taken = False
-    assert takes(NOTIFICATION[field], text) == taken
+    assert matches(NOTIFICATION[field], text) == taken
 
 
 @given(st.text('"!#a~\\ \x7fé', max_size=5) | st.text('"a', min_size=253, max_size=259))
-def test_the_pattern_of_an_idempotency_key_takes_what_the_service_takes(key: str) -> None:
+def test_the_pattern_of_an_idempotency_key_matches_what_the_service_accepts(key: str) -> None:
     assert HEADER["name"] == "Idempotency-Key"
-    assert takes(HEADER["schema"], key) == bool(_KEY.fullmatch(key))
+    assert matches(HEADER["schema"], key) == bool(_KEY.fullmatch(key))
