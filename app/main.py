@@ -48,8 +48,9 @@ from app.tasks.clean_up import clean_up_regularly
 from app.tasks.log_file import LogFile
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
+from app.uploads.open_store import open_store
 from app.uploads.pictures import Pictures
-from app.uploads.store import CannotOpenStore, Store, open_store
+from app.uploads.store import CannotOpenStore, Store
 
 ROUTERS = [
     module.router

@@ -4,7 +4,8 @@
     transfer_encoding
                 decodes base64 and quoted-printable while the file arrives
     names       the name and the media type of a file, neither of which the client can be trusted on
-    store       the protocol of every store, its errors, and `open_store`, which opens one by URL
+    store       the protocol of every store, and its errors
+    open_store  opens the store that a URL names
     incoming    writes a stream into a store: counts it, hashes it, and keeps all of it or nothing
     local       a store in a directory of this machine
     s3          a store in a bucket

@@ -19,32 +19,6 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def open_store(url: str) -> "Store":
-    """Return the store for a URL: `file:var/uploads`, `file:/var/uploads` or `s3://bucket/prefix`.
-
-    A file: URL has the form of RFC 8089. The prefix of an s3: URL is optional. The store is not
-    accessed before its first use. Raises ValueError for any other URL, and CannotOpenStore if the
-    package for S3 is missing or its settings are wrong.
-    """
-    scheme, _, place = url.partition(":")
-    if scheme == "s3" and re.match("//[^/]", place):
-        bucket, _, prefix = place.removeprefix("//").partition("/")
-        try:
-            from app.uploads.s3 import S3Store
-        except ModuleNotFoundError as error:
-            raise CannotOpenStore(
-                f"UPLOAD_URL: S3 needs {error.name}: run pip install {error.name}"
-            ) from error
-        return S3Store(bucket, prefix.rstrip("/"))
-    if scheme != "file":
-        raise ValueError("An upload store's URL begins with file: or s3://")
-    if not place or re.match("//[^/]", place):
-        raise ValueError("A file: URL is file:relative/path or file:/absolute/path")
-    from app.uploads.local import LocalStore
-
-    return LocalStore(Path(place))
-
-
 def checked_id(upload_id: str) -> str:
     """Return the id if it is a lower-case UUID (RFC 9562, section 4), which is a safe file name.
 

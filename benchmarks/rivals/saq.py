@@ -32,5 +32,7 @@ async def send_notification(
 ) -> dict[str, str]:
     """Queue a job for the mail before the answer."""
     mail = notification or Notification()
-    job = await queue.enqueue("send_email", recipient=email, subject=mail.subject, message=mail.message)
+    job = await queue.enqueue(
+        "send_email", recipient=email, subject=mail.subject, message=mail.message
+    )
     return {"id": job.id}

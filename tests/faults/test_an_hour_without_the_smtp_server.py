@@ -25,8 +25,8 @@ from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
 from app.tasks.mail import retry_policy, send_email
 from app.tasks.tools import Tools
+from app.uploads.open_store import open_store
 from app.uploads.pictures import Pictures
-from app.uploads.store import open_store
 from tests.library.support import Clock, opened
 from tests.support.mails import SENDER
 from tests.support.service import PATIENCE, Service, settings_in, until

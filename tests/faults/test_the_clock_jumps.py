@@ -13,6 +13,7 @@ import pytest
 
 from afterward.engine import Engine
 from afterward.events import EventType
+from afterward.heartbeat import Heartbeat
 from afterward.task import Outcome, Status
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
@@ -92,10 +93,10 @@ async def test_control_without_a_correction_of_due_times_a_waiting_task_stalls(
 ) -> None:
     """After the clock was set back, no task is due for a day."""
 
-    async def do_nothing(_: Worker[None]) -> None:
+    async def do_nothing(_: Heartbeat) -> None:
         pass
 
-    monkeypatch.setattr(Worker, "_pull_forward", do_nothing)
+    monkeypatch.setattr(Heartbeat, "_pull_retries_forward", do_nothing)
     tries = await count_attempts_around_a_jump(engine, clock, -DAY, enough=TASKS)
     task = await engine.get(next(iter(tries)))
     wait = (task.next_attempt_at or NOW) - clock.now

@@ -126,7 +126,14 @@ async def test_follow_ups_are_committed_with_the_success(engine: Engine, clock: 
     durable_tasks.add_task(upload)
     await queue.commit(durable_tasks.collected())
     await Worker(queue, None).run_until_idle()
-    assert recorder.event_types == ["queued", "started", "succeeded", "queued", "started", "succeeded"]
+    assert recorder.event_types == [
+        "queued",
+        "started",
+        "succeeded",
+        "queued",
+        "started",
+        "succeeded",
+    ]
     assert recorder.events[-1].task.result == '"request-1"'
     assert (await engine.read_record("uploads", "1", client="")).body == {"size": 3}
 

@@ -17,6 +17,7 @@ import httpx2
 import pytest
 
 from app.uploads import s3 as module
+from app.uploads.open_store import open_store
 from app.uploads.store import (
     CannotOpenStore,
     NoSuchUpload,
@@ -25,7 +26,6 @@ from app.uploads.store import (
     StoreFull,
     StoreUnavailable,
     UploadTooLarge,
-    open_store,
 )
 from tests.support.s3 import SECRET, Bucket, Fault, FaultyS3
 from tests.support.service import PATIENCE, ROOT, free_port
@@ -215,7 +215,7 @@ async def test_a_large_upload_takes_little_memory(store: Store, bucket: Bucket) 
     program = """if True:
         import asyncio, sys, uuid
         from pathlib import Path
-        from app.uploads.store import open_store
+        from app.uploads.open_store import open_store
 
         def peak():
             status = Path("/proc/self/status").read_text()

@@ -17,6 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.uploads.local import LocalStore, _warn_that_names_are_not_synced
+from app.uploads.open_store import open_store
 from app.uploads.store import (
     NoSuchUpload,
     Received,
@@ -25,7 +26,6 @@ from app.uploads.store import (
     StoreUnavailable,
     UploadTooLarge,
     checked_id,
-    open_store,
     reason_of,
 )
 from tests.support.s3 import Bucket
