@@ -3,7 +3,8 @@ BIN := .venv/bin
 # Returns at once if the lock file is installed already. PYTHON=python3.13 selects an interpreter.
 INSTALL := @PYTHON='$(PYTHON)' scripts/install.sh
 # More processes than cores, here two, because many tests wait, above all the faults and attacks.
-TEST := $(BIN)/python -m pytest --dist=loadfile --numprocesses
+TEST := $(BIN)/python -m pytest --dist=worksteal --numprocesses=3
+CHECK := $(BIN)/python -m pytest --dist=loadfile --numprocesses=4
 
 # The tests with a long form.
 TORTURED := tests/faults tests/attacks tests/uploads tests/mail/test_message.py \
@@ -25,7 +26,7 @@ run: ## start everything on this machine: API, worker, SMTP catcher
 
 test: ## run the tests of normal behaviour, in about a minute
 	$(INSTALL) requirements-test.txt
-	$(TEST)=3 --ordinary
+	$(TEST) --ordinary
 
 check: ## run all that CI runs: lint, types, every test (faults and attacks in their short form), coverage
 	$(INSTALL) requirements-check.txt
@@ -35,11 +36,11 @@ check: ## run all that CI runs: lint, types, every test (faults and attacks in t
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml afterward app
 	$(BIN)/hadolint Dockerfile
-	$(TEST)=4 --cov --cov-fail-under=100
+	$(CHECK) --cov --cov-fail-under=100
 
 torture: ## run every fault and attack in its long form: 200 kills, 100 power cuts, and so on
 	$(INSTALL) requirements-check.txt
-	TORTURE=1 $(TEST)=4 $(TORTURED)
+	TORTURE=1 $(CHECK) $(TORTURED)
 
 bench: ## run all benchmarks, and write docs/performance.md (needs wrk, redis-server)
 	$(INSTALL) requirements-check.txt

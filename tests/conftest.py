@@ -40,6 +40,7 @@ THOROUGH = {
         "api/test_postgres_away.py",
         "server/test_half_closed.py",
         "server/test_http_1_0.py",
+        "library/test_callers_transaction.py",
         "library/test_engine_model.py",
     )
 }

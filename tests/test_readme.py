@@ -185,7 +185,7 @@ def test_the_demo_names_the_address_at_which_no_service_answers(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
-@pytest.mark.parametrize("port", [PORT, 8001])
+@pytest.mark.parametrize("port", [PORT, pytest.param(8001, marks=pytest.mark.thorough)])
 def test_a_shell_passes_every_command_on_unchanged(
     tmp_path: Path, shell: list[str], block: str, port: int
 ) -> None:

@@ -116,6 +116,7 @@ def test_the_smallest_survives_a_kill(tmp_path: Path) -> None:
         assert until_newest(server, status="succeeded")["attempts"] == 2
 
 
+@pytest.mark.thorough
 def test_the_smallest_tries_again_until_smtp_is_back(tmp_path: Path) -> None:
     with Example(tmp_path, "2_smallest") as server:
         with smtp_is_down(tmp_path):
@@ -174,6 +175,7 @@ def test_the_librarys_task_survives_a_kill(tmp_path: Path) -> None:
         assert "task succeeded" in server.log
 
 
+@pytest.mark.thorough
 def test_the_librarys_task_is_tried_again_until_smtp_is_back(tmp_path: Path) -> None:
     with Example(tmp_path, "3_durable_task") as server:
         with smtp_is_down(tmp_path):

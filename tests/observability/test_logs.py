@@ -235,6 +235,7 @@ def test_only_an_unexpected_error_has_a_traceback(task_log: TaskLogLines, what: 
 # The lines of the server
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("form", "shape"),
     [

@@ -62,6 +62,7 @@ def test_the_port_that_the_system_chose_is_logged(tmp_path: Path) -> None:
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", [WORKER, CATCHER], ids=["worker", "catcher"])
 def test_a_worker_and_a_catcher_log_their_addresses(
     tmp_path: Path, command: tuple[str, ...]
@@ -156,6 +157,7 @@ def test_a_second_start_at_another_port_fails_because_of_the_queue(tmp_path: Pat
         assert first.get("/livez").is_success
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("queue", ["sqlite:///queue.db", "postgresql://nowhere.invalid/queue"])
 def test_a_port_in_use_is_reported_before_anything_starts(tmp_path: Path, queue: str) -> None:
     port = free_port()
@@ -257,6 +259,7 @@ def slow_stop(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", [COMMAND, WORKER, CATCHER], ids=["serve", "worker", "catcher"])
 def test_ctrl_c_ends_the_process_without_a_traceback(
     tmp_path: Path, command: tuple[str, ...]
