@@ -28,6 +28,11 @@ Read in this order:
     backlog_limit    refuses tasks when too many are unfinished
     keep_trying      repeats a database operation until it succeeds
     engine           the operations that a database must have; engines has SQLite and PostgreSQL
+
+Most apps need only the names of this module and of `afterward.fastapi`. An app that wires the parts
+itself, as the service of this repository does, may also use `engine`, `engines`, `errors`,
+`events`, `queue`, `registry`, `retention`, `retry`, `task`, `task_log`, `unit_of_work` and
+`worker`. The other modules, and names that begin with an underscore, may change with any version.
 """
 
 from afterward.errors import (

@@ -55,6 +55,26 @@ def test_the_library_imports_nothing_of_the_service(path: Path) -> None:
     assert imports(path) == set()
 
 
+def test_service_and_examples_use_public_names_of_the_library_only() -> None:
+    """The public modules are those that the library's docstring names as such."""
+    public = {"afterward", "afterward.fastapi"}
+    docstring = ast.get_docstring(ast.parse((ROOT / "afterward" / "__init__.py").read_text())) or ""
+    last_paragraph = docstring.rpartition("\n\n")[2]
+    public |= {f"afterward.{name}" for name in re.findall(r"`(\w+)`", last_paragraph)}
+    used = [
+        (path, node.module, alias.name)
+        for path in [*SOURCES, *sorted((ROOT / "examples").glob("*.py"))]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "afterward"
+        for alias in node.names
+    ]
+
+    assert used
+    for path, module, name in used:
+        assert module in public, f"{path} imports {module}"
+        assert not name.startswith("_"), f"{path} imports {module}.{name}"
+
+
 @pytest.mark.parametrize("path", SOURCES + LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
