@@ -27,13 +27,14 @@ class BacklogLimit:
         self._unfinished = 0  # by the last count, and all tasks reserved since
         self._reserved = 0  # of these, the tasks whose commit has not ended
         self._counted_at = float("-inf")
-        self._counting = asyncio.Lock()
+        self._counting: asyncio.Lock
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def reserve(self, tasks: int) -> None:
         """Reserve a place for each task of a commit that is about to begin. Raises BacklogFull."""
         asked_at = time.monotonic()
         if self._needs_count(tasks, asked_at):
-            async with self._counting:
+            async with self._lock():
                 # Another request may have counted while this one waited for the lock.
                 if self._needs_count(tasks, asked_at):
                     await self._count_again()
@@ -41,6 +42,12 @@ class BacklogLimit:
             raise BacklogFull
         self._unfinished += tasks
         self._reserved += tasks
+
+    def _lock(self) -> asyncio.Lock:
+        """Return the lock of this event loop. After a restart the loop is another one."""
+        if self._loop is not (loop := asyncio.get_running_loop()):
+            self._loop, self._counting = loop, asyncio.Lock()
+        return self._counting
 
     def release(self, tasks: int) -> None:
         """End a reservation after the commit, whether it succeeded or failed.

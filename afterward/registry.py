@@ -32,13 +32,15 @@ class Registry(Generic[ToolsT]):
         self._kinds: dict[str, TaskKind] = {}
         for given in kinds:
             kind = given if isinstance(given, TaskKind) else TaskKind(given)
-            name = kind.function.__name__
+            name = _name_of(kind.function)
             if not asyncio.iscoroutinefunction(kind.function):
                 raise TypeError(
                     f"{name} must be `async def`; inside it, run blocking calls with "
                     "asyncio.to_thread"
                 )
-            if self._kinds.setdefault(name, kind).function is not kind.function:
+            if kind.retry is not None and not isinstance(kind.retry, RetryPolicy):
+                raise TypeError(f"{name}: retry must be a RetryPolicy")
+            if self._kinds.setdefault(name, kind) != kind:
                 raise TypeError(f"two tasks are named {name}")
 
     def __iter__(self) -> Iterator[str]:
@@ -47,8 +49,9 @@ class Registry(Generic[ToolsT]):
 
     def kind_of(self, function: Function) -> str:
         """Return the name of a function's kind. Raises TypeError if it is not in the registry."""
-        name = function.__name__
-        if name not in self._kinds or self._kinds[name].function is not function:
+        name = _name_of(function)
+        # Not `is`: each access to a method of an object makes another bound method.
+        if name not in self._kinds or self._kinds[name].function != function:
             raise TypeError(
                 f"{name} is not in the registry of tasks: add it to Afterward(tasks=[...])"
             )
@@ -62,3 +65,13 @@ class Registry(Generic[ToolsT]):
         """Return the retry policy of this kind; None if it has none of its own, or is unknown."""
         kind = self._kinds.get(name)
         return kind.retry if kind else None
+
+
+def _name_of(function: Function) -> str:
+    """Return the name under which tasks are stored. Raises TypeError for a thing without one."""
+    name = getattr(function, "__name__", None)
+    if not isinstance(name, str):
+        raise TypeError(
+            f"{function!r} has no name to be stored under: write an `async def` that calls it"
+        )
+    return name

@@ -28,7 +28,15 @@ async def remove_regularly(queue: Queue[Any], keep_seconds: float) -> None:
             log.warning("retention put off", error=str(error))
         except Exception:
             log.exception("retention failed")
+        _check_cancelled()
         await asyncio.sleep(EVERY_SECONDS)
+
+
+def _check_cancelled() -> None:
+    """Raise CancelledError if the driver of the database has turned it into an error of its own."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def remove_old(queue: Queue[Any], *, finished_before: float) -> None:

@@ -40,6 +40,13 @@ class RetryPolicy:
     give_up_after: float | None = None
     uniform: Callable[[float, float], float] = random.uniform
 
+    def __post_init__(self) -> None:
+        """Check the values. Raises ValueError, and TypeError for a value that is no number."""
+        if self.attempts < 1 or self.base < 0 or self.maximum < 0:
+            raise ValueError("attempts must be 1 or more; base and maximum 0 seconds or more")
+        if self.give_up_after is not None and self.give_up_after <= 0:
+            raise ValueError("give_up_after must be more than 0 seconds, or None")
+
     def bounds(self, now: float) -> Bounds:
         """Return the bounds of a task that is accepted, or retried by hand, at this time."""
         if self.give_up_after is None:

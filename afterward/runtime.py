@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from afterward.engine import Engine
 from afterward.engines import open_engine
+from afterward.errors import CannotStart
 from afterward.queue import Queue
 from afterward.registry import Function, Registry, TaskKind
 from afterward.retention import remove_regularly
@@ -15,6 +16,7 @@ from afterward.task_log import TaskLog
 from afterward.worker import Worker
 
 DAY_SECONDS = 24 * 3600.0
+CANCEL_SECONDS = 5.0  # a database that hangs does not hold up the stop for longer
 
 ToolsT = TypeVar("ToolsT")
 
@@ -57,6 +59,8 @@ class Afterward(Generic[ToolsT]):
         retention_days: float = 7.0,
         max_backlog: int = 1_000_000,
     ) -> None:
+        if concurrency < 0 or min(lease_seconds, timeout_seconds) <= 0:
+            raise ValueError("concurrency must be 0 or more; lease and timeout more than 0 seconds")
         engine = open_engine(database) if isinstance(database, str) else database
         self.queue: Queue[ToolsT] = Queue(engine, Registry(*tasks), retry, max_backlog=max_backlog)
         self.queue.events.subscribe(TaskLog().write)
@@ -67,6 +71,7 @@ class Afterward(Generic[ToolsT]):
         self._timeout_seconds = timeout_seconds
         self._grace_seconds = grace_seconds
         self._retention_days = retention_days
+        self._is_running = False
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[dict[str, Any]]:
@@ -87,9 +92,13 @@ class Afterward(Generic[ToolsT]):
     async def running(self) -> AsyncIterator[Queue[ToolsT]]:
         """Start the engine, retention and the worker; stop them in the opposite order.
 
-        Raises CannotStart with the reason in one line.
+        After the stop, it can be started again. Raises CannotStart with the reason in one line.
         """
+        if self._is_running:
+            raise CannotStart("this Afterward object is running already")
         async with contextlib.AsyncExitStack() as stack:
+            self._is_running = True
+            stack.callback(setattr, self, "_is_running", False)
             await self.queue.engine.start()
             stack.push_async_callback(self.queue.engine.stop)
             keep_seconds = self._retention_days * DAY_SECONDS
@@ -112,4 +121,4 @@ class Afterward(Generic[ToolsT]):
 
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.wait([task], timeout=CANCEL_SECONDS)

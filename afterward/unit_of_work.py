@@ -36,6 +36,7 @@ class UnitOfWork(Generic[ToolsT]):
         self._tasks: list[Task] = []
         self._records: list[Record] = []
         self._removed: list[Record] = []
+        self._is_open = True  # until its writes are taken for the commit
         self._batch_id: str | None = None
 
     def add_task(
@@ -51,6 +52,7 @@ class UnitOfWork(Generic[ToolsT]):
         gets a tuple as a list. Raises TypeError if the function is not in the registry, cannot be
         called like this, or an argument has no JSON form; ValueError for NaN and infinities.
         """
+        self._check_open()
         kind = self._registry.kind_of(function)
         # The call finds wrong arguments now. The body of the function runs only when awaited.
         function(cast("Context[ToolsT]", None), *args, **kwargs).close()
@@ -77,11 +79,13 @@ class UnitOfWork(Generic[ToolsT]):
 
         Raises TypeError if `body` has no JSON form, ValueError for NaN and infinities.
         """
+        self._check_open()
         to_json(body)
         self._records.append(Record(collection, self._client, record_id, body, self._now()))
 
     def remove_record(self, record: Record) -> None:
         """Collect the removal of a record. The commit raises RecordNotFound if it is gone."""
+        self._check_open()
         self._removed.append(record)
 
     def as_batch(self) -> str:
@@ -92,11 +96,20 @@ class UnitOfWork(Generic[ToolsT]):
     def collected(self, answer: Answer | None = None) -> Writes:
         """Return everything that was collected, for `Queue.commit`.
 
-        `answer` is the response to store for the request's idempotency key, if it has one.
+        `answer` is the response to store for the request's idempotency key, if it has one. After
+        this, adding to the unit of work raises RuntimeError, because it would be lost.
         """
+        self._is_open = False
         return Writes(
             tuple(self._tasks), tuple(self._records), answer, self._batch_id, tuple(self._removed)
         )
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise RuntimeError(
+                "this unit of work is already committed, so what is added now would be lost. Add "
+                "tasks before the route returns, not in BackgroundTasks or while a response streams"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,9 +102,11 @@ class Worker(Generic[ToolsT]):
         # 2. Let running tasks finish.
         if running := self._asyncio_tasks():
             await asyncio.wait(running, timeout=max(0.0, grace_ends_at - time.monotonic()))
-        # 3. Cancel the others. Each writes that its task is given back.
+        # 3. Cancel the others, except those that are writing their outcome. Each cancelled attempt
+        #    writes that its task is given back.
         for attempt in self._attempts:
-            attempt.cancel()
+            if not attempt.is_settling:
+                attempt.cancel()
         await _wait_or_cancel(self._asyncio_tasks(), within=LAST_WRITES_SECONDS)
         heartbeat.cancel()
         await _wait_or_cancel([heartbeat], within=LAST_WRITES_SECONDS)

@@ -26,7 +26,10 @@ def open_engine(url: str) -> Engine:
     if url.startswith("sqlite:///"):
         from afterward.engines.sqlite.engine import SQLite
 
-        return SQLite(Path(url.removeprefix("sqlite:///")))
+        path = url.removeprefix("sqlite:///")
+        if path in {"", ":memory:"}:
+            raise CannotStart(f"QUEUE_URL: {url} names no file, and tasks must survive a crash")
+        return SQLite(Path(path))
     if url.startswith(_POSTGRESQL):
         with _explain_missing_package():
             from afterward.engines.postgres.engine import Postgres

@@ -33,13 +33,21 @@ _NO_DURABLE_ROUTE = (
     "the app itself, set app.router.route_class = DurableRoute before you add them."
 )
 
+_NO_BODY_DIGEST = (
+    "With an Idempotency-Key, a route that reads a form or a stream must set "
+    "durable_tasks.body_digest, so that a repeated request can be recognised."
+)
+_NO_STORABLE_RESPONSE = (
+    "With an Idempotency-Key, the response is stored, so it cannot be a stream or a file."
+)
+
 
 class RequestUnitOfWork(UnitOfWork[Any]):
     """Collects the durable tasks of a request. DurableRoute commits it once the route has returned.
 
     The tasks belong to `request.state.client`, and their log lines name `request.state.request_id`,
-    where a middleware has set these. Raises RuntimeError without a queue, HTTPException 400 for a
-    malformed idempotency key.
+    where a middleware has set these to texts. Raises RuntimeError without a queue, HTTPException
+    400 for a malformed idempotency key.
     """
 
     # It keeps no reference to the request, because the request's state refers to it. In a cycle,
@@ -47,14 +55,14 @@ class RequestUnitOfWork(UnitOfWork[Any]):
     def __init__(self, request: Request) -> None:
         state = request.scope.get("state", {})
         if not isinstance(queue := state.get("queue"), Queue):
-            raise RuntimeError(_NO_QUEUE)  # noqa: TRY004 -- the state is wrong, not an argument
+            raise RuntimeError(_NO_QUEUE)  # noqa: TRY004 -- no argument
         self._queue: Queue[Any] = queue
         super().__init__(
             queue.registry,
             policy_of=queue.policy_of,
             now=queue.now,
-            request_id=state.get("request_id"),
-            client=state.get("client", ""),
+            request_id=_text(state, "request_id") or None,
+            client=_text(state, "client"),
         )
         self._key = read_key(request, self._client)
         self._retried: Task | None = None
@@ -119,6 +127,9 @@ class RequestUnitOfWork(UnitOfWork[Any]):
         return response
 
     def _set_location(self, response: Response) -> None:
+        """Add the path of the task or the batch, unless the route has set a Location of its own."""
+        if "Location" in response.headers:
+            return
         if self._batch_id is not None:
             response.headers["Location"] = f"/batches/{self._batch_id}"
         elif queued := [self._retried] if self._retried else self._tasks:
@@ -127,8 +138,19 @@ class RequestUnitOfWork(UnitOfWork[Any]):
     async def _answer(self, key: str, request: Request, response: Response) -> Answer | None:
         if response.status_code != HTTPStatus.ACCEPTED:  # only a 202 is repeated
             return None
-        body = self.body_digest or await request.body()
+        if not isinstance(getattr(response, "body", None), bytes | memoryview):
+            raise RuntimeError(_NO_STORABLE_RESPONSE)  # noqa: TRY004 -- no argument
+        try:
+            body = self.body_digest or await request.body()
+        except RuntimeError:  # Starlette's: the route has read the body as a stream, or as a form
+            raise RuntimeError(_NO_BODY_DIGEST) from None
         return answer_to_store(key, request, body, response, self._now())
+
+
+def _text(state: dict[str, Any], name: str) -> str:
+    """Return a text of the state; empty for anything else, such as an HTTP client named client."""
+    value = state.get(name)
+    return value if isinstance(value, str) else ""
 
 
 async def _unit_of_work_of(request: Request) -> RequestUnitOfWork:

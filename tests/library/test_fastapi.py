@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
-from fastapi.responses import PlainTextResponse
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    FastAPI,
+    Form,
+    HTTPException,
+    Query,
+    Request,
+    Response,
+)
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from afterward import Afterward, Context, QueueError, QueueUnavailable, Status, Task, retention
-from afterward.errors import CommitUnknown, TaskNotFound
+from afterward.errors import CannotStart, CommitUnknown, TaskNotFound
 from afterward.fastapi import DurableRoute, DurableTasks
 
 WITHIN_SECONDS = 10.0
@@ -72,6 +81,28 @@ async def retry(task_id: str, request: Request, durable_tasks: DurableTasks) -> 
 @router.post("/waits", status_code=202)
 async def wait(durable_tasks: DurableTasks) -> str:
     return durable_tasks.add_task(wait_forever).id
+
+
+@router.post("/form", status_code=202)
+async def form(recipient: Annotated[str, Form()], durable_tasks: DurableTasks) -> str:
+    return durable_tasks.add_task(send_email, recipient).id
+
+
+@router.post("/stream", status_code=202)
+async def stream(durable_tasks: DurableTasks) -> StreamingResponse:
+    durable_tasks.add_task(send_email, "ada@example.com")
+    return StreamingResponse(iter(["sent"]), 202)
+
+
+@router.post("/too-late", status_code=202)
+async def too_late(background_tasks: BackgroundTasks, durable_tasks: DurableTasks) -> None:
+    background_tasks.add_task(durable_tasks.add_task, send_email, "ada@example.com")
+
+
+@router.post("/orders/17", status_code=202)
+async def order_17(response: Response, durable_tasks: DurableTasks) -> None:
+    durable_tasks.add_task(send_email, "ada@example.com")
+    response.headers["Location"] = "/orders/17"
 
 
 class Service:
@@ -348,3 +379,121 @@ def test_finished_tasks_are_removed_after_the_retention_time(
         client.post("/orders?recipient=ada@example.com")
         until(lambda: count(service, client) == 0)
     assert service.sent == ["ada@example.com"]
+
+
+# Mistakes, and uses that are easily mistakes
+
+
+@pytest.mark.parametrize("path", ["/form", "/stream"])
+def test_a_request_that_cannot_be_repeated_works_without_a_key(
+    idle: Service, client: TestClient, path: str
+) -> None:
+    answer = client.post(path, data={"recipient": "ada@example.com"})
+    assert (answer.status_code, count(idle, client)) == (202, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"), [("/form", "must set durable_tasks.body_digest"), ("/stream", "is stored")]
+)
+def test_a_request_that_cannot_be_repeated_says_why_if_it_has_a_key(
+    idle: Service, client: TestClient, path: str, advice: str
+) -> None:
+    with pytest.raises(RuntimeError, match=advice):
+        client.post(path, data={"recipient": "ada@example.com"}, headers={"Idempotency-Key": "1"})
+    assert count(idle, client) == 0
+
+
+def test_a_task_that_is_added_after_the_commit_is_an_error(client: TestClient) -> None:
+    """It would be lost. The response has been sent by then, so the server logs the error."""
+    with pytest.raises(RuntimeError, match="already committed"):
+        client.post("/too-late")
+
+
+def test_a_location_of_the_routes_own_stays(client: TestClient) -> None:
+    assert client.post("/orders/17").headers["Location"] == "/orders/17"
+
+
+def test_one_key_and_one_path_in_two_mounted_apps_are_two_requests(idle: Service) -> None:
+    app = FastAPI(lifespan=idle.afterward.lifespan)
+    for prefix in ("/shop", "/library"):
+        mounted = FastAPI()
+        mounted.include_router(router)
+        app.mount(prefix, mounted)
+    ask = "/orders?recipient=ada@example.com"
+    with TestClient(app) as client:
+        answers = [
+            client.post(prefix + ask, headers={"Idempotency-Key": "1"})
+            for prefix in ("/shop", "/shop", "/library")
+        ]
+    assert [answer.status_code for answer in answers] == [202, 202, 422]
+    assert answers[1].headers["Idempotency-Replay"] == "true"
+
+
+def test_a_state_with_an_http_client_named_client_is_no_mistake(idle: Service) -> None:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with idle.afterward.lifespan(app) as state:
+            yield {**state, "client": object()}
+
+    app = FastAPI(lifespan=lifespan)
+    app.include_router(router)
+    with TestClient(app) as client:
+        task_id = client.post("/orders?recipient=ada@example.com").json()
+        assert idle.read(client, task_id).client == ""
+
+
+# Start and stop
+
+
+def test_an_app_can_be_started_again(tmp_path: Path) -> None:
+    """As tests do with `with TestClient(app)`, each time in an event loop of its own."""
+    service = Service(tmp_path)
+    for mails in (1, 2):
+        with TestClient(service.app) as client:
+            client.post("/orders?recipient=ada@example.com")
+            until(lambda mails=mails: len(service.sent) == mails)
+
+
+def test_an_app_on_postgresql_can_be_started_again(database_url: str) -> None:
+    sent: list[str] = []
+    afterward = Afterward(database_url, tasks=[send_email], tools=sent)
+    app = FastAPI(lifespan=afterward.lifespan)
+    app.include_router(router)
+    for mails in (1, 2):
+        with TestClient(app) as client:
+            client.post("/orders?recipient=ada@example.com")
+            until(lambda mails=mails: len(sent) == mails)
+
+
+@pytest.mark.anyio
+async def test_what_runs_is_not_started_twice(idle: Service) -> None:
+    async with idle.afterward.running():
+        with pytest.raises(CannotStart, match="running already"):
+            async with idle.afterward.running():
+                pass
+
+
+@pytest.mark.anyio
+async def test_a_queue_that_does_not_run_refuses(idle: Service) -> None:
+    durable_tasks = idle.afterward.queue.collect()
+    durable_tasks.add_task(send_email, "ada@example.com")
+    with pytest.raises(QueueUnavailable, match="not running"):
+        await idle.afterward.queue.commit(durable_tasks.collected())
+    async with idle.afterward.running():
+        pass
+    with pytest.raises(QueueUnavailable, match="not running"):
+        await idle.afterward.queue.engine.get("1")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"concurrency": -1}, {"lease_seconds": 0.0}, {"timeout_seconds": 0.0}]
+)
+def test_wrong_settings_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="more than 0 seconds"):
+        Service(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("url", ["sqlite:///", "sqlite:///:memory:"])
+def test_a_url_without_a_file_is_refused(url: str) -> None:
+    with pytest.raises(CannotStart, match="names no file"):
+        Afterward[None](url, tasks=[])

@@ -50,3 +50,25 @@ async def test_an_error_is_logged_and_the_next_round_tries_again(
         with contextlib.suppress(asyncio.CancelledError):
             await rounds
     assert [line["event"] for line in lines] == ["retention put off", "retention failed"]
+
+
+async def test_a_cancellation_that_the_driver_hides_ends_it(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver may turn the cancellation into a timeout of its own."""
+    asked = asyncio.Event()
+
+    async def purge(**_: object) -> int:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise QueueUnavailable from None
+        return 0
+
+    monkeypatch.setattr(engine, "purge", purge, raising=False)
+    rounds = asyncio.create_task(remove_regularly(queue_of(engine, now=clock), DAY))
+    await asyncio.wait_for(asked.wait(), 5)
+    rounds.cancel()
+    await asyncio.wait([rounds], timeout=5)
+    assert rounds.cancelled()

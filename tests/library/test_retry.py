@@ -1,6 +1,7 @@
 """The retry policy: whether a failed task is tried again, and when."""
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -115,3 +116,13 @@ def test_a_task_bounded_by_time_survives_a_few_unexpected_errors_only(
     at = FOUR_DAYS.next_attempt_at(by_time(attempt, errors=errors), error, NOW)
     assert (at is None) == (errors + 1 >= 8)
     assert FOUR_DAYS.next_attempt_at(by_time(attempt, errors=errors), OUTSIDE[0], NOW) is not None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"attempts": 0}, {"base": -1.0}, {"maximum": -1.0}, {"give_up_after": 0.0}],
+    ids=str,
+)
+def test_a_policy_refuses_wrong_values(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        RetryPolicy(**values)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterward.registry import Registry, TaskKind
+from afterward.retry import RetryPolicy
 from afterward.task import Answer, Record, Status, Writes, new_id
 from afterward.unit_of_work import Context, UnitOfWork
 from tests.library.support import LONGEST_WAITS, NO_WAITS, NOW, Clock
@@ -141,6 +142,36 @@ def test_a_registry_refuses_a_function_that_would_block() -> None:
 
     with pytest.raises(TypeError, match="blocking must be `async def`"):
         Registry(blocking)  # type: ignore[arg-type]
+
+
+class Mailer:
+    """An object whose methods may be tasks."""
+
+    async def send(self, _: Context[None]) -> None:
+        """Be a task."""
+
+    async def __call__(self, _: Context[None]) -> None:
+        """Be called, without a name."""
+
+
+def test_a_method_of_an_object_may_be_a_task() -> None:
+    mailer = Mailer()
+    assert Registry[None](mailer.send).kind_of(mailer.send) == "send"
+
+
+def test_a_registry_refuses_a_function_without_a_name() -> None:
+    with pytest.raises(TypeError, match="has no name to be stored under"):
+        Registry[None](Mailer())
+
+
+def test_a_registry_refuses_two_policies_for_one_function() -> None:
+    with pytest.raises(TypeError, match="two tasks are named greet"):
+        Registry[None](greet, TaskKind(greet, retry=RetryPolicy()))
+
+
+def test_a_registry_refuses_what_is_no_policy() -> None:
+    with pytest.raises(TypeError, match="greet: retry must be a RetryPolicy"):
+        Registry[None](TaskKind(greet, retry=3))  # type: ignore[arg-type]
 
 
 def test_a_registry_finds_a_function_by_its_name() -> None:

@@ -46,7 +46,11 @@ class Postgres(Engine):
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._pool = Pool(url)
+        self._make_parts()
+
+    def _make_parts(self) -> None:
+        """Make the parts that belong to one event loop."""
+        self._pool = Pool(self._url)
         self._put = Batcher(self._put_all)
         self._settle = Batcher(self._settle_all)
         self._tasks_added = asyncio.Event()
@@ -55,11 +59,12 @@ class Postgres(Engine):
         self._held: dict[tuple[str, int], Task] = {}
         self._event_relay = EventRelay(self._notify, self.get)
         self._listener = ListeningConnection(
-            lambda: asyncpg.connect(**connection_options(url)),
+            lambda: asyncpg.connect(**connection_options(self._url)),
             on_gap=self._tasks_added.set,
         )
 
     async def start(self) -> None:
+        self._make_parts()
         connection = await connect(self._url)
         try:
             await check(connection)

@@ -29,9 +29,10 @@ class SQLite(Engine):
         self._path = path
         self._lock: int
         self._commits = GroupCommit(lambda: open_database(path))
-        self._tasks_added = asyncio.Event()
+        self._tasks_added: asyncio.Event
 
     async def start(self) -> None:
+        self._tasks_added = asyncio.Event()
         self._lock = lock(self._path)
         try:
             await self._commits.start()

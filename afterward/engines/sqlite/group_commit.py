@@ -87,18 +87,22 @@ class GroupCommit:
         self._connect = connect
         self._waiting: list[_Request] = []
         self._committing = False  # True from the first request of a group to its results
-        self._groups: queue.SimpleQueue[list[_Request]] = queue.SimpleQueue()
-        self._thread = threading.Thread(
-            target=self._commit_groups, name="queue-commits", daemon=True
-        )
+        self._is_open = False
+        self._groups: queue.SimpleQueue[list[_Request]]
+        self._thread: threading.Thread
         self._opened: asyncio.Future[None]
 
     async def start(self) -> None:
         """Start the thread, and open the connection. Raises the error of `connect`."""
         self._loop = asyncio.get_running_loop()
         self._opened = self._loop.create_future()
+        self._groups = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._commit_groups, name="queue-commits", daemon=True
+        )
         self._thread.start()
         await self._opened
+        self._is_open = True
 
     async def stop(self) -> bool:
         """Finish the operations that are waiting, and close the connection.
@@ -109,6 +113,7 @@ class GroupCommit:
         # The groups are committed in order, so an empty operation ends after all others.
         last = asyncio.ensure_future(self.run(lambda _: None))
         ended, _ = await asyncio.wait([last], timeout=CLOSE_SECONDS)
+        self._is_open = False
         self._groups.put([])  # an empty group ends the thread
         if not ended:
             last.cancel()
@@ -149,6 +154,8 @@ class GroupCommit:
     async def _enqueue(
         self, operation: BulkOperation[ItemT, ResultT], item: ItemT, *, is_mergeable: bool
     ) -> ResultT:
+        if not self._is_open:
+            raise QueueUnavailable("The queue is not running.")
         future: asyncio.Future[ResultT] = self._loop.create_future()
         self._waiting.append(_Request(operation, item, future, is_mergeable))
         # While a commit is under way, `_deliver` starts the next one.
