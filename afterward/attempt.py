@@ -130,9 +130,10 @@ class Attempt(Generic[ToolsT]):
                 raise TimeoutError("an earlier attempt of this task does not end")
 
     def _ended_with(self, error: BaseException) -> _Ended:
-        # Only this worker cancels the asyncio task from outside, because it stops or has lost the
-        # task to another worker. Then the attempt is given back, whatever error the function made
-        # of the cancellation. A function that raises CancelledError of its own has failed.
+        # `cancelling` counts the calls of `cancel`. Only this worker calls it: if it stops, or has
+        # lost the task to another worker. Then the attempt is given back, even if the function
+        # turned the cancellation into another error. A function that raises a CancelledError of its
+        # own has failed.
         called_off = self.asyncio_task.cancelling() > 0
         service_is_back = self._pauses.end(self.task, self._permit, error, called_off=called_off)
         if called_off:

@@ -54,7 +54,7 @@ class UnitOfWork(Generic[ToolsT]):
         """
         self._check_open()
         kind = self._registry.kind_of(function)
-        # The call finds wrong arguments now. The body of the function runs only when awaited.
+        # Calling an async function checks its arguments and runs nothing. The coroutine is closed.
         function(cast("Context[ToolsT]", None), *args, **kwargs).close()
         arguments = _encode_arguments(kind, function, args, kwargs)
         now = self._now()

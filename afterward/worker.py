@@ -18,7 +18,7 @@ The loop that claims does not wait for the tasks that it starts. With 10 slots a
 goes on with the other 6 slots.
 
 If the worker crashes between claim and settle, its leases expire. The next claim of any worker then
-re-queues its tasks, and they run again. So each accepted task runs at least once.
+re-queues its tasks, and they run again. So no claimed task is lost, and a task may run twice.
 
 This module has the loop and the slots. `attempt` runs and settles one task, `heartbeat` extends the
 leases, `pauses` tells which kinds of tasks may be claimed.
@@ -118,7 +118,7 @@ class Worker(Generic[ToolsT]):
 
     @property
     def is_busy(self) -> bool:
-        """Whether tasks begin and end just now, and do not all wait for something slow."""
+        """Whether a task began or ended within QUIET_SECONDS, so that requests must take turns."""
         return time.monotonic() - self._last_step_at < QUIET_SECONDS
 
     # Claim
@@ -156,8 +156,8 @@ class Worker(Generic[ToolsT]):
         claimed = 0
         for kind in self._pauses.kinds(Admits.ONE):
             claimed += await self._claim([kind], at_most=1)
-        # 2. Tasks of the kinds without a pause take the other slots. Without any such kind, the
-        #    claim re-queues the tasks of crashed workers all the same.
+        # 2. Tasks of the kinds without a pause take the other slots. Even if every kind is paused,
+        #    this claim is made, because it also re-queues the tasks of crashed workers.
         claimed += await self._claim(self._pauses.kinds(Admits.ALL), at_most=self._concurrency)
         return claimed > 0
 
@@ -165,15 +165,15 @@ class Worker(Generic[ToolsT]):
         """Claim due tasks of these kinds, and begin them. Return how many tasks changed.
 
         With 10 slots, of which 4 have running tasks and 2 have tasks that are settling, it claims
-        up to 6. The slots of the 2 count as free, because on SQLite the claim and the settlements
-        then share one commit. See `_begin`, which waits for them.
+        up to 6. The slots of the 2 count as free already, so that on SQLite the claim shares one
+        commit with their outcomes. `_begin` waits until they are really free.
         """
         running = sum(not attempt.is_settling for attempt in self._attempts)
         free = self._concurrency - running
         if free <= 0:
             return 0
         # Of the tasks that ran when a worker crashed, one may be the cause. They run one at a time:
-        # together they would all be in the next crash, and fail with it in the third.
+        # if they ran together, each crash would count for all, and all would fail after the third.
         has_suspect = any(attempt.is_suspect for attempt in self._attempts)
         claim = await self._queue.engine.claim(
             self.owner,
@@ -195,8 +195,8 @@ class Worker(Generic[ToolsT]):
     async def _begin(self, task: Task) -> None:
         """Begin an attempt once a slot is free.
 
-        A task that is settling keeps its slot until its outcome is on disk. So never more than
-        `concurrency` tasks run again after a crash.
+        A task that is settling keeps its slot until its outcome is on disk. So if the process dies
+        now, at most `concurrency` tasks have run whose outcome is not on disk.
         """
         while len(self._attempts) >= self._concurrency and not self._stopping.is_set():
             self._slot_free.clear()

@@ -72,7 +72,7 @@ def _route_path(scope: Scope) -> str:
 
     In ASGI the `path` begins with the `root_path`.
     """
-    # Starlette's Mount adds its path to the `root_path`. That part belongs to the address, because
-    # the same path in two mounted apps means two things.
+    # Starlette's Mount adds its path to the `root_path`. The mounted app's path stays, because the
+    # same path in two mounted apps means two things; only the proxy's prefix is removed.
     prefix = scope.get("app_root_path", scope.get("root_path", ""))
     return scope["path"].removeprefix(prefix)  # type: ignore[no-any-return]

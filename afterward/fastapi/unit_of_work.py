@@ -19,8 +19,8 @@ from afterward.queue import Queue
 from afterward.task import Answer, Task
 from afterward.unit_of_work import UnitOfWork
 
-# After each of these errors of a commit it is certain that nothing was written. The exception is
-# CommitUnknown, which is a QueueUnavailable too.
+# Except for CommitUnknown, which is a QueueUnavailable, these errors of a commit say that nothing
+# was written.
 _NOTHING_WRITTEN = (QueueUnavailable, RecordNotFound, TaskNotFound, TaskNotGivenUp)
 
 _NO_QUEUE = (
@@ -50,8 +50,8 @@ class RequestUnitOfWork(UnitOfWork[Any]):
     400 for a malformed idempotency key.
     """
 
-    # It keeps no reference to the request, because the request's state refers to it. In a cycle,
-    # each request would live until the garbage collector runs.
+    # This object keeps no reference to the request, because the request's state already refers to
+    # this object. In such a cycle, each request would live until the garbage collector runs.
     def __init__(self, request: Request) -> None:
         state = request.scope.get("state", {})
         if not isinstance(queue := state.get("queue"), Queue):
@@ -148,7 +148,7 @@ class RequestUnitOfWork(UnitOfWork[Any]):
 
 
 def _text(state: dict[str, Any], name: str) -> str:
-    """Return a text of the state; empty for anything else, such as an HTTP client named client."""
+    """Return a text of the state, else "": apps often keep an HTTP client in `state.client`."""
     value = state.get(name)
     return value if isinstance(value, str) else ""
 

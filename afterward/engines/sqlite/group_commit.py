@@ -133,7 +133,7 @@ class GroupCommit:
             try:
                 return [operation(connection)]
             except QueueError as error:
-                # An operation that wrote nothing has refused, for example with TaskNotFound. Its
+                # An operation that raised before it wrote only refuses, as with TaskNotFound. Its
                 # error is a result like any other. It must not abort the shared transaction.
                 if connection.total_changes != changes:
                     raise
