@@ -145,7 +145,13 @@ class Attempt(Generic[ToolsT]):
     def _outcome_of_failure(self, error: BaseException) -> Outcome:
         task, policy = self.task, self._queue.policy_of(self.task.kind)
         resumes_at = self._pauses.resumes_at(task.kind) if self.found_outage else None
-        due_at = policy.next_attempt_at(task, error, self._queue.now(), resumes_at=resumes_at)
+        due_at: float | None = None
+        try:
+            due_at = policy.next_attempt_at(task, error, self._queue.now(), resumes_at=resumes_at)
+        except Exception:
+            # The outcome must be written all the same: without one, the task would stay running
+            # until this process ends.
+            log.exception("the retry policy fails, so the task fails", kind=task.kind)
         return Outcome(
             Status.FAILED if due_at is None else Status.RETRYING,
             due_at=due_at,

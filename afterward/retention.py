@@ -28,12 +28,15 @@ async def remove_regularly(queue: Queue[Any], keep_seconds: float) -> None:
             log.warning("retention put off", error=str(error))
         except Exception:
             log.exception("retention failed")
-        _check_cancelled()
+        raise_if_cancelled()
         await asyncio.sleep(EVERY_SECONDS)
 
 
-def _check_cancelled() -> None:
-    """Raise CancelledError if the driver of the database has turned it into an error of its own."""
+def raise_if_cancelled() -> None:
+    """Raise CancelledError if the driver of the database has turned it into an error of its own.
+
+    A loop that logs errors and goes on calls this, because it would not end otherwise.
+    """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

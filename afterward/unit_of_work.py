@@ -90,6 +90,7 @@ class UnitOfWork(Generic[ToolsT]):
 
     def as_batch(self) -> str:
         """Make all tasks of this unit of work one batch. Returns the id of the batch."""
+        self._check_open()
         self._batch_id = new_id(self._now())
         return self._batch_id
 

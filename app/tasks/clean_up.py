@@ -7,7 +7,7 @@ import structlog
 
 from afterward.errors import QueueError
 from afterward.queue import Queue
-from afterward.retention import remove_old
+from afterward.retention import raise_if_cancelled, remove_old
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
 from app.uploads.store import Store, StoreError
@@ -50,3 +50,4 @@ async def _run_step(step: Awaitable[object]) -> None:
         log.warning("clean-up put off", error=str(error))
     except Exception:
         log.exception("clean-up failed")
+    raise_if_cancelled()

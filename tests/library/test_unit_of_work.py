@@ -61,6 +61,20 @@ def test_the_collected_tasks_can_be_made_a_batch(durable_tasks: UnitOfWork[None]
     assert durable_tasks.collected() == Writes((task,), batch_id=batch_id)
 
 
+def test_what_is_added_after_the_commit_is_refused(durable_tasks: UnitOfWork[None]) -> None:
+    """It would be lost."""
+    record = Record("uploads", "", "1", {}, NOW)
+    durable_tasks.collected()
+    for add in (
+        lambda: durable_tasks.add_task(greet, "Ada"),
+        lambda: durable_tasks.add_record("uploads", "1", {}),
+        lambda: durable_tasks.remove_record(record),
+        durable_tasks.as_batch,
+    ):
+        with pytest.raises(RuntimeError, match="already committed"):
+            add()
+
+
 def test_a_type_checker_sees_a_wrong_argument(durable_tasks: UnitOfWork[None]) -> None:
     """Here mypy is the test: it reports an `ignore` that hides no error."""
     durable_tasks.add_task(greet, 5)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from afterward import keep_trying as keep_trying_module
 from afterward import worker as worker_module
@@ -91,6 +92,25 @@ async def test_a_task_s_context_has_the_task_and_the_tools(engine: Engine, clock
     await queue.commit(durable_tasks.collected())
     await Worker(queue, "a hammer").run_until_idle()
     assert seen == [(task.id, 1, "a hammer")]
+
+
+async def test_a_task_fails_if_its_retry_policy_does(engine: Engine, clock: Clock) -> None:
+    """Otherwise it would stay running until the process ends."""
+
+    def fail(_: float, __: float) -> float:
+        raise OSError("no random numbers")
+
+    async def raise_an_error(_: Context[None]) -> None:
+        raise ValueError("the task's own error")
+
+    policy = replace(LONGEST_WAITS, uniform=fail)
+    queue = queue_of(engine, raise_an_error, now=clock, policy=policy)
+    with capture_logs() as lines:
+        task = await after_a_run(queue, await promise(queue, raise_an_error))
+    assert task.status is Status.FAILED
+    assert error_of(task)["detail"] == "the task's own error"
+    events = [line["event"] for line in lines if line["log_level"] == "error"]
+    assert events == ["the retry policy fails, so the task fails"]
 
 
 async def test_events_are_published_in_order(engine: Engine, clock: Clock) -> None:

@@ -197,3 +197,28 @@ async def test_a_postponed_step_is_done_at_the_next_clean_up(
                 await asyncio.sleep(0.01)
         cleaning.cancel()
     assert [line["event"] for line in lines].count("clean-up put off") == 2
+
+
+async def test_a_cancellation_that_the_driver_hides_ends_the_clean_up(
+    queue: Queue[Tools],
+    uploads: LocalStore,
+    pending: PendingUploads,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The driver of a database may turn the cancellation into a timeout of its own."""
+    asked = asyncio.Event()
+
+    async def purge(**_: object) -> int:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise QueueUnavailable from None
+        return 0
+
+    monkeypatch.setattr(queue.engine, "purge", purge)
+    cleaning = asyncio.create_task(clean_up_regularly(queue, uploads, pending, 7))
+    await asyncio.wait_for(asked.wait(), PATIENCE)
+    cleaning.cancel()
+    await asyncio.wait([cleaning], timeout=PATIENCE)
+    assert cleaning.cancelled()
