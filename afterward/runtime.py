@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 from afterward.engine import Engine
 from afterward.engines import open_engine
@@ -18,7 +18,14 @@ from afterward.worker import Worker
 DAY_SECONDS = 24 * 3600.0
 CANCEL_SECONDS = 5.0  # a database that hangs does not hold up the stop for longer
 
-ToolsT = TypeVar("ToolsT")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    ToolsT = TypeVar("ToolsT", default=None)  # typing has no defaults before Python 3.13
+else:
+    from typing import TypeVar
+
+    ToolsT = TypeVar("ToolsT")
 
 
 class Afterward(Generic[ToolsT]):

@@ -38,7 +38,7 @@ async def send_email(_: Context[None], recipient: str) -> None:
     print(f"sent to {recipient}")
 
 
-afterward = Afterward[None](
+afterward = Afterward(
     "sqlite:///queue.db", tasks=[TaskKind(send_email, RetryPolicy(give_up_after=FOUR_DAYS))]
 )
 app = FastAPI(lifespan=afterward.lifespan)

@@ -55,7 +55,7 @@ async def send_email(_: Context[None], recipient: str, subject: str) -> None:
     print(f"sent to {recipient}: {subject}")
 
 
-afterward = Afterward[None](URL, tasks=[send_email], lease_seconds=5)
+afterward = Afterward(URL, tasks=[send_email], lease_seconds=5)
 invoices = sqlite3.connect("invoices.db")
 invoices.executescript("""
     CREATE TABLE IF NOT EXISTS invoices (id INTEGER PRIMARY KEY, email TEXT);

@@ -485,6 +485,13 @@ async def test_a_queue_that_does_not_run_refuses(idle: Service) -> None:
         await idle.afterward.queue.engine.get("1")
 
 
+@pytest.mark.anyio
+async def test_a_queue_on_postgresql_that_does_not_run_refuses(database_url: str) -> None:
+    queue = Afterward(database_url, tasks=[send_email]).queue
+    with pytest.raises(QueueUnavailable, match="not running"):
+        await queue.engine.get("1")
+
+
 @pytest.mark.parametrize(
     "settings", [{"concurrency": -1}, {"lease_seconds": 0.0}, {"timeout_seconds": 0.0}]
 )

@@ -297,7 +297,7 @@ async def test_the_outcome_of_a_commit_is_unknown_if_its_connection_breaks(
 
 
 async def test_a_put_without_a_connection_has_a_known_outcome(engine: Engine) -> None:
-    engine._pool._connections.terminate()
+    engine._pool._opened().terminate()
     with pytest.raises(QueueUnavailable) as error:
         await put(engine, a_task())
     assert error.type is QueueUnavailable
@@ -377,7 +377,7 @@ async def test_a_stop_does_not_wait_for_ever_for_a_connection_in_use(
     monkeypatch.setattr(postgres_connections, "CLOSE_SECONDS", 0.1)
     async with asyncio.timeout(5):
         async with opened(database_url) as engine:
-            await engine._pool._connections.acquire()
+            await engine._pool._opened().acquire()
 
 
 # Events of other processes

@@ -147,7 +147,7 @@ class Pool:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._connections: asyncpg.Pool[Any]
+        self._connections: asyncpg.Pool[Any] | None = None
         self.outages = Outages(QueueUnavailable)
 
     async def open(self) -> None:
@@ -163,15 +163,15 @@ class Pool:
         """Close the connections, at the latest after CLOSE_SECONDS."""
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                await self._connections.close()
+                await self._opened().close()
         except (TimeoutError, *DATABASE_ERRORS):
-            self._connections.terminate()
+            self._opened().terminate()
 
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
         """Lend a connection, on which each statement is a transaction of its own."""
         with self.outages.watch(), _translate_errors() as commit:
-            async with self._connections.acquire(timeout=CONNECT_SECONDS) as session:
+            async with self._opened().acquire(timeout=CONNECT_SECONDS) as session:
                 commit.may_be_sent = True
                 yield session
 
@@ -180,11 +180,16 @@ class Pool:
         """Lend a connection in a transaction, which is committed when the block ends."""
         with self.outages.watch(), _translate_errors() as commit:
             async with (
-                self._connections.acquire(timeout=CONNECT_SECONDS) as session,
+                self._opened().acquire(timeout=CONNECT_SECONDS) as session,
                 session.transaction(),
             ):
                 yield session
                 commit.may_be_sent = True
+
+    def _opened(self) -> "asyncpg.Pool[Any]":
+        if self._connections is None:
+            raise QueueUnavailable("The queue is not running.")
+        return self._connections
 
 
 async def _skip_reset(_: Session) -> None:
