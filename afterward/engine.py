@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from afterward.events import Event, Subscriber
+from afterward.filter import FailureGroup, TaskFilter
 from afterward.task import Backlog, Claim, Outcome, Record, Status, Task, Writes
 
 
@@ -58,19 +59,25 @@ class Engine(Protocol):
     @abstractmethod
     async def list_tasks(
         self,
+        wanted: TaskFilter,
         *,
-        client: str,
-        status: Status | None,
-        kind: str | None,
-        after: str | None,
+        after: str | None = None,
         limit: int,
     ) -> list[Task]:
-        """Return up to `limit` tasks of a client, newest first: in descending order of their ids.
+        """Return up to `limit` of the wanted tasks, newest first: in descending order of their ids.
 
-        `status` and `kind` select tasks, unless they are None. `after` is the last id of the
-        previous page. The list continues with the next older id, even if retention has removed the
-        task `after` in the meantime.
+        Their `history` is None here. `after` is the last id of the previous page. The list
+        continues with the next older id, even if retention has removed the task `after` in the
+        meantime.
         """
+
+    @abstractmethod
+    async def count_tasks(self, wanted: TaskFilter) -> int:
+        """Return the number of tasks that match."""
+
+    @abstractmethod
+    async def count_failures(self, client: str) -> list[FailureGroup]:
+        """Return the groups of a client's failed tasks, the largest first."""
 
     @abstractmethod
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
@@ -175,8 +182,18 @@ class Engine(Protocol):
         """Return when tasks may have been added, but after `at_most` seconds in any case."""
 
     @abstractmethod
-    async def purge(self, *, finished_before: float, answered_before: float, limit: int) -> int:
-        """Remove old tasks and old answers, at most `limit` of each, and return their number."""
+    async def purge(
+        self,
+        *,
+        finished_before: float,
+        failed_before: float,
+        answered_before: float,
+        limit: int,
+    ) -> int:
+        """Remove old tasks and old answers, at most `limit` of each, and return their number.
+
+        Tasks that ended before `finished_before` are removed, failed ones before `failed_before`.
+        """
 
     # Records: documents that are stored beside the tasks
 

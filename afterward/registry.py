@@ -1,10 +1,12 @@
 """The registry: the functions that may run as durable tasks, and their retry policies."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+import inspect
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
+from afterward.filter import storable_about
 from afterward.retry import RetryPolicy
 
 ToolsT = TypeVar("ToolsT")
@@ -14,10 +16,15 @@ Function = Callable[..., Coroutine[Any, Any, Any]]
 
 @dataclass(frozen=True, slots=True)
 class TaskKind:
-    """A function of durable tasks, with a retry policy of its own instead of the queue's."""
+    """A function of durable tasks, with a retry policy of its own instead of the queue's.
+
+    `about` names a parameter of the function. Its value is stored with each task, so that people
+    find the tasks that are about it: all mails to a recipient, all tasks of an upload.
+    """
 
     function: Function
     retry: RetryPolicy | None = None
+    about: str | None = None
 
 
 class Registry(Generic[ToolsT]):
@@ -30,6 +37,7 @@ class Registry(Generic[ToolsT]):
 
     def __init__(self, *kinds: Function | TaskKind) -> None:
         self._kinds: dict[str, TaskKind] = {}
+        self._positions: dict[str, int] = {}  # of the parameter `about`, for the kinds that have it
         for given in kinds:
             kind = given if isinstance(given, TaskKind) else TaskKind(given)
             name = _name_of(kind.function)
@@ -40,6 +48,12 @@ class Registry(Generic[ToolsT]):
                 )
             if kind.retry is not None and not isinstance(kind.retry, RetryPolicy):
                 raise TypeError(f"{name}: retry must be a RetryPolicy")
+            if kind.about is not None:
+                parameters = list(inspect.signature(kind.function).parameters)
+                if kind.about not in parameters[1:]:
+                    raise TypeError(f"{name} has no parameter `{kind.about}` for `about`")
+                # Among the arguments behind the Context.
+                self._positions[name] = parameters.index(kind.about) - 1
             if self._kinds.setdefault(name, kind) != kind:
                 raise TypeError(f"two tasks are named {name}")
 
@@ -60,6 +74,15 @@ class Registry(Generic[ToolsT]):
     def function(self, name: str) -> Function:
         """Return the function of this kind. Raises KeyError if there is none."""
         return self._kinds[name].function
+
+    def about(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """Return the text to store as `about` for a call of this kind, or None."""
+        position = self._positions.get(name)
+        if position is None:
+            return None
+        parameter = self._kinds[name].about
+        value = args[position] if position < len(args) else kwargs.get(cast(str, parameter))
+        return storable_about(value)
 
     def policy(self, name: str) -> RetryPolicy | None:
         """Return the retry policy of this kind; None if it has none of its own, or is unknown."""

@@ -15,15 +15,22 @@ AT_ONCE = 500  # rows removed in one transaction, so that requests wait only bri
 log = structlog.get_logger(__name__)
 
 
-async def remove_regularly(queue: Queue[Any], keep_seconds: float) -> None:
+async def remove_regularly(
+    queue: Queue[Any], keep_seconds: float, keep_failed_seconds: float
+) -> None:
     """Remove old tasks and responses every ten seconds, until cancelled.
 
-    `keep_seconds` is the time that a finished task stays. Errors are logged, and the next round
-    tries again.
+    A finished task stays for `keep_seconds`, a failed one for `keep_failed_seconds`. Errors
+    are logged, and the next round tries again.
     """
     while True:
         try:
-            await remove_old(queue, finished_before=queue.now() - keep_seconds)
+            now = queue.now()
+            await remove_old(
+                queue,
+                finished_before=now - keep_seconds,
+                failed_before=now - keep_failed_seconds,
+            )
         except QueueError as error:
             log.warning("retention put off", error=str(error))
         except Exception:
@@ -42,15 +49,18 @@ def raise_if_cancelled() -> None:
         raise asyncio.CancelledError
 
 
-async def remove_old(queue: Queue[Any], *, finished_before: float) -> None:
-    """Remove the tasks that finished before this time, and responses that are older than a day.
+async def remove_old(queue: Queue[Any], *, finished_before: float, failed_before: float) -> None:
+    """Remove the tasks that ended before these times, and responses that are older than a day.
 
-    `finished_before` is in seconds since the epoch. Raises QueueUnavailable.
+    The times are in seconds since the epoch. Raises QueueUnavailable.
     """
     answered_before = queue.now() - ANSWERS_LIVE_SECONDS
     removed = 0
     while purged := await queue.engine.purge(
-        finished_before=finished_before, answered_before=answered_before, limit=AT_ONCE
+        finished_before=finished_before,
+        failed_before=failed_before,
+        answered_before=answered_before,
+        limit=AT_ONCE,
     ):
         removed += purged
     if removed:

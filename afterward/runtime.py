@@ -47,7 +47,8 @@ class Afterward(Generic[ToolsT]):
     their own run the tasks. `lease_seconds` is the time after which a crashed worker's tasks run
     again. One attempt may take `timeout_seconds`. When the app stops, running tasks have
     `grace_seconds` to finish; after that they are given back, and run again later. Finished tasks
-    are removed after `retention_days`. With `max_backlog` unfinished tasks, new ones are refused.
+    are removed after `retention_days`, failed ones after `retention_failed_days`. With
+    `max_backlog` unfinished tasks, new ones are refused.
 
     Without further settings, each change of a task is a log line, and failures are errors there.
     """
@@ -64,6 +65,7 @@ class Afterward(Generic[ToolsT]):
         timeout_seconds: float = 900.0,
         grace_seconds: float = 10.0,
         retention_days: float = 7.0,
+        retention_failed_days: float = 30.0,
         max_backlog: int = 1_000_000,
     ) -> None:
         if concurrency < 0 or min(lease_seconds, timeout_seconds) <= 0:
@@ -77,7 +79,7 @@ class Afterward(Generic[ToolsT]):
         self._lease_seconds = lease_seconds
         self._timeout_seconds = timeout_seconds
         self._grace_seconds = grace_seconds
-        self._retention_days = retention_days
+        self._retention = retention_days * DAY_SECONDS, retention_failed_days * DAY_SECONDS
         self._is_running = False
 
     @contextlib.asynccontextmanager
@@ -108,9 +110,8 @@ class Afterward(Generic[ToolsT]):
             stack.callback(setattr, self, "_is_running", False)
             await self.queue.engine.start()
             stack.push_async_callback(self.queue.engine.stop)
-            keep_seconds = self._retention_days * DAY_SECONDS
             retention = asyncio.create_task(
-                remove_regularly(self.queue, keep_seconds), name="retention"
+                remove_regularly(self.queue, *self._retention), name="retention"
             )
             stack.push_async_callback(_cancel, retention)
             if self._concurrency:

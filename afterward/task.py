@@ -37,18 +37,21 @@ class Task:
     max_attempts: int | None = None  # None where time is the bound
     gives_up_at: float | None = None  # None where attempts are the bound
     request_id: str | None = None
+    about: str | None = None  # the value that people search for, such as a mail's recipient
+    batch_id: str | None = None  # the same for all tasks of a batch
     client: str = ""  # the owner; empty if the service has no API keys
     status: Status = Status.QUEUED
     attempts: int = 0  # counted at the claim, before the function runs
     errors: int = 0  # attempts that ended in an error that is neither temporary nor permanent
     crashes: int = 0  # attempts in a row in which the worker crashed
     claims: int = 0  # all claims so far: the fencing token
-    owner: str | None = None  # the worker that runs it
-    started_at: float | None = None
+    owner: str | None = None  # the worker that runs it, or ran its latest attempt
+    started_at: float | None = None  # of its latest attempt
     finished_at: float | None = None
     progress: float | None = None
     result: str | None = None  # JSON
     error: str | None = None  # JSON: {"type", "detail", ...}
+    history: str | None = None  # JSON: its failed attempts, see afterward.history
 
     @property
     def next_attempt_at(self) -> float | None:
@@ -91,7 +94,6 @@ class Writes:
     tasks: tuple[Task, ...] = ()
     records: tuple[Record, ...] = ()
     answer: Answer | None = None
-    batch_id: str | None = None  # of all the tasks, if they form a batch
     removed: tuple[Record, ...] = ()
 
 
@@ -116,6 +118,11 @@ class Outcome:
     counts: bool = True  # False: the worker stopped, and the attempt is not counted
     unexpected: bool = False  # see retry.is_unexpected
     follow_ups: Writes = field(default_factory=Writes)
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the attempt failed, and belongs into the history of the task."""
+        return self.counts and self.error is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +172,12 @@ def new_id(now: float) -> str:
     high, low = random_bits >> 62 << 64, random_bits & (1 << 62) - 1
     digits = f"{milliseconds << 80 | version | high | variant | low:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def lowest_id(at: float) -> str:
+    """Return an id that no id made by `new_id` at this time, or later, is below."""
+    digits = f"{max(0, int(at * 1000)):012x}"
+    return f"{digits[:8]}-{digits[8:]}-0000-0000-000000000000"
 
 
 def to_json(value: object) -> str:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from afterward.registry import Function, Registry
@@ -64,6 +64,8 @@ class UnitOfWork(Generic[ToolsT]):
             kind=kind,
             arguments=arguments,
             request_id=self._request_id,
+            about=self._registry.about(kind, args, kwargs),
+            batch_id=self._batch_id,
             client=self._client,
             max_attempts=bounds.max_attempts,
             gives_up_at=bounds.gives_up_at,
@@ -89,9 +91,13 @@ class UnitOfWork(Generic[ToolsT]):
         self._removed.append(record)
 
     def as_batch(self) -> str:
-        """Make all tasks of this unit of work one batch. Returns the id of the batch."""
+        """Make all tasks of this unit of work one batch. Returns the id of the batch.
+
+        It is best called before the first task, because it copies the tasks that are there already.
+        """
         self._check_open()
         self._batch_id = new_id(self._now())
+        self._tasks = [replace(task, batch_id=self._batch_id) for task in self._tasks]
         return self._batch_id
 
     def collected(self, answer: Answer | None = None) -> Writes:
@@ -101,9 +107,7 @@ class UnitOfWork(Generic[ToolsT]):
         this, adding to the unit of work raises RuntimeError, because it would be lost.
         """
         self._is_open = False
-        return Writes(
-            tuple(self._tasks), tuple(self._records), answer, self._batch_id, tuple(self._removed)
-        )
+        return Writes(tuple(self._tasks), tuple(self._records), answer, tuple(self._removed))
 
     def _check_open(self) -> None:
         if not self._is_open:

@@ -44,7 +44,7 @@ from app.observability.metrics import Metrics
 from app.settings import BadSettings, Settings, load_settings
 from app.shutdown import Stop
 from app.tasks import registry
-from app.tasks.clean_up import clean_up_regularly
+from app.tasks.clean_up import DAY, clean_up_regularly
 from app.tasks.log_file import LogFile
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
@@ -175,7 +175,13 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         # 7. The clean-up
         pending_uploads = PendingUploads(queue)
         cleaning = asyncio.create_task(
-            clean_up_regularly(queue, store, pending_uploads, settings.retention_days)
+            clean_up_regularly(
+                queue,
+                store,
+                pending_uploads,
+                keep_seconds=settings.retention_days * DAY,
+                keep_failed_seconds=settings.retention_failed_days * DAY,
+            )
         )
         stack.callback(cleaning.cancel)
 

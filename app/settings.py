@@ -240,6 +240,7 @@ class Settings(BaseSettings):
     mail_retry_seconds: Seconds = 4 * 24 * 3600
     shutdown_grace_seconds: Seconds = 8
     retention_days: Seconds = 7
+    retention_failed_days: Seconds = 30
 
     access_log: bool = True
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -28,9 +28,9 @@ def registry(settings: Settings) -> Registry[Tools]:
     """Return the registry of all durable tasks. A task without a policy here has the queue's."""
     upload_retry = uploads.retry_policy(settings)
     return Registry(
-        TaskKind(send_email, retry=mail.retry_policy(settings)),
-        TaskKind(save_upload, retry=upload_retry),
-        TaskKind(make_thumbnail, retry=upload_retry),
-        TaskKind(remove_upload, retry=upload_retry),
-        save_data,
+        TaskKind(send_email, retry=mail.retry_policy(settings), about="recipient"),
+        TaskKind(save_upload, retry=upload_retry, about="upload_id"),
+        TaskKind(make_thumbnail, retry=upload_retry, about="upload_id"),
+        TaskKind(remove_upload, retry=upload_retry, about="upload_id"),
+        TaskKind(save_data, about="user_id"),
     )

@@ -20,24 +20,41 @@ log = structlog.get_logger(__name__)
 
 
 async def clean_up_regularly(
-    queue: Queue[Tools], uploads: Store, pending: PendingUploads, retention_days: float
+    queue: Queue[Tools],
+    uploads: Store,
+    pending: PendingUploads,
+    *,
+    keep_seconds: float,
+    keep_failed_seconds: float,
 ) -> None:
     """Clean up every ten seconds until cancelled."""
     while True:
-        await clean_up(queue, uploads, pending, finished_before=queue.now() - retention_days * DAY)
+        now = queue.now()
+        await clean_up(
+            queue,
+            uploads,
+            pending,
+            finished_before=now - keep_seconds,
+            failed_before=now - keep_failed_seconds,
+        )
         await asyncio.sleep(EVERY_SECONDS)
 
 
 async def clean_up(
-    queue: Queue[Tools], uploads: Store, pending: PendingUploads, *, finished_before: float
+    queue: Queue[Tools],
+    uploads: Store,
+    pending: PendingUploads,
+    *,
+    finished_before: float,
+    failed_before: float,
 ) -> None:
     """Remove old finished tasks, old responses of idempotency keys, and abandoned uploads.
 
-    `finished_before` is a time in seconds since the epoch. A step that fails is logged, and the
+    The times are in seconds since the epoch. A step that fails is logged, and the
     other steps still run; the next round tries it again.
     """
     await _run_step(pending.write_heartbeats())
-    await _run_step(remove_old(queue, finished_before=finished_before))
+    await _run_step(remove_old(queue, finished_before=finished_before, failed_before=failed_before))
     await _run_step(uploads.sweep(older_than=ABANDONED_SECONDS))
     await _run_step(pending.remove_abandoned(silent_for=ABANDONED_SECONDS))
 

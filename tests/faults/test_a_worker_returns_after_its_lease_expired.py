@@ -16,6 +16,7 @@ from afterward.engine import Engine
 from afterward.engines.postgres import statements as postgres_statements
 from afterward.engines.postgres.statements import end_attempts
 from afterward.engines.sqlite.group_commit import GroupCommit
+from afterward.filter import TaskFilter
 from afterward.task import Outcome, Record, Status, Task, Writes
 from tests.library.support import LEASE, NOW, a_task, claim_one, put, recover, retry
 from tests.support.marks import leave_a_mark
@@ -97,7 +98,7 @@ async def test_a_stale_worker_cannot_change_any_row(engine: Engine, tried: Tried
 
 
 async def all_tasks(engine: Engine) -> list[Task]:
-    return await engine.list_tasks(client="", status=None, kind=None, after=None, limit=10)
+    return await engine.list_tasks(TaskFilter(), limit=10)
 
 
 @pytest.mark.anyio

@@ -14,6 +14,7 @@ import pytest
 
 from afterward.engine import Engine
 from afterward.engines.sqlite.engine import SQLite
+from afterward.filter import TaskFilter
 from afterward.queue import Queue
 from afterward.retry import RetryPolicy
 from afterward.task import Claim, Record, Status, Writes, new_id, to_json
@@ -83,9 +84,7 @@ async def test_control_without_the_fallback_description_tasks_stay_running(
     async with opened(tmp_path / "queue.db") as engine:
         with pytest.raises(RuntimeError, match="no words"):
             await statuses_after(engine, raise_mute)
-        left = await engine.list_tasks(
-            client="", status=Status.RUNNING, kind=None, after=None, limit=TASKS
-        )
+        left = await engine.list_tasks(TaskFilter(statuses=(Status.RUNNING,)), limit=TASKS)
     tried("the same without the fallback description", f"{len(left)} stuck")
     assert left
 
@@ -185,7 +184,9 @@ async def files_after_a_clean_up(
         pending = PendingUploads(queue)
         tools: Any = type("Tools", (), {"engine": engine, "uploads": uploads})
         for _ in range(2):
-            await clean_up(queue, uploads, pending, finished_before=NOW + DAY)
+            await clean_up(
+                queue, uploads, pending, finished_before=NOW + DAY, failed_before=NOW + DAY
+            )
             await Worker(queue, cast("Tools", tools)).run_until_idle()
     return len(files_below(directory / "uploads"))
 

@@ -104,6 +104,11 @@ async def opened(path: Path) -> AsyncIterator[SQLite]:
         await engine.stop()
 
 
+def in_batch(batch_id: str, *tasks: Task) -> tuple[Task, ...]:
+    """Return the tasks as a batch."""
+    return tuple(replace(task, batch_id=batch_id) for task in tasks)
+
+
 async def put(engine: Engine, *tasks: Task) -> None:
     """Put tasks, in one transaction."""
     await engine.put(Writes(tasks))

@@ -522,7 +522,7 @@ async def test_serializable_transactions_do_not_fail_because_of_their_tasks(
             await queue.add_task_in(connection.given, greet, name=f"{number}")
             await promise(queue, greet, name="meanwhile")
             await queue.engine.claim("worker", kinds=["greet"], limit=1, now=queue.now(), lease=30)
-            await queue.engine.purge(finished_before=0, answered_before=0, limit=1)
+            await queue.engine.purge(finished_before=0, failed_before=0, answered_before=0, limit=1)
     _, names = orders_and_tasks(sql)
     assert set(names) == {"meanwhile", *map(str, range(5))}
     assert (await queue.engine.backlog()).counts[Status.QUEUED] == 5

@@ -19,6 +19,7 @@ from afterward.errors import (
     TaskNotFound,
     TaskNotGivenUp,
 )
+from afterward.filter import TaskFilter
 from afterward.task import Answer, Claim, Outcome, Record, Status, Task, Writes, new_id
 from tests.library.support import (
     DAY,
@@ -29,6 +30,7 @@ from tests.library.support import (
     claim,
     claim_all,
     claim_one,
+    in_batch,
     put,
     recover,
     retry,
@@ -62,9 +64,9 @@ async def listed(
     after: str | None = None,
     limit: int = 100,
 ) -> list[Task]:
-    return await engine.list_tasks(
-        client=client, status=status, kind=kind, after=after, limit=limit
-    )
+    statuses = () if status is None else (status,)
+    wanted = TaskFilter(client=client, statuses=statuses, kind=kind)
+    return await engine.list_tasks(wanted, after=after, limit=limit)
 
 
 async def crashed_tasks(engine: Engine, owner: str = "worker-2", *, now: float) -> list[Task]:
@@ -146,7 +148,9 @@ async def test_a_page_after_a_removed_task_continues_at_its_place(engine: Engine
     await put(engine, *tasks)
     for removed in (tasks[2], tasks[0]):
         await engine.cancel(removed.id, NOW)
-        await engine.purge(finished_before=NOW + 1, answered_before=NOW, limit=9)
+        await engine.purge(
+            finished_before=NOW + 1, failed_before=NOW + 1, answered_before=NOW, limit=9
+        )
     assert await listed(engine, after=tasks[2].id) == [tasks[1]]
     assert await listed(engine, after=tasks[0].id) == []
     assert await listed(engine, after=new_id(NOW + 9)) == [tasks[4], tasks[3], tasks[1]]
@@ -155,10 +159,10 @@ async def test_a_page_after_a_removed_task_continues_at_its_place(engine: Engine
 async def test_a_page_after_a_removed_task_of_a_batch_skips_no_task(engine: Engine) -> None:
     """The tasks of a batch have the same time of acceptance, so it does not order them."""
     tasks = [a_task() for _ in range(100)]
-    await engine.put(Writes(tuple(tasks), batch_id="batch"))
+    await engine.put(Writes(in_batch("batch", *tasks)))
     removed = tasks.pop(50)
     await engine.cancel(removed.id, NOW)
-    await engine.purge(finished_before=NOW + 1, answered_before=NOW, limit=9)
+    await engine.purge(finished_before=NOW + 1, failed_before=NOW + 1, answered_before=NOW, limit=9)
     shown = [task.id for task in await listed(engine, after=removed.id, limit=100)]
     assert shown == [task.id for task in reversed(tasks[:50])]
 
@@ -170,7 +174,7 @@ async def test_pages_show_every_task_when_ids_are_committed_out_of_order(engine:
     """
     late = a_task(at=NOW - 1)
     batch = [a_task() for _ in range(20)]
-    await engine.put(Writes(tuple(batch), batch_id="batch"))
+    await engine.put(Writes(in_batch("batch", *batch)))
     await put(engine, late)
     newest_first = [*batch[::-1], late]
     pages, after = list[Task](), None
@@ -179,7 +183,9 @@ async def test_pages_show_every_task_when_ids_are_committed_out_of_order(engine:
         pages += page
         for task in page[1:]:
             await engine.cancel(task.id, NOW)
-        await engine.purge(finished_before=NOW + 1, answered_before=0, limit=9)
+        await engine.purge(
+            finished_before=NOW + 1, failed_before=NOW + 1, answered_before=0, limit=9
+        )
     assert pages == newest_first
 
 
@@ -640,7 +646,7 @@ async def test_a_task_may_remove_a_record_that_is_already_gone(engine: Engine) -
 async def a_batch_of(engine: Engine, number: int, **changes: Any) -> list[Task]:
     """Put a batch named "batch"."""
     tasks = [a_task(**changes) for _ in range(number)]
-    await engine.put(Writes(tuple(tasks), batch_id="batch"))
+    await engine.put(Writes(in_batch("batch", *tasks)))
     return tasks
 
 
@@ -655,7 +661,7 @@ async def test_a_batch_is_counted_by_status(engine: Engine) -> None:
     """Only tasks that were put with the batch's id count: their follow-ups do not."""
     await put(engine, a_task(due_at=NOW + 1))
     tasks = await a_batch_of(engine, 5)
-    await engine.put(Writes((a_task(due_at=NOW + 1),), batch_id="other"))
+    await engine.put(Writes(in_batch("other", a_task(due_at=NOW + 1))))
     await engine.cancel(tasks[4].id, NOW)
     follow_up = Writes((a_task(due_at=NOW + 1),))
     for outcome in (Outcome(Status.SUCCEEDED, follow_ups=follow_up), Outcome(Status.RETRYING)):
@@ -677,7 +683,7 @@ async def test_a_batch_of_a_thousand_tasks_is_put_whole(engine: Engine) -> None:
 async def test_a_refused_batch_does_not_exist(engine: Engine) -> None:
     await engine.put(Writes(answer=an_answer()))
     with pytest.raises(KeyTaken):
-        await engine.put(Writes((a_task(),), answer=an_answer(), batch_id="batch"))
+        await engine.put(Writes(in_batch("batch", a_task()), answer=an_answer()))
     with pytest.raises(BatchNotFound, match="no such batch"):
         await batch(engine)
 
@@ -685,7 +691,7 @@ async def test_a_refused_batch_does_not_exist(engine: Engine) -> None:
 async def test_a_batch_is_found_by_its_own_client_only(engine: Engine) -> None:
     tasks = await a_batch_of(engine, 2, client="ada")
     await engine.cancel(tasks[0].id, NOW)
-    await engine.purge(finished_before=NOW + 1, answered_before=0, limit=1)
+    await engine.purge(finished_before=NOW + 1, failed_before=NOW + 1, answered_before=0, limit=1)
     assert sum((await batch(engine, client="ada")).values()) == 2
     for stranger in ("", "eve"):
         with pytest.raises(BatchNotFound):
@@ -701,12 +707,19 @@ async def test_removed_tasks_of_a_batch_count_until_its_last_task_is_removed(
         await engine.cancel(task.id, NOW + number // 2)
     ends = {Status.CANCELLED: 4, Status.QUEUED: 1}
     for removed in (2, 2, 0):
-        purging = engine.purge(finished_before=NOW + 1.5, answered_before=0, limit=2)
+        purging = engine.purge(
+            finished_before=NOW + 1.5, failed_before=NOW + 1.5, answered_before=0, limit=2
+        )
         assert await purging == removed
         assert await batch(engine) == ends
     await engine.settle(await claim_one(engine), Outcome(Status.FAILED, error="{}"), NOW + 2)
     assert await batch(engine) == {Status.CANCELLED: 4, Status.FAILED: 1}
-    assert await engine.purge(finished_before=NOW + 3, answered_before=0, limit=2) == 1
+    assert (
+        await engine.purge(
+            finished_before=NOW + 3, failed_before=NOW + 3, answered_before=0, limit=2
+        )
+        == 1
+    )
     with pytest.raises(BatchNotFound):
         await batch(engine)
 
@@ -758,14 +771,22 @@ async def test_tasks_that_finished_before_the_retention_time_are_removed(engine:
     await put(engine, old, recent, waiting)
     await engine.cancel(old.id, NOW)
     await engine.cancel(recent.id, NOW + 1)
-    assert await engine.purge(finished_before=NOW + 1, answered_before=0, limit=10) == 1
+    assert (
+        await engine.purge(
+            finished_before=NOW + 1, failed_before=NOW + 1, answered_before=0, limit=10
+        )
+        == 1
+    )
     assert {task.id for task in await listed(engine)} == {recent.id, waiting.id}
 
 
 async def test_old_answers_are_removed(engine: Engine) -> None:
     await engine.put(Writes(answer=an_answer("old")))
     await engine.put(Writes(answer=an_answer("recent", at=NOW + 1)))
-    assert await engine.purge(finished_before=0, answered_before=NOW + 1, limit=10) == 1
+    assert (
+        await engine.purge(finished_before=0, failed_before=0, answered_before=NOW + 1, limit=10)
+        == 1
+    )
     await engine.put(Writes(answer=an_answer("old")))
     with pytest.raises(KeyTaken):
         await engine.put(Writes(answer=an_answer("recent")))
@@ -778,7 +799,9 @@ async def test_a_purge_removes_at_most_its_limit_of_each_kind(engine: Engine) ->
         await engine.put(Writes((task,), answer=an_answer(str(n))))
         await engine.cancel(task.id, NOW + n)
     purges = [
-        await engine.purge(finished_before=NOW + DAY, answered_before=NOW + DAY, limit=2)
+        await engine.purge(
+            finished_before=NOW + DAY, failed_before=NOW + DAY, answered_before=NOW + DAY, limit=2
+        )
         for _ in range(3)
     ]
     assert purges == [4, 2, 0]
@@ -807,7 +830,9 @@ async def test_the_backlog_counts_exactly_after_any_operations(engine: Engine) -
             await engine.cancel(task.id, NOW)
         if dice.random() < 0.2:
             await claim(engine, "worker-2", limit=3, now=NOW + LEASE)
-            await engine.purge(finished_before=NOW + 1, answered_before=0, limit=3)
+            await engine.purge(
+                finished_before=NOW + 1, failed_before=NOW + 1, answered_before=0, limit=3
+            )
     counted = Counter(task.status for task in await listed(engine, limit=1_000))
     backlog = await engine.backlog()
     assert {status: n for status, n in backlog.counts.items() if n} == counted

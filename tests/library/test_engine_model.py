@@ -27,10 +27,11 @@ from hypothesis.stateful import (
 
 from afterward.engine import Engine
 from afterward.errors import BatchNotFound, TaskHasStarted, TaskNotFound, TaskNotGivenUp
+from afterward.filter import TaskFilter
 from afterward.retry import MAX_CRASHES, WORKER_DIED
 from afterward.task import FINISHED, WAITING, Outcome, Status, Task, Writes
 from tests.library import time_machine
-from tests.library.support import KINDS, LEASE, NOW, a_task
+from tests.library.support import KINDS, LEASE, NOW, a_task, in_batch
 from tests.support.torture import LONG, form
 
 GIVEN_UP = (Status.FAILED, Status.CANCELLED)
@@ -93,7 +94,7 @@ class _EngineMachine(RuleBasedStateMachine):
     def put_batch(self, number: int) -> MultipleResults[str]:
         tasks = [a_task(at=self.now) for _ in range(number)]
         batch_id = f"batch of {tasks[0].id}"
-        self.ask(self.engine.put(Writes(tuple(tasks), batch_id=batch_id)))
+        self.ask(self.engine.put(Writes(in_batch(batch_id, *tasks))))
         self.model |= {task.id: task for task in tasks}
         self.batches[batch_id] = [task.id for task in tasks]
         return multiple(*self.batches[batch_id])
@@ -253,12 +254,14 @@ class _EngineMachine(RuleBasedStateMachine):
         ]
         for task in old:
             self.removed[task.id] = self.model.pop(task.id).status
-        purging = self.engine.purge(finished_before=self.now, answered_before=0, limit=1_000)
+        purging = self.engine.purge(
+            finished_before=self.now, failed_before=self.now, answered_before=0, limit=1_000
+        )
         assert self.ask(purging) == len(old)
 
     @invariant()
     def both_hold_the_same(self) -> None:
-        listing = self.engine.list_tasks(client="", status=None, kind=None, after=None, limit=1_000)
+        listing = self.engine.list_tasks(TaskFilter(), limit=1_000)
         assert self.ask(listing) == list(self.model.values())[::-1]
 
     @invariant()
@@ -283,13 +286,20 @@ class _EngineMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Leave the engine empty for the next example, even if it differs from the model."""
-        listing = self.engine.list_tasks(client="", status=None, kind=None, after=None, limit=1_000)
+        listing = self.engine.list_tasks(TaskFilter(), limit=1_000)
         for task in self.ask(listing):
             if task.status in WAITING:
                 self.ask(self.engine.cancel(task.id, self.now))
             elif task.status is Status.RUNNING:
                 self.ask(self.engine.settle(task, Outcome(Status.SUCCEEDED), self.now))
-        self.ask(self.engine.purge(finished_before=self.now + 1, answered_before=0, limit=1_000))
+        self.ask(
+            self.engine.purge(
+                finished_before=self.now + 1,
+                failed_before=self.now + 1,
+                answered_before=0,
+                limit=1_000,
+            )
+        )
 
     # The model
 

@@ -25,6 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 from afterward import Afterward, Context, QueueError, QueueUnavailable, Status, Task, retention
 from afterward.errors import CannotStart, CommitUnknown, TaskNotFound
 from afterward.fastapi import DurableRoute, DurableTasks
+from afterward.filter import TaskFilter
 
 WITHIN_SECONDS = 10.0
 
@@ -161,11 +162,7 @@ def test_a_task_is_committed_before_the_202(idle: Service) -> None:
         async def look_then_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 queue = idle.afterward.queue
-                stored.extend(
-                    await queue.engine.list_tasks(
-                        client="", status=None, kind=None, after=None, limit=9
-                    )
-                )
+                stored.extend(await queue.engine.list_tasks(TaskFilter(), limit=9))
             await send(message)
 
         await idle.app(scope, receive, look_then_send)

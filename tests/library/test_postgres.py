@@ -19,6 +19,7 @@ from afterward.engines.postgres.engine import Postgres as Engine
 from afterward.engines.postgres.outages import Outages
 from afterward.errors import CommitUnknown, KeyTaken, QueueFull, QueueUnavailable, TaskNotFound
 from afterward.events import Event, EventType
+from afterward.filter import TaskFilter
 from afterward.retry import WORKER_DIED
 from afterward.task import Answer, Claim, Outcome, Record, Status, Writes
 from tests.library.support import (
@@ -30,6 +31,7 @@ from tests.library.support import (
     claim,
     claim_all,
     claim_one,
+    in_batch,
     put,
 )
 from tests.support.postgres import Postgres, Sql, with_tables
@@ -198,7 +200,7 @@ async def test_a_purge_adds_up_the_counts_by_status(engine: Engine, sql: Sql) ->
         await put(engine, a_task())
     await claim(engine, limit=2)
     before = (await engine.backlog()).counts
-    await engine.purge(finished_before=0, answered_before=0, limit=1)
+    await engine.purge(finished_before=0, failed_before=0, answered_before=0, limit=1)
     assert sql("SELECT count(*) FROM afterward.counts") == "2"
     assert (await engine.backlog()).counts == before
 
@@ -224,7 +226,7 @@ async def test_no_operation_reads_more_rows_than_it_needs(postgres: Postgres) ->
     )
     async with opened(database_url) as engine:
         await put(engine, waiting := a_task(due_at=NOW + 5), *(a_task() for _ in range(2000)))
-        await engine.put(Writes((a_task(due_at=NOW + 5), a_task(due_at=NOW + 5)), batch_id="batch"))
+        await engine.put(Writes(in_batch("batch", a_task(due_at=NOW + 5), a_task(due_at=NOW + 5))))
     sql("SELECT pg_stat_reset()")
     async with opened(database_url) as engine:  # its end updates the statistics
         tasks = (await claim(engine, limit=10)).running
@@ -237,13 +239,12 @@ async def test_no_operation_reads_more_rows_than_it_needs(postgres: Postgres) ->
         assert claimed.running
         await engine.extend("worker-1", now=NOW, lease=LEASE)
         await engine.pull_forward(now=NOW, longest_wait=DAY)
-        await engine.purge(finished_before=NOW, answered_before=NOW, limit=10)
+        await engine.purge(finished_before=NOW, failed_before=NOW, answered_before=NOW, limit=10)
         await engine.backlog()
         await engine.count_batch("batch", client="")
-        for status in (None, Status.FAILED):
-            await engine.list_tasks(
-                client="", status=status, kind=None, after=tasks[0].id, limit=10
-            )
+        for statuses in ((), (Status.FAILED,)):
+            wanted = TaskFilter(statuses=statuses)
+            await engine.list_tasks(wanted, after=tasks[0].id, limit=10)
     await eventually(lambda: sql(ROWS_READ) not in {"", "0"})
     assert int(sql(ROWS_READ)) < 1000
 

@@ -24,7 +24,9 @@ async def test_old_tasks_are_removed_in_several_transactions(
     for ended_at in (NOW, NOW, NOW, NOW, NOW + DAY):
         await engine.settle(await claim_one(engine), Outcome(Status.SUCCEEDED), ended_at)
     with capture_logs() as lines:
-        await remove_old(queue_of(engine, now=clock), finished_before=NOW + 1)
+        await remove_old(
+            queue_of(engine, now=clock), finished_before=NOW + 1, failed_before=NOW + 1
+        )
     assert [(line["event"], line["rows"]) for line in lines] == [("old tasks removed", 4)]
     assert (await engine.backlog()).counts[Status.SUCCEEDED] == 1
 

@@ -16,8 +16,9 @@ import pytest
 
 from afterward.engines.sqlite.engine import SQLite
 from afterward.errors import CannotStart, TaskNotFound
+from afterward.filter import TaskFilter
 from afterward.task import Status, Writes
-from tests.library.support import LEASE, NOW, a_task, claim_all, opened, put, recover
+from tests.library.support import LEASE, NOW, a_task, claim_all, in_batch, opened, put, recover
 
 pytestmark = pytest.mark.anyio
 
@@ -144,16 +145,16 @@ def extend(engine: SQLite) -> Awaitable[object]:
 
 
 def purge(engine: SQLite) -> Awaitable[object]:
-    return engine.purge(finished_before=NOW, answered_before=NOW, limit=10)
+    return engine.purge(finished_before=NOW, failed_before=NOW, answered_before=NOW, limit=10)
 
 
 async def count_batch(engine: SQLite) -> None:
-    await engine.put(Writes((a_task(),), batch_id="batch"))
+    await engine.put(Writes(in_batch("batch", a_task())))
     await engine.count_batch("batch", client="")
 
 
 def list_failed(engine: SQLite) -> Awaitable[object]:
-    return engine.list_tasks(client="", status=Status.FAILED, kind=None, after=None, limit=10)
+    return engine.list_tasks(TaskFilter(statuses=(Status.FAILED,)), limit=10)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from afterward.registry import Registry, TaskKind
 from afterward.retry import RetryPolicy
 from afterward.task import Answer, Record, Status, Writes, new_id
 from afterward.unit_of_work import Context, UnitOfWork
-from tests.library.support import LONGEST_WAITS, NO_WAITS, NOW, Clock
+from tests.library.support import LONGEST_WAITS, NO_WAITS, NOW, Clock, in_batch
 
 
 async def greet(context: Context[None], name: str, *, times: int = 1) -> None:
@@ -58,7 +58,7 @@ def test_tasks_records_and_the_answer_are_collected_together(
 def test_the_collected_tasks_can_be_made_a_batch(durable_tasks: UnitOfWork[None]) -> None:
     task = durable_tasks.add_task(greet, "Ada")
     batch_id = durable_tasks.as_batch()
-    assert durable_tasks.collected() == Writes((task,), batch_id=batch_id)
+    assert durable_tasks.collected() == Writes(in_batch(batch_id, task))
 
 
 def test_what_is_added_after_the_commit_is_refused(durable_tasks: UnitOfWork[None]) -> None:

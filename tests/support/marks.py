@@ -20,6 +20,7 @@ from afterward.engines.postgres import statements as postgres_statements
 from afterward.engines.sqlite import statements as sqlite_statements
 from afterward.engines.sqlite.engine import SQLite
 from afterward.errors import TaskHasStarted
+from afterward.filter import TaskFilter
 from afterward.queue import Queue
 from afterward.registry import Registry
 from afterward.retry import MAX_CRASHES, RetryPolicy
@@ -106,9 +107,7 @@ async def _work_carelessly(engine: Engine, marks: Path) -> None:
     Each of the TOGETHER workers waits until all of them have their first list. Without that wait,
     on a busy machine, the first worker could finish every task before the second has started.
     """
-    list_waiting = partial(
-        engine.list_tasks, client="", status=Status.QUEUED, kind=None, after=None, limit=10
-    )
+    list_waiting = partial(engine.list_tasks, TaskFilter(statuses=(Status.QUEUED,)), limit=10)
     tasks = await list_waiting()
     (marks.parent / f"listed-{os.getpid()}").touch()
     together = int(os.environ["TOGETHER"])

@@ -11,6 +11,7 @@ from afterward import retention
 from afterward.engine import Engine
 from afterward.engines.sqlite.engine import SQLite
 from afterward.errors import QueueUnavailable, TaskNotFound
+from afterward.filter import TaskFilter
 from afterward.queue import Queue
 from afterward.retry import RetryPolicy
 from afterward.task import Answer, Outcome, Status, Task, Writes, new_id
@@ -104,7 +105,7 @@ async def test_after_the_retention_time_finished_tasks_are_removed_and_unfinishe
     stays: bool,
 ) -> None:
     old = await a_task(queue.engine, status, NOW - WEEK - 1)
-    await clean_up(queue, uploads, pending, finished_before=NOW - WEEK)
+    await clean_up(queue, uploads, pending, finished_before=NOW - WEEK, failed_before=NOW - WEEK)
     assert await exists(queue.engine, old) is stays
 
 
@@ -112,7 +113,7 @@ async def test_within_the_retention_time_finished_tasks_stay(
     queue: Queue[Tools], uploads: LocalStore, pending: PendingUploads
 ) -> None:
     recent = await a_task(queue.engine, Status.SUCCEEDED, NOW - WEEK + 1)
-    await clean_up(queue, uploads, pending, finished_before=NOW - WEEK)
+    await clean_up(queue, uploads, pending, finished_before=NOW - WEEK, failed_before=NOW - WEEK)
     assert await exists(queue.engine, recent)
 
 
@@ -127,8 +128,10 @@ async def test_old_tasks_are_removed_in_several_transactions(
     for _ in range(5):
         await a_task(engine, Status.CANCELLED, NOW - WEEK - 1)
     with capture_logs() as lines:
-        await clean_up(queue, uploads, pending, finished_before=NOW - WEEK)
-    assert await engine.list_tasks(client="", status=None, kind=None, after=None, limit=10) == []
+        await clean_up(
+            queue, uploads, pending, finished_before=NOW - WEEK, failed_before=NOW - WEEK
+        )
+    assert await engine.list_tasks(TaskFilter(), limit=10) == []
     assert [(line["event"], line["rows"]) for line in lines] == [("old tasks removed", 5)]
 
 
@@ -138,8 +141,10 @@ async def test_answers_to_idempotency_keys_are_removed_after_a_day(
 ) -> None:
     engine = queue.engine
     await engine.put(Writes(answer=Answer("key", "fingerprint", "{}", "", NOW - age)))
-    await clean_up(queue, uploads, pending, finished_before=NOW - WEEK)
-    removed = await engine.purge(finished_before=0, answered_before=NOW + 1, limit=10)
+    await clean_up(queue, uploads, pending, finished_before=NOW - WEEK, failed_before=NOW - WEEK)
+    removed = await engine.purge(
+        finished_before=0, failed_before=0, answered_before=NOW + 1, limit=10
+    )
     assert removed == (1 if stays else 0)
 
 
@@ -167,7 +172,9 @@ async def test_a_failed_step_is_logged_and_the_next_steps_run(
     monkeypatch.setattr(uploads, "sweep", failing("sweep", StoreUnavailable()))
     monkeypatch.setattr(pending, "remove_abandoned", failing("abandoned", QueueUnavailable()))
     with capture_logs() as lines:
-        await clean_up(queue, uploads, pending, finished_before=NOW - WEEK)
+        await clean_up(
+            queue, uploads, pending, finished_before=NOW - WEEK, failed_before=NOW - WEEK
+        )
     assert done == ["heartbeats", "purge", "sweep", "abandoned"]
     events = [line["event"] for line in lines]
     assert events == ["clean-up put off", "clean-up failed", *["clean-up put off"] * 2]

@@ -8,7 +8,7 @@ from datetime import timedelta
 import asyncpg
 
 from afterward.engine import Engine
-from afterward.engines.postgres import statements
+from afterward.engines.postgres import search, statements
 from afterward.engines.postgres.batcher import Batcher
 from afterward.engines.postgres.callers_transaction import insert_through
 from afterward.engines.postgres.connections import (
@@ -28,6 +28,8 @@ from afterward.engines.postgres.statements import (
 )
 from afterward.errors import BatchNotFound, RecordNotFound, TaskHasStarted, TaskNotGivenUp
 from afterward.events import Event, Subscriber
+from afterward.filter import FailureGroup, TaskFilter
+from afterward.history import error_group
 from afterward.retry import WORKER_DIED
 from afterward.task import Backlog, Claim, Outcome, Record, Status, Task, Writes, to_json
 
@@ -125,34 +127,18 @@ class Postgres(Engine):
             return await statements.read_task(session, task_id)
 
     async def list_tasks(
-        self,
-        *,
-        client: str,
-        status: Status | None,
-        kind: str | None,
-        after: str | None,
-        limit: int,
+        self, wanted: TaskFilter, *, after: str | None = None, limit: int
     ) -> list[Task]:
-        # PostgreSQL uses a partial index only if the query repeats the index's condition. The index
-        # tasks_by_client has no tasks with an empty client.
-        of_client = "client = $2 AND client <> ''" if client else "client = $2"
-        # Conditions for None are left out, so that each combination of filters has its own plan.
-        # For example, status and after become "status = $3 AND id < $4".
-        filters = {"status = ${}": status, "kind = ${}": kind, "id < ${}": after}
-        used = {sql: value for sql, value in filters.items() if value is not None}
-        conditions = [sql.format(number) for number, sql in enumerate(used, start=3)]
-        where = " AND ".join([of_client, *conditions])
         async with self._pool.session() as session:
-            rows = await session.fetch(
-                f"""
-                SELECT {TASK_COLUMNS} FROM afterward.tasks
-                WHERE {where} ORDER BY id DESC LIMIT $1
-                """,
-                limit,
-                client,
-                *used.values(),
-            )
-        return [statements.to_task(row) for row in rows]
+            return await search.list_tasks(session, wanted, after, limit)
+
+    async def count_tasks(self, wanted: TaskFilter) -> int:
+        async with self._pool.session() as session:
+            return await search.count_tasks(session, wanted)
+
+    async def count_failures(self, client: str) -> list[FailureGroup]:
+        async with self._pool.session() as session:
+            return await search.count_failures(session, client)
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
         async with self._pool.session() as session:
@@ -207,8 +193,8 @@ class Postgres(Engine):
                 UPDATE afterward.tasks
                 SET status = 'queued', attempts = 0, max_attempts = $3, gives_up_at = $4,
                     errors = 0, crashes = 0, progress = NULL, result = NULL, error = NULL,
-                    started_at = NULL, finished_at = NULL, updated_at = $2, due_at = $2,
-                    ready_at = now()
+                    error_group = NULL, started_at = NULL, finished_at = NULL, updated_at = $2,
+                    due_at = $2, ready_at = now()
                 FROM woken
                 WHERE id = $1 AND status IN ('failed', 'cancelled') RETURNING {TASK_COLUMNS}
                 """,
@@ -271,6 +257,7 @@ class Postgres(Engine):
                 [task_id for task_id, _ in held],
                 [claims for _, claims in held],
                 WORKER_DIED,
+                error_group(WORKER_DIED),
             )
         # UNION ALL and RETURNING have no order.
         rows.sort(key=lambda row: (row["due_at"], row["seq"]))
@@ -360,16 +347,30 @@ class Postgres(Engine):
                 await self._tasks_added.wait()
         self._tasks_added.clear()
 
-    async def purge(self, *, finished_before: float, answered_before: float, limit: int) -> int:
+    async def purge(
+        self,
+        *,
+        finished_before: float,
+        failed_before: float,
+        answered_before: float,
+        limit: int,
+    ) -> int:
         async with self._pool.session() as session:
             tasks = await session.execute(
                 """
+                WITH finished AS (
+                    SELECT seq FROM afterward.tasks WHERE finished_at < $1 AND status <> 'failed'
+                    ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED
+                ), failed AS (
+                    SELECT seq FROM afterward.tasks WHERE finished_at < $2 AND status = 'failed'
+                    ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED
+                )
                 DELETE FROM afterward.tasks WHERE seq IN (
-                    SELECT seq FROM afterward.tasks WHERE finished_at < $1
-                    ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED
+                    SELECT seq FROM finished UNION ALL SELECT seq FROM failed LIMIT $3
                 )
                 """,
                 finished_before,
+                failed_before,
                 limit,
             )
             answers = await session.execute(

@@ -14,6 +14,7 @@ CREATE TABLE afterward.tasks (
     kind         text             NOT NULL,
     arguments    text             NOT NULL,
     request_id   text,
+    about        text,                             -- people search for it: a mail's recipient
     client       text             NOT NULL DEFAULT '',
     batch_id     text,                             -- the same for all tasks of a batch
     status       text             NOT NULL,
@@ -23,17 +24,19 @@ CREATE TABLE afterward.tasks (
     errors       integer          NOT NULL DEFAULT 0,  -- attempts that ended in an unexpected error
     crashes      integer          NOT NULL DEFAULT 0,  -- crashed attempts in a row
     claims       integer          NOT NULL DEFAULT 0,  -- the fencing token: grows with each claim
-    owner        text,                             -- the worker that runs the task, else NULL
+    owner        text,                             -- the worker of the latest attempt
     lease_until  timestamptz,                      -- the owner extends its lease before this time
     ready_at     timestamptz      NOT NULL DEFAULT now(),  -- due_at by the clock of the database
     created_at   double precision NOT NULL,
     updated_at   double precision NOT NULL,
     due_at       double precision NOT NULL,
-    started_at   double precision,
+    started_at   double precision,                 -- of the latest attempt
     finished_at  double precision,
     progress     double precision,
     result       text,
     error        text,
+    history      text,                             -- JSON: the failed attempts; NULL if none failed
+    error_group  text,                             -- of a failed task: `PermanentError 550`
     -- True if the due time was in the future when the row was written. Such a waiting task is due
     -- from ready_at on. Any other waiting task is due at once, even after a clock was set back.
     timed        boolean          GENERATED ALWAYS AS (due_at > updated_at) STORED
@@ -50,14 +53,20 @@ CREATE INDEX tasks_suspect ON afterward.tasks (ready_at, seq)
     WHERE status IN ('queued', 'retrying') AND crashes > 0;
 -- Running tasks by the end of their lease, to find crashed ones.
 CREATE INDEX tasks_leased ON afterward.tasks (lease_until) WHERE status = 'running';
--- Finished tasks by age, for retention.
-CREATE INDEX tasks_finished ON afterward.tasks (finished_at) WHERE finished_at IS NOT NULL;
--- For list_tasks(status=...).
-CREATE INDEX tasks_by_status ON afterward.tasks (status, id);
--- For list_tasks(client=...), if the service tells its clients apart. Otherwise the client is ''.
+-- Finished tasks by age, for retention, which keeps failed ones longer.
+CREATE INDEX tasks_finished ON afterward.tasks (finished_at)
+    WHERE finished_at IS NOT NULL AND status <> 'failed';
+CREATE INDEX tasks_failed ON afterward.tasks (finished_at) WHERE status = 'failed';
+
+-- For the filters of list_tasks. In each index, the tasks with equal values are sorted by id, which
+-- is the order of a page.
+CREATE INDEX tasks_by_state ON afterward.tasks (client, kind, status, id);
+CREATE INDEX tasks_by_error ON afterward.tasks (client, kind, error_group, id) WHERE status = 'failed';
+-- The client is '' if the service does not tell its clients apart.
 CREATE INDEX tasks_by_client ON afterward.tasks (client, id) WHERE client <> '';
--- For count_batch.
-CREATE INDEX tasks_by_batch ON afterward.tasks (batch_id) WHERE batch_id IS NOT NULL;
+CREATE INDEX tasks_about ON afterward.tasks (about, id) WHERE about IS NOT NULL;
+CREATE INDEX tasks_by_request ON afterward.tasks (request_id, id) WHERE request_id IS NOT NULL;
+CREATE INDEX tasks_by_batch ON afterward.tasks (batch_id, id) WHERE batch_id IS NOT NULL;
 
 -- The number of tasks in a status is the sum of its rows: with ('queued', 3) and ('queued', -1), 2
 -- tasks are queued. Each statement that changes tasks adds rows of its own, because transactions

@@ -8,6 +8,7 @@ from typing import Any
 
 from afterward.engines.postgres.connections import Session
 from afterward.errors import KeyTaken, RecordNotFound, TaskNotFound
+from afterward.history import error_group, with_failure
 from afterward.retry import MAX_CRASHES
 from afterward.task import (
     ANSWERS_LIVE_SECONDS,
@@ -30,8 +31,8 @@ _TASK_FIELDS = tuple(field.name for field in fields(Task))
 TASK_COLUMNS = ", ".join(f"tasks.{column}" for column in _TASK_FIELDS)
 # The columns of a new task. The others have their default values.
 _NEW_COLUMNS = (
-    *("id", "kind", "arguments", "request_id", "client", "status", "max_attempts", "gives_up_at"),
-    *("created_at", "updated_at", "due_at"),
+    *("id", "kind", "arguments", "request_id", "about", "client", "batch_id", "status"),
+    *("max_attempts", "gives_up_at", "created_at", "updated_at", "due_at"),
 )
 RECORD_COLUMNS = "collection, client, id, body, created_at"
 _ANSWER_COLUMNS = "key, fingerprint, body, location, created_at"
@@ -42,7 +43,7 @@ _ANSWER_COLUMNS = "key, fingerprint, body, location, created_at"
 #   $2  the kinds                            $7  the length of a recent outage
 #   $3  the limit                            $8  the attempts that this process holds: task ids,
 #   $4  1 to claim a suspect too, else 0     $9  and the numbers of their claims
-#   $5  the length of the lease              $10 the error of a crashed attempt
+#   $5  the length of the lease              $10 the error of a crashed attempt, $11 its group
 #
 # A waiting task is `timed` if its due time was in the future when it was written, like that of a
 # retry. Any other waiting task is due at once, whatever the clock says now. So the due tasks of
@@ -93,7 +94,7 @@ CLAIM = f"""
         UPDATE afterward.tasks
         SET status = 'running', attempts = attempts + 1, claims = claims + 1,
             owner = $1, lease_until = now() + $5,
-            started_at = coalesce(started_at, $6), updated_at = $6
+            started_at = $6, updated_at = $6
         FROM chosen WHERE tasks.seq = chosen.seq
         RETURNING {TASK_COLUMNS}, tasks.seq
     ), crashed AS (
@@ -108,8 +109,12 @@ CLAIM = f"""
     ), requeued AS (
         -- 7. Re-queue them, or let them fail if they have crashed too often.
         UPDATE afterward.tasks
-        SET crashes = crashes + 1, owner = NULL, lease_until = NULL, error = $10,
+        SET crashes = crashes + 1, lease_until = NULL, error = $10, error_group = $11,
             updated_at = $6, due_at = $6, ready_at = now(),
+            -- Add an attempt to the JSON array, or to a new one. Nobody knows how long it ran.
+            history = (coalesce(history::jsonb, '[]') || jsonb_build_array(jsonb_build_object(
+                'attempt', attempts, 'started_at', started_at, 'seconds', NULL, 'worker', owner,
+                'error', $10::text::jsonb)))::text,
             status = CASE WHEN failed THEN 'failed' ELSE 'retrying' END,
             finished_at = CASE WHEN failed THEN $6::float8 END
         FROM crashed WHERE tasks.seq = crashed.seq
@@ -182,6 +187,13 @@ class Settlement:
         """The id of the task and the number of the claim: the key of an attempt."""
         return self.task.id, self.task.claims
 
+    @property
+    def history(self) -> str | None:
+        """The history of the task, if this attempt adds to it."""
+        if not self.outcome.is_failure:
+            return None
+        return with_failure(self.task, self.outcome.error, self.now)
+
 
 def fits_in_one_statement(units: Sequence[Writes]) -> bool:
     """Tell whether one statement writes all these units of work, so that it needs no BEGIN."""
@@ -192,24 +204,23 @@ def fits_in_one_statement(units: Sequence[Writes]) -> bool:
 
 async def write(session: Session, units: Sequence[Writes]) -> None:
     """Insert the tasks of several units of work, write and remove their records, wake workers."""
-    tasks = [(task, writes.batch_id) for writes in units for task in writes.tasks]
+    tasks = [task for writes in units for task in writes.tasks]
     columns = ", ".join(_NEW_COLUMNS)
     for start in range(0, len(tasks), INSERT_AT_ONCE):
-        chunk, batch_ids = zip(*tasks[start : start + INSERT_AT_ONCE], strict=True)
+        chunk = tasks[start : start + INSERT_AT_ONCE]
         await session.execute(
             # PostgreSQL only runs a SELECT in WITH if the statement reads from it: FROM woken.
             f"""
             WITH woken AS (SELECT pg_notify('{TASKS_CHANNEL}', ''))
-            INSERT INTO afterward.tasks (batch_id, {columns}, ready_at)
+            INSERT INTO afterward.tasks ({columns}, ready_at)
             -- ready_at is by the clock of the database. If a process writes a task at 100 s by its
             -- own clock, which is due at 130 s, the task is ready in 30 s by any clock.
             SELECT new.*, now() + (due_at - updated_at) * interval '1 second'
             FROM woken, unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[],
-                $6::text[], $7::text[], $8::int[], $9::float8[], $10::float8[], $11::float8[],
-                $12::float8[])
-            AS new (batch_id, {columns})
+                $6::text[], $7::text[], $8::text[], $9::int[], $10::float8[], $11::float8[],
+                $12::float8[], $13::float8[])
+            AS new ({columns})
             """,
-            batch_ids,
             *zip(*map(attrgetter(*_NEW_COLUMNS), chunk), strict=True),
         )
     if removed := {record_key(record) for writes in units for record in writes.removed}:
@@ -333,15 +344,16 @@ async def end_attempts(
         f"""
         WITH outcome AS (
             -- One row for each attempt. For example, the second claim succeeded at 1700000000 s:
-            -- ('0197-4f2c', 2, 'succeeded', 1700000000, NULL, 1700000000, '"done"', NULL, true,
-            -- false)
+            -- ('0197-4f2c', 2, 'succeeded', 1700000000, NULL, 1700000000, '"done"', NULL, NULL,
+            --  NULL, true, false)
             SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::float8[], $5::float8[],
-                                 $6::float8[], $7::text[], $8::text[], $9::bool[], $10::bool[])
-            AS outcome (id, claims, status, now, due_at, finished_at, result, error, counts,
-                        unexpected)
+                                 $6::float8[], $7::text[], $8::text[], $9::text[], $10::text[],
+                                 $11::bool[], $12::bool[])
+            AS outcome (id, claims, status, now, due_at, finished_at, result, error, error_group,
+                        history, counts, unexpected)
         ), held AS (
             SELECT seq, outcome.* FROM afterward.tasks JOIN outcome ON tasks.id = outcome.id
-            WHERE tasks.owner IS NOT NULL
+            WHERE tasks.status = 'running'
             -- Row locks in the order of seq prevent deadlocks. The expression seq + 0 makes the
             -- planner look up the ids and sort the few rows. With seq alone it would go through all
             -- tasks in the order of the primary key.
@@ -349,7 +361,8 @@ async def end_attempts(
         )
         UPDATE afterward.tasks
         SET status = held.status, updated_at = held.now, result = held.result, error = held.error,
-            finished_at = held.finished_at, owner = NULL, lease_until = NULL,
+            error_group = held.error_group, history = coalesce(held.history, tasks.history),
+            finished_at = held.finished_at, lease_until = NULL,
             due_at = coalesce(held.due_at, tasks.due_at),
             -- By the clock of the database: a retry that is due 8 s after held.now is ready in 8 s.
             ready_at = now() + greatest(0, coalesce(held.due_at, held.now) - held.now)
@@ -371,6 +384,8 @@ async def end_attempts(
         [s.now if s.outcome.status in FINISHED else None for s in settlements],
         [outcome.result for outcome in outcomes],
         [outcome.error for outcome in outcomes],
+        [error_group(outcome.error) for outcome in outcomes],
+        [s.history for s in settlements],
         [outcome.counts for outcome in outcomes],
         [outcome.unexpected for outcome in outcomes],
     )

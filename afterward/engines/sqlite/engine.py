@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from afterward.engine import Engine
-from afterward.engines.sqlite import statements
+from afterward.engines.sqlite import search, statements
 from afterward.engines.sqlite.database_file import SCHEMA_VERSION, lock, open_database
 from afterward.engines.sqlite.group_commit import GroupCommit
-from afterward.engines.sqlite.statements import RECORD_COLUMNS, TASK_COLUMNS, status_list
+from afterward.engines.sqlite.statements import RECORD_COLUMNS, status_list
 from afterward.errors import BatchNotFound, RecordNotFound, TaskHasStarted, TaskNotGivenUp
 from afterward.events import Event, Subscriber
+from afterward.filter import FailureGroup, TaskFilter
 from afterward.task import WAITING, Backlog, Claim, Outcome, Record, Status, Task, Writes, to_json
 
 
@@ -53,7 +54,7 @@ class SQLite(Engine):
         match writes:
             # The common case: a request adds one task and nothing else. Such requests share an
             # INSERT.
-            case Writes((task,), (), None, None, ()):
+            case Writes((task,), (), None, ()):
                 await self._commits.run_merged(statements.insert_tasks, task)
             case _:
                 await self._commits.run(lambda connection: statements.put(connection, writes))
@@ -72,37 +73,17 @@ class SQLite(Engine):
         return await self._commits.run(lambda connection: statements.read_task(connection, task_id))
 
     async def list_tasks(
-        self,
-        *,
-        client: str,
-        status: Status | None,
-        kind: str | None,
-        after: str | None,
-        limit: int,
+        self, wanted: TaskFilter, *, after: str | None = None, limit: int
     ) -> list[Task]:
-        # SQLite uses a partial index only if the query repeats the index's condition. The index
-        # tasks_by_client has no tasks with an empty client, and tasks_by_status no running ones.
-        # Running tasks are few, and have the index tasks_held.
-        of_client = "client = :client AND client <> ''" if client else "client = :client"
-        is_running = status is Status.RUNNING
-        of_status = (
-            "status = 'running'" if is_running else "status = :status AND status <> 'running'"
+        return await self._commits.run(
+            lambda connection: search.list_tasks(connection, wanted, after, limit)
         )
-        filters = {of_client: client, of_status: status, "kind = :kind": kind, "id < :after": after}
-        where = " AND ".join(sql for sql, value in filters.items() if value is not None)
-        values = {"client": client, "status": status, "kind": kind, "after": after, "limit": limit}
 
-        def read_page(connection: sqlite3.Connection) -> list[Task]:
-            rows = connection.execute(
-                f"""
-                SELECT {TASK_COLUMNS} FROM tasks {"INDEXED BY tasks_held" if is_running else ""}
-                WHERE {where} ORDER BY id DESC LIMIT :limit
-                """,
-                values,
-            )
-            return [statements.to_task(row) for row in rows]
+    async def count_tasks(self, wanted: TaskFilter) -> int:
+        return await self._commits.run(lambda connection: search.count_tasks(connection, wanted))
 
-        return await self._commits.run(read_page)
+    async def count_failures(self, client: str) -> list[FailureGroup]:
+        return await self._commits.run(lambda connection: search.count_failures(connection, client))
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
         def count(connection: sqlite3.Connection) -> dict[Status, int]:
@@ -150,8 +131,8 @@ class SQLite(Engine):
             UPDATE tasks
             SET status = 'queued', attempts = 0, max_attempts = :max_attempts,
                 gives_up_at = :gives_up_at, errors = 0, crashes = 0, progress = NULL,
-                result = NULL, error = NULL, started_at = NULL, finished_at = NULL,
-                updated_at = :now, due_at = :now
+                result = NULL, error = NULL, error_group = NULL, started_at = NULL,
+                finished_at = NULL, updated_at = :now, due_at = :now
             WHERE id = :id AND status IN ('failed', 'cancelled')
             """,
             {
@@ -284,14 +265,27 @@ class SQLite(Engine):
                 await self._tasks_added.wait()
         self._tasks_added.clear()
 
-    async def purge(self, *, finished_before: float, answered_before: float, limit: int) -> int:
+    async def purge(
+        self,
+        *,
+        finished_before: float,
+        failed_before: float,
+        answered_before: float,
+        limit: int,
+    ) -> int:
         def purge(connection: sqlite3.Connection) -> int:
             tasks = connection.execute(
                 """
-                DELETE FROM tasks WHERE seq IN
-                    (SELECT seq FROM tasks WHERE finished_at < ? ORDER BY finished_at LIMIT ?)
+                DELETE FROM tasks WHERE seq IN (
+                    SELECT * FROM (SELECT seq FROM tasks INDEXED BY tasks_finished
+                        WHERE finished_at < ? AND status <> 'failed' ORDER BY finished_at LIMIT ?)
+                    UNION ALL
+                    SELECT * FROM (SELECT seq FROM tasks INDEXED BY tasks_failed
+                        WHERE finished_at < ? AND status = 'failed' ORDER BY finished_at LIMIT ?)
+                    LIMIT ?
+                )
                 """,
-                (finished_before, limit),
+                (finished_before, limit, failed_before, limit, limit),
             ).rowcount
             answers = connection.execute(
                 """

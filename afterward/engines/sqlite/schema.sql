@@ -7,6 +7,7 @@ CREATE TABLE tasks (
     kind             TEXT    NOT NULL,
     arguments        TEXT    NOT NULL,
     request_id       TEXT,
+    about            TEXT,                      -- people search for it: a mail's recipient
     client           TEXT    NOT NULL DEFAULT '',
     batch_id         TEXT,                      -- the same for all tasks of a batch
     status           TEXT    NOT NULL,
@@ -16,16 +17,18 @@ CREATE TABLE tasks (
     errors           INTEGER NOT NULL DEFAULT 0,  -- attempts that ended in an unexpected error
     crashes          INTEGER NOT NULL DEFAULT 0,  -- crashed attempts in a row
     claims           INTEGER NOT NULL DEFAULT 0,  -- the fencing token: grows with each claim
-    owner            TEXT,                      -- the worker that runs the task, NULL if none does
+    owner            TEXT,                      -- the worker of the latest attempt
     lease_expires_at REAL,                      -- the owner extends its lease before this time
     created_at       REAL    NOT NULL,
     updated_at       REAL    NOT NULL,
     due_at           REAL    NOT NULL,
-    started_at       REAL,
+    started_at       REAL,                      -- of the latest attempt
     finished_at      REAL,
     progress         REAL,
     result           TEXT,
     error            TEXT,
+    history          TEXT,                      -- JSON: the failed attempts; NULL if none failed
+    error_group      TEXT,                      -- of a failed task: `PermanentError 550`
     -- 1 if the due time was in the future when the row was written. Such a waiting task is due from
     -- due_at on. Any other waiting task is due at once, even after the clock has been set back.
     timed            INTEGER GENERATED ALWAYS AS (due_at > updated_at) VIRTUAL
@@ -39,15 +42,22 @@ CREATE INDEX tasks_suspect ON tasks (due_at, seq)
     WHERE status IN ('queued', 'retrying') AND crashes > 0;
 -- Running tasks by the end of their lease, to find crashed ones.
 CREATE INDEX tasks_held ON tasks (lease_expires_at) WHERE status = 'running';
--- Finished tasks by age, for retention.
-CREATE INDEX tasks_finished ON tasks (finished_at) WHERE finished_at IS NOT NULL;
--- For list_tasks(status=...). Running tasks are few, and have the index tasks_held.
-CREATE INDEX tasks_by_status ON tasks (status, id) WHERE status <> 'running';
--- For list_tasks(client=...), if the service tells its clients apart. Otherwise the client is ''.
+-- Finished tasks by age, for retention, which keeps failed ones longer.
+CREATE INDEX tasks_finished ON tasks (finished_at)
+    WHERE finished_at IS NOT NULL AND status <> 'failed';
+CREATE INDEX tasks_failed ON tasks (finished_at) WHERE status = 'failed';
+
+-- For the filters of list_tasks. In each index, the tasks with equal values are sorted by id, which
+-- is the order of a page. Running tasks are few, and have the index tasks_held.
+CREATE INDEX tasks_by_state ON tasks (client, kind, status, id) WHERE status <> 'running';
+CREATE INDEX tasks_by_error ON tasks (client, kind, error_group, id) WHERE status = 'failed';
+-- The client is '' if the service does not tell its clients apart.
 CREATE INDEX tasks_by_client ON tasks (client, id) WHERE client <> '';
--- For count_batch. The status is not in the index: a look-up of each task costs less than an update
--- of the index at each change of a status.
-CREATE INDEX tasks_by_batch ON tasks (batch_id) WHERE batch_id IS NOT NULL;
+CREATE INDEX tasks_about ON tasks (about, id) WHERE about IS NOT NULL;
+CREATE INDEX tasks_by_request ON tasks (request_id, id) WHERE request_id IS NOT NULL;
+-- Also for count_batch. The status is not in the index: a look-up of each task costs less than an
+-- update of the index at each change of a status.
+CREATE INDEX tasks_by_batch ON tasks (batch_id, id) WHERE batch_id IS NOT NULL;
 
 -- The number of tasks in each status. Triggers keep it, because counting a million rows would take
 -- too long.

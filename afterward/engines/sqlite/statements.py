@@ -11,6 +11,7 @@ from typing import Any
 
 from afterward.engines.sqlite.group_commit import Row, in_chunks
 from afterward.errors import KeyTaken, RecordNotFound, TaskNotFound
+from afterward.history import error_group, with_failure
 from afterward.retry import MAX_CRASHES, WORKER_DIED
 from afterward.task import (
     ANSWERS_LIVE_SECONDS,
@@ -34,7 +35,9 @@ _NEW_COLUMNS = (
     "kind",
     "arguments",
     "request_id",
+    "about",
     "client",
+    "batch_id",
     "status",
     "max_attempts",
     "gives_up_at",
@@ -127,7 +130,7 @@ def claim(kinds: int) -> str:
         UPDATE tasks
         SET status = 'running', attempts = attempts + 1, claims = claims + 1,
             owner = :owner, lease_expires_at = :now + :lease,
-            started_at = coalesce(started_at, :now), updated_at = :now
+            started_at = :now, updated_at = :now
         WHERE seq IN (
             -- 1. The oldest suspect, if the worker takes one: :suspect is 1 or 0.
             SELECT * FROM (
@@ -153,14 +156,25 @@ def requeue_expired(connection: sqlite3.Connection, owner: str, now: float) -> l
     rows = connection.execute(
         f"""
         UPDATE tasks INDEXED BY tasks_held
-        SET crashes = crashes + 1, owner = NULL, lease_expires_at = NULL, error = :crash,
-            updated_at = :now, due_at = :now,
+        SET crashes = crashes + 1, lease_expires_at = NULL, error = :crash,
+            error_group = :crash_group, updated_at = :now, due_at = :now,
             status = iif(crashes + 1 >= :most OR attempts >= max_attempts, 'failed', 'retrying'),
-            finished_at = iif(crashes + 1 >= :most OR attempts >= max_attempts, :now, NULL)
+            finished_at = iif(crashes + 1 >= :most OR attempts >= max_attempts, :now, NULL),
+            -- Add an attempt to the JSON array, or to a new array: '$[#]' is behind the last one.
+            -- Nobody knows how long it ran.
+            history = json_insert(coalesce(history, '[]'), '$[#]', json_object(
+                'attempt', attempts, 'started_at', started_at, 'seconds', NULL, 'worker', owner,
+                'error', json(:crash)))
         WHERE status = 'running' AND lease_expires_at <= :now AND owner <> :owner
         RETURNING {TASK_COLUMNS}
         """,
-        {"now": now, "most": MAX_CRASHES, "owner": owner, "crash": WORKER_DIED},
+        {
+            "now": now,
+            "most": MAX_CRASHES,
+            "owner": owner,
+            "crash": WORKER_DIED,
+            "crash_group": error_group(WORKER_DIED),
+        },
     ).fetchall()
     return [to_task(row) for row in rows]
 
@@ -168,22 +182,18 @@ def requeue_expired(connection: sqlite3.Connection, owner: str, now: float) -> l
 # Insertions and settlements: bulk operations, which GroupCommit merges
 
 
-def insert_tasks(
-    connection: sqlite3.Connection, tasks: Sequence[Task], batch_id: str | None = None
-) -> list[None]:
-    """Insert tasks. `batch_id` is the batch of all of them."""
+def insert_tasks(connection: sqlite3.Connection, tasks: Sequence[Task]) -> list[None]:
+    """Insert tasks."""
     for chunk in in_chunks(tasks):
         values = chain.from_iterable(map(_new_values, chunk))
-        connection.execute(_insertion(len(chunk)), (batch_id, *values))
+        connection.execute(_insertion(len(chunk)), tuple(values))
     return [None] * len(tasks)
 
 
 @cache
 def _insertion(tasks: int) -> str:
-    row = f"(?1{', ?' * len(_NEW_COLUMNS)})"  # parameter 1 is the batch, the same for every row
-    return (
-        f"INSERT INTO tasks (batch_id, {', '.join(_NEW_COLUMNS)}) VALUES {', '.join([row] * tasks)}"
-    )
+    row = f"({', '.join('?' * len(_NEW_COLUMNS))})"
+    return f"INSERT INTO tasks ({', '.join(_NEW_COLUMNS)}) VALUES {', '.join([row] * tasks)}"
 
 
 _new_values: Callable[[Task], Row] = attrgetter(*_NEW_COLUMNS)
@@ -206,20 +216,23 @@ def settle(
 
 @cache
 def _settlement(settlements: int) -> str:
-    row = f"({', '.join('?' * 10)})"
+    row = f"({', '.join('?' * 12)})"
     columns = ", ".join(f"tasks.{column}" for column in _TASK_FIELDS)
     return f"""
-        WITH ended (id, claims, status, now, due_at, finished_at, result, error, counts, unexpected)
+        WITH ended (id, claims, status, now, due_at, finished_at, result, error, error_group,
+                    history, counts, unexpected)
         -- One row for each attempt. For example, the second claim succeeded at 1700000000 s:
-        -- ('0197-4f2c', 2, 'succeeded', 1700000000, NULL, 1700000000, '"done"', NULL, 1, 0)
+        -- ('0197-4f2c', 2, 'succeeded', 1700000000, NULL, 1700000000, '"done"', NULL, NULL, NULL,
+        --  1, 0)
         AS (VALUES {", ".join([row] * settlements)})
         UPDATE tasks
         SET status = ended.status, updated_at = ended.now, finished_at = ended.finished_at,
             due_at = coalesce(ended.due_at, tasks.due_at), result = ended.result,
             -- An attempt that does not count was given back: it is as if it had not begun.
-            error = ended.error, attempts = attempts - NOT ended.counts,
+            error = ended.error, error_group = ended.error_group,
+            history = coalesce(ended.history, tasks.history), attempts = attempts - NOT ended.counts,
             errors = errors + ended.unexpected, crashes = iif(ended.counts, 0, crashes),
-            owner = NULL, lease_expires_at = NULL
+            lease_expires_at = NULL
         FROM ended
         -- The number of claims is the fencing token: it differs if the task was re-queued and
         -- claimed by another worker in the meantime.
@@ -239,6 +252,8 @@ def _settlement_values(settlement: tuple[Task, Outcome, float]) -> Row:
         now if outcome.status in FINISHED else None,
         outcome.result,
         outcome.error,
+        error_group(outcome.error),
+        with_failure(task, outcome.error, now) if outcome.is_failure else None,
         outcome.counts,
         outcome.unexpected,
     )
@@ -270,7 +285,7 @@ def write(connection: sqlite3.Connection, writes: Writes) -> None:
     if writes.answer is not None:
         _insert_answer(connection, writes.answer)
     if writes.tasks:
-        insert_tasks(connection, writes.tasks, writes.batch_id)
+        insert_tasks(connection, writes.tasks)
     for record in writes.removed:
         delete_record(connection, record)
     for record in writes.records:

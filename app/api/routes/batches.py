@@ -57,13 +57,14 @@ async def send_notifications(
     background_tasks.add_task(
         write_log, request.state.log_file, f"message to a batch of {len(recipients)}"
     )
+    batch_id = durable_tasks.as_batch()
     tasks = []
     async for email in _with_pauses(recipients):
         task = durable_tasks.add_task(
             send_email, recipient=email, subject=notifications.subject, message=message
         )
         tasks.append(BatchTask(id=task.id, email=email))
-    return QueuedBatch(id=durable_tasks.as_batch(), total=len(tasks), tasks=tasks)
+    return QueuedBatch(id=batch_id, total=len(tasks), tasks=tasks)
 
 
 async def _valid_addresses(recipients: list[str]) -> list[str]:

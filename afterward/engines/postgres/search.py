@@ -1,0 +1,127 @@
+"""Finds tasks by a TaskFilter: the pages of a list, counts, and the groups of failed tasks.
+
+A page takes milliseconds among a million tasks, because every filter is read from sorted ranges of
+an index, down to the limit. For example, the newest 50 failed tasks of any kind are the newest of
+
+    tasks_by_state:  client = '' AND kind = 'make_thumbnail' AND status = 'failed'
+    tasks_by_state:  client = '' AND kind = 'send_email' AND status = 'failed'
+
+and each range is sorted by id, so at most 50 entries of each are read.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from afterward.engines.postgres.connections import Session
+from afterward.engines.postgres.statements import TASK_COLUMNS, to_task
+from afterward.filter import FailureGroup, TaskFilter
+from afterward.task import Status, Task
+
+# A list leaves out the history, which can be long.
+_LIST_COLUMNS = TASK_COLUMNS.replace("tasks.history", "NULL AS history")
+
+
+async def list_tasks(
+    session: Session, wanted: TaskFilter, after: str | None, limit: int
+) -> list[Task]:
+    """Return a page of tasks, in descending order of their ids. See Engine.list_tasks."""
+    ranges, where, values = _ranges(wanted, after)
+    rows = await session.fetch(
+        f"""
+        {ranges} SELECT found.* FROM ranges, LATERAL (
+            SELECT {_LIST_COLUMNS} FROM afterward.tasks WHERE {where} ORDER BY id DESC LIMIT $1
+        ) AS found ORDER BY id DESC LIMIT $1
+        """,
+        limit,
+        *values,
+    )
+    return [to_task(row) for row in rows]
+
+
+async def count_tasks(session: Session, wanted: TaskFilter) -> int:
+    """Return the number of tasks that match."""
+    ranges, where, values = _ranges(wanted)
+    count: int = await session.fetchval(
+        f"""
+        {ranges} SELECT coalesce(sum(found.tasks), 0)::bigint FROM ranges, LATERAL (
+            SELECT count(*) AS tasks FROM afterward.tasks WHERE {where} AND $1::int IS NULL
+        ) AS found
+        """,
+        None,
+        *values,
+    )
+    return count
+
+
+def _ranges(wanted: TaskFilter, after: str | None = None) -> tuple[str, str, Sequence[Any]]:
+    """Return the definition of `ranges`, the condition for the tasks of a range, and the values.
+
+    The values are the parameters from $2 on. Conditions that the filter does not have are left out,
+    so that PostgreSQL plans each combination of filters by itself.
+    """
+    values: list[Any] = []
+
+    def parameter(value: object) -> str:
+        values.append(value)
+        return f"${len(values) + 1}"
+
+    given = {
+        "client =": wanted.client,
+        "kind =": wanted.kind,
+        "about =": wanted.about,
+        "batch_id =": wanted.batch_id,
+        "request_id =": wanted.request_id,
+        "error_group =": wanted.error,
+        "id >=": wanted.first_id,
+        "id <": wanted.before_id(after),
+        "created_at >=": wanted.since,
+        "created_at <": wanted.until,
+    }
+    where = [f"{sql} {parameter(value)}" for sql, value in given.items() if value is not None]
+    statuses = wanted.possible_statuses if wanted.selects_states else tuple(Status)
+
+    # 1. By a value that few tasks have, one range.
+    if wanted.is_by_value:
+        where.append(f"status = ANY({parameter(statuses)}::text[])")
+        return "WITH ranges AS (SELECT)", " AND ".join(where), values
+
+    # 2. By the client alone, one range. PostgreSQL uses a partial index only if the query repeats
+    #    its condition.
+    if not wanted.selects_states and wanted.kind is None:
+        where += ["client <> ''"] if wanted.client else []
+        return "WITH ranges AS (SELECT)", " AND ".join(where), values
+
+    # 3. By the state: a range for each kind and status. The index tasks_by_error only has failed
+    #    tasks, so the query must name their status.
+    where.append("status = 'failed'" if wanted.error is not None else "status = ranges.status")
+    of_status = f"unnest({parameter(statuses)}::text[]) AS status"
+    if wanted.kind is not None:
+        return f"WITH ranges AS (SELECT {of_status})", " AND ".join(where), values
+    where.append("kind = ranges.kind")
+    ranges = f"ranges AS (SELECT kind, status FROM kinds, {of_status} WHERE kind IS NOT NULL)"
+    return f"WITH RECURSIVE {_KINDS}, {ranges}", " AND ".join(where), values
+
+
+# The kinds of a client's tasks, by a loose index scan: see statements._WAITING_KINDS.
+_KINDS = """
+    kinds AS (
+        (SELECT kind FROM afterward.tasks WHERE client = $2 ORDER BY kind LIMIT 1)
+        UNION ALL
+        SELECT (SELECT tasks.kind FROM afterward.tasks
+                WHERE client = $2 AND tasks.kind > kinds.kind ORDER BY tasks.kind LIMIT 1)
+        FROM kinds WHERE kinds.kind IS NOT NULL
+    )
+"""
+
+
+async def count_failures(session: Session, client: str) -> list[FailureGroup]:
+    """Return the groups of a client's failed tasks, the largest first."""
+    rows = await session.fetch(
+        """
+        SELECT kind, error_group AS error, count(*) AS tasks, max(id) AS newest
+        FROM afterward.tasks WHERE client = $1 AND status = 'failed'
+        GROUP BY kind, error_group ORDER BY count(*) DESC
+        """,
+        client,
+    )
+    return [FailureGroup(**row) for row in rows]

@@ -1,0 +1,166 @@
+"""Finds tasks by a TaskFilter: the pages of a list, counts, and the groups of failed tasks.
+
+A page takes milliseconds among a million tasks, because every filter is read from sorted ranges of
+an index, down to the limit. For example, the newest 50 failed tasks of any kind are the newest of
+
+    tasks_by_state:  client = '' AND kind = 'make_thumbnail' AND status = 'failed'
+    tasks_by_state:  client = '' AND kind = 'send_email' AND status = 'failed'
+
+and each range is sorted by id, so at most 50 entries of each are read.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from afterward.engines.sqlite.group_commit import in_chunks
+from afterward.engines.sqlite.statements import TASK_COLUMNS, status_list, to_task
+from afterward.filter import FailureGroup, TaskFilter
+from afterward.task import Status, Task
+
+# A list leaves out the history, which can be long.
+_LIST_COLUMNS = TASK_COLUMNS.replace("history", "NULL AS history")
+
+_CONDITIONS = {
+    "client": "client = :client",
+    "kind": "kind = :kind",
+    "about": "about = :about",
+    "batch_id": "batch_id = :batch_id",
+    "request_id": "request_id = :request_id",
+    "error_group": "error_group = :error_group",
+    "first_id": "id >= :first_id",
+    "before_id": "id < :before_id",
+    "since": "created_at >= :since",
+    "until": "created_at < :until",
+}
+
+# The indexes by a value that few tasks have. The other conditions choose from these tasks.
+_BY_VALUE = {
+    "request_id": "tasks_by_request",
+    "about": "tasks_about",
+    "batch_id": "tasks_by_batch",
+}
+
+Values = dict[str, Any]
+
+
+def list_tasks(
+    connection: sqlite3.Connection, wanted: TaskFilter, after: str | None, limit: int
+) -> list[Task]:
+    """Return a page of tasks, in descending order of their ids. See Engine.list_tasks."""
+    ranges, values = _ranges(connection, wanted, after)
+    newest: list[tuple[str, int]] = []
+    for some in in_chunks(ranges):
+        newest += connection.execute(_newest(tuple(some)), values | {"limit": limit})
+    newest = sorted(newest, reverse=True)[:limit]
+    rows = connection.execute(
+        f"""
+        SELECT {_LIST_COLUMNS} FROM tasks WHERE seq IN ({", ".join("?" * len(newest))})
+        ORDER BY id DESC
+        """,
+        [seq for _, seq in newest],
+    )
+    return [to_task(row) for row in rows]
+
+
+@cache
+def _newest(ranges: tuple[str, ...]) -> str:
+    """Return the query for the newest tasks of each range, up to :limit."""
+    return " UNION ALL ".join(
+        f"SELECT * FROM (SELECT id, seq FROM {tasks} ORDER BY id DESC LIMIT :limit)"
+        for tasks in ranges
+    )
+
+
+def count_tasks(connection: sqlite3.Connection, wanted: TaskFilter) -> int:
+    """Return the number of tasks that match."""
+    ranges, values = _ranges(connection, wanted)
+    counts = (connection.execute(f"SELECT count(*) FROM {tasks}", values) for tasks in ranges)
+    return sum(count for rows in counts for (count,) in rows)
+
+
+def _ranges(
+    connection: sqlite3.Connection, wanted: TaskFilter, after: str | None = None
+) -> tuple[Sequence[str], Values]:
+    """Return the ranges of the wanted tasks, as SQL to follow FROM, and the parameters.
+
+    No task is in two ranges. The statements name the index, because SQLite has no statistics.
+    """
+    values: Values = {
+        "client": wanted.client,
+        "kind": wanted.kind,
+        "about": wanted.about,
+        "batch_id": wanted.batch_id,
+        "request_id": wanted.request_id,
+        "error_group": wanted.error,
+        "first_id": wanted.first_id,
+        "before_id": wanted.before_id(after),
+        "since": wanted.since,
+        "until": wanted.until,
+    }
+    given = {name: sql for name, sql in _CONDITIONS.items() if values[name] is not None}
+    if wanted.selects_states:
+        given["status"] = f"status IN {status_list(wanted.possible_statuses)}"
+
+    # 1. By a value that few tasks have.
+    for name, index in _BY_VALUE.items():
+        if name in given:
+            return [_range(index, *given.values())], values
+
+    # 2. By the client alone. SQLite uses a partial index only if the query repeats its condition.
+    if given.keys().isdisjoint({"kind", "status"}):
+        if wanted.client:
+            return [_range("tasks_by_client", *given.values(), "client <> ''")], values
+        return [f"tasks WHERE {' AND '.join(given.values())}"], values
+
+    # 3. By the state: a range for each kind and status.
+    kinds = [wanted.kind] if wanted.kind is not None else _kinds(connection, wanted.client)
+    of_kind = {f"kind_{n}": kind for n, kind in enumerate(kinds)}
+    others = [sql for name, sql in given.items() if name not in {"kind", "status"}]
+    index = "tasks_by_state" if wanted.error is None else "tasks_by_error"
+    ranges = [
+        _range(index, f"kind = :{kind}", f"status = '{status}'", "status <> 'running'", *others)
+        for kind in of_kind
+        for status in wanted.possible_statuses
+        if status is not Status.RUNNING
+    ]
+    # Running tasks are few, and have an index of their own.
+    if Status.RUNNING in wanted.possible_statuses:
+        ranges.append(_range("tasks_held", "status = 'running'", *given.values()))
+    return ranges, values | of_kind
+
+
+def _range(index: str, *conditions: str) -> str:
+    return f"tasks INDEXED BY {index} WHERE {' AND '.join(conditions)}"
+
+
+def _kinds(connection: sqlite3.Connection, client: str) -> list[str]:
+    """Return the kinds of a client's tasks, by a loose index scan like _WAITING_KINDS."""
+    rows = connection.execute(
+        """
+        WITH RECURSIVE kinds (kind) AS (
+            SELECT (SELECT min(kind) FROM tasks INDEXED BY tasks_by_state
+                    WHERE client = :client AND status <> 'running')
+            UNION ALL
+            SELECT (SELECT min(tasks.kind) FROM tasks INDEXED BY tasks_by_state
+                    WHERE client = :client AND tasks.kind > kinds.kind AND status <> 'running')
+            FROM kinds WHERE kinds.kind IS NOT NULL
+        )
+        SELECT kind FROM kinds WHERE kind IS NOT NULL
+        """,
+        {"client": client},
+    )
+    return [kind for (kind,) in rows]
+
+
+def count_failures(connection: sqlite3.Connection, client: str) -> list[FailureGroup]:
+    """Return the groups of a client's failed tasks, the largest first."""
+    rows = connection.execute(
+        """
+        SELECT kind, error_group, count(*), max(id) FROM tasks INDEXED BY tasks_by_error
+        WHERE client = ? AND status = 'failed' GROUP BY kind, error_group ORDER BY count(*) DESC
+        """,
+        (client,),
+    )
+    return [FailureGroup(*row) for row in rows]
