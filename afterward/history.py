@@ -33,7 +33,7 @@ def with_failure(task: Task, error: str | None, ended_at: float) -> str:
     started_at = ended_at if task.started_at is None else task.started_at
     attempt = {
         "attempt": task.attempts,
-        "started_at": started_at,
+        "started_at": float(started_at),
         "seconds": max(0.0, round(ended_at - started_at, 6)),
         "worker": task.owner,
         "error": None if error is None else json.loads(error),

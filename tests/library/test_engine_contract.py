@@ -1,6 +1,7 @@
 """The contract of an engine. It runs against SQLite and against PostgreSQL."""
 
 import asyncio
+import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -19,8 +20,10 @@ from afterward.errors import (
     TaskNotFound,
     TaskNotGivenUp,
 )
-from afterward.filter import TaskFilter
-from afterward.task import Answer, Claim, Outcome, Record, Status, Task, Writes, new_id
+from afterward.filter import FailureGroup, TaskFilter
+from afterward.history import error_group
+from afterward.retry import WORKER_DIED
+from afterward.task import Answer, Claim, Outcome, Record, Status, Task, Writes, new_id, to_json
 from tests.library.support import (
     DAY,
     KINDS,
@@ -142,6 +145,124 @@ async def test_a_list_can_be_filtered_by_status_and_by_kind(engine: Engine) -> N
     assert waiting == [mails[1]]
 
 
+async def test_a_filter_selects_the_tasks_that_meet_all_of_its_conditions(engine: Engine) -> None:
+    """Pages and counts agree with a filter in Python, for chance filters of chance tasks."""
+    chance = random.Random(8)
+    await put_chance_tasks(engine, chance)
+    tasks = [
+        task
+        for client in ("", "ada")
+        for task in await engine.list_tasks(TaskFilter(client=client), limit=1_000)
+    ]
+    assert len(tasks) == 300
+    found = 0
+    for _ in range(300):
+        wanted, after = a_chance_filter(chance, tasks), chance.choice([None, chance.choice(tasks)])
+        expected = [task for task in tasks if meets(wanted, task)]
+        assert await engine.count_tasks(wanted) == len(expected)
+        page = [task for task in expected if after is None or task.id < after.id][:7]
+        after_id = None if after is None else after.id
+        assert await engine.list_tasks(wanted, after=after_id, limit=7) == page
+        found += len(page)
+    assert found > 300  # so the filters were not too narrow
+
+
+async def put_chance_tasks(engine: Engine, chance: random.Random) -> None:
+    """Put 300 tasks of all sorts, and bring them into all statuses."""
+    abouts = (None, "ada@example.com", "grace@example.com")
+    tasks = [
+        a_task(
+            at=NOW + n // 3 * 0.0004,  # several in one millisecond
+            kind=chance.choice(("greet", "work", "send_email", "retired kind")),
+            client=chance.choice(("", "", "ada")),
+            about=chance.choice(abouts),
+            batch_id=chance.choice((None, "batch-1", "batch-2")),
+            request_id=chance.choice((None, "request-1", "request-2")),
+        )
+        for n in range(300)
+    ]
+    await put(engine, *tasks)
+    for task in chance.sample(tasks, 40):
+        await engine.cancel(task.id, NOW)
+    for task in await claim_all(engine):
+        status = chance.choice((Status.FAILED, Status.SUCCEEDED, Status.RETRYING, Status.RUNNING))
+        error = to_json({"type": chance.choice(("A", "B")), "smtp_code": chance.choice((550, 554))})
+        if status is not Status.RUNNING:
+            has_failed = status is not Status.SUCCEEDED
+            outcome = Outcome(status, due_at=NOW + 1, error=error if has_failed else None)
+            await engine.settle(task, outcome, NOW)
+
+
+def a_chance_filter(chance: random.Random, tasks: list[Task]) -> TaskFilter:
+    """Return a filter of few conditions, most of them taken from one of the tasks."""
+    like = chance.choice(tasks)
+
+    def perhaps(value: Any) -> Any:
+        return value if chance.random() < 0.25 else None
+
+    statuses = chance.choice([(), (), (like.status,), (Status.RUNNING, Status.FAILED)])
+    is_failed = like.status is Status.FAILED
+    return TaskFilter(
+        client=like.client,
+        statuses=statuses,
+        kind=perhaps(like.kind),
+        about=perhaps(like.about),
+        batch_id=perhaps(like.batch_id),
+        request_id=perhaps(like.request_id),
+        error=perhaps(error_group(like.error)) if is_failed else None,
+        since=perhaps(like.created_at),
+        until=perhaps(like.created_at + 0.02),
+    )
+
+
+def meets(wanted: TaskFilter, task: Task) -> bool:
+    """Tell in Python whether a task meets all conditions."""
+    conditions = [
+        (wanted.client, task.client),
+        (wanted.kind, task.kind),
+        (wanted.about, task.about),
+        (wanted.batch_id, task.batch_id),
+        (wanted.request_id, task.request_id),
+        (wanted.error, error_group(task.error) if task.status is Status.FAILED else ""),
+    ]
+    return (
+        all(condition in (None, value) for condition, value in conditions)
+        and task.status in (wanted.statuses or tuple(Status))
+        and (wanted.since is None or task.created_at >= wanted.since)
+        and (wanted.until is None or task.created_at < wanted.until)
+    )
+
+
+async def test_failed_tasks_are_counted_by_their_error(engine: Engine) -> None:
+    tasks = [a_task(kind=kind) for kind in ("work", "work", "work", "greet")]
+    theirs = a_task(client="ada")
+    await put(engine, *tasks, theirs)
+    codes = {task.id: code for task, code in zip(tasks, (550, 550, None, 550), strict=True)}
+    for task in await claim_all(engine):
+        error = {"type": "PermanentError", "detail": task.id, "smtp_code": codes.get(task.id)}
+        await engine.settle(task, Outcome(Status.FAILED, error=to_json(error)), NOW)
+    groups = await engine.count_failures("")
+    assert groups[0] == FailureGroup("work", "PermanentError 550", 2, tasks[1].id)
+    assert {(group.kind, group.error, group.tasks) for group in groups[1:]} == {
+        ("work", "PermanentError", 1),
+        ("greet", "PermanentError 550", 1),
+    }
+    retried = await retry(engine, tasks[0].id, NOW, Writes())
+    assert retried.status is Status.QUEUED
+    assert [group.tasks for group in await engine.count_failures("")] == [1, 1, 1]
+
+
+async def test_failed_tasks_are_kept_longer_than_others(engine: Engine) -> None:
+    await put(engine, done := a_task(), failed := a_task(), old := a_task())
+    by_id = {task.id: task for task in await claim_all(engine)}
+    await engine.settle(by_id[done.id], Outcome(Status.SUCCEEDED), NOW)
+    await engine.settle(by_id[failed.id], Outcome(Status.FAILED, error=AN_ERROR), NOW)
+    await engine.settle(by_id[old.id], Outcome(Status.FAILED, error=AN_ERROR), NOW - DAY)
+    purge = {"finished_before": NOW + 1, "failed_before": NOW, "answered_before": 0}
+    assert await engine.purge(**purge, limit=10) == 2
+    assert [task.id for task in await listed(engine)] == [failed.id]
+
+
 async def test_a_page_after_a_removed_task_continues_at_its_place(engine: Engine) -> None:
     """Retention may remove the last task of the page before."""
     tasks = [a_task(at=NOW + n) for n in range(5)]
@@ -173,8 +294,8 @@ async def test_pages_show_every_task_when_ids_are_committed_out_of_order(engine:
     Half of the tasks are removed after the page that showed them.
     """
     late = a_task(at=NOW - 1)
-    batch = [a_task() for _ in range(20)]
-    await engine.put(Writes(in_batch("batch", *batch)))
+    batch = in_batch("batch", *(a_task() for _ in range(20)))
+    await engine.put(Writes(batch))
     await put(engine, late)
     newest_first = [*batch[::-1], late]
     pages, after = list[Task](), None
@@ -340,19 +461,28 @@ async def test_a_heartbeat_extends_all_leases_of_its_owner(engine: Engine) -> No
 
 # Settling
 
+AN_ERROR = '{"type":"ValueError","detail":"no"}'
+A_FAILED_ATTEMPT = (
+    f'[{{"attempt":1,"started_at":{NOW},"seconds":5.0,"worker":"worker-1","error":{AN_ERROR}}}]'
+)
+
 
 @pytest.mark.parametrize(
-    ("outcome", "finished_at", "attempts"),
+    ("outcome", "finished_at", "attempts", "history"),
     [
-        (Outcome(Status.SUCCEEDED, result="1"), NOW + 5, 1),
-        (Outcome(Status.FAILED, error="{}"), NOW + 5, 1),
-        (Outcome(Status.RETRYING, due_at=NOW + 60, error="{}"), None, 1),
-        (Outcome(Status.QUEUED, due_at=NOW + 5, counts=False), None, 0),
+        (Outcome(Status.SUCCEEDED, result="1"), NOW + 5, 1, None),
+        (Outcome(Status.FAILED, error=AN_ERROR), NOW + 5, 1, A_FAILED_ATTEMPT),
+        (Outcome(Status.RETRYING, due_at=NOW + 60, error=AN_ERROR), None, 1, A_FAILED_ATTEMPT),
+        (Outcome(Status.QUEUED, due_at=NOW + 5, counts=False), None, 0, None),
     ],
     ids=["success", "failure", "retry", "given back"],
 )
 async def test_an_outcome_is_written(
-    engine: Engine, outcome: Outcome, finished_at: float | None, attempts: int
+    engine: Engine,
+    outcome: Outcome,
+    finished_at: float | None,
+    attempts: int,
+    history: str | None,
 ) -> None:
     """An outcome ends the claim. The attempt of a task that is given back is not counted."""
     await put(engine, a_task())
@@ -363,12 +493,12 @@ async def test_an_outcome_is_written(
         claimed,
         status=outcome.status,
         attempts=attempts,
-        owner=None,
         due_at=outcome.due_at or claimed.due_at,
         updated_at=NOW + 5,
         finished_at=finished_at,
         result=outcome.result,
         error=outcome.error,
+        history=history,
     )
 
 
@@ -440,9 +570,17 @@ async def test_a_task_is_requeued_when_its_lease_expires(engine: Engine) -> None
     (recovered,) = await crashed_tasks(engine, now=NOW + LEASE)
     assert recovered == await engine.get(claimed.id)
     assert (recovered.status, recovered.crashes) == (Status.RETRYING, 1)
-    assert recovered.owner is None
     assert recovered.next_attempt_at == NOW + LEASE
     assert "WorkerDied" in str(recovered.error)
+    assert json.loads(recovered.history or "") == [
+        {
+            "attempt": 1,
+            "started_at": NOW,
+            "seconds": None,
+            "worker": "worker-1",
+            "error": json.loads(WORKER_DIED),
+        }
+    ]
 
 
 async def test_crashed_tasks_are_claimed_one_at_a_time(engine: Engine) -> None:
@@ -502,14 +640,25 @@ async def test_a_task_that_has_started_cannot_be_cancelled(engine: Engine) -> No
 
 
 async def test_a_failed_task_can_be_queued_again(engine: Engine) -> None:
-    """It is like a new task, except for its claims: they keep an earlier owner from settling it."""
+    """It is like a new task, except for its claims: they keep an earlier owner from settling it.
+
+    Its history stays, so that people see why it was retried.
+    """
     task = a_task()
     await put(engine, task)
     await engine.report(claimed := await claim_one(engine), 0.5, NOW)
-    await engine.settle(claimed, Outcome(Status.FAILED, error="{}"), NOW)
+    failed = await engine.settle(claimed, Outcome(Status.FAILED, error=AN_ERROR), NOW)
+    assert failed is not None
     retried = await retry(engine, task.id, NOW + 7, Writes())
     assert retried == await engine.get(task.id)
-    assert retried == replace(task, claims=1, updated_at=NOW + 7, due_at=NOW + 7)
+    assert retried == replace(
+        task,
+        claims=1,
+        owner="worker-1",
+        history=failed.history,
+        updated_at=NOW + 7,
+        due_at=NOW + 7,
+    )
 
 
 async def test_a_waiting_task_cannot_be_retried(engine: Engine) -> None:

@@ -5,6 +5,7 @@ Hypothesis chooses the operations. Each runs on the engine and on a dict of task
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -28,8 +29,9 @@ from hypothesis.stateful import (
 from afterward.engine import Engine
 from afterward.errors import BatchNotFound, TaskHasStarted, TaskNotFound, TaskNotGivenUp
 from afterward.filter import TaskFilter
+from afterward.history import MOST_KEPT
 from afterward.retry import MAX_CRASHES, WORKER_DIED
-from afterward.task import FINISHED, WAITING, Outcome, Status, Task, Writes
+from afterward.task import FINISHED, WAITING, Claim, Outcome, Status, Task, Writes
 from tests.library import time_machine
 from tests.library.support import KINDS, LEASE, NOW, a_task, in_batch
 from tests.support.torture import LONG, form
@@ -60,6 +62,18 @@ def test_an_engine_behaves_like_a_dict(engine_url: str) -> None:
         runner.run(engine.stop())
 
 
+def without_history(value: Any) -> Any:
+    """Return the task without its history; also the tasks of a list, and of a claim."""
+    match value:
+        case Task():
+            return replace(value, history=None)
+        case Claim(running, recovered):
+            return Claim(without_history(running), without_history(recovered))
+        case list() | tuple():
+            return type(value)(map(without_history, value))
+    return value
+
+
 class _EngineMachine(RuleBasedStateMachine):
     """Runs each operation on an engine and on the model, and compares the two."""
 
@@ -68,13 +82,18 @@ class _EngineMachine(RuleBasedStateMachine):
 
     def __init__(self, runner: asyncio.Runner, engine: Engine) -> None:
         super().__init__()
-        self.ask = runner.run
+        self.runner = runner
         self.engine = engine
         self.model: dict[str, Task] = {}
         self.leases: dict[str, float] = {}
         self.batches: dict[str, list[str]] = {}
         self.removed: dict[str, Status] = {}
+        self.failures = Counter[str]()  # failed attempts of each task
         self.now = NOW
+
+    def ask(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a method of the engine. Histories are left out: an invariant counts them."""
+        return without_history(self.runner.run(work))
 
     @rule(seconds=st.sampled_from([1.0, LEASE]))
     def time_passes(self, seconds: float) -> None:
@@ -158,7 +177,7 @@ class _EngineMachine(RuleBasedStateMachine):
             attempts=task.attempts + 1,
             claims=task.claims + 1,
             owner=owner,
-            started_at=task.started_at or self.now,
+            started_at=self.now,
         )
 
     def record_crash(self, task: Task) -> None:
@@ -168,15 +187,16 @@ class _EngineMachine(RuleBasedStateMachine):
             task.id,
             status=Status.FAILED if hopeless else Status.RETRYING,
             crashes=task.crashes + 1,
-            owner=None,
             due_at=self.now,
             finished_at=self.now if hopeless else None,
             error=WORKER_DIED,
         )
+        self.failures[task.id] += 1
 
     @rule(owner=OWNERS)
     def extend(self, owner: str) -> None:
-        mine = {(task.id, task.claims) for task in self.model.values() if task.owner == owner}
+        running = self.tasks_with_status(Status.RUNNING)
+        mine = {(task.id, task.claims) for task in running if task.owner == owner}
         self.leases |= dict.fromkeys((task_id for task_id, _ in mine), self.now + LEASE)
         assert self.ask(self.engine.extend(owner, now=self.now, lease=LEASE)) == mine
 
@@ -200,12 +220,12 @@ class _EngineMachine(RuleBasedStateMachine):
                 attempts=claimed.attempts - (not counts),
                 errors=claimed.errors + unexpected,
                 crashes=0 if counts else claimed.crashes,
-                owner=None,
                 due_at=self.now,
                 finished_at=self.now if ending in FINISHED else None,
                 result="1",
                 error="{}",
             )
+            self.failures[claimed.id] += counts
         outcome = Outcome(
             ending,
             due_at=self.now,
@@ -263,6 +283,13 @@ class _EngineMachine(RuleBasedStateMachine):
     def both_hold_the_same(self) -> None:
         listing = self.engine.list_tasks(TaskFilter(), limit=1_000)
         assert self.ask(listing) == list(self.model.values())[::-1]
+
+    @invariant()
+    def each_failed_attempt_is_in_the_history(self) -> None:
+        for task_id in self.model:
+            history = self.runner.run(self.engine.get(task_id)).history
+            attempts = json.loads(history or "[]")
+            assert len(attempts) == min(self.failures[task_id], MOST_KEPT)
 
     @invariant()
     def both_count_the_same(self) -> None:
