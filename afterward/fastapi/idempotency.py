@@ -25,14 +25,15 @@ class IdempotencyKeyReused(HTTPException):
 
 
 def read_key(request: Request, client: str) -> str | None:
-    """Return the request's idempotency key, None if it has none.
+    """Return the request's idempotency key under its client's name; None if it has no key.
 
-    Two clients may use the same key, so the result begins with the client's name and a space.
-    Neither name nor key can contain a space. Raises HTTPException 400 for a malformed header.
+    Two clients may use the same key. So the result is "CLIENT KEY", or "KEY" where `client` is
+    empty. Raises HTTPException 400 for a malformed header.
     """
     header = request.headers.get("idempotency-key")
     if header is None:
         return None
+    # The key cannot contain a space, so the last space of the result ends the client's name.
     match = _KEY.fullmatch(header)
     if match is None:
         raise HTTPException(
@@ -46,8 +47,9 @@ def answer_to_store(
 ) -> Answer:
     """Return the response in the form in which it is stored beside the tasks.
 
-    `body` is the request's body, or a digest of it. The fingerprint tells whether a later request
-    with this key is the same request.
+    `body` is the body of the request, or a digest of it. `now` is in seconds since the epoch. The
+    answer also has a fingerprint of the request: the SHA-256 of its method, path, query and body. A
+    later request with this key is a repetition if it has the same fingerprint.
     """
     asked = f"{request.method} {_route_path(request.scope)}?{request.url.query}\n".encode()
     return Answer(

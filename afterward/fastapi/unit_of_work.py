@@ -19,8 +19,8 @@ from afterward.queue import Queue
 from afterward.task import Answer, Task
 from afterward.unit_of_work import UnitOfWork
 
-# Except for CommitUnknown, which is a QueueUnavailable, these errors of a commit say that nothing
-# was written.
+# After these errors of a commit, nothing was written. CommitUnknown, which extends
+# QueueUnavailable, is the exception, so its handler stands before theirs.
 _NOTHING_WRITTEN = (QueueUnavailable, RecordNotFound, TaskNotFound, TaskNotGivenUp)
 
 _NO_QUEUE = (
@@ -45,9 +45,9 @@ _NO_STORABLE_RESPONSE = (
 class RequestUnitOfWork(UnitOfWork[Any]):
     """Collects the durable tasks of a request. DurableRoute commits it once the route has returned.
 
-    The tasks belong to `request.state.client`, and their log lines name `request.state.request_id`,
-    where a middleware has set these to texts. Raises RuntimeError without a queue, HTTPException
-    400 for a malformed idempotency key.
+    A middleware may set `request.state.client` and `request.state.request_id` to a str. Then the
+    tasks belong to this client, and their log lines name this request id. Raises RuntimeError
+    without a queue, HTTPException 400 for a malformed idempotency key.
     """
 
     # This object keeps no reference to the request, because the request's state already refers to
@@ -75,7 +75,7 @@ class RequestUnitOfWork(UnitOfWork[Any]):
         """
 
     def retry_task(self, task: Task) -> None:
-        """Let the commit queue a failed or cancelled task again, instead of new tasks."""
+        """Let the commit queue a failed or cancelled task again. It then takes no new tasks."""
         self._retried = task
 
     def hold_key(self) -> None:
@@ -101,10 +101,10 @@ class RequestUnitOfWork(UnitOfWork[Any]):
     async def commit(self, request: Request, response: Response) -> Response:
         """Write the collected tasks, and the response too if the request has a key.
 
-        Returns the response to send. For a repeated request that is the first response, and nothing
-        is written. Raises IdempotencyKeyReused if the key came with another request, and
-        QueueUnavailable if the database refuses. `may_be_written` tells whether the commit may have
-        succeeded all the same.
+        Returns the response to send. For a repeated request, this is the stored first response, and
+        nothing is written. Raises IdempotencyKeyReused if an earlier, different request had the
+        same key, and QueueUnavailable if the database refuses. `may_be_written` tells whether the
+        commit may have succeeded in spite of an error.
         """
         if response.status_code == HTTPStatus.ACCEPTED:
             self._set_location(response)
@@ -121,8 +121,10 @@ class RequestUnitOfWork(UnitOfWork[Any]):
             if answer is not None and taken.answer.fingerprint == answer.fingerprint:
                 return replay(taken.answer)
             raise IdempotencyKeyReused from None
-        except _NOTHING_WRITTEN as error:
-            self.may_be_written = isinstance(error, CommitUnknown)
+        except CommitUnknown:
+            raise  # `may_be_written` stays True
+        except _NOTHING_WRITTEN:
+            self.may_be_written = False
             raise
         return response
 
@@ -136,6 +138,7 @@ class RequestUnitOfWork(UnitOfWork[Any]):
             response.headers["Location"] = f"/tasks/{queued[0].id}"
 
     async def _answer(self, key: str, request: Request, response: Response) -> Answer | None:
+        """Return the response in the form in which it is stored; None if it is no 202."""
         if response.status_code != HTTPStatus.ACCEPTED:  # only a 202 is repeated
             return None
         if not isinstance(getattr(response, "body", None), bytes | memoryview):
@@ -148,7 +151,8 @@ class RequestUnitOfWork(UnitOfWork[Any]):
 
 
 def _text(state: dict[str, Any], name: str) -> str:
-    """Return a text of the state, else "": apps often keep an HTTP client in `state.client`."""
+    """Return a value of the state if it is a str, else ""."""
+    # An app may use the name for something else: `state.client` is often an HTTP client.
     value = state.get(name)
     return value if isinstance(value, str) else ""
 
