@@ -13,7 +13,7 @@ from afterward.call import call, error_as_json, with_timeout
 from afterward.errors import QueueUnavailable, ServiceUnavailable
 from afterward.events import EventType
 from afterward.keep_trying import keep_trying
-from afterward.pauses import Pauses, Return
+from afterward.pauses import OutageEnd, Pauses
 from afterward.queue import Queue
 from afterward.retry import is_unexpected
 from afterward.task import WAITING, Outcome, Status, Task, to_json
@@ -43,15 +43,19 @@ class _Ended:
 
     outcome: Outcome
     error: BaseException | None = None
-    service_is_back: Return | None = None
+    outage_end: OutageEnd | None = None
 
 
 class Attempt(Generic[ToolsT]):
     """One claimed task while this worker runs and settles it, in an asyncio task of its own.
 
-    `earlier` are attempts of the same task that still run, although the worker lost the task and
-    has claimed it again. They must end first. `on_settled` is called when the outcome is written,
-    to free the slot.
+    `timeout` is the longest time for the function, in seconds. `on_settled` is called when the
+    outcome is written, so that the worker frees the slot.
+
+    `earlier` has attempts of the same task that still run on this worker. It is empty as a rule.
+    For example, a worker hangs for longer than its lease, another worker re-queues the task, and
+    then the first worker claims it again. The new attempt waits until the earlier one has ended, so
+    that one worker never runs two attempts of a task side by side.
     """
 
     def __init__(
@@ -69,9 +73,12 @@ class Attempt(Generic[ToolsT]):
         self.key = task.id, task.claims
         """The task's id and the number of its claim (the fencing token)."""
         self.is_suspect = task.crashes > 0
-        """Whether the worker crashed in the last attempt. This task may be the cause."""
+        """Whether a worker crashed during the last attempt of this task.
+
+        The task may have caused the crash, so a worker runs only one suspect at a time.
+        """
         self.is_settling = False
-        """Whether the function has ended and the outcome is being written."""
+        """Whether the function has ended. From then on the outcome is being written."""
         self.found_outage = False
         """Whether the function raised ServiceUnavailable."""
         self._queue = queue
@@ -100,8 +107,8 @@ class Attempt(Generic[ToolsT]):
             finally:
                 self._on_settled(self)
             self._tell_subscribers(written, settled, ended.error, time.monotonic() - began)
-            if ended.service_is_back is not None:
-                await self._log_return(ended.service_is_back)
+            if ended.outage_end is not None:
+                await self._log_outage_end(ended.outage_end)
 
     # Run
 
@@ -117,9 +124,9 @@ class Attempt(Generic[ToolsT]):
             result = await with_timeout(self._timeout, call(function, context, task.arguments))
         except BaseException as error:  # noqa: BLE001 -- a task's function may raise any error
             return self._ended_with(error)
-        service_is_back = self._pauses.end(task, self._permit, None, called_off=False)
+        outage_end = self._pauses.end(task, self._permit, None, called_off=False)
         outcome = Outcome(Status.SUCCEEDED, result=result, follow_ups=follow_ups.collected())
-        return _Ended(outcome, None, service_is_back)
+        return _Ended(outcome, None, outage_end)
 
     async def _wait_for_earlier(self) -> None:
         """Wait until the earlier attempts of the same task have ended. Raises TimeoutError."""
@@ -135,12 +142,12 @@ class Attempt(Generic[ToolsT]):
         # turned the cancellation into another error. A function that raises a CancelledError of its
         # own has failed.
         called_off = self.asyncio_task.cancelling() > 0
-        service_is_back = self._pauses.end(self.task, self._permit, error, called_off=called_off)
+        outage_end = self._pauses.end(self.task, self._permit, error, called_off=called_off)
         if called_off:
             given_back = Outcome(Status.QUEUED, due_at=self._queue.now(), counts=False)
-            return _Ended(given_back, error, service_is_back)
+            return _Ended(given_back, error, outage_end)
         self.found_outage = isinstance(error, ServiceUnavailable)
-        return _Ended(self._outcome_of_failure(error), error, service_is_back)
+        return _Ended(self._outcome_of_failure(error), error, outage_end)
 
     def _outcome_of_failure(self, error: BaseException) -> Outcome:
         task, policy = self.task, self._queue.policy_of(self.task.kind)
@@ -205,14 +212,18 @@ class Attempt(Generic[ToolsT]):
         for follow_up in written.follow_ups.tasks:
             events.emit(EventType.QUEUED, follow_up)
 
-    async def _log_return(self, service: Return) -> None:
+    async def _log_outage_end(self, outage: OutageEnd) -> None:
+        """Log that a service is back. `waiting` counts the waiting tasks of all kinds.
+
+        The database keeps no count for each kind, and counting a million rows takes too long.
+        """
         waiting: int | None = None
         with contextlib.suppress(QueueUnavailable):
             counts = (await self._queue.engine.backlog()).counts
             waiting = sum(counts.get(status, 0) for status in WAITING)
         log.warning(
             "a service is back, its tasks go on",
-            kind=service.kind,
-            away_for=round(service.away_for, 1),
+            kind=outage.kind,
+            away_for=round(outage.away_for, 1),
             waiting=waiting,
         )

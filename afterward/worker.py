@@ -40,9 +40,11 @@ from afterward.pauses import Pauses
 from afterward.queue import Queue
 from afterward.task import Status, Task, new_id
 
-POLL_SECONDS = 0.5  # a retry is noticed at most so long after it is due
+# The longest wait between two claims while slots are free. A retry begins at most this long after
+# it is due, and so does a task whose NOTIFY was lost.
+POLL_SECONDS = 0.5
 QUIET_SECONDS = 0.05  # a worker is busy if a task began or ended within this time
-LAST_WRITES_SECONDS = 0.5  # for the last outcomes of a worker that stops
+GIVE_BACK_SECONDS = 0.5  # for cancelled attempts to write that their tasks are given back
 
 ToolsT = TypeVar("ToolsT")
 
@@ -50,8 +52,8 @@ ToolsT = TypeVar("ToolsT")
 class Worker(Generic[ToolsT]):
     """Runs up to `concurrency` tasks at once on the event loop, each with `tools`.
 
-    `lease` is the time in seconds after which other workers take over the tasks of a worker without
-    a heartbeat. One attempt may take `task_timeout` seconds.
+    If this worker sends no heartbeat for `lease` seconds, other workers re-queue its tasks. One
+    attempt may take `task_timeout` seconds.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class Worker(Generic[ToolsT]):
         self._wake.set()
         claims, heartbeat = self._loops
         # 1. A claim that is under way must end first, because its tasks must run or be given back.
-        await _wait_or_cancel([claims], within=max(grace, LAST_WRITES_SECONDS))
+        await _wait_or_cancel([claims], within=max(grace, GIVE_BACK_SECONDS))
         # 2. Let running tasks finish.
         if running := self._asyncio_tasks():
             await asyncio.wait(running, timeout=max(0.0, grace_ends_at - time.monotonic()))
@@ -107,9 +109,9 @@ class Worker(Generic[ToolsT]):
         for attempt in self._attempts:
             if not attempt.is_settling:
                 attempt.cancel()
-        await _wait_or_cancel(self._asyncio_tasks(), within=LAST_WRITES_SECONDS)
+        await _wait_or_cancel(self._asyncio_tasks(), within=GIVE_BACK_SECONDS)
         heartbeat.cancel()
-        await _wait_or_cancel([heartbeat], within=LAST_WRITES_SECONDS)
+        await _wait_or_cancel([heartbeat], within=GIVE_BACK_SECONDS)
 
     async def run_until_idle(self) -> None:
         """Work until no task is due and none runs. Tests use it in place of start and stop."""
@@ -136,7 +138,7 @@ class Worker(Generic[ToolsT]):
                 await self._wait_for_due_tasks()
 
     async def _wait_for_due_tasks(self) -> None:
-        """Wait until tasks were added, a retry may be due, a pause ends, or `_wake` is set."""
+        """Wait for added tasks, the end of a pause, `_wake`, or POLL_SECONDS at most."""
         pause = self._pauses.next_end()
         seconds = POLL_SECONDS if pause is None else min(pause, POLL_SECONDS)
         waits = [
@@ -149,7 +151,7 @@ class Worker(Generic[ToolsT]):
         await asyncio.gather(*waits, return_exceptions=True)
 
     async def _claim_due(self) -> bool:
-        """Claim due tasks for the free slots, and begin them. Return False if none came."""
+        """Claim due tasks for the free slots, and begin them. Return False if no task changed."""
         if self._stopping.is_set():
             return False
         # 1. After the pause of a kind, one of its tasks finds out whether the service is back.
@@ -172,8 +174,8 @@ class Worker(Generic[ToolsT]):
         free = self._concurrency - running
         if free <= 0:
             return 0
-        # Of the tasks that ran when a worker crashed, one may be the cause. They run one at a time:
-        # if they ran together, each crash would count for all, and all would fail after the third.
+        # Suspects are tasks that ran when a worker crashed. One of them may be the cause, so they
+        # run one at a time: together, all of them would crash three times, and fail.
         has_suspect = any(attempt.is_suspect for attempt in self._attempts)
         claim = await self._queue.engine.claim(
             self.owner,
@@ -196,7 +198,7 @@ class Worker(Generic[ToolsT]):
         """Begin an attempt once a slot is free.
 
         A task that is settling keeps its slot until its outcome is on disk. So if the process dies
-        now, at most `concurrency` tasks have run whose outcome is not on disk.
+        now, at most `concurrency` tasks have run without an outcome on disk, and run again.
         """
         while len(self._attempts) >= self._concurrency and not self._stopping.is_set():
             self._slot_free.clear()
@@ -214,9 +216,10 @@ class Worker(Generic[ToolsT]):
         self._last_step_at = time.monotonic()
 
     def _cancel_earlier(self, task: Task) -> list[Attempt[ToolsT]]:
-        """Cancel earlier attempts of this task, which still run although another worker took it.
+        """Cancel attempts of this task that still run on this worker, and return them.
 
-        This happens to a worker that was slow, lost the task, and has now claimed it again.
+        This worker was slow, so another worker re-queued the task, and this one has claimed it
+        again. Attempts that are settling are not cancelled: they end soon.
         """
         if task.claims == 1:
             return []
@@ -241,11 +244,11 @@ class Worker(Generic[ToolsT]):
 async def _wait_or_cancel(tasks: Iterable[asyncio.Task[None]], *, within: float) -> None:
     """Wait until the tasks have ended. Cancel the tasks that are still running after `within`.
 
-    A cancelled task has half a second more. Then it is left behind.
+    A cancelled task has GIVE_BACK_SECONDS more to end. After that it is no longer waited for.
     """
     if left := set(tasks):
         _, left = await asyncio.wait(left, timeout=within)
         for task in left:
             task.cancel()
     if left:
-        await asyncio.wait(left, timeout=LAST_WRITES_SECONDS)
+        await asyncio.wait(left, timeout=GIVE_BACK_SECONDS)

@@ -672,7 +672,7 @@ async def test_two_attempts_of_a_task_never_run_at_once_in_one_worker(
 async def test_a_worker_waits_for_an_earlier_attempt_that_ends_slowly(
     engine: Engine, clock: Clock
 ) -> None:
-    """The earlier attempt cleans up for longer than LAST_WRITES_SECONDS; then the next one runs."""
+    """The earlier attempt cleans up for longer than GIVE_BACK_SECONDS; then the next one runs."""
     steps = []
     cleaned = asyncio.Event()
 
@@ -694,7 +694,7 @@ async def test_a_worker_waits_for_an_earlier_attempt_that_ends_slowly(
         clock.now = NOW + LEASE
         while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
-        await asyncio.sleep(worker_module.LAST_WRITES_SECONDS + 0.1)
+        await asyncio.sleep(worker_module.GIVE_BACK_SECONDS + 0.1)
         cleaned.set()
         await recorder.until(EventType.SUCCEEDED)
     assert steps == ["begins 1", "ends 1", "begins 2"]
@@ -863,7 +863,7 @@ async def test_an_idle_worker_stops_at_once(
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 60.0)
     async with working(queue_of(engine, now=clock)) as worker:
         await asyncio.sleep(0.05)
-        async with asyncio.timeout(worker_module.LAST_WRITES_SECONDS / 2):
+        async with asyncio.timeout(worker_module.GIVE_BACK_SECONDS / 2):
             await worker.stop(grace=60)
 
 
@@ -896,7 +896,7 @@ async def test_a_stop_waits_for_the_claim_under_way(
         return claimed
 
     monkeypatch.setattr(engine, "claim", claim_slowly)
-    monkeypatch.setattr(worker_module, "LAST_WRITES_SECONDS", 0.2 if grace else 30)
+    monkeypatch.setattr(worker_module, "GIVE_BACK_SECONDS", 0.2 if grace else 30)
     queue = queue_of(engine, wait_forever, now=clock, policy=replace(LONGEST_WAITS, attempts=1))
     task = await promise(queue, wait_forever)
     worker = Worker(queue, None)
