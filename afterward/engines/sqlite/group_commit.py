@@ -42,7 +42,7 @@ from afterward.errors import CommitUnknown, QueueError, QueueFull, QueueUnavaila
 CHUNK_SIZE = 100
 
 # Wait this many loop iterations before the next commit. Callers woken by the last commit then have
-# time to queue their next operation, and it joins the same transaction. For example, a worker that
+# time to queue their next operation, and it joins the next transaction. For example, a worker that
 # has written the end of a task claims its next task.
 GATHER_ITERATIONS = 4
 
@@ -60,11 +60,13 @@ It executes one statement for up to CHUNK_SIZE items.
 
 
 @dataclass(slots=True)
-class _Request:
+class _Call:
+    """A call of `run` or `run_merged` that waits for its result."""
+
     operation: BulkOperation[Any, Any]
     item: Any
     future: "asyncio.Future[Any]"
-    is_mergeable: bool  # whether `operation` is one statement, and other requests may use it too
+    is_mergeable: bool  # whether `operation` is one statement, which other calls may share
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,10 @@ class GroupCommit:
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
-        self._waiting: list[_Request] = []
-        self._committing = False  # True from the first request of a group to its results
+        self._waiting: list[_Call] = []
+        self._committing = False  # True from the first call of a group to its results
         self._is_open = False
-        self._groups: queue.SimpleQueue[list[_Request]]
+        self._groups: queue.SimpleQueue[list[_Call]]
         self._thread: threading.Thread
         self._opened: asyncio.Future[None]
 
@@ -157,16 +159,16 @@ class GroupCommit:
         if not self._is_open:
             raise QueueUnavailable("The queue is not running.")
         future: asyncio.Future[ResultT] = self._loop.create_future()
-        self._waiting.append(_Request(operation, item, future, is_mergeable))
+        self._waiting.append(_Call(operation, item, future, is_mergeable))
         # While a commit is under way, `_deliver` starts the next one.
         if not self._committing:
             self._committing = True
-            # Hand over at the end of this loop iteration, so that all of its requests are included.
+            # Hand over at the end of this loop iteration, so that all of its calls are included.
             self._loop.call_soon(self._hand_over)
         return await future
 
     def _hand_over(self, after: int = 0) -> None:
-        """Give the waiting requests to the thread as a group, after some loop iterations."""
+        """Give the waiting calls to the thread as a group, after some loop iterations."""
         if after:
             self._loop.call_soon(self._hand_over, after - 1)
         else:
@@ -192,16 +194,16 @@ class GroupCommit:
             self._loop.call_soon_threadsafe(self._deliver, self._commit(connection, group))
         connection.close()
 
-    def _commit(self, connection: sqlite3.Connection, group: list[_Request]) -> list[_Result]:
-        """Run a group in one transaction. If a request fails, run each one in its own transaction.
+    def _commit(self, connection: sqlite3.Connection, group: list[_Call]) -> list[_Result]:
+        """Run a group in one transaction. If a call fails, run each in a transaction of its own.
 
         Returns the results of the group, which may be errors.
         """
-        # 1. Merge requests for the same bulk operation. For example, a group of 3 insertions, 2
-        #    settlements and 1 query becomes 3 calls, with 3, 2 and 1 items.
-        merged: dict[BulkOperation[Any, Any], list[_Request]] = {}
-        for request in group:
-            merged.setdefault(request.operation, []).append(request)
+        # 1. Merge calls of the same bulk operation. For example, 3 insertions, 2 settlements and 1
+        #    query become 3 operations, with 3, 2 and 1 items.
+        merged: dict[BulkOperation[Any, Any], list[_Call]] = {}
+        for call in group:
+            merged.setdefault(call.operation, []).append(call)
 
         # 2. A single statement needs no BEGIN and COMMIT, because SQLite commits it by itself.
         is_one_statement = len(merged) == 1 and group[0].is_mergeable and len(group) <= CHUNK_SIZE
@@ -214,11 +216,11 @@ class GroupCommit:
             if not is_one_statement:
                 connection.execute("BEGIN IMMEDIATE")
 
-            # 4. Run the operations, and collect the result of each request.
-            for operation, requests in merged.items():
-                values = operation(connection, [request.item for request in requests])
-                pairs = zip(requests, values, strict=True)
-                results += [(request.future, value, None) for request, value in pairs]
+            # 4. Run the operations, and collect the result of each call.
+            for operation, calls in merged.items():
+                values = operation(connection, [call.item for call in calls])
+                pairs = zip(calls, values, strict=True)
+                results += [(call.future, value, None) for call, value in pairs]
 
             # 5. Commit: one fsync for the whole group.
             if not is_one_statement:
@@ -232,15 +234,13 @@ class GroupCommit:
             if _is_disk_error(error):
                 forget_cached_log(connection)
 
-            # 7. Find the request that failed: run each alone. This does not help if every request
-            #    would meet the same error, for example a locked file: then all get this error.
-            if len(group) > 1 and not _hits_every_request(error):
-                return [
-                    result for request in group for result in self._commit(connection, [request])
-                ]
+            # 7. Find the call that failed: run each alone. This does not help if every call would
+            #    meet the same error, for example a locked file: then all get this error.
+            if len(group) > 1 and not _hits_every_call(error):
+                return [result for call in group for result in self._commit(connection, [call])]
             return [
-                (request.future, None, _translate(error, may_be_written=may_be_written))
-                for request in group
+                (call.future, None, _translate(error, may_be_written=may_be_written))
+                for call in group
             ]
         return results
 
@@ -257,8 +257,8 @@ def in_chunks(items: Sequence[ItemT]) -> Iterator[Sequence[ItemT]]:
         yield items[first : first + CHUNK_SIZE]
 
 
-def _hits_every_request(error: Exception) -> bool:
-    """Tell whether every request would meet this error.
+def _hits_every_call(error: Exception) -> bool:
+    """Tell whether every call would meet this error.
 
     A full disk is an exception, because operations that only read still succeed.
     """
