@@ -19,8 +19,9 @@ from afterward.retry import is_unexpected
 from afterward.task import WAITING, Outcome, Status, Task, to_json
 from afterward.unit_of_work import Context
 
-OUTCOME_TRIES = 3  # to write an outcome that the database refuses as invalid
+OUTCOME_TRIES = 3
 
+# Written instead of an outcome that the database has refused OUTCOME_TRIES times.
 _OUTCOME_NOT_WRITTEN = Outcome(
     Status.FAILED,
     error=to_json(

@@ -103,7 +103,7 @@ class Engine(Protocol):
 
     @abstractmethod
     async def backlog(self) -> Backlog:
-        """Return the number of tasks in each status, and the earliest due time of a waiting one."""
+        """Count the tasks in each status, and return the earliest due time of a waiting task."""
 
     @abstractmethod
     async def check(self) -> None:
@@ -151,8 +151,8 @@ class Engine(Protocol):
         `task` is the task as it was claimed. Its number of claims is the fencing token: if the task
         has been re-queued in the meantime, nothing is written, and the method returns None.
 
-        An outcome that counts sets `crashes` to 0, and an unexpected one increments `errors`. If
-        the reply was lost (CommitUnknown), the caller may repeat the call with the same `now`.
+        An outcome that counts sets `crashes` to 0, and an unexpected outcome increments `errors`.
+        After CommitUnknown, the caller may repeat the call with the same `now`.
         """
 
     @abstractmethod
@@ -210,7 +210,7 @@ class Engine(Protocol):
     def publish(self, event: Event) -> None:
         """Send an event to the other processes that use this database.
 
-        This is a courtesy: the method does not wait, and an event that cannot be sent is dropped.
+        Delivery is not guaranteed: this does not wait, and an event that cannot be sent is dropped.
         """
 
     @abstractmethod

@@ -21,9 +21,9 @@ class EventType(StrEnum):
     RETRYING = "retrying"  # failed for now
     FAILED = "failed"  # failed for good
     CANCELLED = "cancelled"
-    RECOVERED = "recovered"  # its worker crashed; it is queued again
-    GIVEN_BACK = "given_back"  # its worker stopped first; it is queued again
-    LOST = "lost"  # ended on a worker that had lost its claim: nothing was written
+    RECOVERED = "recovered"  # re-queued, because its worker crashed; it is RETRYING
+    GIVEN_BACK = "given_back"  # its worker stopped first; it is QUEUED again
+    LOST = "lost"  # it ended on a worker that had lost its claim, so nothing was written
 
 
 @dataclass(frozen=True, slots=True)

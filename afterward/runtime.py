@@ -16,7 +16,7 @@ from afterward.task_log import TaskLog
 from afterward.worker import Worker
 
 DAY_SECONDS = 24 * 3600.0
-CANCEL_SECONDS = 5.0  # a database that hangs does not hold up the stop for longer
+CANCEL_SECONDS = 5.0  # the longest that a database that hangs can hold up the stop of retention
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -49,7 +49,7 @@ class Afterward(Generic[ToolsT]):
     `grace_seconds` to finish; after that they are given back, and run again later. Finished tasks
     are removed after `retention_days`. With `max_backlog` unfinished tasks, new ones are refused.
 
-    Without further settings, each change of a task is a log line, and failures are errors there.
+    Each change of a task is logged. A task that fails for good is logged at level ERROR.
     """
 
     def __init__(  # noqa: PLR0913 -- keyword-only settings

@@ -11,9 +11,9 @@ from typing import Any
 class Status(StrEnum):
     """The states of a task. docs/states.md draws the transitions."""
 
-    QUEUED = "queued"  # accepted and on disk; no worker has claimed it
+    QUEUED = "queued"  # accepted and on disk; no worker has claimed it, or one has given it back
     RUNNING = "running"  # one worker has claimed it, under a lease
-    RETRYING = "retrying"  # an attempt failed; the next one waits for its time
+    RETRYING = "retrying"  # an attempt failed or crashed, and the task waits for its next attempt
     SUCCEEDED = "succeeded"  # its function returned
     FAILED = "failed"  # failed for good; `error` tells why
     CANCELLED = "cancelled"  # withdrawn before a worker claimed it
@@ -40,7 +40,7 @@ class Task:
     client: str = ""  # the owner; empty if the service has no API keys
     status: Status = Status.QUEUED
     attempts: int = 0  # counted at the claim, before the function runs
-    errors: int = 0  # attempts that ended in an error that is neither temporary nor permanent
+    errors: int = 0  # attempts that ended in an unexpected error: see retry.is_unexpected
     crashes: int = 0  # attempts in a row in which the worker crashed
     claims: int = 0  # all claims so far: the fencing token
     owner: str | None = None  # the worker that runs it
@@ -127,10 +127,10 @@ class Backlog:
 
 
 class _Sequence:
-    """The 74 random bits of an id, which ascend within a process and a millisecond.
+    """Makes the 74 random bits of ids. They ascend within a process and a millisecond.
 
-    The first number of a millisecond is random. Each further one is larger by a random amount (RFC
-    9562, section 6.2, method 2). The lock is for routes without `async`, which FastAPI runs in
+    The first number of a millisecond is random. Each further number is larger by a random amount
+    (RFC 9562, section 6.2, method 2). The lock is for routes without `async`, which FastAPI runs in
     threads.
     """
 

@@ -118,7 +118,9 @@ class Context(Generic[ToolsT]):
     """The first argument of every durable task."""
 
     task: Task
+    """The task as the worker claimed it: its `id`, and its `attempts` with this attempt."""
     tools: ToolsT
+    """The objects that this process gives to its tasks, for example an SMTP client."""
     durable_tasks: UnitOfWork[ToolsT]
     """The unit of work of this attempt, committed with the task's success, else dropped."""
     report_progress: Callable[[float], Awaitable[None]]
