@@ -28,7 +28,7 @@ UVICORN_OPTIONS = (
     *("--no-access-log", "--no-proxy-headers", "--no-server-header"),
 )
 
-# README.md recommends these where mail is most of the work: while 10 tasks use the SMTP
+# docs/settings.md recommends these where mail is most of the work: while 10 tasks use the SMTP
 # connections, the other 30 are being claimed or settled in the database.
 FOR_MAIL = {"WORKER_CONCURRENCY": "40", "SMTP_CONNECTIONS": "10"}
 

@@ -11,9 +11,9 @@ library adds:
 - Many requests share one commit, and the event loop does not wait for the disk.
 - While SMTP is down, a mail is tried for four days. A task that fails because of a bug is tried
   eight times. A task that crashes its process is tried three times.
-- A request that is repeated with the same key is carried out once:
+- A client can repeat a request with the same key: only the first one adds a task.
       curl -X POST -H 'Idempotency-Key: 1' localhost:8000/send-notification/ada@example.com
-- Finished tasks are removed after a week. Ctrl-C lets running tasks finish for ten seconds.
+- Finished tasks are removed after a week. After Ctrl-C, running tasks have ten seconds to finish.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ router = APIRouter(route_class=DurableRoute)  # commits the tasks of a route bef
 
 @router.post("/send-notification/{recipient}", status_code=202)
 async def send_notification(recipient: str, durable_tasks: DurableTasks) -> dict[str, str]:
-    """Promise a mail. Its row is on disk before the 202."""
+    """Promise a mail: its row is on disk before the 202."""
     task = durable_tasks.add_task(send_email, recipient)
     return {"id": task.id}
 
