@@ -1,4 +1,4 @@
-"""The place where the objects meet: `create_app` makes the app, `run` starts all that it needs."""
+"""Connects all objects: `create_app` makes the app, and `run` starts everything that it needs."""
 
 import asyncio
 import contextlib

@@ -43,8 +43,8 @@ EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 def without_turn(endpoint: EndpointT) -> EndpointT:
     """Decorate a route: its requests are answered at once, without a turn.
 
-    Use it for routes that queue nothing, and for routes that may wait long for something else than
-    the database.
+    Use it for routes that queue nothing, and for routes that may wait long, but not for the
+    database.
     """
     setattr(endpoint, _WITHOUT_TURN, True)
     return endpoint
