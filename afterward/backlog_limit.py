@@ -44,7 +44,7 @@ class BacklogLimit:
         self._reserved += tasks
 
     def _lock(self) -> asyncio.Lock:
-        """Return the lock of this event loop. After a restart the loop is another one."""
+        """Return the lock of this event loop. An app that starts again has a new loop."""
         if self._loop is not (loop := asyncio.get_running_loop()):
             self._loop, self._counting = loop, asyncio.Lock()
         return self._counting

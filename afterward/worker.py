@@ -104,8 +104,8 @@ class Worker(Generic[ToolsT]):
         # 2. Let running tasks finish.
         if running := self._asyncio_tasks():
             await asyncio.wait(running, timeout=max(0.0, grace_ends_at - time.monotonic()))
-        # 3. Cancel the others, except those that are writing their outcome. Each cancelled attempt
-        #    writes that its task is given back.
+        # 3. Cancel the attempts whose functions still run. Each of them then writes that its task
+        #    is given back. Attempts that are writing an outcome already are left alone.
         for attempt in self._attempts:
             if not attempt.is_settling:
                 attempt.cancel()

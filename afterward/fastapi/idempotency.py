@@ -1,4 +1,4 @@
-"""Idempotency keys: a repeated request is carried out once, and gets the first response again.
+"""Idempotency keys: a repeated request queues nothing more, and gets the first response again.
 
 The header is described in draft-ietf-httpapi-idempotency-key-header. A client that got no response
 sends its request again with the same key. So it cannot queue the tasks of one request twice.

@@ -1,7 +1,7 @@
 """An error without a description, a clock set back, a slow claim, and a shared store.
 
 A task that raises an error with a failing str() gets an outcome. A new task is due at once, however
-far the clock was set back. A stop during a slow claim re-queues the claimed tasks without counting
+far the clock was set back. A stop during a slow claim gives the claimed tasks back without counting
 an attempt. A clean-up removes no files of another database on the same store.
 """
 
@@ -120,7 +120,7 @@ class SlowClaims(SQLite):
         return claimed
 
 
-async def test_a_stop_during_a_slow_claim_requeues_its_tasks_without_counting_an_attempt(
+async def test_a_stop_during_a_slow_claim_gives_its_tasks_back_without_counting_an_attempt(
     tmp_path: Path, tried: Tried
 ) -> None:
     async def greet(context: Context[None]) -> None:
@@ -143,7 +143,7 @@ async def test_a_stop_during_a_slow_claim_requeues_its_tasks_without_counting_an
         ended = [await engine.get(task.id) for task in tasks]
     finally:
         await engine.stop()
-    tried("a stop during a claim of 5 tasks that takes 0.7 s", "5 re-queued, 0 attempts counted")
+    tried("a stop during a claim of 5 tasks that takes 0.7 s", "5 given back, 0 attempts counted")
     assert [(task.status, task.attempts, task.crashes) for task in ended] == [
         (Status.QUEUED, 0, 0)
     ] * 5

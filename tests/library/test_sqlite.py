@@ -275,7 +275,7 @@ async def test_a_file_from_before_the_first_release_is_refused_and_left_unchange
 
 
 async def test_a_wrong_statement_is_not_reported_as_an_outage(engine: SQLite) -> None:
-    """It must be seen, because to wait does not mend it."""
+    """It is raised as it is, because a wrong statement does not get right by waiting."""
     with pytest.raises(sqlite3.OperationalError, match="no such column"):
         await engine._commits.run(lambda connection: connection.execute("SELECT unknown"))
 

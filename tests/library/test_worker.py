@@ -781,7 +781,7 @@ async def test_a_running_worker_requeues_tasks_that_crash_later(
 async def test_crashed_tasks_run_again_one_after_the_other(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of them may have killed the worker, and must not take the others with it three times.
+    """One of them may have killed the worker. If they ran together, all would crash again.
 
     When one has ended, the next begins at once, and not at the next poll.
     """
