@@ -30,7 +30,7 @@ class Ended(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Given to an attempt at its begin: the phase of the breaker, and whether it is the probe."""
+    """Given to an attempt when it begins: the breaker's phase, and whether it is the probe."""
 
     phase: int
     is_probe: bool

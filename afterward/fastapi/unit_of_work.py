@@ -75,7 +75,10 @@ class RequestUnitOfWork(UnitOfWork[Any]):
         """
 
     def retry_task(self, task: Task) -> None:
-        """Let the commit queue a failed or cancelled task again. It then takes no new tasks."""
+        """Let the commit queue a failed or cancelled task again.
+
+        The commit raises ValueError if new tasks or records are added, too.
+        """
         self._retried = task
 
     def hold_key(self) -> None:
