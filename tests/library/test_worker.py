@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, cast
 
+import anyio
 import pytest
 from structlog.testing import capture_logs
 
@@ -25,6 +27,7 @@ from tests.library.support import (
     DAY,
     LEASE,
     LONGEST_WAITS,
+    NO_WAITS,
     NOW,
     Clock,
     EventRecorder,
@@ -434,6 +437,48 @@ async def test_no_exception_of_a_task_stops_the_worker(
     for task in (await engine.get(first.id), await engine.get(second.id)):
         assert (task.status, task.attempts) == (Status.FAILED, 3)
         assert error_of(task)["type"] == error.__name__
+
+
+async def await_after_cancelling() -> None:
+    cast("asyncio.Task[None]", asyncio.current_task()).cancel()
+    await asyncio.sleep(60)
+
+
+async def return_after_cancelling() -> None:
+    cast("asyncio.Task[None]", asyncio.current_task()).cancel()
+
+
+async def leave_a_cancelled_scope_open() -> None:
+    """Anyio cancels the asyncio task again and again, as long as it is within the scope."""
+    scope = anyio.CancelScope()
+    scope.__enter__()
+    scope.cancel()
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("cancel", "ended_as"),
+    [
+        (await_after_cancelling, "failed"),
+        (return_after_cancelling, "succeeded"),
+        (leave_a_cancelled_scope_open, "failed"),
+    ],
+)
+async def test_an_attempt_that_cancels_itself_counts(
+    engine: Engine, clock: Clock, cancel: Callable[[], Awaitable[None]], ended_as: str
+) -> None:
+    """Otherwise the task would run again for ever. Its outcome is written nevertheless."""
+
+    async def cancel_itself(_: Context[None]) -> None:
+        await cancel()
+
+    queue = queue_of(engine, cancel_itself, now=clock, policy=replace(NO_WAITS, attempts=2))
+    recorder = EventRecorder(queue)
+    task = await promise(queue, cancel_itself)
+    async with working(queue):
+        ended = await recorder.until(EventType(ended_as))
+    assert ended.task == await engine.get(task.id)
+    assert ended.task.attempts == (2 if ended_as == "failed" else 1)
 
 
 async def test_follow_ups_of_a_failed_attempt_are_dropped(engine: Engine, clock: Clock) -> None:
