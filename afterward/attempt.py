@@ -46,6 +46,11 @@ class _Ended:
     service_is_back: Return | None = None
 
 
+def given_back(now: float) -> Outcome:
+    """Return the outcome of an attempt that the worker did not begin, or did not let finish."""
+    return Outcome(Status.QUEUED, due_at=now, counts=False)
+
+
 class Attempt(Generic[ToolsT]):
     """One claimed task while this worker runs and settles it, in an asyncio task of its own.
 
@@ -149,8 +154,7 @@ class Attempt(Generic[ToolsT]):
         called_off = self._is_called_off
         service_is_back = self._pauses.end(self.task, self._permit, error, called_off=called_off)
         if called_off:
-            given_back = Outcome(Status.QUEUED, due_at=self._queue.now(), counts=False)
-            return _Ended(given_back, error, service_is_back)
+            return _Ended(given_back(self._queue.now()), error, service_is_back)
         self.found_outage = isinstance(error, ServiceUnavailable)
         return _Ended(self._outcome_of_failure(error), error, service_is_back)
 

@@ -11,6 +11,7 @@ from functools import partial
 import asyncpg
 import pytest
 
+from afterward import worker
 from afterward.engines.postgres import connections as postgres_connections
 from afterward.engines.postgres import event_relay as postgres_events
 from afterward.engines.postgres import listener as postgres_listener
@@ -21,16 +22,20 @@ from afterward.errors import CommitUnknown, KeyTaken, QueueFull, QueueUnavailabl
 from afterward.events import Event, EventType
 from afterward.retry import WORKER_DIED
 from afterward.task import Answer, Claim, Outcome, Record, Status, Writes
+from afterward.unit_of_work import Context
 from tests.library.support import (
     DAY,
     KINDS,
     LEASE,
     NOW,
+    EventRecorder,
     a_task,
     claim,
     claim_all,
     claim_one,
     put,
+    queue_of,
+    working,
 )
 from tests.support.postgres import Postgres, Sql, with_tables
 
@@ -165,6 +170,28 @@ async def test_a_task_is_requeued_if_the_answer_to_its_claim_was_lost(
     (taken,) = (await claim(engine)).recovered
     assert (taken.id, taken.status, taken.error) == (task.id, Status.RETRYING, WORKER_DIED)
     assert [again.id for again in await claim_all(engine)] == [task.id]
+
+
+async def test_a_worker_finds_a_new_task_without_a_notification(
+    engine: Engine, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next poll finds it. PostgreSQL drops notifications while the connection is broken."""
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.1)
+
+    async def greet(context: Context[None]) -> None:
+        pass
+
+    queue = queue_of(engine, greet, now=time.time)
+    recorder = EventRecorder(queue)
+    async with working(queue):
+        await asyncio.sleep(0.2)
+        await engine._listener.stop()
+        sql(
+            "INSERT INTO afterward.tasks "
+            "(id, kind, arguments, status, created_at, updated_at, due_at, ready_at) "
+            """VALUES ('1', 'greet', '{"args":[],"kwargs":{}}', 'queued', 0, 0, 0, now())"""
+        )
+        await recorder.until(EventType.SUCCEEDED)
 
 
 async def test_a_crashed_task_runs_before_new_tasks(

@@ -20,7 +20,7 @@ from afterward.events import Event, EventType
 from afterward.queue import Queue
 from afterward.registry import Registry, TaskKind
 from afterward.retry import RetryPolicy
-from afterward.task import Claim, Status, Task, Writes
+from afterward.task import Claim, Outcome, Status, Task, Writes
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from tests.library.support import (
@@ -956,6 +956,104 @@ async def test_a_stop_waits_for_the_claim_under_way(
     assert (task.status, task.attempts, task.crashes) == (Status.QUEUED, 0, 0)
 
 
+async def test_the_tasks_of_a_claim_that_outlasts_the_grace_period_are_given_back(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If they stayed claimed, each would wait for the end of its lease, and count as crashed."""
+    monkeypatch.setattr(worker_module, "LAST_WRITES_SECONDS", 0.05)
+    answered = asyncio.Event()
+    claim = engine.claim
+
+    async def claim_slowly(*arguments: Any, **settings: Any) -> Claim:
+        claimed = await claim(*arguments, **settings)
+        await answered.wait()
+        return claimed
+
+    queue = queue_of(engine, wait_forever, now=clock, policy=replace(NO_WAITS, attempts=1))
+    await put(engine, a_task(kind="wait_forever"))
+    await claim_one(engine, "a dead worker")
+    clock.now = NOW + LEASE
+    task, lost = await promise(queue, wait_forever), await promise(queue, wait_forever)
+    recorder = EventRecorder(queue)
+    monkeypatch.setattr(engine, "claim", claim_slowly)
+    worker = Worker(queue, None)
+    await worker.start()
+    while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    await worker.stop(grace=0)
+    await engine.settle(await engine.get(lost.id), Outcome(Status.SUCCEEDED), NOW)
+    answered.set()
+    await recorder.until(EventType.GIVEN_BACK)
+    assert recorder.event_types == ["recovered", "given_back"]
+    task = await engine.get(task.id)
+    assert (task.status, task.attempts, task.crashes) == (Status.QUEUED, 0, 0)
+
+
+async def test_a_claim_that_the_database_answers_after_the_stop_of_the_engine_expires(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tasks cannot be given back any more, so another worker re-queues them."""
+    monkeypatch.setattr(worker_module, "LAST_WRITES_SECONDS", 0.05)
+    database = refusing(engine)
+    answered = asyncio.Event()
+
+    async def claim_slowly(*arguments: Any, **settings: Any) -> Claim:
+        claimed = await engine.claim(*arguments, **settings)
+        await answered.wait()
+        return claimed
+
+    monkeypatch.setattr(database, "claim", claim_slowly, raising=False)
+    queue = queue_of(database, wait_forever, now=clock)
+    task = await promise(queue, wait_forever)
+    worker = Worker(queue, None)
+    await worker.start()
+    while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    await worker.stop(grace=0)
+    database.refused.add("settle")
+    answered.set()
+    await asyncio.wait(worker._loops, timeout=5)
+    assert all(loop.cancelled() for loop in worker._loops)
+    (recovered,) = await recover(engine, "worker-2", now=NOW + LEASE)
+    assert recovered.id == task.id
+
+
+async def test_a_worker_claims_no_more_once_its_stop_has_begun(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at several paused kinds is several claims, and each may be slow."""
+    claims = []
+
+    async def claim_and_stop(*_: object, kinds: list[str], **__: object) -> Claim:
+        claims.append(kinds)
+        worker._stopping.set()
+        return Claim()
+
+    monkeypatch.setattr(engine, "claim", claim_and_stop)
+    worker = Worker(queue_of(engine, wait_forever, now=clock), None)
+    monkeypatch.setattr(worker._pauses, "kinds", lambda _: ["wait_forever", "wait_forever"])
+    await worker.run_until_idle()
+    assert claims == [["wait_forever"]]
+
+
+async def test_nothing_of_a_worker_goes_on_if_its_stop_is_cancelled(
+    engine: Engine, clock: Clock
+) -> None:
+    queue = queue_of(engine, wait_forever, now=clock)
+    recorder = EventRecorder(queue)
+    await promise(queue, wait_forever)
+    worker = Worker(queue, None)
+    await worker.start()
+    await recorder.until(EventType.STARTED)
+    stopping = asyncio.create_task(worker.stop(grace=60))
+    await asyncio.sleep(0.05)
+    stopping.cancel()
+    await recorder.until(EventType.GIVEN_BACK)
+    await asyncio.wait([*worker._loops, stopping], timeout=5)
+    assert stopping.cancelled()
+    assert all(loop.done() for loop in worker._loops)
+
+
 async def test_a_task_that_turns_its_cancellation_into_an_error_is_given_back_at_the_stop(
     engine: Engine, clock: Clock
 ) -> None:
@@ -1017,6 +1115,37 @@ async def test_a_worker_stops_even_if_the_database_driver_hides_a_cancellation(
     database.refused |= {"claim", "settle"}
     async with asyncio.timeout(5):
         await worker.stop(grace=0)
+
+
+# A wait that fails
+
+
+async def test_a_wait_that_fails_is_logged_and_repeated_with_growing_pauses(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker goes on to claim tasks. Without the pauses it would do nothing else."""
+    monkeypatch.setattr(keep_trying_module, "FIRST_PAUSE_SECONDS", 0.02)
+    waits = 0
+
+    async def greet(context: Context[None]) -> None:
+        pass
+
+    async def fail_at_once(_: float) -> None:
+        nonlocal waits
+        waits += 1
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(engine, "wait_for_tasks", fail_at_once)
+    queue = queue_of(engine, greet, now=clock)
+    recorder = EventRecorder(queue)
+    with capture_logs() as lines:
+        async with working(queue):
+            await asyncio.sleep(0.2)
+            await promise(queue, greet)
+            await recorder.until(EventType.SUCCEEDED)
+    assert 2 <= waits < 10
+    errors = [line["event"] for line in lines if line["log_level"] == "error"]
+    assert errors == ["database fails"] * waits
 
 
 # A database that refuses
