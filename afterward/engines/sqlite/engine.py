@@ -37,14 +37,19 @@ class SQLite(Engine):
         try:
             await self._commits.start()
         except BaseException:
-            os.close(self._lock)
+            self._unlock()
             raise
 
     async def stop(self) -> None:
+        try:
+            await self._commits.stop()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
         # If the disk hangs, a commit may still be under way. Then this process holds the lock until
         # it ends, so that no other process opens the file during that commit.
-        is_closed = await self._commits.stop()
-        if is_closed:
+        if not self._commits.is_using_file:
             os.close(self._lock)
 
     # For the API

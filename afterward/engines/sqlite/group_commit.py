@@ -46,6 +46,7 @@ CHUNK_SIZE = 100
 # has written the end of a task claims its next task.
 GATHER_ITERATIONS = 4
 
+_NOT_RUNNING = "The queue is not running."
 CLOSE_SECONDS = 3.0  # to wait for the last commit, and again for the connection to close
 
 ItemT = TypeVar("ItemT")
@@ -93,35 +94,55 @@ class GroupCommit:
         self._opened: asyncio.Future[None]
 
     async def start(self) -> None:
-        """Start the thread, and open the connection. Raises the error of `connect`."""
+        """Start the thread, and open the connection. Raises the error of `connect`.
+
+        If this is cancelled, the thread closes the connection as soon as it is open, and ends.
+        """
         self._loop = asyncio.get_running_loop()
         self._opened = self._loop.create_future()
+        self._waiting, self._committing = [], False
         self._groups = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=self._commit_groups, name="queue-commits", daemon=True
         )
         self._thread.start()
-        await self._opened
+        try:
+            await self._opened
+        except BaseException:
+            self._end_thread()
+            await self._wait_for_thread()
+            raise
         self._is_open = True
 
-    async def stop(self) -> bool:
+    async def stop(self) -> None:
         """Finish the operations that are waiting, and close the connection.
 
-        Returns False if this takes longer than CLOSE_SECONDS, because the disk hangs. Then the
-        thread still waits for the disk. It ends with the process at the latest.
+        If this takes longer than CLOSE_SECONDS, the disk hangs. Then the thread still waits for the
+        disk, and `is_using_file` stays True. It ends with the process at the latest.
         """
         # The groups are committed in order, so an empty operation ends after all others.
         last = asyncio.ensure_future(self.run(lambda _: None))
-        ended, _ = await asyncio.wait([last], timeout=CLOSE_SECONDS)
-        self._is_open = False
-        self._groups.put([])  # an empty group ends the thread
-        if not ended:
+        try:
+            ended, _ = await asyncio.wait([last], timeout=CLOSE_SECONDS)
+        finally:
+            self._end_thread()
             last.cancel()
-            return False
-        with contextlib.suppress(QueueUnavailable):
-            last.result()
+        await asyncio.gather(last, return_exceptions=True)
+        if ended:
+            await self._wait_for_thread()
+
+    @property
+    def is_using_file(self) -> bool:
+        """Whether the thread may still read or write the database."""
+        return self._thread.is_alive()
+
+    def _end_thread(self) -> None:
+        """Let the thread end after the groups that it was given."""
+        self._is_open = False
+        self._groups.put([])
+
+    async def _wait_for_thread(self) -> None:
         await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
-        return not self._thread.is_alive()
 
     async def run(self, operation: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
         """Run an operation, and return its result when its changes are durable."""
@@ -155,7 +176,7 @@ class GroupCommit:
         self, operation: BulkOperation[ItemT, ResultT], item: ItemT, *, is_mergeable: bool
     ) -> ResultT:
         if not self._is_open:
-            raise QueueUnavailable("The queue is not running.")
+            raise QueueUnavailable(_NOT_RUNNING)
         future: asyncio.Future[ResultT] = self._loop.create_future()
         self._waiting.append(_Request(operation, item, future, is_mergeable))
         # While a commit is under way, `_deliver` starts the next one.
@@ -169,9 +190,13 @@ class GroupCommit:
         """Give the waiting requests to the thread as a group, after some loop iterations."""
         if after:
             self._loop.call_soon(self._hand_over, after - 1)
-        else:
-            group, self._waiting = self._waiting, []
+            return
+        group, self._waiting = self._waiting, []
+        if self._is_open:
             self._groups.put(group)
+        else:  # it stopped a moment ago, and the thread takes no more groups
+            error = QueueUnavailable(_NOT_RUNNING)
+            _resolve_futures([(request.future, None, error) for request in group])
 
     def _deliver(self, results: list[_Result]) -> None:
         """Give the callers of a group their results, and begin the next group."""
@@ -185,12 +210,19 @@ class GroupCommit:
         try:
             connection = self._connect()
         except Exception as error:  # noqa: BLE001 - start() raises it
-            self._loop.call_soon_threadsafe(self._opened.set_exception, error)
+            self._call_in_loop(_resolve_futures, [(self._opened, None, error)])
             return
-        self._loop.call_soon_threadsafe(self._opened.set_result, None)
+        self._call_in_loop(_resolve_futures, [(self._opened, None, None)])
         while group := self._groups.get():
-            self._loop.call_soon_threadsafe(self._deliver, self._commit(connection, group))
+            self._call_in_loop(self._deliver, self._commit(connection, group))
         connection.close()
+
+    def _call_in_loop(
+        self, deliver: Callable[[list[_Result]], None], results: list[_Result]
+    ) -> None:
+        # The loop is closed if the disk hung during a stop or a start. Then no caller waits.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(deliver, results)
 
     def _commit(self, connection: sqlite3.Connection, group: list[_Request]) -> list[_Result]:
         """Run a group in one transaction. If a request fails, run each one in its own transaction.
