@@ -13,6 +13,7 @@ import pytest
 
 from afterward import worker
 from afterward.engines.postgres import connections as postgres_connections
+from afterward.engines.postgres import engine as postgres_engine
 from afterward.engines.postgres import event_relay as postgres_events
 from afterward.engines.postgres import listener as postgres_listener
 from afterward.engines.postgres import statements as postgres_statements
@@ -405,6 +406,36 @@ async def test_a_stop_does_not_wait_for_ever_for_a_connection_in_use(
     async with asyncio.timeout(5):
         async with opened(database_url) as engine:
             await engine._pool._opened().acquire()
+
+
+@pytest.mark.parametrize("step", ["check", "open"])
+@pytest.mark.parametrize("ends_by", ["an error", "a cancellation"])
+async def test_a_start_that_does_not_finish_closes_its_connections(
+    database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch, step: str, ends_by: str
+) -> None:
+    reached = asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        reached.set()
+        if ends_by == "an error":
+            raise LookupError
+        await asyncio.Event().wait()
+
+    engine = Engine(database_url)
+    if step == "check":
+        monkeypatch.setattr(postgres_engine, "check", fail)
+    else:
+        monkeypatch.setattr(postgres_connections.Pool, "open", fail)
+    starting = asyncio.create_task(engine.start())
+    await reached.wait()
+    starting.cancel()
+    with pytest.raises((LookupError, asyncio.CancelledError)):
+        await starting
+    connections = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE application_name = 'afterward' AND datname = current_database()"
+    )
+    await eventually(lambda: sql(connections) == "0")
 
 
 # Events of other processes

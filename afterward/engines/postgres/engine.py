@@ -68,12 +68,13 @@ class Postgres(Engine):
         connection = await connect(self._url)
         try:
             await check(connection)
+            await self._pool.open()
         except BaseException:
-            await connection.close()
+            # A step failed, or the start was cancelled. The server may hang, so do not wait for it.
+            connection.terminate()
             raise
         self._listener.listen(TASKS_CHANNEL, lambda _: self._tasks_added.set())
         self._listener.start(connection)
-        await self._pool.open()
 
     async def stop(self) -> None:
         with contextlib.suppress(TimeoutError):

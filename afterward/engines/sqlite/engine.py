@@ -184,12 +184,16 @@ class SQLite(Engine):
         """
 
         def update_task(connection: sqlite3.Connection) -> Task:
-            if writes is not None:
-                statements.write(connection, writes)
+            # Refuse before the first write, because a refusal after it splits the group commit.
+            answer = None if writes is None else writes.answer
+            if answer is not None:
+                statements.check_key(connection, answer)
             task = statements.update_task(connection, update, values)
             if task is None:
                 statements.read_task(connection, values["id"])  # raises TaskNotFound
                 raise refusal
+            if writes is not None:
+                statements.write(connection, writes)
             return task
 
         return await self._commits.run(update_task)
