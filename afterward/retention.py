@@ -25,7 +25,7 @@ async def remove_regularly(queue: Queue[Any], keep_seconds: float) -> None:
         try:
             await remove_old(queue, finished_before=queue.now() - keep_seconds)
         except QueueError as error:
-            log.warning("retention put off", error=str(error))
+            log.warning("retention put off", error=repr(error.__cause__ or error))
         except Exception:
             log.exception("retention failed")
         raise_if_cancelled()

@@ -425,6 +425,18 @@ async def test_only_a_commit_that_meets_a_disk_error_has_an_unknown_outcome(
     assert await commits.run(numbers) == [2]
 
 
+async def test_a_read_in_a_commit_of_unknown_outcome_is_unavailable(
+    failing: tuple[GroupCommit, dict[str, int]],
+) -> None:
+    """It has changed nothing, so there is nothing to be unknown."""
+    commits, errors = failing
+    errors["COMMIT"] = sqlite3.SQLITE_IOERR_FSYNC
+    outcomes = await asyncio.gather(
+        commits.run(writing(1)), commits.run(numbers), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes] == [CommitUnknown, QueueUnavailable]
+
+
 async def test_a_statement_that_commits_by_itself_can_have_an_unknown_outcome(
     failing: tuple[GroupCommit, dict[str, int]],
 ) -> None:

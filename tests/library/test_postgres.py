@@ -324,6 +324,46 @@ async def test_the_outcome_of_a_commit_is_unknown_if_its_connection_breaks(
     assert error.type is raised
 
 
+async def test_a_read_that_loses_its_connection_is_no_commit_of_unknown_outcome(
+    engine: Engine, database_url: str, sql: Sql
+) -> None:
+    other = await asyncpg.connect(database_url)
+    async with other.transaction():
+        await other.execute("LOCK TABLE afterward.tasks")
+        reading = asyncio.create_task(engine.get("1"))
+        waiting = (
+            "FROM pg_stat_activity WHERE application_name = 'afterward' "
+            "AND datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        await eventually(lambda: sql(f"SELECT count(*) {waiting}") == "1")
+        sql(f"SELECT pg_terminate_backend(pid) {waiting}")
+        with pytest.raises(QueueUnavailable) as error:
+            await reading
+    await other.close()
+    assert error.type is QueueUnavailable
+
+
+async def test_a_misuse_of_the_driver_is_no_outage(engine: Engine) -> None:
+    """It is a bug, so waiting does not help, and the developer must see it."""
+    with pytest.raises(asyncpg.InterfaceError, match="expects 0 arguments"):
+        async with engine._pool.session() as session:
+            await session.fetch("SELECT 1", 2)
+    with pytest.raises(asyncpg.InterfaceError, match="another operation is in progress"):
+        async with engine._pool.transaction() as session:
+            await asyncio.gather(session.fetch("SELECT 1"), session.fetch("SELECT 2"))
+    assert engine._pool.outages.recent_seconds(LEASE) == 0
+
+
+async def test_the_use_of_a_connection_that_has_broken_is_an_outage(engine: Engine) -> None:
+    async def use_a_broken_connection() -> None:
+        async with engine._pool.session() as session:
+            session.terminate()
+            await session.fetch("SELECT 1")
+
+    with pytest.raises(QueueUnavailable):
+        await use_a_broken_connection()
+
+
 async def test_a_put_without_a_connection_has_a_known_outcome(engine: Engine) -> None:
     engine._pool._opened().terminate()
     with pytest.raises(QueueUnavailable) as error:

@@ -237,7 +237,9 @@ class GroupCommit:
 
         # 2. A single statement needs no BEGIN and COMMIT, because SQLite commits it by itself.
         is_one_statement = len(merged) == 1 and group[0].is_mergeable and len(group) <= CHUNK_SIZE
-        may_be_written = is_one_statement
+        # The operations whose changes may be on the disk if an error follows.
+        may_be_written = set(merged) if is_one_statement else set()
+        writers: set[BulkOperation[Any, Any]] = set()
         results: list[_Result] = []
         try:
             # 3. Begin. If an earlier ROLLBACK failed, its transaction is still open: end it first,
@@ -248,13 +250,16 @@ class GroupCommit:
 
             # 4. Run the operations, and collect the result of each request.
             for operation, requests in merged.items():
+                changes = connection.total_changes
                 values = operation(connection, [request.item for request in requests])
                 pairs = zip(requests, values, strict=True)
                 results += [(request.future, value, None) for request, value in pairs]
+                if connection.total_changes != changes:
+                    writers.add(operation)
 
             # 5. Commit: one fsync for the whole group.
             if not is_one_statement:
-                may_be_written = True
+                may_be_written = writers
                 connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - each caller gets it, or its own
             # 6. Undo everything. An error of ROLLBACK must not end the thread: step 3 of the next
@@ -271,7 +276,7 @@ class GroupCommit:
                     result for request in group for result in self._commit(connection, [request])
                 ]
             return [
-                (request.future, None, _translate(error, may_be_written=may_be_written))
+                (request.future, None, _translate(error, request.operation in may_be_written))
                 for request in group
             ]
         return results
@@ -334,8 +339,8 @@ def _is_environment_error(error: Exception) -> bool:
     return isinstance(error, sqlite3.Error) and _code(error) & 0xFF in _ENVIRONMENT_ERRORS
 
 
-def _translate(error: Exception, *, may_be_written: bool) -> Exception:
-    """Return the error for a caller. `may_be_written` tells whether the commit had begun."""
+def _translate(error: Exception, may_be_written: bool) -> Exception:
+    """Return the error for a caller. `may_be_written` tells whether its commit had begun."""
     if not _is_environment_error(error):
         return error
     translated: QueueUnavailable
