@@ -33,7 +33,9 @@ async def test_an_error_is_logged_and_the_next_round_tries_again(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "EVERY_SECONDS", 0.001)
-    errors = iter([QueueUnavailable(), RuntimeError("a bug")])
+    unavailable = QueueUnavailable()
+    unavailable.__cause__ = OSError(28, "No space left on device")
+    errors = iter([unavailable, RuntimeError("a bug")])
     went_on = asyncio.Event()
 
     async def purge(**_: object) -> int:
@@ -50,6 +52,7 @@ async def test_an_error_is_logged_and_the_next_round_tries_again(
         with contextlib.suppress(asyncio.CancelledError):
             await rounds
     assert [line["event"] for line in lines] == ["retention put off", "retention failed"]
+    assert lines[0]["error"] == "OSError(28, 'No space left on device')"
 
 
 async def test_a_cancellation_that_the_driver_hides_ends_it(
