@@ -167,7 +167,8 @@ class Attempt(Generic[ToolsT]):
         except Exception:
             # The outcome must be written all the same: without one, the task would stay running
             # until this process ends.
-            log.exception("the retry policy fails, so the task fails", kind=task.kind)
+            with contextlib.suppress(Exception):  # the disk of the log may be full
+                log.exception("the retry policy fails, so the task fails", kind=task.kind)
         return Outcome(
             Status.FAILED if due_at is None else Status.RETRYING,
             due_at=due_at,

@@ -15,7 +15,13 @@ from structlog.testing import capture_logs
 from afterward import keep_trying as keep_trying_module
 from afterward import worker as worker_module
 from afterward.engine import Engine
-from afterward.errors import PermanentError, QueueUnavailable, TaskNotFound, TemporaryError
+from afterward.errors import (
+    PermanentError,
+    QueueUnavailable,
+    ServiceUnavailable,
+    TaskNotFound,
+    TemporaryError,
+)
 from afterward.events import Event, EventType
 from afterward.queue import Queue
 from afterward.registry import Registry, TaskKind
@@ -1146,6 +1152,54 @@ async def test_a_wait_that_fails_is_logged_and_repeated_with_growing_pauses(
     assert 2 <= waits < 10
     errors = [line["event"] for line in lines if line["log_level"] == "error"]
     assert errors == ["database fails"] * waits
+
+
+# A log that fails
+
+
+class FullLog:
+    """A logger on a full disk: structlog raises the error of the write by default."""
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        """Return a method that raises, for each level."""
+
+        def write(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        return write
+
+
+@pytest.mark.parametrize("error", [QueueUnavailable(), RuntimeError("a bug")], ids=repr)
+async def test_a_log_on_a_full_disk_stops_neither_the_worker_nor_a_commit(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The database may be on the same disk. Tasks must go on when both have space again."""
+    for name in ("attempt", "events", "keep_trying", "pauses"):
+        monkeypatch.setattr(f"afterward.{name}.log", FullLog())
+    monkeypatch.setattr(keep_trying_module, "FIRST_PAUSE_SECONDS", 0.01)
+
+    def no_random_numbers(_: float, __: float) -> float:
+        raise OSError
+
+    async def away(_: Context[None]) -> None:
+        raise ServiceUnavailable("it is away")
+
+    async def mistaken(_: Context[None]) -> None:
+        raise ValueError
+
+    database = refusing(engine, "claim")
+    database.error = error
+    policy = replace(LONGEST_WAITS, uniform=no_random_numbers)
+    queue = queue_of(database, away, mistaken, now=clock, policy=policy)
+    recorder = EventRecorder(queue)
+    queue.events.subscribe(FullLog().write)
+    async with working(queue):
+        await promise(queue, away)
+        await promise(queue, mistaken)
+        await asyncio.sleep(0.05)
+        database.refused.clear()
+        await recorder.until(EventType.RETRYING)
+        await recorder.until(EventType.FAILED)
 
 
 # A database that refuses
