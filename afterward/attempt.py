@@ -47,6 +47,11 @@ class _Ended:
     outage_end: OutageEnd | None = None
 
 
+def given_back(now: float) -> Outcome:
+    """Return the outcome of an attempt that the worker did not begin, or did not let finish."""
+    return Outcome(Status.QUEUED, due_at=now, counts=False)
+
+
 class Attempt(Generic[ToolsT]):
     """One claimed task while this worker runs and settles it, in an asyncio task of its own.
 
@@ -82,6 +87,7 @@ class Attempt(Generic[ToolsT]):
         """Whether the function has ended. From then on the outcome is being written."""
         self.found_outage = False
         """Whether the function raised ServiceUnavailable."""
+        self._is_called_off = False  # whether the worker has cancelled this attempt
         self._queue = queue
         self._tools = tools
         self._pauses = pauses
@@ -93,6 +99,7 @@ class Attempt(Generic[ToolsT]):
 
     def cancel(self) -> None:
         """Cancel the attempt: its function ends, and the task is given back uncounted."""
+        self._is_called_off = True
         self.asyncio_task.cancel()
 
     async def _run_and_settle(self) -> None:
@@ -101,15 +108,25 @@ class Attempt(Generic[ToolsT]):
             task_id=task.id, kind=task.kind, request_id=task.request_id
         ):
             began = time.monotonic()
-            try:
-                ended = await self._run()
-                self.is_settling = True
-                written, settled = await self._settle(ended.outcome)
-            finally:
-                self._on_settled(self)
-            self._tell_subscribers(written, settled, ended.error, time.monotonic() - began)
-            if ended.outage_end is not None:
-                await self._log_outage_end(ended.outage_end)
+            ended = await self._run()
+            self.is_settling = True
+            settling = self._settle_and_tell(ended, began)
+            if self.asyncio_task.cancelling() and not self._is_called_off:
+                # The function has cancelled its own asyncio task, as an anyio scope does that is
+                # never left. Such a cancellation may still be due, and would interrupt the
+                # settlement. So that is an asyncio task of its own.
+                self.asyncio_task = asyncio.create_task(settling, name=task.id)
+            else:
+                await settling
+
+    async def _settle_and_tell(self, ended: _Ended, began: float) -> None:
+        try:
+            written, settled = await self._settle(ended.outcome)
+        finally:
+            self._on_settled(self)
+        self._tell_subscribers(written, settled, ended.error, time.monotonic() - began)
+        if ended.outage_end is not None:
+            await self._log_outage_end(ended.outage_end)
 
     # Run
 
@@ -138,15 +155,14 @@ class Attempt(Generic[ToolsT]):
                 raise TimeoutError("an earlier attempt of this task does not end")
 
     def _ended_with(self, error: BaseException) -> _Ended:
-        # `cancelling` counts the calls of `cancel`. Only this worker calls it: if it stops, or has
-        # lost the task to another worker. Then the attempt is given back, even if the function
-        # turned the cancellation into another error. A function that raises a CancelledError of its
-        # own has failed.
-        called_off = self.asyncio_task.cancelling() > 0
+        # The worker calls an attempt off if it stops, or has lost the task to another worker. Then
+        # the task is given back, even if the function turned the cancellation into another error. A
+        # function that raises a CancelledError of its own, or cancels its own asyncio task, has
+        # failed: if such attempts did not count, the task would run again for ever.
+        called_off = self._is_called_off
         outage_end = self._pauses.end(self.task, self._permit, error, called_off=called_off)
         if called_off:
-            given_back = Outcome(Status.QUEUED, due_at=self._queue.now(), counts=False)
-            return _Ended(given_back, error, outage_end)
+            return _Ended(given_back(self._queue.now()), error, outage_end)
         self.found_outage = isinstance(error, ServiceUnavailable)
         return _Ended(self._outcome_of_failure(error), error, outage_end)
 
@@ -159,7 +175,8 @@ class Attempt(Generic[ToolsT]):
         except Exception:
             # The outcome must be written all the same: without one, the task would stay running
             # until this process ends.
-            log.exception("the retry policy fails, so the task fails", kind=task.kind)
+            with contextlib.suppress(Exception):  # the disk of the log may be full
+                log.exception("the retry policy fails, so the task fails", kind=task.kind)
         return Outcome(
             Status.FAILED if due_at is None else Status.RETRYING,
             due_at=due_at,

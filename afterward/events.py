@@ -1,5 +1,6 @@
 """The changes of tasks as events. Log lines, metrics and event streams subscribe to them."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -62,6 +63,9 @@ class Events:
             try:
                 subscriber(event)
             except Exception:
-                log.exception(
-                    "a subscriber of task events fails", task_id=task.id, event_type=event_type
-                )
+                # The subscriber may be the log itself, on a full disk. A commit that has succeeded
+                # must not fail because of that.
+                with contextlib.suppress(Exception):
+                    log.exception(
+                        "a subscriber of task events fails", task_id=task.id, event_type=event_type
+                    )

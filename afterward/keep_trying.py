@@ -33,15 +33,21 @@ async def keep_trying(
     while True:
         try:
             return await operation()
-        except QueueUnavailable as error:
+        except Exception as error:
             # The driver may turn a cancellation into a timeout of its own: asyncpg does.
             if this.cancelling() > cancellations:
                 raise asyncio.CancelledError from error
-            log.warning("database refuses", error=repr(error.__cause__ or error), again_in=pause)
-        except Exception:
-            log.exception("database fails", again_in=pause)
+            with contextlib.suppress(Exception):  # the disk of the log may be full too
+                _log(error, pause)
         await _pause(pause, until=skip_pause)
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+
+def _log(error: Exception, pause: float) -> None:
+    if isinstance(error, QueueUnavailable):
+        log.warning("database refuses", error=repr(error.__cause__ or error), again_in=pause)
+    else:
+        log.error("database fails", again_in=pause, exc_info=error)
 
 
 async def _pause(seconds: float, *, until: asyncio.Event | None) -> None:

@@ -1,5 +1,6 @@
 """One circuit breaker for each kind of task, and the log lines about an outage."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -77,12 +78,14 @@ class Pauses:
         now = self._now()
         if began or not 0 <= now - self._logged_at[task.kind] < LOG_AGAIN_SECONDS:
             self._logged_at[task.kind] = now
-            log.warning(
-                "a service is away, its tasks wait" if began else "a service is still away",
-                kind=task.kind,
-                task_id=task.id,
-                error=describe(error),
-            )
+            # An attempt is settled even if its log line cannot be written.
+            with contextlib.suppress(Exception):
+                log.warning(
+                    "a service is away, its tasks wait" if began else "a service is still away",
+                    kind=task.kind,
+                    task_id=task.id,
+                    error=describe(error),
+                )
 
 
 def _ended(error: BaseException | None, *, called_off: bool) -> Ended:

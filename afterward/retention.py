@@ -1,6 +1,7 @@
 """Retention: remove finished tasks after a time, and stored responses after a day."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import structlog
@@ -24,12 +25,18 @@ async def remove_regularly(queue: Queue[Any], keep_seconds: float) -> None:
     while True:
         try:
             await remove_old(queue, finished_before=queue.now() - keep_seconds)
-        except QueueError as error:
-            log.warning("retention put off", error=str(error))
-        except Exception:
-            log.exception("retention failed")
+        except Exception as error:  # noqa: BLE001 -- the next round tries again
+            with contextlib.suppress(Exception):  # the disk of the log may be full
+                _log(error)
         raise_if_cancelled()
         await asyncio.sleep(EVERY_SECONDS)
+
+
+def _log(error: Exception) -> None:
+    if isinstance(error, QueueError):
+        log.warning("retention put off", error=repr(error.__cause__ or error))
+    else:
+        log.error("retention failed", exc_info=error)
 
 
 def raise_if_cancelled() -> None:

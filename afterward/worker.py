@@ -25,23 +25,25 @@ leases, `pauses` tells which kinds of tasks may be claimed.
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
 from collections.abc import Iterable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from afterward.attempt import Attempt
+from afterward.attempt import Attempt, given_back
 from afterward.circuit_breaker import Admits
+from afterward.errors import QueueUnavailable
 from afterward.events import EventType
 from afterward.heartbeat import Heartbeat
 from afterward.keep_trying import keep_trying
 from afterward.pauses import Pauses
 from afterward.queue import Queue
-from afterward.task import Status, Task, new_id
+from afterward.task import Claim, Status, Task, new_id
 
-# The longest wait between two claims while slots are free. A retry begins at most this long after
-# it is due, and so does a task whose NOTIFY was lost.
+# With a free slot, a worker claims at least this often. So it notices retries that are due, expired
+# leases, and new tasks whose NOTIFY was lost with PostgreSQL's listening connection.
 POLL_SECONDS = 0.5
 QUIET_SECONDS = 0.05  # a worker is busy if a task began or ended within this time
 GIVE_BACK_SECONDS = 0.5  # for cancelled attempts to write that their tasks are given back
@@ -99,18 +101,23 @@ class Worker(Generic[ToolsT]):
         self._slot_free.set()
         self._wake.set()
         claims, heartbeat = self._loops
-        # 1. A claim that is under way must end first, because its tasks must run or be given back.
-        await _wait_or_cancel([claims], within=max(grace, GIVE_BACK_SECONDS))
-        # 2. Let running tasks finish.
-        if running := self._asyncio_tasks():
-            await asyncio.wait(running, timeout=max(0.0, grace_ends_at - time.monotonic()))
-        # 3. Cancel the attempts whose functions still run. Each of them then writes that its task
-        #    is given back. Attempts that are writing an outcome already are left alone.
-        for attempt in self._attempts:
-            if not attempt.is_settling:
-                attempt.cancel()
-        await _wait_or_cancel(self._asyncio_tasks(), within=GIVE_BACK_SECONDS)
-        heartbeat.cancel()
+        try:
+            # 1. A claim that is under way must end first, because its tasks must run or be given
+            #    back.
+            await _wait_or_cancel([claims], within=max(grace, GIVE_BACK_SECONDS))
+            # 2. Let running tasks finish.
+            if running := self._asyncio_tasks():
+                await asyncio.wait(running, timeout=max(0.0, grace_ends_at - time.monotonic()))
+            # 3. Cancel the others, except those that are writing their outcome. Each cancelled
+            #    attempt writes that its task is given back.
+            self._cancel_running()
+            await _wait_or_cancel(self._asyncio_tasks(), within=GIVE_BACK_SECONDS)
+        except asyncio.CancelledError:
+            claims.cancel()
+            self._cancel_running()
+            raise
+        finally:
+            heartbeat.cancel()
         await _wait_or_cancel([heartbeat], within=GIVE_BACK_SECONDS)
 
     async def run_until_idle(self) -> None:
@@ -127,33 +134,42 @@ class Worker(Generic[ToolsT]):
 
     async def _claim_until_stopped(self) -> None:
         while not self._stopping.is_set():
-            # Cleared before the claim, so that an event during the claim is not missed.
-            self._slot_free.clear()
-            self._wake.clear()
-            if await keep_trying(self._claim_due, skip_pause=self._stopping):
-                continue
-            if len(self._attempts) >= self._concurrency:
-                await self._slot_free.wait()
-            else:
-                await self._wait_for_due_tasks()
+            await keep_trying(self._claim_or_wait, skip_pause=self._stopping)
+
+    async def _claim_or_wait(self) -> None:
+        """Claim due tasks. If none came, wait until there may be some."""
+        # Cleared before the claim, so that an event during the claim is not missed.
+        self._slot_free.clear()
+        self._wake.clear()
+        if await self._claim_due() or self._stopping.is_set():
+            return
+        if len(self._attempts) >= self._concurrency:
+            await self._slot_free.wait()
+        else:
+            await self._wait_for_due_tasks()
 
     async def _wait_for_due_tasks(self) -> None:
-        """Wait for added tasks, the end of a pause, `_wake`, or POLL_SECONDS at most."""
+        """Wait until tasks were added, a retry may be due, a pause ends, or `_wake` is set.
+
+        Raises the error of the engine's wait.
+        """
         pause = self._pauses.next_end()
         seconds = POLL_SECONDS if pause is None else min(pause, POLL_SECONDS)
         waits = [
             asyncio.create_task(self._queue.engine.wait_for_tasks(seconds)),
             asyncio.create_task(self._wake.wait()),
         ]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        try:
+            ended, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
+        for wait in ended:
+            wait.result()
 
     async def _claim_due(self) -> bool:
         """Claim due tasks for the free slots, and begin them. Return False if no task changed."""
-        if self._stopping.is_set():
-            return False
         # 1. After the pause of a kind, one of its tasks finds out whether the service is back.
         claimed = 0
         for kind in self._pauses.kinds(Admits.ONE):
@@ -172,13 +188,12 @@ class Worker(Generic[ToolsT]):
         """
         running = sum(not attempt.is_settling for attempt in self._attempts)
         free = self._concurrency - running
-        if free <= 0:
+        if free <= 0 or self._stopping.is_set():
             return 0
         # Suspects are tasks that ran when a worker crashed. One of them may be the cause, so they
         # run one at a time: together, all of them would crash three times, and fail.
         has_suspect = any(attempt.is_suspect for attempt in self._attempts)
-        claim = await self._queue.engine.claim(
-            self.owner,
+        claim = await self._claim_or_give_back(
             kinds=kinds,
             limit=min(free, at_most),
             suspect=not has_suspect,
@@ -187,10 +202,37 @@ class Worker(Generic[ToolsT]):
         )
         for task in claim.running:
             await self._begin(task)
+        self._tell_of_recovered(claim)
+        return len(claim.running) + len(claim.recovered)
+
+    async def _claim_or_give_back(self, **settings: Any) -> Claim:
+        """Claim tasks. If this is cancelled, wait for the claim all the same, and give it back.
+
+        The worker cancels a claim that takes longer than the grace at the stop. The database may
+        commit it later. If it does so before the engine has stopped, its tasks go back to the queue
+        at once. Otherwise another worker re-queues them when their leases have expired.
+        """
+        claiming = asyncio.create_task(self._queue.engine.claim(self.owner, **settings))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            with contextlib.suppress(QueueUnavailable):
+                await self._give_back(await claiming)
+            raise
+
+    async def _give_back(self, claim: Claim) -> None:
+        """Queue the tasks of a claim again, without counting an attempt."""
+        self._tell_of_recovered(claim)
+        now = self._queue.now()
+        settlements = [self._queue.engine.settle(t, given_back(now), now) for t in claim.running]
+        for settled in await asyncio.gather(*settlements):
+            if settled is not None:
+                self._queue.events.emit(EventType.GIVEN_BACK, settled)
+
+    def _tell_of_recovered(self, claim: Claim) -> None:
         for task in claim.recovered:
             failed = task.status is Status.FAILED
             self._queue.events.emit(EventType.FAILED if failed else EventType.RECOVERED, task)
-        return len(claim.running) + len(claim.recovered)
 
     # Slots
 
@@ -236,6 +278,12 @@ class Worker(Generic[ToolsT]):
         # The next suspect may run now, or the pause that has begun may end before the next poll.
         if attempt.is_suspect or attempt.found_outage:
             self._wake.set()
+
+    def _cancel_running(self) -> None:
+        """Cancel the attempts, except those that are writing their outcome."""
+        for attempt in self._attempts:
+            if not attempt.is_settling:
+                attempt.cancel()
 
     def _asyncio_tasks(self) -> list[asyncio.Task[None]]:
         return [attempt.asyncio_task for attempt in self._attempts]

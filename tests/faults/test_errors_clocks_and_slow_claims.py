@@ -6,6 +6,7 @@ an attempt. A clean-up removes no files of another database on the same store.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -144,6 +145,36 @@ async def test_a_stop_during_a_slow_claim_gives_its_tasks_back_without_counting_
     finally:
         await engine.stop()
     tried("a stop during a claim of 5 tasks that takes 0.7 s", "5 given back, 0 attempts counted")
+    assert [(task.status, task.attempts, task.crashes) for task in ended] == [
+        (Status.QUEUED, 0, 0)
+    ] * 5
+
+
+async def test_a_claim_that_outlasts_the_grace_is_given_back_before_the_database_closes(
+    tmp_path: Path, tried: Tried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes 1.5 s for the claim's commit, and the worker waits 1 s for the claim."""
+    engine = SQLite(tmp_path / "queue.db")
+    await engine.start()
+    queue = queue_of(engine, raise_mute, now=Clock())
+    tasks = [await promise(queue, raise_mute) for _ in range(5)]
+    commit = engine._commits._commit
+
+    def commit_slowly(*arguments: Any) -> Any:
+        results = commit(*arguments)
+        time.sleep(1.5)
+        return results
+
+    monkeypatch.setattr(engine._commits, "_commit", commit_slowly)
+    worker = Worker(queue, None, concurrency=5)
+    await worker.start()
+    await asyncio.sleep(0.05)
+    monkeypatch.setattr(engine._commits, "_commit", commit)
+    await worker.stop(grace=0)
+    await engine.stop()
+    async with opened(tmp_path / "queue.db") as engine:
+        ended = [await engine.get(task.id) for task in tasks]
+    tried("a stop with no grace during a claim of 5 tasks that takes 1.5 s", "5 re-queued")
     assert [(task.status, task.attempts, task.crashes) for task in ended] == [
         (Status.QUEUED, 0, 0)
     ] * 5

@@ -9,15 +9,16 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from afterward.engines.sqlite.engine import SQLite
-from afterward.errors import CannotStart, TaskNotFound
-from afterward.task import Status, Writes
-from tests.library.support import LEASE, NOW, a_task, claim_all, opened, put, recover
+from afterward.errors import CannotStart, KeyTaken, TaskNotFound, TaskNotGivenUp
+from afterward.task import Answer, Status, Writes
+from tests.library.support import LEASE, NOW, a_task, claim_all, opened, put, recover, retry
 
 pytestmark = pytest.mark.anyio
 
@@ -288,6 +289,23 @@ async def test_an_operation_that_finds_no_task_does_not_split_its_group(engine: 
         *asked, *(put(engine, a_task()) for _ in range(30)), return_exceptions=True
     )
     assert [type(result) for result in results if result is not None] == [TaskNotFound]
+    assert len(commits) == 1
+
+
+async def test_a_retry_that_is_refused_does_not_split_its_group(engine: SQLite) -> None:
+    """Otherwise a client could slow all others down, with retries of tasks that have not failed."""
+    await put(engine, waiting := a_task(), failed := a_task(status=Status.FAILED))
+    answer = Answer("used", "f", "{}", "/", NOW)
+    await engine.put(Writes(answer=answer))
+    commits = count_commits(engine)
+    results = await asyncio.gather(
+        put(engine, a_task()),
+        retry(engine, waiting.id, NOW, Writes(answer=replace(answer, key="free"))),
+        retry(engine, failed.id, NOW, Writes(answer=answer)),
+        put(engine, a_task()),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results if result] == [TaskNotGivenUp, KeyTaken]
     assert len(commits) == 1
 
 

@@ -68,12 +68,13 @@ class Postgres(Engine):
         connection = await connect(self._url)
         try:
             await check(connection)
+            await self._pool.open()
         except BaseException:
-            await connection.close()
+            # A step failed, or the start was cancelled. The server may hang, so do not wait for it.
+            connection.terminate()
             raise
         self._listener.listen(TASKS_CHANNEL, lambda _: self._tasks_added.set())
         self._listener.start(connection)
-        await self._pool.open()
 
     async def stop(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -121,7 +122,7 @@ class Postgres(Engine):
         await insert_through(connection, task)
 
     async def get(self, task_id: str) -> Task:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             return await statements.read_task(session, task_id)
 
     async def list_tasks(
@@ -142,7 +143,7 @@ class Postgres(Engine):
         used = {sql: value for sql, value in filters.items() if value is not None}
         conditions = [sql.format(number) for number, sql in enumerate(used, start=3)]
         where = " AND ".join([of_client, *conditions])
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             rows = await session.fetch(
                 f"""
                 SELECT {TASK_COLUMNS} FROM afterward.tasks
@@ -155,7 +156,7 @@ class Postgres(Engine):
         return [statements.to_task(row) for row in rows]
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             rows = await session.fetch(
                 """
                 SELECT status, sum(tasks)::bigint AS tasks FROM (
@@ -225,7 +226,7 @@ class Postgres(Engine):
         return task
 
     async def backlog(self) -> Backlog:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             counts = await session.fetch(
                 "SELECT status, sum(tasks)::bigint AS tasks FROM afterward.counts GROUP BY status"
             )
@@ -234,7 +235,7 @@ class Postgres(Engine):
         return Backlog(zeros | {Status(row["status"]): row["tasks"] for row in counts}, oldest)
 
     async def check(self) -> None:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             # This changes no row, but a read-only database refuses it.
             await session.execute("UPDATE afterward.counts SET tasks = tasks WHERE FALSE")
 
@@ -403,7 +404,7 @@ class Postgres(Engine):
 
     async def read_record(self, collection: str, record_id: str, *, client: str | None) -> Record:
         clients = [] if client is None else [client]
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             row = await session.fetchrow(
                 f"""
                 SELECT {RECORD_COLUMNS} FROM afterward.records
@@ -420,7 +421,7 @@ class Postgres(Engine):
     async def list_records(
         self, collection: str, *, client: str, after: str | None, limit: int
     ) -> list[Record]:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             rows = await session.fetch(
                 f"""
                 SELECT {RECORD_COLUMNS} FROM afterward.records
@@ -468,5 +469,5 @@ class Postgres(Engine):
         self._listener.listen(CHANNEL, self._event_relay.receive)
 
     async def _notify(self, payloads: Sequence[str]) -> bool:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             return await self._listener.notify(session, CHANNEL, payloads)

@@ -77,7 +77,10 @@ class ListeningConnection:
                 connection = connection or await self._connect()
                 await self._listen_until_broken(connection)
             except DATABASE_ERRORS as error:
-                log.warning("the listening connection broke, connecting again", error=repr(error))
+                with contextlib.suppress(Exception):  # the disk of the log may be full
+                    log.warning(
+                        "the listening connection broke, connecting again", error=repr(error)
+                    )
             connection = None
             await asyncio.sleep(PAUSE_SECONDS)
 

@@ -37,14 +37,19 @@ class SQLite(Engine):
         try:
             await self._commits.start()
         except BaseException:
-            os.close(self._lock)
+            self._unlock()
             raise
 
     async def stop(self) -> None:
+        try:
+            await self._commits.stop()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
         # If the disk hangs, a commit may still be under way. Then this process holds the lock until
         # it ends, so that no other process opens the file during that commit.
-        is_closed = await self._commits.stop()
-        if is_closed:
+        if not self._commits.is_using_file:
             os.close(self._lock)
 
     # For the API
@@ -179,12 +184,16 @@ class SQLite(Engine):
         """
 
         def update_task(connection: sqlite3.Connection) -> Task:
-            if writes is not None:
-                statements.write(connection, writes)
+            # Refuse before the first write, because a refusal after it splits the group commit.
+            answer = None if writes is None else writes.answer
+            if answer is not None:
+                statements.check_key(connection, answer)
             task = statements.update_task(connection, update, values)
             if task is None:
                 statements.read_task(connection, values["id"])  # raises TaskNotFound
                 raise refusal
+            if writes is not None:
+                statements.write(connection, writes)
             return task
 
         return await self._commits.run(update_task)

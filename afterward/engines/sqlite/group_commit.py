@@ -46,6 +46,7 @@ CHUNK_SIZE = 100
 # has written the end of a task claims its next task.
 GATHER_ITERATIONS = 4
 
+_NOT_RUNNING = "The queue is not running."
 CLOSE_SECONDS = 3.0  # to wait for the last commit, and again for the connection to close
 
 ItemT = TypeVar("ItemT")
@@ -95,35 +96,55 @@ class GroupCommit:
         self._opened: asyncio.Future[None]
 
     async def start(self) -> None:
-        """Start the thread, and open the connection. Raises the error of `connect`."""
+        """Start the thread, and open the connection. Raises the error of `connect`.
+
+        If this is cancelled, the thread closes the connection as soon as it is open, and ends.
+        """
         self._loop = asyncio.get_running_loop()
         self._opened = self._loop.create_future()
+        self._waiting, self._committing = [], False
         self._groups = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=self._commit_groups, name="queue-commits", daemon=True
         )
         self._thread.start()
-        await self._opened
+        try:
+            await self._opened
+        except BaseException:
+            self._end_thread()
+            await self._wait_for_thread()
+            raise
         self._is_open = True
 
-    async def stop(self) -> bool:
+    async def stop(self) -> None:
         """Finish the operations that are waiting, and close the connection.
 
-        Returns False if this takes longer than CLOSE_SECONDS, because the disk hangs. Then the
-        thread still waits for the disk. It ends with the process at the latest.
+        If this takes longer than CLOSE_SECONDS, the disk hangs. Then the thread still waits for the
+        disk, and `is_using_file` stays True. It ends with the process at the latest.
         """
         # The groups are committed in order, so an empty operation ends after all others.
         last = asyncio.ensure_future(self.run(lambda _: None))
-        ended, _ = await asyncio.wait([last], timeout=CLOSE_SECONDS)
-        self._is_open = False
-        self._groups.put([])  # an empty group ends the thread
-        if not ended:
+        try:
+            ended, _ = await asyncio.wait([last], timeout=CLOSE_SECONDS)
+        finally:
+            self._end_thread()
             last.cancel()
-            return False
-        with contextlib.suppress(QueueUnavailable):
-            last.result()
+        await asyncio.gather(last, return_exceptions=True)
+        if ended:
+            await self._wait_for_thread()
+
+    @property
+    def is_using_file(self) -> bool:
+        """Whether the thread may still read or write the database."""
+        return self._thread.is_alive()
+
+    def _end_thread(self) -> None:
+        """Let the thread end after the groups that it was given."""
+        self._is_open = False
+        self._groups.put([])
+
+    async def _wait_for_thread(self) -> None:
         await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
-        return not self._thread.is_alive()
 
     async def run(self, operation: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
         """Run an operation, and return its result when its changes are durable."""
@@ -157,7 +178,7 @@ class GroupCommit:
         self, operation: BulkOperation[ItemT, ResultT], item: ItemT, *, is_mergeable: bool
     ) -> ResultT:
         if not self._is_open:
-            raise QueueUnavailable("The queue is not running.")
+            raise QueueUnavailable(_NOT_RUNNING)
         future: asyncio.Future[ResultT] = self._loop.create_future()
         self._waiting.append(_Call(operation, item, future, is_mergeable))
         # While a commit is under way, `_deliver` starts the next one.
@@ -171,9 +192,13 @@ class GroupCommit:
         """Give the waiting calls to the thread as a group, after some loop iterations."""
         if after:
             self._loop.call_soon(self._hand_over, after - 1)
-        else:
-            group, self._waiting = self._waiting, []
+            return
+        group, self._waiting = self._waiting, []
+        if self._is_open:
             self._groups.put(group)
+        else:  # it stopped a moment ago, and the thread takes no more groups
+            error = QueueUnavailable(_NOT_RUNNING)
+            _resolve_futures([(call.future, None, error) for call in group])
 
     def _deliver(self, results: list[_Result]) -> None:
         """Give the callers of a group their results, and begin the next group."""
@@ -187,12 +212,19 @@ class GroupCommit:
         try:
             connection = self._connect()
         except Exception as error:  # noqa: BLE001 - start() raises it
-            self._loop.call_soon_threadsafe(self._opened.set_exception, error)
+            self._call_in_loop(_resolve_futures, [(self._opened, None, error)])
             return
-        self._loop.call_soon_threadsafe(self._opened.set_result, None)
+        self._call_in_loop(_resolve_futures, [(self._opened, None, None)])
         while group := self._groups.get():
-            self._loop.call_soon_threadsafe(self._deliver, self._commit(connection, group))
+            self._call_in_loop(self._deliver, self._commit(connection, group))
         connection.close()
+
+    def _call_in_loop(
+        self, deliver: Callable[[list[_Result]], None], results: list[_Result]
+    ) -> None:
+        # The loop is closed if the disk hung during a stop or a start. Then no caller waits.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(deliver, results)
 
     def _commit(self, connection: sqlite3.Connection, group: list[_Call]) -> list[_Result]:
         """Run a group in one transaction. If a call fails, run each in a transaction of its own.
@@ -207,7 +239,9 @@ class GroupCommit:
 
         # 2. A single statement needs no BEGIN and COMMIT, because SQLite commits it by itself.
         is_one_statement = len(merged) == 1 and group[0].is_mergeable and len(group) <= CHUNK_SIZE
-        may_be_written = is_one_statement
+        # The operations whose changes may be on the disk if an error follows.
+        may_be_written = set(merged) if is_one_statement else set()
+        writers: set[BulkOperation[Any, Any]] = set()
         results: list[_Result] = []
         try:
             # 3. Begin. If an earlier ROLLBACK failed, its transaction is still open: end it first,
@@ -218,13 +252,16 @@ class GroupCommit:
 
             # 4. Run the operations, and collect the result of each call.
             for operation, calls in merged.items():
+                changes = connection.total_changes
                 values = operation(connection, [call.item for call in calls])
                 pairs = zip(calls, values, strict=True)
                 results += [(call.future, value, None) for call, value in pairs]
+                if connection.total_changes != changes:
+                    writers.add(operation)
 
             # 5. Commit: one fsync for the whole group.
             if not is_one_statement:
-                may_be_written = True
+                may_be_written = writers
                 connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - each caller gets it, or its own
             # 6. Undo everything. An error of ROLLBACK must not end the thread: step 3 of the next
@@ -239,7 +276,7 @@ class GroupCommit:
             if len(group) > 1 and not _hits_every_call(error):
                 return [result for call in group for result in self._commit(connection, [call])]
             return [
-                (call.future, None, _translate(error, may_be_written=may_be_written))
+                (call.future, None, _translate(error, call.operation in may_be_written))
                 for call in group
             ]
         return results
@@ -302,8 +339,8 @@ def _is_environment_error(error: Exception) -> bool:
     return isinstance(error, sqlite3.Error) and _code(error) & 0xFF in _ENVIRONMENT_ERRORS
 
 
-def _translate(error: Exception, *, may_be_written: bool) -> Exception:
-    """Return the error for a caller. `may_be_written` tells whether the commit had begun."""
+def _translate(error: Exception, may_be_written: bool) -> Exception:
+    """Return the error for a caller. `may_be_written` tells whether its commit had begun."""
     if not _is_environment_error(error):
         return error
     translated: QueueUnavailable
