@@ -44,7 +44,7 @@ class QueueFull(QueueUnavailable):
 
 
 class QueueDamaged(QueueUnavailable):
-    """The database file is damaged; no task is accepted or started until an operator replaces it."""
+    """The database file is damaged. No task is accepted or started until it has been repaired."""
 
 
 class BacklogFull(QueueUnavailable):

@@ -38,8 +38,8 @@ class SQLite(Engine):
     """An Engine on one SQLite file. Engine documents the methods.
 
     Every operation goes through `GroupCommit`, which lets operations share a transaction and its
-    fsync. `lock` keeps a second process from opening the file. `damage_check` looks for damage; once
-    some is found, no task is accepted or claimed until the next start, which checks the file again.
+    fsync. `lock` keeps a second process from opening the file. Once damage to the file is found, no
+    task is accepted or claimed. The next start checks the file again.
     """
 
     def __init__(self, path: Path) -> None:
