@@ -193,8 +193,8 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous = FULL")  # fsync before COMMIT returns
     # A checkpoint costs further fsyncs. A WAL of 4,000 pages, instead of 1,000, makes it rarer.
     connection.execute("PRAGMA wal_autocheckpoint = 4000")
-    # During a check in the background, the WAL grows beyond the 16 MB of 4,000 pages. Give the space
-    # beyond 64 MB back afterwards.
+    # During a check in the background, the WAL grows beyond these 16 MB. Then give the space above
+    # 64 MB back.
     connection.execute("PRAGMA journal_size_limit = 67108864")
     connection.execute("PRAGMA cache_size = -16000")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
