@@ -89,6 +89,15 @@ def endless_check(check: BackgroundCheck, monkeypatch: pytest.MonkeyPatch) -> th
     return thread
 
 
+async def test_a_stop_ends_the_pause_before_a_check(
+    check: BackgroundCheck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(damage_check, "FIRST_SECONDS", 1e6)
+    check.start()
+    check.stop()
+    assert not check._thread.is_alive()
+
+
 async def test_a_stop_does_not_wait_for_a_disk_that_hangs(
     check: BackgroundCheck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
