@@ -1,4 +1,4 @@
-"""Checks the database file for damage: for half a second at the start, then in the background.
+"""Checks the database file for damage: for 0.3 s at the start, then in the background.
 
 `PRAGMA quick_check` reads the whole file. For a million finished tasks (460 MB) this takes 0.5 s if
 the file is in the page cache, and 6 s and more if it comes from the disk, for example after a
@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 QUICK_CHECK = "PRAGMA quick_check(1)"  # returns "ok", or a description of the first damage
-START_SECONDS = 0.5  # the time limit of the check at the start
+START_SECONDS = 0.3  # the time limit of the check at the start
 FIRST_SECONDS = 1.0  # the time limit of the first check in the background
 LONGEST_SECONDS = 3600.0
 LONGEST_WAL_GROWTH = 256 * 1024 * 1024  # bytes, during one check
