@@ -12,13 +12,14 @@ class Engine(Protocol):
     """Stores tasks, records and the answers to idempotent requests in a database.
 
     When a method returns, its changes are durable: they survive a crash of the machine. Every
-    method may raise one of three errors:
+    method may raise one of four errors:
 
         QueueUnavailable  the database cannot be reached, or it refuses; nothing has changed
         QueueFull         the disk of the database is full; nothing has changed
+        QueueDamaged      the file of the database is damaged; nothing has changed
         CommitUnknown     the reply to a commit was lost; all changes were written, or none
 
-    QueueFull and CommitUnknown are subclasses of QueueUnavailable. If a caller is cancelled while
+    The others are subclasses of QueueUnavailable. If a caller is cancelled while
     it waits for a method, the outcome is unknown as well: all changes were written, or none.
 
     A class with the base Engine can only be instantiated if it implements every method.

@@ -43,6 +43,10 @@ class QueueFull(QueueUnavailable):
     """The database's disk is full; nothing was accepted. Try again."""
 
 
+class QueueDamaged(QueueUnavailable):
+    """The database file is damaged. No task is accepted or started until it has been repaired."""
+
+
 class BacklogFull(QueueUnavailable):
     """There are as many unfinished tasks as this service takes; nothing was accepted. Try again."""
 

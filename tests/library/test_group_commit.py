@@ -40,7 +40,7 @@ async def commits(tmp_path: Path, statements: list[str]) -> AsyncIterator[GroupC
         connection.set_trace_callback(statements.append)
         return connection
 
-    commits = GroupCommit(connect)
+    commits = GroupCommit(connect, print)
     await commits.start()
     yield commits
     await commits.stop()
@@ -199,7 +199,7 @@ async def test_after_a_failed_rollback_the_next_commit_holds_none_of_its_writes(
         insert(connection, [666])
         raise LookupError
 
-    await (commits := GroupCommit(connect)).start()
+    await (commits := GroupCommit(connect, print)).start()
     with pytest.raises(LookupError):
         await commits.run(write_and_fail)
     assert refused
@@ -261,7 +261,7 @@ async def test_a_stop_finishes_the_operations_that_arrived_before(tmp_path: Path
     def connect() -> Connection:
         return sqlite3.connect(tmp_path / "empty.db", isolation_level=None)
 
-    commits = GroupCommit(connect)
+    commits = GroupCommit(connect, print)
     await commits.start()
     asked = [asyncio.create_task(commits.run(lambda _: "done")) for _ in range(10)]
     await asyncio.sleep(0)
@@ -359,7 +359,7 @@ async def test_a_start_raises_the_error_of_its_connection() -> None:
         raise LookupError("no such place")
 
     with pytest.raises(LookupError, match="no such place"):
-        await GroupCommit(connect).start()
+        await GroupCommit(connect, print).start()
 
 
 # The outcome of a commit
@@ -394,7 +394,7 @@ async def failing(tmp_path: Path) -> AsyncIterator[tuple[GroupCommit, dict[str, 
         connection.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY)")
         return connection
 
-    commits = GroupCommit(connect)
+    commits = GroupCommit(connect, print)
     await commits.start()
     yield commits, errors
     await commits.stop()

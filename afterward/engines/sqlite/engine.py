@@ -8,27 +8,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from afterward.engine import Engine
 from afterward.engines.sqlite import statements
-from afterward.engines.sqlite.database_file import SCHEMA_VERSION, lock, open_database
+from afterward.engines.sqlite.damage_check import BackgroundCheck
+from afterward.engines.sqlite.database_file import (
+    SCHEMA_VERSION,
+    check_database,
+    lock,
+    open_database,
+)
 from afterward.engines.sqlite.group_commit import GroupCommit
 from afterward.engines.sqlite.statements import RECORD_COLUMNS, TASK_COLUMNS, status_list
-from afterward.errors import BatchNotFound, RecordNotFound, TaskHasStarted, TaskNotGivenUp
+from afterward.errors import (
+    BatchNotFound,
+    QueueDamaged,
+    RecordNotFound,
+    TaskHasStarted,
+    TaskNotGivenUp,
+)
 from afterward.events import Event, Subscriber
 from afterward.task import WAITING, Backlog, Claim, Outcome, Record, Status, Task, Writes, to_json
+
+log = structlog.get_logger(__name__)
 
 
 class SQLite(Engine):
     """An Engine on one SQLite file. Engine documents the methods.
 
     Every operation goes through `GroupCommit`, which lets operations share a transaction and its
-    fsync. `lock` keeps a second process from opening the file.
+    fsync. `lock` keeps a second process from opening the file. Once damage to the file is found, no
+    task is accepted or claimed. The next start checks the file again.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock: int
-        self._commits = GroupCommit(lambda: open_database(path))
+        self._commits = GroupCommit(self._open, self._report_damage)
+        self._check: BackgroundCheck | None = None  # None if the start has checked the whole file
+        self._damage: Exception | None = None
         self._tasks_added: asyncio.Event
 
     async def start(self) -> None:
@@ -39,12 +58,44 @@ class SQLite(Engine):
         except BaseException:
             self._unlock()
             raise
+        if self._check is not None:
+            self._check.start()
+
+    def _open(self) -> sqlite3.Connection:
+        is_checked = check_database(self._path)
+        connection = open_database(self._path)
+        self._damage = None
+        self._check = None if is_checked else BackgroundCheck(self._path, self._report_damage)
+        return connection
+
+    def _report_damage(self, error: Exception) -> None:
+        """Refuse new work from now on. Threads call this."""
+        if self._damage is None:
+            self._damage = error
+            log.error(
+                "database damaged",
+                file=str(self._path),
+                error=str(error),
+                effect="no task is accepted or started; running tasks end, and tasks can be read",
+                remedy="stop the service, and restore the file from a backup, or repair it with "
+                "sqlite3's .recover",
+            )
+
+    def _refuse_if_damaged(self) -> None:
+        if self._damage is not None:
+            raise QueueDamaged from self._damage
 
     async def stop(self) -> None:
         try:
-            await self._commits.stop()
+            # The check ends first: SQLite removes the WAL when the last connection is closed, if
+            # that connection may write.
+            if self._check is not None:
+                await asyncio.to_thread(self._check.stop)
         finally:
-            self._unlock()
+            try:
+                await self._commits.stop()
+            finally:
+                self._unlock()
 
     def _unlock(self) -> None:
         # If the disk hangs, a commit may still be under way. Then this process holds the lock until
@@ -55,6 +106,7 @@ class SQLite(Engine):
     # For the API
 
     async def put(self, writes: Writes) -> None:
+        self._refuse_if_damaged()
         match writes:
             # The common case: a request adds one task and nothing else. Such requests share an
             # INSERT.
@@ -150,6 +202,7 @@ class SQLite(Engine):
         max_attempts: int | None,
         gives_up_at: float | None,
     ) -> Task:
+        self._refuse_if_damaged()
         task = await self._update_task(
             """
             UPDATE tasks
@@ -207,6 +260,8 @@ class SQLite(Engine):
         return await self._commits.run(count)
 
     async def check(self) -> None:
+        self._refuse_if_damaged()
+
         # This writes the version that is there already, so nothing changes. But SQLite writes and
         # syncs a page, so a read-only disk is noticed.
         def write_version(connection: sqlite3.Connection) -> None:
@@ -226,6 +281,7 @@ class SQLite(Engine):
         now: float,
         lease: float,
     ) -> Claim:
+        self._refuse_if_damaged()
         kind_names = {f"kind_{n}": kind for n, kind in enumerate(kinds)}
         values = {"owner": owner, "limit": limit, "suspect": suspect, "now": now, "lease": lease}
 
@@ -294,6 +350,8 @@ class SQLite(Engine):
         self._tasks_added.clear()
 
     async def purge(self, *, finished_before: float, answered_before: float, limit: int) -> int:
+        self._refuse_if_damaged()
+
         def purge(connection: sqlite3.Connection) -> int:
             tasks = connection.execute(
                 """

@@ -33,8 +33,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from afterward.engines.sqlite.damage_check import is_damage
 from afterward.engines.sqlite.database_file import forget_cached_log
-from afterward.errors import CommitUnknown, QueueError, QueueFull, QueueUnavailable
+from afterward.errors import (
+    CommitUnknown,
+    QueueDamaged,
+    QueueError,
+    QueueFull,
+    QueueUnavailable,
+)
 
 # One statement handles up to this many items. Few statements are better, because each one releases
 # Python's global interpreter lock, and may wait for it again while the event loop is busy. But the
@@ -83,11 +90,17 @@ _Result = tuple["asyncio.Future[Any]", Any, BaseException | None]
 class GroupCommit:
     """Runs operations on one connection, which belongs to one thread, in shared transactions.
 
-    `connect` opens the connection in autocommit mode. It is called in the thread.
+    `connect` opens the connection in autocommit mode. `report_damage` gets an error of an operation
+    that has met a damaged page. Both are called in the thread.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        report_damage: Callable[[Exception], None],
+    ) -> None:
         self._connect = connect
+        self._report_damage = report_damage
         self._waiting: list[_Call] = []
         self._committing = False  # True from the first call of a group to its results
         self._is_open = False
@@ -270,6 +283,8 @@ class GroupCommit:
                 _roll_back(connection)
             if _is_disk_error(error):
                 forget_cached_log(connection)
+            if is_damage(error):
+                self._report_damage(error)
 
             # 7. Find the call that failed: run each alone. This does not help if every call would
             #    meet the same error, for example a locked file: then all get this error.
@@ -297,9 +312,10 @@ def in_chunks(items: Sequence[ItemT]) -> Iterator[Sequence[ItemT]]:
 def _hits_every_call(error: Exception) -> bool:
     """Tell whether every call would meet this error.
 
-    A full disk is an exception, because operations that only read still succeed.
+    A full disk is an exception, because operations that only read still succeed. So is a damaged
+    page, because operations on other pages succeed.
     """
-    return _is_environment_error(error) and not _is_full(error)
+    return _is_environment_error(error) and not _is_full(error) and not is_damage(error)
 
 
 def _is_full(error: Exception) -> bool:
@@ -346,6 +362,8 @@ def _translate(error: Exception, may_be_written: bool) -> Exception:
     translated: QueueUnavailable
     if _is_full(error):
         translated = QueueFull()
+    elif is_damage(error):
+        translated = QueueDamaged()
     elif may_be_written and _is_disk_error(error):
         # A commit that could not be synced may be on the disk nevertheless. After a crash, SQLite
         # would find it in the write-ahead log (WAL).
