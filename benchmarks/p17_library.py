@@ -67,9 +67,9 @@ def measure(quick: bool) -> Iterator[Result]:
     rivals = [
         Library("Taskiq on Redis", "taskiq", python, needs_redis=True),
         Library("SAQ on Redis", "saq", python, needs_redis=True),
-        Library("Huey on SQLite, where a crash loses the running tasks", "huey", python),
+        Library("Huey on SQLite, which loses running tasks in a crash", "huey", python),
         Library("persist-queue on SQLite", "persist_queue", python),
-        Library("litequeue on SQLite, where a crash leaves tasks locked", "litequeue", python),
+        Library("litequeue on SQLite, which leaves them locked after a crash", "litequeue", python),
     ]
     delays = in_turn(
         rounds, {library.name: partial(_delays, library, singles) for library in [OURS, *rivals]}
@@ -82,7 +82,7 @@ def measure(quick: bool) -> Iterator[Result]:
         for rival in rivals:
             yield compared(
                 "P17",
-                f"from add_task to the start of the function: p{percent}, against {rival.name}",
+                f"from add_task to the start of the function, p{percent}, against {rival.name}",
                 in_ms[OURS.name],
                 in_ms[rival.name],
                 target=target,

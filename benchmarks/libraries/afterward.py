@@ -13,7 +13,7 @@ CONCURRENCY = 100
 def measure(location: str, calls: Calls, starts: Starts) -> None:
     """See contestant.run."""
 
-    async def do_nothing(_: Context, *, number: int) -> None:
+    async def do_nothing(_: Context[None], *, number: int) -> None:
         starts.add(number)
 
     async def main() -> None:
