@@ -17,8 +17,23 @@ import pytest
 
 from afterward.engines.sqlite.engine import SQLite
 from afterward.errors import CannotStart, KeyTaken, TaskNotFound, TaskNotGivenUp
+from afterward.events import EventType
 from afterward.task import Answer, Status, Writes
-from tests.library.support import LEASE, NOW, a_task, claim_all, opened, put, recover, retry
+from afterward.unit_of_work import Context
+from tests.library.support import (
+    LEASE,
+    NOW,
+    EventRecorder,
+    a_task,
+    claim_all,
+    opened,
+    promise,
+    put,
+    queue_of,
+    recover,
+    retry,
+    working,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -307,6 +322,28 @@ async def test_a_retry_that_is_refused_does_not_split_its_group(engine: SQLite) 
     )
     assert [type(result) for result in results if result] == [TaskNotGivenUp, KeyTaken]
     assert len(commits) == 1
+
+
+async def test_an_idle_worker_claims_a_new_task_in_the_commit_that_stores_it(
+    engine: SQLite,
+) -> None:
+    """So the task starts after one fsync, instead of two."""
+    commits: list[str] = []
+    commits_before: list[int] = []
+
+    async def greet(context: Context[None]) -> None:
+        commits_before.append(len(commits))
+
+    queue = queue_of(engine, greet, now=lambda: NOW)
+    recorder = EventRecorder(queue)
+    async with working(queue):
+        await promise(queue, greet)  # the first one also counts the backlog, in another commit
+        await recorder.until(EventType.SUCCEEDED)
+        await asyncio.sleep(0.05)  # the worker finds no other task, and waits
+        commits = count_commits(engine)
+        await promise(queue, greet)
+        await recorder.until(EventType.SUCCEEDED, times=2)
+    assert commits_before == [0, 1]
 
 
 async def test_the_writes_of_an_operation_that_refuses_are_rolled_back(engine: SQLite) -> None:

@@ -107,6 +107,8 @@ class SQLite(Engine):
 
     async def put(self, writes: Writes) -> None:
         self._refuse_if_damaged()
+        if writes.tasks:
+            self._wake_worker()
         match writes:
             # The common case: a request adds one task and nothing else. Such requests share an
             # INSERT.
@@ -114,8 +116,6 @@ class SQLite(Engine):
                 await self._commits.run_merged(statements.insert_tasks, task)
             case _:
                 await self._commits.run(lambda connection: statements.put(connection, writes))
-        if writes.tasks:
-            self._tasks_added.set()
 
     async def put_through(self, connection: object, task: Task) -> None:  # noqa: ARG002
         raise RuntimeError(
@@ -203,7 +203,8 @@ class SQLite(Engine):
         gives_up_at: float | None,
     ) -> Task:
         self._refuse_if_damaged()
-        task = await self._update_task(
+        self._wake_worker()
+        return await self._update_task(
             """
             UPDATE tasks
             SET status = 'queued', attempts = 0, max_attempts = :max_attempts,
@@ -221,8 +222,6 @@ class SQLite(Engine):
             TaskNotGivenUp,
             writes,
         )
-        self._tasks_added.set()
-        return task
 
     async def _update_task(
         self,
@@ -321,9 +320,8 @@ class SQLite(Engine):
                 statements.write(connection, outcome.follow_ups)
             return settled
 
-        settled = await self._commits.run(settle)
-        self._tasks_added.set()
-        return settled
+        self._wake_worker()
+        return await self._commits.run(settle)
 
     async def report(self, task: Task, progress: float, now: float) -> Task | None:
         return await self._commits.run(
@@ -348,6 +346,15 @@ class SQLite(Engine):
             async with asyncio.timeout(at_most):
                 await self._tasks_added.wait()
         self._tasks_added.clear()
+
+    def _wake_worker(self) -> None:
+        """Wake the worker for tasks that are about to be queued. Call this before the commit.
+
+        The worker's claim then joins the transaction that queues the tasks, because `GroupCommit`
+        waits some iterations of the loop. Operations run in the order of their calls, so the claim
+        finds the tasks. If the commit fails, the claim finds none.
+        """
+        self._tasks_added.set()
 
     async def purge(self, *, finished_before: float, answered_before: float, limit: int) -> int:
         self._refuse_if_damaged()

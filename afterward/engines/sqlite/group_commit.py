@@ -53,6 +53,12 @@ CHUNK_SIZE = 100
 # has written the end of a task claims its next task.
 GATHER_ITERATIONS = 4
 
+# Wait this many loop iterations before the first commit after a rest. A new task wakes the idle
+# worker of this process, which asks for it within six iterations. So its claim joins the commit of
+# the task, and the task starts after one fsync instead of two. An iteration of an idle loop takes a
+# few microseconds.
+WAKE_ITERATIONS = 8
+
 _NOT_RUNNING = "The queue is not running."
 CLOSE_SECONDS = 3.0  # to wait for the last commit, and again for the connection to close
 
@@ -197,8 +203,7 @@ class GroupCommit:
         # While a commit is under way, `_deliver` starts the next one.
         if not self._committing:
             self._committing = True
-            # Hand over at the end of this loop iteration, so that all of its calls are included.
-            self._loop.call_soon(self._hand_over)
+            self._hand_over(after=WAKE_ITERATIONS)
         return await future
 
     def _hand_over(self, after: int = 0) -> None:
