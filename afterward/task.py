@@ -37,7 +37,7 @@ class Task:
     max_attempts: int | None = None  # None where time is the bound
     gives_up_at: float | None = None  # None where attempts are the bound
     request_id: str | None = None
-    client: str = ""  # the owner; empty if the service has no API keys
+    client: str = ""  # the owner; empty if the app does not tell its clients apart
     status: Status = Status.QUEUED
     attempts: int = 0  # counted at the claim, before the function runs
     errors: int = 0  # attempts that ended in an error that is neither temporary nor permanent
