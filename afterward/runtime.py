@@ -9,9 +9,10 @@ from afterward.engine import Engine
 from afterward.engines import open_engine
 from afterward.errors import CannotStart
 from afterward.queue import Queue
-from afterward.registry import Function, Registry, TaskKind
+from afterward.registry import Registry, TaskKind
 from afterward.retention import remove_regularly
 from afterward.retry import RetryPolicy
+from afterward.signature import Function
 from afterward.task_log import TaskLog
 from afterward.worker import Worker
 

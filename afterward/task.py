@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -167,6 +168,11 @@ def new_id(now: float) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
+def json_encoder(convert: Callable[[object], object]) -> Callable[[object], str]:
+    """Return a function like `to_json`, which calls `convert` for values without a JSON form."""
+    return json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=convert).encode
+
+
 def to_json(value: object) -> str:
     """Return compact ASCII JSON, which every database and log can store.
 
@@ -180,4 +186,4 @@ def _refuse(value: object) -> None:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_refuse).encode
+_encode = json_encoder(_refuse)

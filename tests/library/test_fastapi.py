@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from fastapi import (
 )
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
+from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
 from afterward import Afterward, Context, QueueError, QueueUnavailable, Status, Task, retention
@@ -37,6 +39,19 @@ async def send_email(context: Context[Any], recipient: str) -> str:
     return recipient
 
 
+class Letter(BaseModel):
+    """The body of a request, and the argument of its task."""
+
+    recipient: str
+    written_at: datetime
+
+
+async def send_letter(context: Context[Any], letter: Letter) -> Letter:
+    """Return the letter."""
+    context.tools.append(letter)
+    return letter
+
+
 async def wait_forever(context: Context[Any]) -> None:
     """Run until the worker stops."""
     context.tools.append("running")
@@ -46,6 +61,11 @@ async def wait_forever(context: Context[Any]) -> None:
 @router.post("/orders", status_code=202)
 async def order(recipient: str, durable_tasks: DurableTasks) -> str:
     return durable_tasks.add_task(send_email, recipient).id
+
+
+@router.post("/letters", status_code=202)
+async def letter(letter: Letter, durable_tasks: DurableTasks) -> str:
+    return durable_tasks.add_task(send_letter, letter).id
 
 
 @router.post("/newsletters", status_code=202)
@@ -109,10 +129,10 @@ class Service:
     """An app, the library in it, and the mails that were sent."""
 
     def __init__(self, directory: Path, **settings: Any) -> None:
-        self.sent: list[str] = []
+        self.sent: list[Any] = []
         self.afterward = Afterward(
             f"sqlite:///{directory}/queue.db",
-            tasks=[send_email, wait_forever],
+            tasks=[send_email, send_letter, wait_forever],
             tools=self.sent,
             **settings,
         )
@@ -182,6 +202,16 @@ def test_a_task_runs(tmp_path: Path) -> None:
         task_id = client.post("/orders?recipient=ada@example.com").json()
         until(lambda: service.read(client, task_id).status is Status.SUCCEEDED)
     assert service.sent == ["ada@example.com"]
+
+
+def test_a_model_reaches_the_task_as_a_model(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    letter = Letter(recipient="ada@example.com", written_at=datetime.now(UTC))
+    with TestClient(service.app) as client:
+        task_id = client.post("/letters", json=letter.model_dump(mode="json")).json()
+        until(lambda: service.read(client, task_id).status is Status.SUCCEEDED)
+        assert service.read(client, task_id).result == letter.model_dump_json()
+    assert service.sent == [letter]
 
 
 def test_a_request_that_fails_leaves_no_task(idle: Service, client: TestClient) -> None:
