@@ -13,6 +13,7 @@ from starlette.types import Scope
 
 from afterward.task import Answer
 
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")
 # 1 to 255 visible ASCII characters, bare or as a quoted string.
 _KEY = re.compile(r'"([!#-~]{1,255})"|([!#-~][!-~]{0,254})')
 
@@ -25,13 +26,14 @@ class IdempotencyKeyReused(HTTPException):
 
 
 def read_key(request: Request, client: str) -> str | None:
-    """Return the request's idempotency key, None if it has none.
+    """Return the request's idempotency key, None if it has none or needs none.
 
+    A safe method (RFC 9110, section 9.2.1) can be repeated anyway, so its header is ignored.
     Two clients may use the same key, so the result begins with the client's name and a space.
     Neither name nor key can contain a space. Raises HTTPException 400 for a malformed header.
     """
     header = request.headers.get("idempotency-key")
-    if header is None:
+    if header is None or request.method in _SAFE_METHODS:
         return None
     match = _KEY.fullmatch(header)
     if match is None:

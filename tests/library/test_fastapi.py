@@ -81,6 +81,11 @@ async def nothing(durable_tasks: DurableTasks) -> None:
     """Add no task."""
 
 
+@router.get("/reads", status_code=202)
+async def read() -> None:
+    """Add no task, and answer as if there were one."""
+
+
 @router.post("/in-passing")
 async def in_passing(durable_tasks: DurableTasks) -> str:
     """Add a task, and answer 200: the client did not ask for it."""
@@ -278,6 +283,17 @@ def test_a_key_of_a_request_under_way_is_refused(idle: Service, client: TestClie
 def test_a_malformed_key_is_refused(client: TestClient) -> None:
     response = client.post("/nothing", headers={"Idempotency-Key": "two words"})
     assert response.status_code == 400
+
+
+@pytest.mark.parametrize("key", ["order-1", "two words"])
+def test_the_key_of_a_request_that_only_reads_is_ignored(
+    idle: Service, client: TestClient, key: str
+) -> None:
+    """Some clients send the header with every request."""
+    idle.afterward.queue.keys_in_flight.add("order-1")
+    responses = [client.get("/reads", headers={"Idempotency-Key": key}) for _ in "12"]
+    assert [response.status_code for response in responses] == [202, 202]
+    assert "Idempotency-Replay" not in responses[1].headers
 
 
 def test_a_failed_request_leaves_its_key_free(idle: Service, client: TestClient) -> None:
