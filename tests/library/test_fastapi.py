@@ -12,6 +12,7 @@ import pytest
 from fastapi import (
     APIRouter,
     BackgroundTasks,
+    Depends,
     FastAPI,
     Form,
     HTTPException,
@@ -517,6 +518,39 @@ async def test_what_runs_is_not_started_twice(idle: Service) -> None:
         with pytest.raises(CannotStart, match="running already"):
             async with idle.afterward.running():
                 pass
+
+
+@pytest.mark.anyio
+async def test_a_second_queue_of_an_app_starts_without_its_lifespan(
+    idle: Service, tmp_path: Path
+) -> None:
+    """In the state, its queue would replace the first one."""
+    second = Afterward(f"sqlite:///{tmp_path}/second.db", tasks=[send_letter], tools=[])
+    async with idle.afterward.lifespan(idle.app):
+        with pytest.raises(CannotStart, match="this app has another Afterward object"):
+            async with second.lifespan(idle.app):
+                pass
+        async with second.running() as queue, queue.transaction() as transaction:
+            transaction.add_task(send_letter, Letter(recipient="", written_at=datetime.now(UTC)))
+
+
+async def fails_at_its_exit() -> AsyncIterator[None]:
+    """Raise an error after the `yield`."""
+    yield
+    raise RuntimeError("closing failed")
+
+
+@pytest.mark.parametrize(("scope", "status"), [("function", 500), ("request", 202)])
+def test_the_exit_of_a_dependency_comes_after_the_commit(
+    idle: Service, scope: Any, status: int
+) -> None:
+    closing = APIRouter(route_class=DurableRoute)
+    depends = Depends(fails_at_its_exit, scope=scope)
+    closing.post("/closing", status_code=202, dependencies=[depends])(order)
+    idle.app.include_router(closing)
+    with TestClient(idle.app, raise_server_exceptions=False) as client:
+        response = client.post("/closing?recipient=ada@example.com")
+        assert (response.status_code, count(idle, client)) == (status, 1)
 
 
 @pytest.mark.anyio
