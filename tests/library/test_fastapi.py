@@ -525,7 +525,7 @@ async def test_a_second_queue_of_an_app_starts_without_its_lifespan(
     idle: Service, tmp_path: Path
 ) -> None:
     """In the state, its queue would replace the first one."""
-    second = Afterward(f"sqlite:///{tmp_path}/second.db", tasks=[send_letter], tools=[])
+    second = Afterward[list[Any]](f"sqlite:///{tmp_path}/second.db", tasks=[send_letter], tools=[])
     async with idle.afterward.lifespan(idle.app):
         with pytest.raises(CannotStart, match="this app has another Afterward object"):
             async with second.lifespan(idle.app):
