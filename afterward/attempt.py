@@ -135,11 +135,11 @@ class Attempt(Generic[ToolsT]):
         task = self.task
         follow_ups = self._queue.collect(task.request_id, task.client)
         context = Context(task, self._tools, follow_ups, self._report_progress)
-        function = self._queue.registry.function(task.kind)
+        signature = self._queue.registry.signature(task.kind)
         try:
             await self._wait_for_earlier()
             self._queue.events.emit(EventType.STARTED, task)
-            result = await with_timeout(self._timeout, call(function, context, task.arguments))
+            result = await with_timeout(self._timeout, call(signature, context, task.arguments))
         except BaseException as error:  # noqa: BLE001 -- a task's function may raise any error
             return self._ended_with(error)
         outage_end = self._pauses.end(task, self._permit, None, called_off=False)

@@ -23,7 +23,7 @@ async def keep_trying(
     """Return the result of `operation`, which is repeated until it succeeds.
 
     A full disk or a locked database passes, so QueueUnavailable is only logged. So is any other
-    error: a worker that ended here would leave a service that accepts tasks and runs none. The
+    error: a worker that ended here would leave an app that accepts tasks and runs none. The
     pauses are 0.1 s, 0.2 s, 0.4 s ... 5 s. When `skip_pause` is set, they end at once.
     """
     pause = FIRST_PAUSE_SECONDS

@@ -1,15 +1,14 @@
 """The registry: the functions that may run as durable tasks, and their retry policies."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from afterward.retry import RetryPolicy
+from afterward.signature import Function, Signature
 
 ToolsT = TypeVar("ToolsT")
-
-Function = Callable[..., Coroutine[Any, Any, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +24,12 @@ class Registry(Generic[ToolsT]):
 
     Each stored task names its function, so do not rename a function while tasks of its kind wait. A
     function without a TaskKind has the queue's retry policy. Raises TypeError for a function that
-    is not `async def`, and for two functions of one name.
+    is not `async def`, for annotations that cannot be resolved, and for two functions of one name.
     """
 
     def __init__(self, *kinds: Function | TaskKind) -> None:
         self._kinds: dict[str, TaskKind] = {}
+        self._signatures: dict[str, Signature] = {}
         for given in kinds:
             kind = given if isinstance(given, TaskKind) else TaskKind(given)
             name = _name_of(kind.function)
@@ -42,6 +42,7 @@ class Registry(Generic[ToolsT]):
                 raise TypeError(f"{name}: retry must be a RetryPolicy")
             if self._kinds.setdefault(name, kind) != kind:
                 raise TypeError(f"two tasks are named {name}")
+            self._signatures[name] = Signature(kind.function)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the kinds."""
@@ -57,9 +58,9 @@ class Registry(Generic[ToolsT]):
             )
         return name
 
-    def function(self, name: str) -> Function:
-        """Return the function of this kind. Raises KeyError if there is none."""
-        return self._kinds[name].function
+    def signature(self, name: str) -> Signature:
+        """Return the function of this kind, with its types. Raises KeyError if there is none."""
+        return self._signatures[name]
 
     def policy(self, name: str) -> RetryPolicy | None:
         """Return the retry policy of this kind; None if it has none of its own, or is unknown."""

@@ -9,9 +9,10 @@ from afterward.engine import Engine
 from afterward.engines import open_engine
 from afterward.errors import CannotStart
 from afterward.queue import Queue
-from afterward.registry import Function, Registry, TaskKind
+from afterward.registry import Registry, TaskKind
 from afterward.retention import remove_regularly
 from afterward.retry import RetryPolicy
+from afterward.signature import Function
 from afterward.task_log import TaskLog
 from afterward.worker import Worker
 
@@ -81,7 +82,7 @@ class Afterward(Generic[ToolsT]):
         self._is_running = False
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, _: Any) -> AsyncIterator[dict[str, Any]]:
+    async def lifespan(self, app: Any) -> AsyncIterator[dict[str, Any]]:
         """Start and stop with a FastAPI app: FastAPI(lifespan=afterward.lifespan).
 
         DurableRoute finds the queue in the state that this yields. A lifespan of your own passes it
@@ -91,9 +92,21 @@ class Afterward(Generic[ToolsT]):
             async def lifespan(app):
                 async with afterward.lifespan(app) as state:
                     yield {**state, "mailer": mailer}
+
+        Raises CannotStart if another Afterward object has started with this app, because the state
+        has one queue.
         """
+        if getattr(app.state, "has_afterward", False):
+            raise CannotStart(
+                "this app has another Afterward object. Start only one by its lifespan, and this "
+                "one with `async with afterward.running()`"
+            )
         async with self.running() as queue:
-            yield {"queue": queue}
+            app.state.has_afterward = True
+            try:
+                yield {"queue": queue}
+            finally:
+                app.state.has_afterward = False
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Queue[ToolsT]]:

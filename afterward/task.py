@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -37,7 +38,7 @@ class Task:
     max_attempts: int | None = None  # None where time is the bound
     gives_up_at: float | None = None  # None where attempts are the bound
     request_id: str | None = None
-    client: str = ""  # the owner; empty if the service has no API keys
+    client: str = ""  # the owner; empty if the app does not tell its clients apart
     status: Status = Status.QUEUED
     attempts: int = 0  # counted at the claim, before the function runs
     errors: int = 0  # attempts that ended in an unexpected error: see retry.is_unexpected
@@ -167,6 +168,11 @@ def new_id(now: float) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
+def json_encoder(convert: Callable[[object], object]) -> Callable[[object], str]:
+    """Return a function like `to_json`, which calls `convert` for values without a JSON form."""
+    return json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=convert).encode
+
+
 def to_json(value: object) -> str:
     """Return compact ASCII JSON, which every database and log can store.
 
@@ -180,4 +186,4 @@ def _refuse(value: object) -> None:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_refuse).encode
+_encode = json_encoder(_refuse)

@@ -13,7 +13,7 @@ from tests.support.service import ROOT
 
 # The layers, lowest first. Packages of the same layer do not import each other.
 LAYERS = [
-    {"listening"},
+    {"listening", "queue_url"},
     {"mail", "uploads", "shutdown"},
     {"settings"},
     {"tasks", "observability"},

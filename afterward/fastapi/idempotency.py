@@ -13,6 +13,7 @@ from starlette.types import Scope
 
 from afterward.task import Answer
 
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")
 # 1 to 255 visible ASCII characters, bare or as a quoted string.
 _KEY = re.compile(r'"([!#-~]{1,255})"|([!#-~][!-~]{0,254})')
 
@@ -28,10 +29,11 @@ def read_key(request: Request, client: str) -> str | None:
     """Return the request's idempotency key under its client's name; None if it has no key.
 
     Two clients may use the same key. So the result is "CLIENT KEY", or "KEY" where `client` is
-    empty. Raises HTTPException 400 for a malformed header.
+    empty. A safe method (RFC 9110, section 9.2.1) changes nothing, so its header is ignored. Raises
+    HTTPException 400 for a malformed header.
     """
     header = request.headers.get("idempotency-key")
-    if header is None:
+    if header is None or request.method in _SAFE_METHODS:
         return None
     # The key cannot contain a space, so the last space of the result ends the client's name.
     match = _KEY.fullmatch(header)

@@ -168,4 +168,8 @@ async def _unit_of_work_of(request: Request) -> RequestUnitOfWork:
 
 
 DurableTasks = Annotated[RequestUnitOfWork, Depends(_unit_of_work_of)]
-"""The type of a route's parameter `durable_tasks`."""
+"""The type of a route's parameter `durable_tasks`.
+
+The commit comes before the exits of dependencies with `yield`: if one raises an error, the tasks
+are committed all the same.
+"""

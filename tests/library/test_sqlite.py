@@ -221,10 +221,10 @@ async def test_the_refusal_of_a_second_process_names_the_first(tmp_path: Path) -
     async with opened(path):
         lock = Path(f"{path}.lock")
         lock.write_text("4321\n")  # noqa: ASYNC240 - a test may block
-        with pytest.raises(CannotStart, match=r"as process 4321\. Stop it with `kill 4321`, or"):
+        with pytest.raises(CannotStart, match=r"by process 4321\. Stop it with `kill 4321`, or"):
             await SQLite(path).start()
         lock.write_text("")  # noqa: ASYNC240 - a test may block
-        with pytest.raises(CannotStart, match=r"as another process\. Stop it, or set QUEUE_URL"):
+        with pytest.raises(CannotStart, match=r"by another process\. Stop it, or use"):
             await SQLite(path).start()
 
 
@@ -233,7 +233,7 @@ async def test_the_refusal_names_no_process_of_another_container(tmp_path: Path)
     path = tmp_path / "queue.db"
     async with opened(path):
         assert Path(f"{path}.lock").read_text() == f"{os.getpid()}\n"  # noqa: ASYNC240
-        with pytest.raises(CannotStart, match=r"as another process\. Stop it, or set QUEUE_URL"):
+        with pytest.raises(CannotStart, match=r"by another process\. Stop it, or use"):
             await SQLite(path).start()
 
 

@@ -114,9 +114,9 @@ async def connect(
         except DATABASE_ERRORS as error:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             if isinstance(error, _PERMANENT_ERRORS):
-                raise CannotStart(f"QUEUE_URL: {_place(url)} refuses: {error}") from error
+                raise CannotStart(f"{_place(url)} refuses: {error}") from error
             if time.monotonic() > deadline:
-                raise CannotStart(f"QUEUE_URL: {_place(url)} does not answer: {reason}") from error
+                raise CannotStart(f"{_place(url)} does not answer: {reason}") from error
             log.warning("waiting for the database", place=_place(url), error=reason)
             await asyncio.sleep(1.0)
         else:

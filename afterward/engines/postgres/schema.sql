@@ -54,7 +54,7 @@ CREATE INDEX tasks_leased ON afterward.tasks (lease_until) WHERE status = 'runni
 CREATE INDEX tasks_finished ON afterward.tasks (finished_at) WHERE finished_at IS NOT NULL;
 -- For list_tasks(status=...).
 CREATE INDEX tasks_by_status ON afterward.tasks (status, id);
--- For list_tasks(client=...), if the service tells its clients apart. Otherwise the client is ''.
+-- For list_tasks(client=...), if the app tells its clients apart. Otherwise the client is ''.
 CREATE INDEX tasks_by_client ON afterward.tasks (client, id) WHERE client <> '';
 -- For count_batch.
 CREATE INDEX tasks_by_batch ON afterward.tasks (batch_id) WHERE batch_id IS NOT NULL;

@@ -52,7 +52,7 @@ def _explain_lock_error(path: Path, lock_path: Path, owner: str, error: OSError)
     if not isinstance(error, BlockingIOError):
         return (
             f"{lock_path} cannot be locked: {error.strerror}. The file system has no locks, like "
-            "NFS without its lock service: set QUEUE_URL to a file on a local disk."
+            "NFS without its lock service: put the database on a local disk."
         )
     # Each container numbers its processes separately. So a process in another container may have
     # the same number as this process, and the number would mislead.
@@ -60,8 +60,8 @@ def _explain_lock_error(path: Path, lock_path: Path, owner: str, error: OSError)
     process = f"process {owner}" if is_known else "another process"
     stop = f" Stop it with `kill {owner}`, or" if is_known else " Stop it, or"
     return (
-        f"{path} is in use: the service already runs here, as {process}.{stop} set QUEUE_URL to "
-        "another file. SQLite serves one process; several need QUEUE_URL=postgresql://…"
+        f"{path} is in use by {process}.{stop} use another file. SQLite serves one process; "
+        "several need a postgresql:// URL."
     )
 
 

@@ -2,7 +2,7 @@
 
 A commit waits until the disk has the data (fsync). This takes as long for one task as for sixty. So
 operations wait in a queue, and each transaction takes all operations that have arrived. Under load,
-durability costs a request almost nothing, and an idle service answers as fast as its disk allows.
+durability costs a request almost nothing, and an idle app answers as fast as its disk allows.
 
 For example, requests B, C and D share one commit, because they arrive during the commit of A. Time
 runs from top to bottom, and an fsync takes 5 ms here:

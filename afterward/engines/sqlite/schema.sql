@@ -43,7 +43,7 @@ CREATE INDEX tasks_held ON tasks (lease_expires_at) WHERE status = 'running';
 CREATE INDEX tasks_finished ON tasks (finished_at) WHERE finished_at IS NOT NULL;
 -- For list_tasks(status=...). Running tasks are few, and have the index tasks_held.
 CREATE INDEX tasks_by_status ON tasks (status, id) WHERE status <> 'running';
--- For list_tasks(client=...), if the service tells its clients apart. Otherwise the client is ''.
+-- For list_tasks(client=...), if the app tells its clients apart. Otherwise the client is ''.
 CREATE INDEX tasks_by_client ON tasks (client, id) WHERE client <> '';
 -- For count_batch. The status is not in the index: a look-up of each task costs less than an update
 -- of the index at each change of a status.
