@@ -271,7 +271,9 @@ async def test_a_stop_finishes_the_operations_that_arrived_before(tmp_path: Path
 
 async def test_no_operation_waits_for_ever_if_it_arrives_during_the_stop(tmp_path: Path) -> None:
     """It is committed, or refused."""
-    commits = GroupCommit(lambda: sqlite3.connect(tmp_path / "empty.db", isolation_level=None))
+    commits = GroupCommit(
+        lambda: sqlite3.connect(tmp_path / "empty.db", isolation_level=None), print
+    )
     await commits.start()
     stopping = asyncio.create_task(commits.stop())
     outcomes = []
@@ -341,7 +343,9 @@ def test_the_thread_ends_without_an_error_if_the_loop_was_closed_meanwhile(
     disk_is_back = threading.Event()
 
     async def stop_while_the_disk_hangs() -> GroupCommit:
-        commits = GroupCommit(lambda: sqlite3.connect(tmp_path / "empty.db", isolation_level=None))
+        commits = GroupCommit(
+            lambda: sqlite3.connect(tmp_path / "empty.db", isolation_level=None), print
+        )
         await commits.start()
         hanging = asyncio.create_task(commits.run(lambda _: disk_is_back.wait(30)))
         await commits.stop()
