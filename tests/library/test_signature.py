@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+# The same in every process, because they are in the names of tests.
+TODAY = datetime(2026, 11, 28, 12, 30, 15, 123456, UTC)
+SKU = UUID("6f0c5a52-3f0e-4a5c-9d0e-2f6b1c7d8e9f")
+
 
 class Size(Enum):
     """A choice."""
@@ -52,7 +56,7 @@ class Order(BaseModel):
 
     number: int = Field(validation_alias="number-in", serialization_alias="number-out")
     items: list[Item] = []
-    placed_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    placed_at: datetime = TODAY
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -87,7 +91,7 @@ class Strange(BaseModel):
         return {1: 1}[x]
 
 
-ITEM = Item(sku=uuid.uuid4(), price=Decimal("1.10"), size=Size.LARGE)
+ITEM = Item(sku=SKU, price=Decimal("1.10"), size=Size.LARGE)
 ORDER = Order.model_validate({"number-in": 7, "items": [ITEM]})
 Echo = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -122,8 +126,8 @@ async def call_with(function: Echo, *args: Any, **kwargs: Any) -> str | None:
         (dict[str, Order], {"first": ORDER}),
         (dict[int, str], {1: "one"}),
         (Point, Point(1.5, frozenset({"a"}))),
-        (datetime, datetime.now(UTC)),
-        (UUID, uuid.uuid4()),
+        (datetime, TODAY),
+        (UUID, SKU),
         (Decimal, Decimal("1.10")),
         (Size, Size.LARGE),
         (tuple[int, ...], (1, 2)),
