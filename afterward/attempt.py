@@ -56,7 +56,7 @@ class Attempt(Generic[ToolsT]):
     """One claimed task while this worker runs and settles it, in an asyncio task of its own.
 
     `timeout` is the longest time for the function, in seconds. `on_settled` is called when the
-    outcome is written, so that the worker frees the slot.
+    settlement has ended, so that the worker frees the slot.
 
     `earlier` has attempts of the same task that still run on this worker. It is empty as a rule.
     For example, a worker hangs for longer than its lease, another worker re-queues the task, and
@@ -98,7 +98,7 @@ class Attempt(Generic[ToolsT]):
         self.asyncio_task = asyncio.create_task(self._run_and_settle(), name=task.id)
 
     def cancel(self) -> None:
-        """Cancel the attempt: its function ends, and the task is given back uncounted."""
+        """Cancel the attempt. Unless its function returns all the same, its task is given back."""
         self._is_called_off = True
         self.asyncio_task.cancel()
 
@@ -121,10 +121,10 @@ class Attempt(Generic[ToolsT]):
 
     async def _settle_and_tell(self, ended: _Ended, began: float) -> None:
         try:
-            written, settled = await self._settle(ended.outcome)
+            outcome, task = await self._settle(ended.outcome)
         finally:
             self._on_settled(self)
-        self._tell_subscribers(written, settled, ended.error, time.monotonic() - began)
+        self._tell_subscribers(outcome, task, ended.error, time.monotonic() - began)
         if ended.outage_end is not None:
             await self._log_outage_end(ended.outage_end)
 

@@ -10,7 +10,7 @@ from afterward.engine import Engine
 from afterward.events import Events, EventType
 from afterward.registry import Registry
 from afterward.retry import RetryPolicy
-from afterward.task import Task, Writes
+from afterward.task import Answer, Task, Writes
 from afterward.unit_of_work import Context, UnitOfWork
 
 P = ParamSpec("P")
@@ -85,8 +85,8 @@ class Queue(Generic[ToolsT]):
 
         Raises BacklogFull, KeyTaken if the idempotency key was used before, RecordNotFound if a
         record to remove does not exist, and QueueUnavailable. After these errors nothing was
-        written. The exception is CommitUnknown, a subclass of QueueUnavailable: after it, and after
-        a cancellation of this call, either everything was written or nothing.
+        written. CommitUnknown, a subclass of QueueUnavailable, is different: after it, and after a
+        cancellation of this call, either everything was written or nothing.
         """
         if writes.tasks or writes.records or writes.removed or writes.answer:
             await self._backlog_limit.reserve(len(writes.tasks))
@@ -142,21 +142,22 @@ class Queue(Generic[ToolsT]):
             self._backlog_limit.release(1)
         return task
 
+    async def get(self, task_id: str) -> Task:
+        """Return a task. Raises TaskNotFound, QueueUnavailable."""
+        return await self.engine.get(task_id)
+
     async def cancel(self, task_id: str) -> Task:
         """Cancel a waiting task. Raises TaskNotFound, TaskHasStarted, QueueUnavailable."""
         task = await self.engine.cancel(task_id, self.now())
         self.events.emit(EventType.CANCELLED, task)
         return task
 
-    async def retry(self, task: Task, writes: Writes) -> Task:
+    async def retry(self, task: Task, answer: Answer | None = None) -> Task:
         """Queue a failed or cancelled task again, with all of its attempts or its time.
 
-        The answer in `writes` is written in the same transaction. Raises ValueError if `writes` has
-        anything else; BacklogFull, TaskNotFound, TaskNotGivenUp if the task is neither failed nor
-        cancelled, KeyTaken, and QueueUnavailable.
+        `answer` is written in the same transaction. Raises BacklogFull, TaskNotFound,
+        TaskNotGivenUp if the task is neither failed nor cancelled, KeyTaken, and QueueUnavailable.
         """
-        if writes != Writes(answer=writes.answer):
-            raise ValueError("a retry is a transaction of its own: add the new tasks in another")
         now = self.now()
         bounds = self.policy_of(task.kind).bounds(now)
         await self._backlog_limit.reserve(1)
@@ -164,7 +165,7 @@ class Queue(Generic[ToolsT]):
             task = await self.engine.retry(
                 task.id,
                 now,
-                writes,
+                Writes(answer=answer),
                 max_attempts=bounds.max_attempts,
                 gives_up_at=bounds.gives_up_at,
             )

@@ -81,7 +81,7 @@ class UnitOfWork(Generic[ToolsT]):
         Raises TypeError if `body` has no JSON form, ValueError for NaN and infinities.
         """
         self._check_open()
-        to_json(body)
+        to_json(body)  # only to raise its errors now
         self._records.append(Record(collection, self._client, record_id, body, self._now()))
 
     def remove_record(self, record: Record) -> None:
@@ -109,8 +109,9 @@ class UnitOfWork(Generic[ToolsT]):
     def _check_open(self) -> None:
         if not self._is_open:
             raise RuntimeError(
-                "this unit of work is already committed, so what is added now would be lost. Add "
-                "tasks before the route returns, not in BackgroundTasks or while a response streams"
+                "this unit of work has been taken for its commit, so what is added now would be "
+                "lost. Add tasks before the route, the task or the block ends, not in "
+                "BackgroundTasks or while a response streams"
             )
 
 

@@ -3,7 +3,7 @@
      +---> wait until a task is due and a slot is free
      |       |
      |       v
-     |     claim     one statement for all free slots: the rows become RUNNING, under a lease,
+     |     claim     one transaction for all free slots: the rows become RUNNING, under a lease,
      |       |       and their attempts are counted
      |       v
      |      run      an asyncio task for each of them; the heartbeat extends the leases
@@ -94,7 +94,7 @@ class Worker(Generic[ToolsT]):
     async def stop(self, grace: float) -> None:
         """Claim no more tasks. Running tasks have `grace` seconds to finish, then are given back.
 
-        The heartbeat goes on until the last of them is settled.
+        The heartbeat goes on until the last of them is settled, or until the time for that is over.
         """
         grace_ends_at = time.monotonic() + grace
         self._stopping.set()
@@ -108,8 +108,8 @@ class Worker(Generic[ToolsT]):
             # 2. Let running tasks finish.
             if running := self._asyncio_tasks():
                 await asyncio.wait(running, timeout=max(0.0, grace_ends_at - time.monotonic()))
-            # 3. Cancel the others, except those that are writing their outcome. Each cancelled
-            #    attempt writes that its task is given back.
+            # 3. Cancel the others. Each cancelled attempt writes that its task is given back. Those
+            #    that are writing their outcome already have GIVE_BACK_SECONDS to end by themselves.
             self._cancel_running()
             await _wait_or_cancel(self._asyncio_tasks(), within=GIVE_BACK_SECONDS)
         except asyncio.CancelledError:
@@ -171,13 +171,13 @@ class Worker(Generic[ToolsT]):
     async def _claim_due(self) -> bool:
         """Claim due tasks for the free slots, and begin them. Return False if no task changed."""
         # 1. After the pause of a kind, one of its tasks finds out whether the service is back.
-        claimed = 0
+        changed = 0
         for kind in self._pauses.kinds(Admits.ONE):
-            claimed += await self._claim([kind], at_most=1)
+            changed += await self._claim([kind], at_most=1)
         # 2. Tasks of the kinds without a pause take the other slots. Even if every kind is paused,
         #    this claim is made, because it also re-queues the tasks of crashed workers.
-        claimed += await self._claim(self._pauses.kinds(Admits.ALL), at_most=self._concurrency)
-        return claimed > 0
+        changed += await self._claim(self._pauses.kinds(Admits.ALL), at_most=self._concurrency)
+        return changed > 0
 
     async def _claim(self, kinds: list[str], *, at_most: int) -> int:
         """Claim due tasks of these kinds, and begin them. Return how many tasks changed.
@@ -205,14 +205,14 @@ class Worker(Generic[ToolsT]):
         self._tell_of_recovered(claim)
         return len(claim.running) + len(claim.recovered)
 
-    async def _claim_or_give_back(self, **settings: Any) -> Claim:
+    async def _claim_or_give_back(self, **arguments: Any) -> Claim:
         """Claim tasks. If this is cancelled, wait for the claim all the same, and give it back.
 
         The worker cancels a claim that takes longer than the grace at the stop. The database may
         commit it later. If it does so before the engine has stopped, its tasks go back to the queue
         at once. Otherwise another worker re-queues them when their leases have expired.
         """
-        claiming = asyncio.create_task(self._queue.engine.claim(self.owner, **settings))
+        claiming = asyncio.create_task(self._queue.engine.claim(self.owner, **arguments))
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:

@@ -178,6 +178,8 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         )
         stack.callback(cleaning.cancel)
 
+        # 8. The state of the requests. They take turns with the tasks only while this process has a
+        # worker that is busy: see app.api.turns.
         log.info("started", **_locations(settings))
         yield State(
             settings=settings,

@@ -9,7 +9,7 @@ The client gets its 202 at once. Two seconds later the server prints "sent to ad
 
 Ask for another mail, and kill the server within these two seconds, as a crash would end it:
 
-    pkill -9 -f 1_background_task
+    pkill -9 -f 'uvicorn examples.1'
 
 Start it again, and wait: the mail is never sent. The task was in the memory of the process, and
 the client already has its 202. The same happens when the system runs out of memory, or when a

@@ -4,8 +4,8 @@
     curl -X POST localhost:8000/send-notification/ada@example.com
     curl localhost:8000/tasks
 
-A crash: ask for a mail, run `pkill -9 -f 2_smallest` within two seconds, and start the server
-again. It prints "sent to ada@example.com", and the task has two attempts.
+A crash: ask for a mail, run `pkill -9 -f 'uvicorn examples.2'` within two seconds, and start the
+server again. It prints "sent to ada@example.com", and the task has two attempts.
 A failure: run `touch smtp-is-down`, and ask for a mail. The task has an error, and is 'queued' for
 its next attempt (the library says 'retrying'). After `rm smtp-is-down` the mail is sent.
 """
@@ -66,21 +66,21 @@ async def work() -> None:
     while True:
         # CLAIM is one statement, so no two workers get the same task. It counts the attempt before
         # the attempt runs, so a task that crashes the process each time fails at last.
-        with suppress(sqlite3.OperationalError):  # the disk is full, for example: go on later
+        with suppress(sqlite3.OperationalError):  # for example, a full disk: claim again later
             while task := database.execute(CLAIM, (time.time(),)).fetchone():
                 await run(task)
         await asyncio.sleep(0.1)  # then look again for new tasks, and for retries that are due
 
 
 async def run(task: sqlite3.Row) -> None:
-    """Run a task, and write its outcome. If that fails, the next start recovers the task."""
+    """Run a task, and write its outcome. If the writing fails, the next start recovers the task."""
     status, due_at, message = "succeeded", time.time(), None
     try:
         await asyncio.wait_for(FUNCTIONS[task["name"]](**json.loads(task["arguments"])), timeout=60)
     except Exception as error:
-        # Exponential back-off with full jitter: wait for up to 1 s, then up to 2 s, 4 s ...
-        status, message = "queued" if task["attempts"] < MAX_ATTEMPTS else "failed", repr(error)
-        due_at = time.time() + random.uniform(0, 2 ** (task["attempts"] - 1))
+        status, message = "failed", repr(error)
+        if task["attempts"] < MAX_ATTEMPTS:  # back-off with full jitter: up to 1 s, 2 s, 4 s ...
+            status, due_at = "queued", time.time() + random.uniform(0, 2 ** (task["attempts"] - 1))
     outcome = (status, due_at, message, task["id"])
     database.execute("UPDATE tasks SET status = ?, due_at = ?, error = ? WHERE id = ?", outcome)
 

@@ -8,7 +8,7 @@
     curl -X POST localhost:8000/invoices/ada@example.com
 
 /orders: the order and the task of its mail are rows of one database, and one commit writes both.
-Kill the server at any moment (`pkill -9 -f 4_your_own_database`), and start it again: within
+Kill the server at any moment (`pkill -9 -f 'uvicorn examples.4'`), and start it again: within
 seconds every order has its mail. An order with `?in_stock=false` is refused after the task was
 added, and leaves no task.
 

@@ -50,7 +50,8 @@ def answer_to_store(
     """Return the response in the form in which it is stored beside the tasks.
 
     `body` is the body of the request, or a digest of it. `now` is in seconds since the epoch. The
-    answer also has a fingerprint of the request: the SHA-256 of its method, path, query and body. A
+    answer has the body of the response, which must be UTF-8, and its Location, but no other header.
+    It also has a fingerprint of the request: the SHA-256 of its method, path, query and body. A
     later request with this key is a repetition if it has the same fingerprint.
     """
     asked = f"{request.method} {_route_path(request.scope)}?{request.url.query}\n".encode()
@@ -64,7 +65,7 @@ def answer_to_store(
 
 
 def replay(answer: Answer) -> Response:
-    """Return the stored response, marked with `Idempotency-Replay: true`."""
+    """Return the stored body and Location as a JSON response with `Idempotency-Replay: true`."""
     headers = {"Idempotency-Replay": "true"}
     if answer.location:
         headers["Location"] = answer.location

@@ -19,7 +19,7 @@ class DurableRoute(APIRoute):
     same moment. But it makes a request slower by a quarter (60 us on top of 240 us), and it does
     not see the response, which must be stored for repetitions of the same Idempotency-Key.
 
-    If the database refuses, the client gets 503 with Retry-After, unless the app has an exception
+    After a QueueUnavailable, the client gets 503 with Retry-After, unless the app has an exception
     handler of its own for the error: for QueueUnavailable, a subclass of it, or QueueError.
     """
 
@@ -30,6 +30,7 @@ class DurableRoute(APIRoute):
         async def handle_and_commit(request: Request) -> Response:
             durable_tasks = RequestUnitOfWork(request)
             request.scope["state"]["durable_tasks"] = durable_tasks
+            # Outside the `try`, because after its 409 the key belongs to the other request.
             durable_tasks.hold_key()
             try:
                 response = await handle(request)

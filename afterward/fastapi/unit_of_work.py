@@ -16,11 +16,11 @@ from afterward.errors import (
 )
 from afterward.fastapi.idempotency import IdempotencyKeyReused, answer_to_store, read_key, replay
 from afterward.queue import Queue
-from afterward.task import Answer, Task
+from afterward.task import Answer, Task, Writes
 from afterward.unit_of_work import UnitOfWork
 
-# After these errors of a commit, nothing was written. CommitUnknown, which extends
-# QueueUnavailable, is the exception, so its handler stands before theirs.
+# After these errors of a commit, nothing was written. After CommitUnknown, which extends
+# QueueUnavailable, everything may be written, so its handler stands before theirs.
 _NOTHING_WRITTEN = (QueueUnavailable, RecordNotFound, TaskNotFound, TaskNotGivenUp)
 
 _NO_QUEUE = (
@@ -75,10 +75,7 @@ class RequestUnitOfWork(UnitOfWork[Any]):
         """
 
     def retry_task(self, task: Task) -> None:
-        """Let the commit queue a failed or cancelled task again.
-
-        The commit raises ValueError if new tasks or records are added, too.
-        """
+        """Let the commit queue a failed or cancelled task again, and nothing else."""
         self._retried = task
 
     def hold_key(self) -> None:
@@ -102,21 +99,25 @@ class RequestUnitOfWork(UnitOfWork[Any]):
             self._queue.keys_in_flight.discard(self._key)
 
     async def commit(self, request: Request, response: Response) -> Response:
-        """Write the collected tasks, and the response too if the request has a key.
+        """Write all that was collected, and the response too if the request has a key.
 
         Returns the response to send. For a repeated request, this is the stored first response, and
         nothing is written. Raises IdempotencyKeyReused if an earlier, different request had the
-        same key, and QueueUnavailable if the database refuses. `may_be_written` tells whether the
-        commit may have succeeded in spite of an error.
+        same key; BacklogFull, QueueUnavailable, RecordNotFound, TaskNotFound and TaskNotGivenUp as
+        `Queue.commit` and `Queue.retry` do; ValueError for a retry together with new tasks or
+        records; RuntimeError for a response that cannot be stored. `may_be_written` tells whether
+        the commit may have succeeded in spite of an error.
         """
         if response.status_code == HTTPStatus.ACCEPTED:
             self._set_location(response)
         answer = None if self._key is None else await self._answer(self._key, request, response)
         writes = self.collected(answer)
+        if self._retried is not None and writes != Writes(answer=answer):
+            raise ValueError("a retry is a transaction of its own: add the new tasks in another")
         self.may_be_written = True
         try:
             if self._retried is not None:
-                await self._queue.retry(self._retried, writes)
+                await self._queue.retry(self._retried, answer)
             else:
                 await self._queue.commit(writes)
         except KeyTaken as taken:

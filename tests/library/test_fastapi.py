@@ -100,8 +100,12 @@ async def changes_its_mind(durable_tasks: DurableTasks) -> None:
 
 
 @router.post("/retries/{task_id}", status_code=202)
-async def retry(task_id: str, request: Request, durable_tasks: DurableTasks) -> None:
-    durable_tasks.retry_task(await request.state.queue.engine.get(task_id))
+async def retry(
+    task_id: str, request: Request, durable_tasks: DurableTasks, *, and_more: bool = False
+) -> None:
+    durable_tasks.retry_task(await request.state.queue.get(task_id))
+    if and_more:
+        durable_tasks.add_task(send_email, "ada@example.com")
 
 
 @router.post("/waits", status_code=202)
@@ -243,6 +247,15 @@ def test_a_task_can_be_retried(idle: Service, client: TestClient) -> None:
     response = client.post(f"/retries/{task_id}")
     assert response.headers["Location"] == f"/tasks/{task_id}"
     assert idle.read(client, task_id).status is Status.QUEUED
+
+
+def test_a_retry_is_a_transaction_of_its_own(idle: Service, client: TestClient) -> None:
+    task_id = client.post("/orders?recipient=ada@example.com").json()
+    assert client.portal is not None
+    client.portal.call(idle.afterward.queue.cancel, task_id)
+    with pytest.raises(ValueError, match="a transaction of its own"):
+        client.post(f"/retries/{task_id}?and_more=true")
+    assert idle.read(client, task_id).status is Status.CANCELLED
 
 
 # Idempotency
@@ -452,7 +465,7 @@ def test_a_request_that_cannot_be_repeated_says_why_if_it_has_a_key(
 
 def test_a_task_that_is_added_after_the_commit_is_an_error(client: TestClient) -> None:
     """It would be lost. The response has been sent by then, so the server logs the error."""
-    with pytest.raises(RuntimeError, match="already committed"):
+    with pytest.raises(RuntimeError, match="taken for its commit"):
         client.post("/too-late")
 
 

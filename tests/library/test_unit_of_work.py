@@ -71,7 +71,7 @@ def test_what_is_added_after_the_commit_is_refused(durable_tasks: UnitOfWork[Non
         lambda: durable_tasks.remove_record(record),
         durable_tasks.as_batch,
     ):
-        with pytest.raises(RuntimeError, match="already committed"):
+        with pytest.raises(RuntimeError, match="taken for its commit"):
             add()
 
 

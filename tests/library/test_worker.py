@@ -26,7 +26,7 @@ from afterward.events import Event, EventType
 from afterward.queue import Queue
 from afterward.registry import Registry, TaskKind
 from afterward.retry import RetryPolicy
-from afterward.task import Claim, Outcome, Status, Task, Writes
+from afterward.task import Claim, Outcome, Status, Task
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from tests.library.support import (
@@ -387,7 +387,7 @@ async def test_temporary_errors_are_retried_until_the_time_of_the_task_is_over(
     assert error_of(task)["smtp_code"] == 451
 
     clock.now = NOW + DAY
-    task = await queue.retry(task, Writes())
+    task = await queue.retry(task)
     assert (task.status, task.attempts, task.gives_up_at) == (
         Status.QUEUED,
         0,

@@ -105,6 +105,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         if not path.exists():
             # SQLite gives its -wal and -shm files the mode of the database.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # One thread uses the connection. That is not checked, so that tests may look at it, too.
         connection = sqlite3.connect(
             path, timeout=LOCKED_SECONDS, isolation_level=None, check_same_thread=False
         )
