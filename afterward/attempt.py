@@ -56,7 +56,8 @@ class Attempt(Generic[ToolsT]):
     """One claimed task while this worker runs and settles it, in an asyncio task of its own.
 
     `timeout` is the longest time for the function, in seconds. `on_settled` is called when the
-    settlement has ended, so that the worker frees the slot.
+    settlement has ended, so that the worker frees the slot. `worker_ends` tells whether the worker
+    stops, or is cancelled together with the whole program.
 
     `earlier` has attempts of the same task that still run on this worker. It is empty as a rule.
     For example, a worker hangs for longer than its lease, another worker re-queues the task, and
@@ -74,6 +75,7 @@ class Attempt(Generic[ToolsT]):
         timeout: float,
         earlier: Collection["Attempt[ToolsT]"],
         on_settled: Callable[["Attempt[ToolsT]"], None],
+        worker_ends: Callable[[], bool],
     ) -> None:
         self.task = task
         self.key = task.id, task.claims
@@ -94,6 +96,7 @@ class Attempt(Generic[ToolsT]):
         self._timeout = timeout
         self._earlier = earlier
         self._on_settled = on_settled
+        self._worker_ends = worker_ends
         self._permit = pauses.begin(task.kind)
         self.asyncio_task = asyncio.create_task(self._run_and_settle(), name=task.id)
 
@@ -155,10 +158,13 @@ class Attempt(Generic[ToolsT]):
                 raise TimeoutError("an earlier attempt of this task does not end")
 
     def _ended_with(self, error: BaseException) -> _Ended:
-        # The worker calls an attempt off if it stops, or has lost the task to another worker. Then
-        # the task is given back, even if the function turned the cancellation into another error. A
-        # function that raises a CancelledError of its own, or cancels its own asyncio task, has
-        # failed: if such attempts did not count, the task would run again for ever.
+        # The worker calls an attempt off if it stops, or has lost the task to another worker. And a
+        # second Ctrl-C makes asyncio.run cancel all asyncio tasks. Then the task is given back,
+        # even if the function turned the cancellation into another error. A function that raises a
+        # CancelledError of its own, or cancels its own asyncio task, has failed: if such attempts
+        # did not count, the task would run again for ever.
+        if self.asyncio_task.cancelling() and self._worker_ends():
+            self._is_called_off = True
         called_off = self._is_called_off
         outage_end = self._pauses.end(self.task, self._permit, error, called_off=called_off)
         if called_off:

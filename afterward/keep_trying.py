@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import structlog
 
-from afterward.errors import QueueUnavailable
+from afterward.errors import QueueDamaged, QueueUnavailable
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
@@ -44,6 +44,8 @@ async def keep_trying(
 
 
 def _log(error: Exception, pause: float) -> None:
+    if isinstance(error, QueueDamaged):
+        return  # the engine has logged it, and it lasts until the next start
     if isinstance(error, QueueUnavailable):
         log.warning("database refuses", error=repr(error.__cause__ or error), again_in=pause)
     else:

@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from afterward.errors import QueueError
+from afterward.errors import QueueDamaged, QueueError
 from afterward.queue import Queue
 from afterward.task import ANSWERS_LIVE_SECONDS
 
@@ -33,6 +33,8 @@ async def remove_regularly(queue: Queue[Any], keep_seconds: float) -> None:
 
 
 def _log(error: Exception) -> None:
+    if isinstance(error, QueueDamaged):
+        return  # the engine has logged it, and it lasts until the next start
     if isinstance(error, QueueError):
         log.warning("retention put off", error=repr(error.__cause__ or error))
     else:

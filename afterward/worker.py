@@ -105,9 +105,10 @@ class Worker(Generic[ToolsT]):
             # 1. A claim that is under way must end first, because its tasks must run or be given
             #    back.
             await _wait_or_cancel([claims], within=max(grace, GIVE_BACK_SECONDS))
-            # 2. Let running tasks finish.
-            if running := self._asyncio_tasks():
-                await asyncio.wait(running, timeout=max(0.0, grace_ends_at - time.monotonic()))
+            # 2. Let running tasks finish. Look again after each wait, because an attempt may go on
+            #    in another asyncio task.
+            while (running := self._asyncio_tasks()) and time.monotonic() < grace_ends_at:
+                await asyncio.wait(running, timeout=grace_ends_at - time.monotonic())
             # 3. Cancel the others. Each cancelled attempt writes that its task is given back. Those
             #    that are writing their outcome already have GIVE_BACK_SECONDS to end by themselves.
             self._cancel_running()
@@ -253,9 +254,14 @@ class Worker(Generic[ToolsT]):
             timeout=self._task_timeout,
             earlier=self._cancel_earlier(task),
             on_settled=self._free_slot,
+            worker_ends=self._ends,
         )
         self._attempts.add(attempt)
         self._last_step_at = time.monotonic()
+
+    def _ends(self) -> bool:
+        """Whether this worker stops, or its loops are cancelled because the program ends."""
+        return self._stopping.is_set() or any(loop.cancelling() for loop in self._loops)
 
     def _cancel_earlier(self, task: Task) -> list[Attempt[ToolsT]]:
         """Cancel attempts of this task that still run on this worker, and return them.

@@ -1,17 +1,22 @@
 """The check in the background: its time limits, its stop, and errors that are no damage."""
 
+import errno
 import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
 
 from afterward.engines.sqlite import damage_check
+from afterward.engines.sqlite import engine as sqlite_engine
 from afterward.engines.sqlite.damage_check import BackgroundCheck
 from afterward.engines.sqlite.engine import SQLite
+from afterward.errors import QueueDamaged
+from afterward.task import Status
 from tests.library.support import a_task, opened, put
 from tests.support.damage import leave_the_check_to_the_background
 from tests.support.service import PATIENCE, until
@@ -132,6 +137,79 @@ async def test_an_error_that_is_no_damage_puts_the_check_off(
         check.start()
         until(lambda: lines and lines[-1]["event"] == "database checked", within=PATIENCE)
     assert "database check put off" in [line["event"] for line in lines]
+
+
+async def test_a_check_that_fails_in_another_way_is_repeated_even_if_the_log_fails(
+    check: BackgroundCheck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example, the disk of the log is full, and the system allows no more threads."""
+    outcomes: list[Exception | bool] = [RuntimeError("can't start new thread"), True]
+
+    def check_file(_: object, *, at_most: float) -> bool:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(BackgroundCheck, "_check", check_file)
+    monkeypatch.setattr(damage_check, "log", SimpleNamespace(info=fail, warning=fail))
+    check.start()
+    check._thread.join(PATIENCE)
+    assert outcomes == []
+
+
+async def test_a_file_behind_a_symbolic_link_is_checked(
+    engine: SQLite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite puts the WAL beside the file that the link leads to."""
+    link = tmp_path / "link.db"
+    link.symlink_to(engine._path)
+    linked = BackgroundCheck(link, print)
+    assert linked._wal_size() > 0
+    assert linked._check(at_most=PATIENCE)
+    assert BackgroundCheck(tmp_path / "missing.db", print)._wal_size() == 0
+
+
+async def test_damage_is_reported_even_if_the_log_fails(
+    engine: SQLite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the thread of the commits would end, and every caller would wait for ever."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def meet_damage(_: sqlite3.Connection) -> None:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+    monkeypatch.setattr(sqlite_engine, "log", SimpleNamespace(error=fail))
+    with pytest.raises(QueueDamaged):
+        await engine._commits.run(meet_damage)
+    assert (await engine.backlog()).counts[Status.QUEUED] == 1
+    with pytest.raises(QueueDamaged):
+        await put(engine, a_task())
+
+
+async def test_a_start_without_a_thread_for_the_check_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(path := tmp_path / "queue.db") as engine:
+        await put(engine, a_task())
+    leave_the_check_to_the_background(monkeypatch)
+
+    def fail(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BackgroundCheck, "start", fail)
+        with pytest.raises(RuntimeError, match="new thread"):
+            await SQLite(path).start()
+    async with opened(path):
+        pass
 
 
 def test_a_check_that_fails_by_itself_is_no_verdict(

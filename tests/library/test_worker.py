@@ -1060,6 +1060,52 @@ async def test_nothing_of_a_worker_goes_on_if_its_stop_is_cancelled(
     assert all(loop.done() for loop in worker._loops)
 
 
+async def test_tasks_are_given_back_if_the_whole_program_is_cancelled(
+    engine: Engine, clock: Clock
+) -> None:
+    """At a second Ctrl-C, asyncio.run cancels all asyncio tasks, and nobody calls `stop`."""
+    queue = queue_of(engine, wait_forever, now=clock, policy=replace(NO_WAITS, attempts=1))
+    recorder = EventRecorder(queue)
+    task = await promise(queue, wait_forever)
+    worker = Worker(queue, None)
+    await worker.start()
+    await recorder.until(EventType.STARTED)
+    for running in (*worker._loops, *worker._asyncio_tasks()):
+        running.cancel()
+    await recorder.until(EventType.GIVEN_BACK)
+    await asyncio.wait(worker._loops, timeout=5)
+    task = await engine.get(task.id)
+    assert (task.status, task.attempts) == (Status.QUEUED, 0)
+
+
+async def test_an_attempt_that_cancels_itself_during_the_grace_has_the_grace_to_settle(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "GIVE_BACK_SECONDS", 0.01)
+    settle, stopping = engine.settle, asyncio.Event()
+
+    async def settle_slowly(*arguments: Any) -> Task | None:
+        await asyncio.sleep(0.3)
+        return await settle(*arguments)
+
+    async def return_after_cancelling_itself(_: Context[None]) -> None:
+        await stopping.wait()
+        await return_after_cancelling()
+
+    monkeypatch.setattr(engine, "settle", settle_slowly)
+    queue = queue_of(engine, return_after_cancelling_itself, now=clock)
+    recorder = EventRecorder(queue)
+    task = await promise(queue, return_after_cancelling_itself)
+    worker = Worker(queue, None)
+    await worker.start()
+    await recorder.until(EventType.STARTED)
+    ending = asyncio.create_task(worker.stop(grace=30))
+    await asyncio.sleep(0.05)
+    stopping.set()
+    await ending
+    assert (await engine.get(task.id)).status is Status.SUCCEEDED
+
+
 async def test_a_task_that_turns_its_cancellation_into_an_error_is_given_back_at_the_stop(
     engine: Engine, clock: Clock
 ) -> None:

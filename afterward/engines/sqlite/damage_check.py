@@ -89,9 +89,10 @@ class BackgroundCheck:
     even when it is closed, because it is opened read-only.
     """
 
-    def __init__(self, path: Path, report_damage: Callable[[sqlite3.Error], None]) -> None:
+    def __init__(self, path: Path, report_damage: Callable[[Exception], None]) -> None:
         self._path = path
-        self._wal = path.with_name(path.name + "-wal")
+        # SQLite puts the WAL beside the file that a symbolic link leads to.
+        self._wal = Path(os.path.realpath(path) + "-wal")
         self._report_damage = report_damage
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="database-check", daemon=True)
@@ -113,31 +114,41 @@ class BackgroundCheck:
         began, seconds = time.monotonic(), FIRST_SECONDS
         while not self._stopping.wait(seconds):
             try:
-                if self._check(at_most=seconds):
-                    log.info("database checked", seconds=round(time.monotonic() - began, 1))
-                    return
-            except sqlite3.Error as error:
+                is_checked = self._check(at_most=seconds)
+            except Exception as error:  # noqa: BLE001 -- the next check tries again
                 if is_damage(error):
                     self._report_damage(error)
                     return
-                log.warning("database check put off", error=str(error))
+                with suppress(Exception):  # the disk of the log may be full
+                    log.warning("database check put off", error=str(error))
+            else:
+                if is_checked:
+                    with suppress(Exception):
+                        log.info("database checked", seconds=round(time.monotonic() - began, 1))
+                    return
             seconds = min(2 * seconds, LONGEST_SECONDS)
 
     def _check(self, *, at_most: float) -> bool:
         """Check the file for up to `at_most` seconds. Return False if it was interrupted."""
         ends_at = time.monotonic() + at_most
-        largest_wal = self._wal.stat().st_size + LONGEST_WAL_GROWTH
+        largest_wal = self._wal_size() + LONGEST_WAL_GROWTH
 
         def is_over() -> bool:
             return (
                 self._stopping.is_set()
                 or time.monotonic() > ends_at
-                or self._wal.stat().st_size > largest_wal
+                or self._wal_size() > largest_wal
             )
 
         uri = f"{self._path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, check_same_thread=False)) as connection:
             return check_pages(connection, is_over)
+
+    def _wal_size(self) -> int:
+        try:
+            return self._wal.stat().st_size
+        except OSError:  # the look at a running check must not end it
+            return 0
 
 
 def _lower_priority() -> None:

@@ -91,7 +91,7 @@ def check_database(path: Path) -> bool:
     # together with them, although they are synced. So drop the cached pages, and read the WAL from
     # the disk. The database itself may stay in the cache: SQLite keeps the WAL until the pages that
     # it has copied from there are synced, and copies them again after a failure.
-    _drop_from_cache(_wal(path))
+    _drop_from_cache(beside(path, "-wal"))
     with _refusing(path):
         return not path.exists() or _check(path)
 
@@ -133,7 +133,7 @@ def forget_cached_log(connection: sqlite3.Connection) -> None:
     not write these pages. So they must not be in the cache when the next transaction is written.
     """
     _, _, path = connection.execute("PRAGMA database_list").fetchone()
-    _drop_from_cache(_wal(Path(path)))
+    _drop_from_cache(beside(Path(path), "-wal"))
 
 
 def _drop_from_cache(wal: Path) -> None:
@@ -147,8 +147,12 @@ def _drop_from_cache(wal: Path) -> None:
             os.close(descriptor)
 
 
-def _wal(path: Path) -> Path:
-    return path.with_name(path.name + "-wal")
+def beside(path: Path, suffix: str) -> Path:
+    """Return the path of SQLite's WAL ("-wal") or journal ("-journal").
+
+    SQLite puts it beside the file that a symbolic link leads to.
+    """
+    return Path(os.path.realpath(path) + suffix)
 
 
 def _check(path: Path) -> bool:
@@ -157,7 +161,7 @@ def _check(path: Path) -> bool:
     Returns False if START_SECONDS were too short to look for damage in all of it. The check changes
     no file and makes none beside the database, unless a crash has left work to do.
     """
-    journal, wal = path.with_name(path.name + "-journal"), _wal(path)
+    journal, wal = beside(path, "-journal"), beside(path, "-wal")
     # A process that crashed while it made the file has left a journal, and SQLite must write to
     # roll it back. A process that crashed later has left transactions in the WAL, and SQLite reads
     # them there. If there is neither, "immutable" keeps SQLite from making files of its own.

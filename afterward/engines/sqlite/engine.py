@@ -48,7 +48,7 @@ class SQLite(Engine):
         self._commits = GroupCommit(self._open, self._report_damage)
         self._check: BackgroundCheck | None = None  # None if the start has checked the whole file
         self._damage: Exception | None = None
-        self._tasks_added: asyncio.Event
+        self._tasks_added = asyncio.Event()
 
     async def start(self) -> None:
         self._tasks_added = asyncio.Event()
@@ -59,7 +59,12 @@ class SQLite(Engine):
             self._unlock()
             raise
         if self._check is not None:
-            self._check.start()
+            try:
+                self._check.start()
+            except RuntimeError:  # the system allows no more threads
+                await self._commits.stop()
+                self._unlock()
+                raise
 
     def _open(self) -> sqlite3.Connection:
         is_checked = check_database(self._path)
@@ -72,14 +77,16 @@ class SQLite(Engine):
         """Refuse new work from now on. Threads call this."""
         if self._damage is None:
             self._damage = error
-            log.error(
-                "database damaged",
-                file=str(self._path),
-                error=str(error),
-                effect="no task is accepted or started; running tasks end, and tasks can be read",
-                remedy="stop the service, and restore the file from a backup, or repair it with "
-                "sqlite3's .recover",
-            )
+            with contextlib.suppress(Exception):  # the disk of the log may be full
+                log.error(
+                    "database damaged",
+                    file=str(self._path),
+                    error=str(error),
+                    effect="no task is accepted or started; running tasks end, and tasks can be "
+                    "read",
+                    remedy="stop the service, and restore the file from a backup, or repair it "
+                    "with sqlite3's .recover",
+                )
 
     def _refuse_if_damaged(self) -> None:
         if self._damage is not None:
