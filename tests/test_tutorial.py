@@ -1,5 +1,6 @@
 """The tutorial works to the letter: its files and edits, applied to a copy, pass the tests."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -63,7 +64,7 @@ def edit(copy: Path, path: str, diff: str) -> None:
     text = (copy / path).read_text()
     pattern = re.sub(r"(?<=\S)(?:\\ ){2,}", " {2,}", f"\n{re.escape(before)}")
     assert len(re.findall(pattern, text)) == 1, (
-        f"{PAGE} shows these lines of {path}, which has them not exactly once:\n{before}"
+        f"{PAGE} shows these lines, and {path} does not have them exactly once:\n{before}"
         "Change the tutorial with them."
     )
     (copy / path).write_text(re.sub(pattern, lambda _: f"\n{after}", text))
@@ -89,7 +90,15 @@ def test_the_task_of_the_tutorial_passes_its_tests_and_those_that_it_concerns(co
     run(copy, *arguments, *CONCERNED, "-q", "-p", "no:cacheprovider")
 
 
-def test_the_files_of_the_tutorial_are_as_this_project_formats_them(copy: Path) -> None:
-    paths = [path for _, path, _ in STEPS if path.endswith(".py")]
-    for command in (["check"], ["format", "--check"]):
-        run(copy, "-m", "ruff", *command, "--no-cache", *paths)
+def test_the_files_of_the_tutorial_pass_the_linter_and_the_type_checker(copy: Path) -> None:
+    paths = sorted({path for _, path, _ in STEPS if path.endswith(".py")})
+    run(copy, "-m", "ruff", "check", "--no-cache", *paths)
+    run(copy, "-m", "ruff", "format", "--check", "--no-cache", *paths)
+    run(copy, "-m", "mypy", f"--cache-dir={os.devnull}", *paths)
+
+
+def test_control_a_step_for_a_changed_line_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "tools.py").write_text("three\n")
+    with pytest.raises(AssertionError, match="Change the tutorial with them") as raised:
+        edit(tmp_path, "tools.py", " one\n+two\n")
+    assert f"{PAGE} shows these lines, and tools.py does not have" in str(raised.value)

@@ -11,6 +11,7 @@ from afterward.queue import Queue
 from afterward.registry import Registry, TaskKind
 from afterward.retry import RetryPolicy
 from afterward.task import Task
+from afterward.task_log import TaskLog
 from afterward.worker import Worker
 from app.settings import Settings
 from app.tasks import registry
@@ -39,6 +40,7 @@ class TaskRunner:
         self._engine = engine
         known = Registry[Tools](*kinds) if kinds else registry(Settings(_env_file=None))
         self._queue = Queue(engine, known, RetryPolicy(), now=self.clock)
+        self._queue.events.subscribe(TaskLog().write)  # pytest shows the traceback of a failed task
         self._worker = Worker(self._queue, cast("Tools", tools))
 
     async def add(
