@@ -1,5 +1,6 @@
 """Runs tasks of the service in a test, on a clock that only the test advances."""
 
+import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -7,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any, Concatenate, ParamSpec, cast
 
 from afterward.engine import Engine
+from afterward.events import Event
 from afterward.queue import Queue
 from afterward.registry import Registry, TaskKind
-from afterward.retry import RetryPolicy
+from afterward.retry import RetryPolicy, is_unexpected
 from afterward.task import Task
-from afterward.task_log import TaskLog
 from afterward.worker import Worker
 from app.settings import Settings
 from app.tasks import registry
@@ -40,7 +41,7 @@ class TaskRunner:
         self._engine = engine
         known = Registry[Tools](*kinds) if kinds else registry(Settings(_env_file=None))
         self._queue = Queue(engine, known, RetryPolicy(), now=self.clock)
-        self._queue.events.subscribe(TaskLog().write)  # pytest shows the traceback of a failed task
+        self._queue.events.subscribe(_print_unexpected_error)
         self._worker = Worker(self._queue, cast("Tools", tools))
 
     async def add(
@@ -64,6 +65,12 @@ class TaskRunner:
     async def read(self, task: Task) -> Task:
         """Return the task as it is stored now."""
         return await self._engine.get(task.id)
+
+
+def _print_unexpected_error(event: Event) -> None:
+    """Print the traceback of a bug in a task. pytest shows it if the test fails."""
+    if event.exception is not None and is_unexpected(event.exception):
+        traceback.print_exception(event.exception)
 
 
 @asynccontextmanager
