@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from app.settings import Settings
+from app.tasks import registry
 from tests.support.service import PATIENCE, ROOT
 
 PAGE = "docs/tutorial/2_a_task_of_your_own.md"
@@ -27,11 +29,17 @@ _STEP = re.compile(r"^<!-- (new|edit): (\S+) -->\n```\w+\n(.*?)^```$", re.DOTALL
 _RUN = re.compile(r"^<!-- run -->\n```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 STEPS = _STEP.findall(TUTORIAL)
 
+# The steps cannot be applied to a tree in which a reader has followed them, perhaps with a task of
+# their own: some lines that the steps show are changed, and others are there already.
+SERVICE = {"send_email", "save_upload", "make_thumbnail", "remove_upload", "save_data"}
+OWN = sorted(set(registry(Settings(_env_file=None))) - SERVICE)
+
 pytestmark = [
     pytest.mark.thorough,
     pytest.mark.skipif(
-        (ROOT / "app/tasks/sms_client.py").exists(),
-        reason="the tutorial has been followed in this tree, so it cannot be applied again",
+        bool(OWN),
+        reason=f"the tutorial was followed here, because app/tasks has {', '.join(OWN)}. If this "
+        "task belongs to the service, add it to SERVICE in this test",
     ),
 ]
 
