@@ -24,8 +24,9 @@ from afterward.task import to_json
 
 Function = Callable[..., Coroutine[Any, Any, Any]]
 
-_JSON_TYPES = (str, int, float, bool, list, dict, NoneType, Any, inspect.Parameter.empty)
-_NAME = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
+_SCALARS = (str, int, float, bool, NoneType)
+_JSON_TYPES = (*_SCALARS, Any, inspect.Parameter.empty)
+_PLACE = re.compile(r"\d{1,9}|[A-Za-z_]\w{0,63}", re.ASCII)  # an index, or a usual field name
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Signature:
             if parameter.adapter is not None:
                 return _to_json_value(parameter.adapter, value)
             to_json(value)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- a validator may raise any error
             kind = TypeError if isinstance(error, TypeError) else ValueError
             reason = _explain(error, parameter) + self._advice(parameter, value)
         else:
@@ -131,7 +132,7 @@ class Signature:
                 if is_unannotated
                 else ("; pydantic has no schema for the annotation of the parameter")
             )
-        if hasattr(self.function, "__wrapped__") and not hasattr(self.function, "__signature__"):
+        if hasattr(self.function, "__wrapped__") and not _has_own_parameters(self.function):
             advice += "; a decorator that adds an argument must set __signature__"
         return advice
 
@@ -140,10 +141,11 @@ class Signature:
             return value
         try:
             return _from_json_value(parameter.adapter, value)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- a validator may raise any error
             reason = _explain(error, parameter)
         raise PermanentError(
-            f"{self.function.__name__}: the stored argument `{parameter.name}` does not fit: {reason}"
+            f"{self.function.__name__}: the stored argument `{parameter.name}` does not fit: "
+            f"{reason}"
         )
 
 
@@ -194,17 +196,17 @@ def _adapter(function: Function, annotation: Any) -> TypeAdapter[Any] | None:
         return None
     if not adapter.pydantic_complete:
         raise TypeError(
-            f"{function.__name__}: the annotations inside {annotation!r} cannot be resolved. Define "
-            "or import their types before the function is registered"
+            f"{function.__name__}: the annotations inside {annotation!r} cannot be resolved. "
+            "Define or import their types before the function is registered"
         )
     return adapter
 
 
 def _is_json(annotation: Any) -> bool:
     """Tell whether JSON has this type, so that its values need no conversion."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
+    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
     if origin in (dict, Mapping):
-        # JSON has no other keys. A bare Mapping has no arguments.
+        # JSON has no other keys. A bare `dict` has no arguments.
         return not arguments or (arguments[0] is str and _is_json(arguments[1]))
     if origin in (list, Sequence, Collection, Iterable, Union, UnionType):
         return all(map(_is_json, arguments))
@@ -213,8 +215,9 @@ def _is_json(annotation: Any) -> bool:
 
 def _to_json_value(adapter: TypeAdapter[Any], value: Any) -> Any:
     """Return the JSON form of an argument. Raises ValueError if the worker could not restore it."""
-    # Strict: no other type becomes the type of the annotation in silence, such as "5" an int.
-    value = adapter.validate_python(value, strict=True)
+    # Strict, because otherwise "5" becomes an int in silence. And without unknown keys, because
+    # otherwise a dict for a model or a TypedDict loses them in silence.
+    value = adapter.validate_python(value, strict=True, extra="forbid")
     # The names of the fields, because a field may have one alias for reading, and another for
     # writing.
     # No warnings, because a value of the wrong type does not come back as it was.
@@ -233,33 +236,38 @@ def _from_json_value(adapter: TypeAdapter[Any], encoded: Any) -> Any:
 def _check_same(value: Any, restored: Any) -> None:
     """Raise ValueError unless both are of the same types and equal, down to the last field."""
     kind = type(value)
-    parts = _parts(value)
-    # A dataclass may have an int in a field for floats: 1 comes back as 1.0.
-    is_same = kind is type(restored) or (kind, type(restored)) == (int, float)
-    if is_same and parts is not None:
-        for part, restored_part in zip(parts, _parts(restored) or (), strict=True):
+    if kind in _SCALARS and kind is type(restored) and value == restored:
+        return
+    parts, restored_parts = _parts(value), _parts(restored)
+    if kind is type(restored) and parts and len(parts) == len(restored_parts):
+        for part, restored_part in zip(parts, restored_parts, strict=True):
             _check_same(part, restored_part)
-    elif is_same and isinstance(value, datetime):
-        # Not `==`: around a clock change, a time in a named zone equals no time in another zone
-        # (PEP 495). A named zone comes back as its offset.
-        is_same = value.isoformat() == restored.isoformat()
-    elif is_same:
-        is_same = value == restored
-    if not is_same:
-        reason = "; it has no __eq__" if kind.__eq__ is object.__eq__ else ""
+    elif not _is_equal(value, restored):
+        has_eq = kind.__eq__ != object.__eq__
+        reason = "" if has_eq else "; it has no __eq__"
         raise ValueError(f"{kind.__name__} comes back from JSON as another value{reason}")
 
 
-def _parts(value: Any) -> list[Any] | None:
-    """Return the values inside a model, a dataclass, a dict, a list or a tuple; None for others."""
+def _is_equal(value: Any, restored: Any) -> bool:
+    if isinstance(value, datetime) and isinstance(restored, datetime):
+        # Not `==`: around a clock change, a time in a named zone equals no time in another zone
+        # (PEP 495). A named zone such as Europe/Berlin comes back as its offset, such as +02:00.
+        return value.isoformat() == restored.isoformat()
+    kinds = type(value), type(restored)
+    # A dataclass may have an int in a field for floats: 1 comes back as 1.0.
+    return bool((kinds[0] is kinds[1] or kinds == (int, float)) and value == restored)
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return the values inside a model, a dataclass, a dict, a list or a tuple; [] for others."""
     if isinstance(value, BaseModel):
         own = [getattr(value, name) for name in type(value).model_fields]
         return [*own, value.model_extra, value.__pydantic_private__]
     if is_dataclass(value):
         return [getattr(value, field.name) for field in fields(value)]
     if isinstance(value, dict):
-        return [len(value), *value, *value.values()]
-    return list(value) if isinstance(value, list | tuple) else None
+        return [*value, *value.values()]
+    return [*value] if isinstance(value, list | tuple) else []
 
 
 def _explain(error: Exception, parameter: _Parameter) -> str:
@@ -281,9 +289,8 @@ def _explain_fault(fault: ErrorDetails) -> str:
     The place has no dict keys of unusual form. A message that may contain the input, or that a
     validator wrote, is replaced by the type of the fault, such as "value_error".
     """
-    place = ".".join(
-        str(part) for part in fault["loc"] if _NAME.fullmatch(str(part)) or part.__class__ is int
-    )
+    parts = [str(part) for part in fault["loc"]]
+    place = ".".join(part for part in parts if _PLACE.fullmatch(part))
     may_show_input = fault["type"] not in get_args(ErrorType) or not {"error", "tag"}.isdisjoint(
         fault.get("ctx", {})
     )
