@@ -126,12 +126,10 @@ class Signature:
         """Return the advice that follows the reason for a refusal; perhaps none."""
         advice = ""
         if parameter.adapter is None and (isinstance(value, BaseModel) or is_dataclass(value)):
-            is_unannotated = _is_json(parameter.annotation)
-            advice += (
-                "; annotate the parameter with its class"
-                if is_unannotated
-                else ("; pydantic has no schema for the annotation of the parameter")
-            )
+            if _is_json(parameter.annotation):
+                advice += "; annotate the parameter with its class"
+            else:
+                advice += "; pydantic has no schema for the annotation of the parameter"
         if hasattr(self.function, "__wrapped__") and not _has_own_parameters(self.function):
             advice += "; a decorator that adds an argument must set __signature__"
         return advice
@@ -153,10 +151,8 @@ def _resolved_parameters(function: Function) -> list[inspect.Parameter]:
     """Return the parameters after the context, with annotations that are types, and not texts."""
     source = inspect.unwrap(function, stop=_has_own_parameters)
     parameters = list(inspect.signature(source, follow_wrapped=False).parameters.values())
-    if not parameters or parameters[0].kind in (
-        inspect.Parameter.KEYWORD_ONLY,
-        inspect.Parameter.VAR_KEYWORD,
-    ):
+    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    if not parameters or parameters[0].kind in by_name:
         raise TypeError(f"{function.__name__}: its first parameter must take the Context")
     # The context is left out, so a module may import its class for type checkers only. A function
     # `(*args)` takes the context and the arguments with one parameter.
@@ -234,8 +230,12 @@ def _from_json_value(adapter: TypeAdapter[Any], encoded: Any) -> Any:
 
 
 def _check_same(value: Any, restored: Any) -> None:
-    """Raise ValueError unless both are of the same types and equal, down to the last field."""
+    """Raise ValueError unless both are of the same types and equal, down to the last field.
+
+    `==` alone does not see that a StrEnum in a list came back as a str.
+    """
     kind = type(value)
+    # The usual part takes a shorter way: a text, a number or None.
     if kind in _SCALARS and kind is type(restored) and value == restored:
         return
     parts, restored_parts = _parts(value), _parts(restored)
@@ -243,12 +243,13 @@ def _check_same(value: Any, restored: Any) -> None:
         for part, restored_part in zip(parts, restored_parts, strict=True):
             _check_same(part, restored_part)
     elif not _is_equal(value, restored):
-        has_eq = kind.__eq__ != object.__eq__
+        has_eq = kind.__eq__ is not object.__eq__  # type: ignore[comparison-overlap]
         reason = "" if has_eq else "; it has no __eq__"
         raise ValueError(f"{kind.__name__} comes back from JSON as another value{reason}")
 
 
 def _is_equal(value: Any, restored: Any) -> bool:
+    """Tell whether two values without parts have one type and are equal."""
     if isinstance(value, datetime) and isinstance(restored, datetime):
         # Not `==`: around a clock change, a time in a named zone equals no time in another zone
         # (PEP 495). A named zone such as Europe/Berlin comes back as its offset, such as +02:00.
@@ -273,8 +274,8 @@ def _parts(value: Any) -> list[Any]:
 def _explain(error: Exception, parameter: _Parameter) -> str:
     """Return the reason for a refusal, without the refused value.
 
-    Only texts by pydantic and by this module are shown. A validator raises KeyError(value) as it
-    is; its ValueError becomes a part of a ValidationError.
+    Only texts by pydantic and by this module are shown. A ValueError of a validator never gets
+    here as it is, because pydantic makes it a part of a ValidationError; its KeyError does.
     """
     if isinstance(error, ValidationError):
         return "; ".join(map(_explain_fault, error.errors(include_url=False, include_input=False)))
