@@ -24,7 +24,8 @@ class Registry(Generic[ToolsT]):
 
     Each stored task names its function, so do not rename a function while tasks of its kind wait. A
     function without a TaskKind has the queue's retry policy. Raises TypeError for a function that
-    is not `async def`, for annotations that cannot be resolved, and for two functions of one name.
+    is not `async def` or takes no context, for annotations that cannot be resolved, and for two
+    functions of one name.
     """
 
     def __init__(self, *kinds: Function | TaskKind) -> None:

@@ -1,18 +1,30 @@
 """Arguments with types: stored as JSON, checked, and made again before the function is called."""
 
 import json
+import typing
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, StrEnum
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any
+from inspect import signature as signature_of
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, computed_field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    computed_field,
+    field_serializer,
+    field_validator,
+)
 
 from afterward.call import call
 from afterward.engine import Engine
@@ -31,6 +43,7 @@ pytestmark = pytest.mark.anyio
 
 # The same in every process, because they are in the names of tests.
 TODAY = datetime(2026, 11, 28, 12, 30, 15, 123456, UTC)
+BERLIN = ZoneInfo("Europe/Berlin")
 SKU = UUID("6f0c5a52-3f0e-4a5c-9d0e-2f6b1c7d8e9f")
 
 
@@ -39,6 +52,18 @@ class Size(Enum):
 
     SMALL = "s"
     LARGE = "l"
+
+
+class Open(BaseModel):
+    """A model with fields that are not declared."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Letter(StrEnum):
+    """A choice that is equal to a text."""
+
+    A = "a"
 
 
 class Item(BaseModel):
@@ -91,6 +116,61 @@ class Strange(BaseModel):
         return {1: 1}[x]
 
 
+class Coupon(BaseModel):
+    """A model whose validators and serializer show the value in their errors."""
+
+    kind: Literal["coupon"] = "coupon"
+    code: str
+
+    @field_validator("code")
+    @classmethod
+    def check(cls, code: str) -> str:
+        """Refuse a code that contains "hunter2"."""
+        if "hunter2" in code:
+            raise ValueError(f"{code} is not a code")
+        return code
+
+    @field_serializer("code")
+    def write(self, code: str) -> str:
+        """Refuse "hunter2" too, which only a model without validation has."""
+        if code == "hunter2":
+            raise ValueError(code)
+        return code
+
+
+class Kinded(BaseModel):
+    """Another kind, so that there is a union with a tag."""
+
+    kind: Literal["other"]
+
+
+class Locked(BaseModel):
+    """A model with a private part that JSON does not have."""
+
+    x: int
+    _lock: object = PrivateAttr(default_factory=object)
+
+
+class Unfinished(BaseModel):
+    """A model with a type that does not exist."""
+
+    where: "Elsewhere"
+
+
+@dataclass(eq=False)
+class Unequal:
+    """A dataclass whose objects are equal to themselves only."""
+
+    x: int
+
+
+@dataclass
+class Opaque:
+    """A dataclass that pydantic has no schema for."""
+
+    clock: Clock
+
+
 ITEM = Item(sku=SKU, price=Decimal("1.10"), size=Size.LARGE)
 ORDER = Order.model_validate({"number-in": 7, "items": [ITEM]})
 Echo = Callable[..., Coroutine[Any, Any, Any]]
@@ -132,6 +212,11 @@ async def call_with(function: Echo, *args: Any, **kwargs: Any) -> str | None:
         (Size, Size.LARGE),
         (tuple[int, ...], (1, 2)),
         (Annotated[str, Field(max_length=3)], "abc"),
+        (Annotated[float, Field(gt=0)], 5.0),
+        (Point, Point(1)),
+        (list[Order], []),
+        (dict[str, Coupon], {"a": Coupon(code="b")}),
+        (Open, Open.model_validate({"x": 1})),
     ],
     ids=str,
 )
@@ -141,9 +226,34 @@ async def test_an_argument_comes_back_as_its_annotation_says(annotation: Any, va
     assert [(type(one), one) for one in got] == [(type(value), value)]
 
 
+async def test_the_fields_of_a_dataclass_without_eq_are_compared() -> None:
+    got: list[Unequal] = []
+    await call_with(echo_of(Unequal, got), Unequal(7))
+    assert [one.x for one in got] == [7]
+
+
+@pytest.mark.parametrize(
+    ("at", "stored"),
+    [
+        (datetime(2026, 10, 25, 2, 30, tzinfo=BERLIN), "2026-10-25T02:30:00+02:00"),
+        (datetime(2026, 10, 25, 2, 30, tzinfo=BERLIN, fold=1), "2026-10-25T02:30:00+01:00"),
+        (datetime(2026, 3, 29, 2, 30, tzinfo=BERLIN), "2026-03-29T02:30:00+01:00"),
+    ],
+    ids=["first", "second", "gap"],
+)
+async def test_a_time_around_a_clock_change_comes_back_with_its_offset(
+    at: datetime, stored: str
+) -> None:
+    """Python says that such a time equals no time in another zone (PEP 495)."""
+    got: list[Any] = []
+    await call_with(echo_of(list[datetime], got), [at])
+    assert [one.isoformat() for one in got[0]] == [stored]
+
+
 @pytest.mark.parametrize(
     "annotation",
     [
+        *(Mapping, Sequence, typing.Dict, typing.Mapping),  # noqa: UP006 -- the old names, bare
         *(str, int | None, Any, dict, list[int], dict[str, Any], Mapping[str, Sequence[str]]),
         *(Clock, Clock | None),
     ],
@@ -181,22 +291,66 @@ async def test_a_decorated_function_keeps_its_types() -> None:
     assert got == [ORDER]
 
 
+async def test_a_decorator_names_its_own_parameters() -> None:
+    """By explicit parameters, or by __signature__ if it adds an argument."""
+
+    async def charge(_: object, session: UUID, order: Order) -> None:
+        assert (session, order) == (SKU, ORDER)
+
+    @wraps(charge)
+    async def explicit(context: object, order: Order) -> None:
+        await charge(context, SKU, order)
+
+    @wraps(charge)
+    async def injecting(context: object, *args: Any) -> None:
+        await charge(context, SKU, *args)
+
+    await call_with(explicit, ORDER)
+    with pytest.raises(ValueError, match=r"`session`: .*; a decorator that adds .* __signature__$"):
+        Signature(injecting).encode((ORDER,), {})
+    injecting.__signature__ = signature_of(explicit, follow_wrapped=False)  # type: ignore[attr-defined]
+    await call_with(injecting, ORDER)
+
+
+async def test_the_context_may_be_the_first_of_any_number() -> None:
+    async def add(*args: UUID) -> None:
+        assert args[1:] == (SKU, SKU)
+
+    await call_with(add, SKU, SKU)
+
+
 # Refused where they enter
 
 
 @pytest.mark.parametrize(
     ("annotation", "value", "reason"),
     [
-        (Order, "7", "Input should be a valid dictionary or instance of Order"),
+        (Order, "7", "Input should be .*instance of Order"),
+        (Coupon, {"code": "a", "price": 1}, "price: Extra inputs are not permitted"),
+        (datetime, 5, "Input should be a valid datetime"),
+        (Decimal, 0.3, "Input should be an instance of Decimal"),
+        (Annotated[int, Field(gt=0)], "5", "Input should be a valid integer"),
+        (Annotated[int, Field(gt=0)], True, "Input should be a valid integer"),
+        (tuple[bool, ...], (True, "yes"), "1: Input should be a valid boolean"),
+        (list[Letter | str], [Letter.A], "Letter comes back from JSON as another value"),
+        (Locked, Locked(x=1), "object comes back .* as another value; it has no __eq__"),
         (Point, Point("far"), "x: Input should be a valid number"),  # type: ignore[arg-type]
         (list[Item], [ITEM, {}], "1.sku: Field required; 1.price: Field required"),
         (Order, Gift.model_validate({"number-in": 7}), "Gift comes back .* as another value"),
         (SecretStr, SecretStr("hunter2"), "SecretStr comes back from JSON as another value"),
         (Sequence[UUID], (ITEM.sku,), "tuple comes back from JSON as another value"),
         (Point, Point(float("nan")), "not JSON compliant"),
-        (Strange, {"x": 2}, "2"),
-        (Callable[[], int], int, "Unable to serialize"),
-        (bytes, b"\xff", "invalid utf-8"),
+        (Strange, Strange.model_construct(x=2), "its type raised KeyError$"),
+        (Callable[[], int], int, "its type raised PydanticSerializationError"),
+        (bytes, b"\xff", "its type raised UnicodeDecodeError"),
+        (Coupon, Coupon.model_construct(code="hunter2"), "its type raised Pyd.*Error$"),
+        (Coupon, Coupon.model_construct(code="hunter2!"), "code: value_error$"),
+        (
+            Annotated[Coupon | Kinded, Field(discriminator="kind")],
+            {"kind": "hunter2"},
+            "union_tag_",
+        ),
+        (dict[str, int | Item], {"hunter2@example.com": "x"}, "int: Input"),
     ],
     ids=str,
 )
@@ -206,12 +360,18 @@ def test_what_the_worker_would_not_get_back_is_refused_by_name(
     with pytest.raises(ValueError, match=f"^echo: the argument `value`: .*{reason}") as refusal:
         Signature(echo_of(annotation)).encode((value,), {})
     assert "hunter2" not in str(refusal.value)
+    assert (refusal.value.__cause__, refusal.value.__context__) == (None, None)
 
 
 @pytest.mark.parametrize("model", [ORDER, Point(1)])
 def test_a_model_without_an_annotation_is_refused_with_advice(model: object) -> None:
     with pytest.raises(TypeError, match="has no JSON form; annotate the parameter with its class"):
         Signature(echo_of(Any)).encode((), {"value": model})
+
+
+def test_an_annotation_without_a_schema_is_not_asked_for_again() -> None:
+    with pytest.raises(TypeError, match="no JSON form; pydantic has no schema for the annotation"):
+        Signature(echo_of(Opaque)).encode((Opaque(Clock()),), {})
 
 
 def test_beside_a_model_an_argument_that_is_not_json_is_refused_by_name() -> None:
@@ -230,8 +390,27 @@ def test_annotations_that_cannot_be_resolved_are_refused_by_the_registry() -> No
     async def send(_: object, where: "Elsewhere") -> None:
         """Have a type that only type checkers know."""
 
-    with pytest.raises(TypeError, match=r"send: .* cannot be resolved: name 'Elsewhere' is not"):
+    with pytest.raises(TypeError, match=r"send: .* name 'Elsewhere' is not .* Define the types in"):
         Registry[None](send)
+
+
+def test_a_class_with_unresolved_annotations_is_refused_by_the_registry() -> None:
+    with pytest.raises(TypeError, match=r"echo: the annotations inside .*Unfinished\] cannot be"):
+        Registry[None](echo_of(list[Unfinished]))
+
+
+async def without_context() -> None:
+    """Take nothing."""
+
+
+async def by_name_only(*, name: str) -> None:
+    """Take no positional argument."""
+
+
+@pytest.mark.parametrize("function", [without_context, by_name_only])
+def test_a_function_without_a_context_is_refused_by_the_registry(function: Echo) -> None:
+    with pytest.raises(TypeError, match="its first parameter must take the Context"):
+        Registry[None](function)
 
 
 def test_the_type_of_the_context_may_be_known_to_type_checkers_only() -> None:
@@ -262,8 +441,10 @@ async def test_a_stored_argument_that_no_longer_fits_fails_its_task_at_once(
 
 
 async def test_any_error_of_a_model_is_permanent() -> None:
-    with pytest.raises(PermanentError, match="`value` does not fit: 2"):
+    """The error is stored with the task and logged, so neither it nor its cause shows the value."""
+    with pytest.raises(PermanentError, match=r"not fit: its type raised KeyError$") as refusal:
         await call(Signature(echo_of(Strange)), None, '{"args":[{"x":2}],"kwargs":{}}')
+    assert (refusal.value.__cause__, refusal.value.__context__) == (None, None)
 
 
 async def test_a_model_goes_from_a_transaction_to_the_worker(engine: Engine, clock: Clock) -> None:
