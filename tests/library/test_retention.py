@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from afterward import retention
 from afterward.engine import Engine
-from afterward.errors import QueueUnavailable
+from afterward.errors import QueueDamaged, QueueUnavailable
 from afterward.retention import remove_old, remove_regularly
 from afterward.task import Outcome, Status
 from tests.library.support import DAY, NOW, Clock, a_task, claim_one, put, queue_of
@@ -35,7 +35,8 @@ async def test_an_error_is_logged_and_the_next_round_tries_again(
     monkeypatch.setattr(retention, "EVERY_SECONDS", 0.001)
     unavailable = QueueUnavailable()
     unavailable.__cause__ = OSError(28, "No space left on device")
-    errors = iter([unavailable, RuntimeError("a bug")])
+    # The engine itself has logged the damage, once.
+    errors = iter([unavailable, RuntimeError("a bug"), QueueDamaged()])
     went_on = asyncio.Event()
 
     async def purge(**_: object) -> int:
