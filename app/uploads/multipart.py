@@ -31,7 +31,7 @@ _PARAMETER = re.compile(
     r';[ \t]*+([^\s;="]*+)[ \t]*+=[ \t]*+("(?:[^"\\]|\\.)*+"|[^;]*+)([^;]*+)', re.DOTALL
 )
 _END_OF_HEADERS = b"\r\n\r\n"
-_LINE_BREAK = re.compile(r"[\r\n]")
+_BARE_LINE_BREAK = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
 # A part begins with a MultipartSegment. Pieces of its content follow, and then None.
 _Events = AsyncIterator[MultipartSegment | bytes | None]
@@ -134,7 +134,8 @@ async def _head_first(delimiter: bytes, body: AsyncIterator[bytes]) -> AsyncIter
 
     The parser takes the start of a chunk for the start of a line, and looks for a bare LF only in
     headers that are not complete. It gets the head in one chunk, so that the answer does not
-    depend on the chunks of the body. Raises MalformedMultipart if text precedes the delimiter.
+    depend on the chunks of the body. Raises MalformedMultipart if text precedes the delimiter, or
+    the head has a CR or LF alone.
     """
     head, end = bytearray(), -1
     async for chunk in body:
@@ -147,6 +148,9 @@ async def _head_first(delimiter: bytes, body: AsyncIterator[bytes]) -> AsyncIter
     if not head.removeprefix(b"\r\n").startswith(delimiter):
         raise MalformedMultipart
     size = len(head) if end < 0 else end + len(_END_OF_HEADERS)
+    # A CR or LF alone begins another header for some programs, and two end the headers.
+    if _BARE_LINE_BREAK.search(head, 0, size):
+        raise MalformedMultipart
     yield bytes(head[:size])
     yield bytes(head[size:])
     async for chunk in body:
@@ -178,9 +182,8 @@ def _boundary(content_type: str) -> str:
 def _headers(part: MultipartSegment) -> dict[str, str]:
     """Return the headers of a part, with names in lower case. Raises MalformedMultipart."""
     headers = {name.lower(): value for name, value in part.headerlist}
-    # Of two headers with the same name, some programs use the first and some the last. A line
-    # break within a header begins another header for some programs.
-    if len(headers) < len(part.headerlist) or any(map(_LINE_BREAK.search, headers.values())):
+    # Of two headers with the same name, some programs use the first and some the last.
+    if len(headers) < len(part.headerlist):
         raise MalformedMultipart
     return headers
 

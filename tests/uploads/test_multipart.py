@@ -383,6 +383,8 @@ async def test_a_truncated_body_is_malformed(length: int) -> None:
         form(part(b"", b"no colon", FILE)),
         form(part(b"", b"X: a\nb", FILE)),
         form(part(b"", b"X: a\rb", FILE)),
+        form(part(b"", FILE, b"\n\nX: a")),
+        form(part(b"", FILE, b"\rX: a")),
         form(part(b"Hello", FILE, b"Content-Length: 4")),
         form(part(b"Hello", FILE, b"Content-Length: 6")),
         form(part(b"", b"X: " + b"x" * 5000, FILE)),
