@@ -13,8 +13,8 @@ FIELD = "file"
 
 MAX_HEADERS = 8  # of a part
 MAX_HEADER_BYTES = 4096
-# Bytes of a form that are not content of its file: headers, delimiters, and text before the first
-# part or after the last. The headers of a part need at most half of it.
+# Bytes of a form that are not content of its file: headers, delimiters, and text after the last
+# part. The headers of a part need at most half of it.
 OVERHEAD_BYTES = 64 * 1024
 
 # RFC 2046, section 5.1.1.
@@ -25,11 +25,13 @@ _NAME = r"[0-9a-z][0-9a-z!#$&^_.+-]{0,126}"
 _MEDIA_TYPE = re.compile(rf"{_NAME}/{_NAME}")
 
 # A parameter of a header, such as `; name="file"`. Its value is a quoted string, or ends at the
-# next semicolon. No part of a match is searched twice, so the time is linear.
+# next semicolon. The third group is the text between a quoted string and the next semicolon. No
+# part of a match is searched twice, so the time is linear.
 _PARAMETER = re.compile(
-    r';[ \t]*+([^\s;="]*+)[ \t]*+=[ \t]*+("(?:[^"\\]|\\.)*+"|[^;]*+)', re.DOTALL
+    r';[ \t]*+([^\s;="]*+)[ \t]*+=[ \t]*+("(?:[^"\\]|\\.)*+"|[^;]*+)([^;]*+)', re.DOTALL
 )
-_LINE_BREAK = re.compile(r"[\r\n]")
+_END_OF_HEADERS = b"\r\n\r\n"
+_BARE_LINE_BREAK = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
 # A part begins with a MultipartSegment. Pieces of its content follow, and then None.
 _Events = AsyncIterator[MultipartSegment | bytes | None]
@@ -113,7 +115,7 @@ async def _events(boundary: str, body: AsyncIterator[bytes]) -> _Events:
     )
     overhead = 0
     try:
-        async for chunk in body:
+        async for chunk in _head_first(b"--" + boundary.encode(), body):
             overhead += len(chunk)
             # The parser would take an empty chunk for the end of the body.
             for event in parser.parse(chunk) if chunk else ():
@@ -125,6 +127,34 @@ async def _events(boundary: str, body: AsyncIterator[bytes]) -> _Events:
         parser.close()  # raises if the closing delimiter is missing
     except MultipartError as error:
         raise MalformedMultipart from error
+
+
+async def _head_first(delimiter: bytes, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the form up to the end of the first part's headers, then the rest as it arrives.
+
+    The parser takes the start of a chunk for the start of a line, and looks for a bare LF only in
+    headers that are not complete. It gets the head in one chunk, so that the answer does not
+    depend on the chunks of the body. Raises MalformedMultipart if text precedes the delimiter, or
+    the head has a CR or LF alone.
+    """
+    head, end = bytearray(), -1
+    async for chunk in body:
+        head += chunk
+        # The end of the headers may have begun in the chunk before.
+        end = head.find(_END_OF_HEADERS, max(0, len(head) - len(chunk) - len(_END_OF_HEADERS) + 1))
+        if end >= 0 or len(head) > OVERHEAD_BYTES:
+            break
+    # RFC 2046, section 5.1.1, allows a preamble here. No browser or client sends one in form-data.
+    if not head.removeprefix(b"\r\n").startswith(delimiter):
+        raise MalformedMultipart
+    size = len(head) if end < 0 else end + len(_END_OF_HEADERS)
+    # A CR or LF alone begins another header for some programs, and two end the headers.
+    if _BARE_LINE_BREAK.search(head, 0, size):
+        raise MalformedMultipart
+    yield bytes(head[:size])
+    yield bytes(head[size:])
+    async for chunk in body:
+        yield chunk
 
 
 async def _content(events: _Events) -> AsyncIterator[bytes]:
@@ -139,7 +169,10 @@ async def _content(events: _Events) -> AsyncIterator[bytes]:
 
 def _boundary(content_type: str) -> str:
     """Return the boundary that a Content-Type header names. Raises NotMultipart."""
-    media_type, parameters = _parsed(content_type)
+    try:
+        media_type, parameters = _parsed(content_type)
+    except MalformedMultipart:
+        raise NotMultipart from None
     boundary = parameters.get("boundary", "")
     if media_type != "multipart/form-data" or not _BOUNDARY.fullmatch(boundary):
         raise NotMultipart
@@ -149,9 +182,8 @@ def _boundary(content_type: str) -> str:
 def _headers(part: MultipartSegment) -> dict[str, str]:
     """Return the headers of a part, with names in lower case. Raises MalformedMultipart."""
     headers = {name.lower(): value for name, value in part.headerlist}
-    # Of two headers with the same name, some programs use the first and some the last. A line
-    # break within a header begins another header for some programs.
-    if len(headers) < len(part.headerlist) or any(map(_LINE_BREAK.search, headers.values())):
+    # Of two headers with the same name, some programs use the first and some the last.
+    if len(headers) < len(part.headerlist):
         raise MalformedMultipart
     return headers
 
@@ -169,10 +201,16 @@ def _disposition(headers: dict[str, str]) -> dict[str, str]:
 def _parsed(header: str) -> tuple[str, dict[str, str]]:
     """Split a header into its value and its parameters, both names in lower case.
 
+    Raises MalformedMultipart if a parameter occurs twice, because some programs use the first and
+    some the last, and if text follows a quoted string, as in `name="file"x`.
+
     Not by `multipart.parse_options_header`, which cuts a value without quotes at the first space
     or bracket: it reads `filename=a (1).txt` as "a".
     """
-    found = {match[1].lower(): match[2].rstrip(" \t") for match in _PARAMETER.finditer(header)}
+    matches = list(_PARAMETER.finditer(header))
+    found = {match[1].lower(): match[2].rstrip(" \t") for match in matches}
+    if len(found) < len(matches) or any(match[3].strip(" \t") for match in matches):
+        raise MalformedMultipart
     return header.partition(";")[0].strip(" \t").lower(), {
         # An extended value, such as that of `filename*`, cannot be quoted (RFC 8187).
         name: value if name.endswith("*") else header_unquote(value)
@@ -192,7 +230,9 @@ def _filename(parameters: dict[str, str]) -> str:
     )
     if not extended and not plain:
         raise InvalidForm(f"/{FIELD}", "no file was chosen")
-    given = [extended_value(extended), _text(plain)]
+    # Browsers send `"` as %22 (WHATWG HTML, section 4.10.21.8). They also send CR as %0D and LF as
+    # %0A, which stay as they are, because a name with a line break would be refused.
+    given = [extended_value(extended), _text(plain).replace("%22", '"')]
     try:
         return display_name(*(name for name in given if name is not None))
     except ValueError as error:
@@ -209,7 +249,10 @@ def _text(name: bytes) -> str:
 
 def _declared_type(header: str) -> str:
     """Return the media type of a Content-Type header, or application/octet-stream."""
-    media_type, parameters = _parsed(header)
+    try:
+        media_type, parameters = _parsed(header)
+    except MalformedMultipart:
+        return "application/octet-stream"
     if not _MEDIA_TYPE.fullmatch(media_type):
         return "application/octet-stream"
     return with_charset(media_type, parameters.get("charset", ""))
