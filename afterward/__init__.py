@@ -19,6 +19,7 @@ Read in this order:
 
     runtime          Afterward: starts and stops the engine, the worker and retention
     registry         the functions that may run, and their retry policies
+    signature        the arguments of a function: to JSON, and back by its annotations
     retry            when a failed task is tried again
     task             a task as it is stored, and its states
     errors           the errors of the queue, and the errors that tasks raise

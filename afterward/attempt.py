@@ -13,14 +13,15 @@ from afterward.call import call, error_as_json, with_timeout
 from afterward.errors import QueueUnavailable, ServiceUnavailable
 from afterward.events import EventType
 from afterward.keep_trying import keep_trying
-from afterward.pauses import Pauses, Return
+from afterward.pauses import OutageEnd, Pauses
 from afterward.queue import Queue
 from afterward.retry import is_unexpected
 from afterward.task import WAITING, Outcome, Status, Task, to_json
 from afterward.unit_of_work import Context
 
-OUTCOME_TRIES = 3  # to write an outcome that the database refuses as invalid
+OUTCOME_TRIES = 3
 
+# Written instead of an outcome that the database has refused OUTCOME_TRIES times.
 _OUTCOME_NOT_WRITTEN = Outcome(
     Status.FAILED,
     error=to_json(
@@ -43,15 +44,25 @@ class _Ended:
 
     outcome: Outcome
     error: BaseException | None = None
-    service_is_back: Return | None = None
+    outage_end: OutageEnd | None = None
+
+
+def given_back(now: float) -> Outcome:
+    """Return the outcome of an attempt that the worker did not begin, or did not let finish."""
+    return Outcome(Status.QUEUED, due_at=now, counts=False)
 
 
 class Attempt(Generic[ToolsT]):
     """One claimed task while this worker runs and settles it, in an asyncio task of its own.
 
-    `earlier` are attempts of the same task that still run, although the worker lost the task and
-    has claimed it again. They must end first. `on_settled` is called when the outcome is written,
-    to free the slot.
+    `timeout` is the longest time for the function, in seconds. `on_settled` is called when the
+    settlement has ended, so that the worker frees the slot. `worker_ends` tells whether the worker
+    stops, or is cancelled together with the whole program.
+
+    `earlier` has attempts of the same task that still run on this worker. It is empty as a rule.
+    For example, a worker hangs for longer than its lease, another worker re-queues the task, and
+    then the first worker claims it again. The new attempt waits until the earlier one has ended, so
+    that one worker never runs two attempts of a task side by side.
     """
 
     def __init__(
@@ -64,27 +75,34 @@ class Attempt(Generic[ToolsT]):
         timeout: float,
         earlier: Collection["Attempt[ToolsT]"],
         on_settled: Callable[["Attempt[ToolsT]"], None],
+        worker_ends: Callable[[], bool],
     ) -> None:
         self.task = task
         self.key = task.id, task.claims
         """The task's id and the number of its claim (the fencing token)."""
         self.is_suspect = task.crashes > 0
-        """Whether the worker crashed in the last attempt. This task may be the cause."""
+        """Whether a worker crashed during the last attempt of this task.
+
+        The task may have caused the crash, so a worker runs only one suspect at a time.
+        """
         self.is_settling = False
-        """Whether the function has ended and the outcome is being written."""
+        """Whether the function has ended. From then on the outcome is being written."""
         self.found_outage = False
         """Whether the function raised ServiceUnavailable."""
+        self._is_called_off = False  # whether the worker has cancelled this attempt
         self._queue = queue
         self._tools = tools
         self._pauses = pauses
         self._timeout = timeout
         self._earlier = earlier
         self._on_settled = on_settled
+        self._worker_ends = worker_ends
         self._permit = pauses.begin(task.kind)
         self.asyncio_task = asyncio.create_task(self._run_and_settle(), name=task.id)
 
     def cancel(self) -> None:
-        """Cancel the attempt: its function ends, and the task is given back uncounted."""
+        """Cancel the attempt. Unless its function returns all the same, its task is given back."""
+        self._is_called_off = True
         self.asyncio_task.cancel()
 
     async def _run_and_settle(self) -> None:
@@ -93,15 +111,25 @@ class Attempt(Generic[ToolsT]):
             task_id=task.id, kind=task.kind, request_id=task.request_id
         ):
             began = time.monotonic()
-            try:
-                ended = await self._run()
-                self.is_settling = True
-                written, settled = await self._settle(ended.outcome)
-            finally:
-                self._on_settled(self)
-            self._tell_subscribers(written, settled, ended.error, time.monotonic() - began)
-            if ended.service_is_back is not None:
-                await self._log_return(ended.service_is_back)
+            ended = await self._run()
+            self.is_settling = True
+            settling = self._settle_and_tell(ended, began)
+            if self.asyncio_task.cancelling() and not self._is_called_off:
+                # The function has cancelled its own asyncio task, as an anyio scope does that is
+                # never left. Such a cancellation may still be due, and would interrupt the
+                # settlement. So that is an asyncio task of its own.
+                self.asyncio_task = asyncio.create_task(settling, name=task.id)
+            else:
+                await settling
+
+    async def _settle_and_tell(self, ended: _Ended, began: float) -> None:
+        try:
+            outcome, task = await self._settle(ended.outcome)
+        finally:
+            self._on_settled(self)
+        self._tell_subscribers(outcome, task, ended.error, time.monotonic() - began)
+        if ended.outage_end is not None:
+            await self._log_outage_end(ended.outage_end)
 
     # Run
 
@@ -110,16 +138,16 @@ class Attempt(Generic[ToolsT]):
         task = self.task
         follow_ups = self._queue.collect(task.request_id, task.client)
         context = Context(task, self._tools, follow_ups, self._report_progress)
-        function = self._queue.registry.function(task.kind)
+        signature = self._queue.registry.signature(task.kind)
         try:
             await self._wait_for_earlier()
             self._queue.events.emit(EventType.STARTED, task)
-            result = await with_timeout(self._timeout, call(function, context, task.arguments))
+            result = await with_timeout(self._timeout, call(signature, context, task.arguments))
         except BaseException as error:  # noqa: BLE001 -- a task's function may raise any error
             return self._ended_with(error)
-        service_is_back = self._pauses.end(task, self._permit, None, called_off=False)
+        outage_end = self._pauses.end(task, self._permit, None, called_off=False)
         outcome = Outcome(Status.SUCCEEDED, result=result, follow_ups=follow_ups.collected())
-        return _Ended(outcome, None, service_is_back)
+        return _Ended(outcome, None, outage_end)
 
     async def _wait_for_earlier(self) -> None:
         """Wait until the earlier attempts of the same task have ended. Raises TimeoutError."""
@@ -130,17 +158,19 @@ class Attempt(Generic[ToolsT]):
                 raise TimeoutError("an earlier attempt of this task does not end")
 
     def _ended_with(self, error: BaseException) -> _Ended:
-        # `cancelling` counts the calls of `cancel`. Only this worker calls it: if it stops, or has
-        # lost the task to another worker. Then the attempt is given back, even if the function
-        # turned the cancellation into another error. A function that raises a CancelledError of its
-        # own has failed.
-        called_off = self.asyncio_task.cancelling() > 0
-        service_is_back = self._pauses.end(self.task, self._permit, error, called_off=called_off)
+        # The worker calls an attempt off if it stops, or has lost the task to another worker. And a
+        # second Ctrl-C makes asyncio.run cancel all asyncio tasks. Then the task is given back,
+        # even if the function turned the cancellation into another error. A function that raises a
+        # CancelledError of its own, or cancels its own asyncio task, has failed: if such attempts
+        # did not count, the task would run again for ever.
+        if self.asyncio_task.cancelling() and self._worker_ends():
+            self._is_called_off = True
+        called_off = self._is_called_off
+        outage_end = self._pauses.end(self.task, self._permit, error, called_off=called_off)
         if called_off:
-            given_back = Outcome(Status.QUEUED, due_at=self._queue.now(), counts=False)
-            return _Ended(given_back, error, service_is_back)
+            return _Ended(given_back(self._queue.now()), error, outage_end)
         self.found_outage = isinstance(error, ServiceUnavailable)
-        return _Ended(self._outcome_of_failure(error), error, service_is_back)
+        return _Ended(self._outcome_of_failure(error), error, outage_end)
 
     def _outcome_of_failure(self, error: BaseException) -> Outcome:
         task, policy = self.task, self._queue.policy_of(self.task.kind)
@@ -151,7 +181,8 @@ class Attempt(Generic[ToolsT]):
         except Exception:
             # The outcome must be written all the same: without one, the task would stay running
             # until this process ends.
-            log.exception("the retry policy fails, so the task fails", kind=task.kind)
+            with contextlib.suppress(Exception):  # the disk of the log may be full
+                log.exception("the retry policy fails, so the task fails", kind=task.kind)
         return Outcome(
             Status.FAILED if due_at is None else Status.RETRYING,
             due_at=due_at,
@@ -205,14 +236,18 @@ class Attempt(Generic[ToolsT]):
         for follow_up in written.follow_ups.tasks:
             events.emit(EventType.QUEUED, follow_up)
 
-    async def _log_return(self, service: Return) -> None:
+    async def _log_outage_end(self, outage: OutageEnd) -> None:
+        """Log that a service is back. `waiting` counts the waiting tasks of all kinds.
+
+        The database keeps no count for each kind, and counting a million rows takes too long.
+        """
         waiting: int | None = None
         with contextlib.suppress(QueueUnavailable):
             counts = (await self._queue.engine.backlog()).counts
             waiting = sum(counts.get(status, 0) for status in WAITING)
         log.warning(
             "a service is back, its tasks go on",
-            kind=service.kind,
-            away_for=round(service.away_for, 1),
+            kind=outage.kind,
+            away_for=round(outage.away_for, 1),
             waiting=waiting,
         )

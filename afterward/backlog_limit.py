@@ -14,8 +14,10 @@ class BacklogLimit:
     """Lets at most `limit` tasks be unfinished at a time; `count` reads the backlog.
 
     Counting is a query, so the count is cached for a second, and the tasks that this process adds
-    meanwhile are counted in memory. So one process never exceeds the limit. Several processes may
-    exceed it together, by the tasks that they accept within a second.
+    meanwhile are counted in memory. So the commits of one process never exceed the limit together.
+    Three things may: several processes, by the tasks that they accept within a second; follow-ups,
+    which are part of a promise that was accepted before; and tasks in transactions of the caller
+    that are still open.
 
     With a limit of 1,000 and a count of 990 from half a second ago, ten tasks are accepted without
     a query. The eleventh needs a new count, because some of the 990 may have finished since.
@@ -27,8 +29,8 @@ class BacklogLimit:
         self._unfinished = 0  # by the last count, and all tasks reserved since
         self._reserved = 0  # of these, the tasks whose commit has not ended
         self._counted_at = float("-inf")
-        self._counting: asyncio.Lock
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._count_lock: asyncio.Lock  # see _lock
+        self._loop: asyncio.AbstractEventLoop | None = None  # the loop that the lock belongs to
 
     async def reserve(self, tasks: int) -> None:
         """Reserve a place for each task of a commit that is about to begin. Raises BacklogFull."""
@@ -44,10 +46,10 @@ class BacklogLimit:
         self._reserved += tasks
 
     def _lock(self) -> asyncio.Lock:
-        """Return the lock of this event loop. After a restart the loop is another one."""
+        """Return the lock of this event loop. An app that starts again has a new loop."""
         if self._loop is not (loop := asyncio.get_running_loop()):
-            self._loop, self._counting = loop, asyncio.Lock()
-        return self._counting
+            self._loop, self._count_lock = loop, asyncio.Lock()
+        return self._count_lock
 
     def release(self, tasks: int) -> None:
         """End a reservation after the commit, whether it succeeded or failed.

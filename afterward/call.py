@@ -4,27 +4,41 @@ import asyncio
 import inspect
 import json
 from collections.abc import Awaitable
+from dataclasses import is_dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from typing import Any, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from afterward.errors import PermanentError, TaskError, UnusableResult
-from afterward.registry import Function
-from afterward.task import to_json
+from afterward.signature import Signature
+from afterward.task import json_encoder, to_json
 
 DETAIL_LENGTH = 1000  # characters of an error's description
+
+_RESULT_TYPES = (BaseModel, date, time, timedelta, Decimal, Enum, UUID)  # beside those of JSON
 
 ResultT = TypeVar("ResultT")
 
 
-async def call(function: Function, context: object, arguments: str) -> str | None:
+async def call(signature: Signature, context: object, arguments: str) -> str | None:
     """Call a task's function with its stored arguments; return its result as JSON, None for None.
+
+    Pydantic models, dataclasses, dates, UUIDs and the like become JSON as in a response of FastAPI.
 
     Raises whatever the function raises; PermanentError if the arguments cannot be read, or do not
     fit the function; UnusableResult if the result is not JSON.
     """
     args, kwargs = _read_arguments(arguments)
+    if not signature.takes_json:
+        args, kwargs = signature.decode(args, kwargs)
     try:
         # A coroutine function checks its arguments here. Its body runs only at the await.
-        coroutine = function(context, *args, **kwargs)
+        coroutine = signature.function(context, *args, **kwargs)
     except TypeError as error:
         raise PermanentError(f"its stored arguments do not fit: {describe(error)}") from error
     return _encode_result(await coroutine)
@@ -42,9 +56,9 @@ def _encode_result(result: object) -> str | None:
     if result is None:
         return None
     try:
-        encoded = to_json(result)
+        encoded = _result_to_json(result)
         if "\\ud" in encoded:  # perhaps half of a surrogate pair, which has no form in UTF-8
-            json.dumps(result, ensure_ascii=False).encode()
+            json.dumps(json.loads(encoded), ensure_ascii=False).encode()
     except Exception as error:
         if inspect.iscoroutine(result):
             result.close()  # else Python warns that it was never awaited
@@ -52,6 +66,15 @@ def _encode_result(result: object) -> str | None:
             f"the work was done, but its result is not JSON: {describe(error)}"
         ) from error
     return encoded
+
+
+def _to_jsonable(value: object) -> object:
+    if isinstance(value, _RESULT_TYPES) or (is_dataclass(value) and not isinstance(value, type)):
+        return to_jsonable_python(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+_result_to_json = json_encoder(_to_jsonable)
 
 
 async def with_timeout(seconds: float, work: Awaitable[ResultT]) -> ResultT:

@@ -7,7 +7,9 @@ from enum import Enum, auto
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
-JITTER = 0.8  # the shortest part of a pause, so that several workers do not probe together
+# A pause lasts for a random part of its length, from 0.8 to 1, so that several workers do not probe
+# together.
+JITTER = 0.8
 
 
 class Admits(Enum):
@@ -28,7 +30,7 @@ class Ended(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Lets one attempt begin: the phase in which it began, and whether it is the probe."""
+    """Given to an attempt when it begins: the breaker's phase, and whether it is the probe."""
 
     phase: int
     is_probe: bool

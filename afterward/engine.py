@@ -13,13 +13,14 @@ class Engine(Protocol):
     """Stores tasks, records and the answers to idempotent requests in a database.
 
     When a method returns, its changes are durable: they survive a crash of the machine. Every
-    method may raise one of three errors:
+    method may raise one of four errors:
 
         QueueUnavailable  the database cannot be reached, or it refuses; nothing has changed
         QueueFull         the disk of the database is full; nothing has changed
+        QueueDamaged      the file of the database is damaged; nothing has changed
         CommitUnknown     the reply to a commit was lost; all changes were written, or none
 
-    QueueFull and CommitUnknown are subclasses of QueueUnavailable. If a caller is cancelled while
+    The others are subclasses of QueueUnavailable. If a caller is cancelled while
     it waits for a method, the outcome is unknown as well: all changes were written, or none.
 
     A class with the base Engine can only be instantiated if it implements every method.
@@ -110,7 +111,7 @@ class Engine(Protocol):
 
     @abstractmethod
     async def backlog(self) -> Backlog:
-        """Return the number of tasks in each status, and the earliest due time of a waiting one."""
+        """Count the tasks in each status, and return the earliest due time of a waiting task."""
 
     @abstractmethod
     async def check(self) -> None:
@@ -158,8 +159,8 @@ class Engine(Protocol):
         `task` is the task as it was claimed. Its number of claims is the fencing token: if the task
         has been re-queued in the meantime, nothing is written, and the method returns None.
 
-        An outcome that counts sets `crashes` to 0, and an unexpected one increments `errors`. If
-        the reply was lost (CommitUnknown), the caller may repeat the call with the same `now`.
+        An outcome that counts sets `crashes` to 0, and an unexpected outcome increments `errors`.
+        After CommitUnknown, the caller may repeat the call with the same `now`.
         """
 
     @abstractmethod
@@ -227,7 +228,7 @@ class Engine(Protocol):
     def publish(self, event: Event) -> None:
         """Send an event to the other processes that use this database.
 
-        This is a courtesy: the method does not wait, and an event that cannot be sent is dropped.
+        Delivery is not guaranteed: this does not wait, and an event that cannot be sent is dropped.
         """
 
     @abstractmethod

@@ -43,12 +43,27 @@ class QueueFull(QueueUnavailable):
     """The database's disk is full; nothing was accepted. Try again."""
 
 
+class QueueDamaged(QueueUnavailable):
+    """The database file is damaged. No task is accepted or started until it has been repaired."""
+
+
 class BacklogFull(QueueUnavailable):
-    """There are as many unfinished tasks as this service takes; nothing was accepted. Try again."""
+    """There are as many unfinished tasks as the queue takes; nothing was accepted. Try again."""
 
 
 class CannotStart(QueueError):
     """The queue cannot start."""
+
+
+class TablesMissing(CannotStart):
+    """The database has no tables of this version: `afterward.engines.make_tables` makes them.
+
+    `reason` is the message without its last sentence, for an app with a command of its own.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}. Call afterward.engines.make_tables(url).")
+        self.reason = reason
 
 
 class KeyTaken(QueueError):

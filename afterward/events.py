@@ -1,5 +1,6 @@
 """The changes of tasks as events. Log lines, metrics and event streams subscribe to them."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,9 +22,9 @@ class EventType(StrEnum):
     RETRYING = "retrying"  # failed for now
     FAILED = "failed"  # failed for good
     CANCELLED = "cancelled"
-    RECOVERED = "recovered"  # its worker crashed; it is queued again
-    GIVEN_BACK = "given_back"  # its worker stopped first; it is queued again
-    LOST = "lost"  # ended on a worker that had lost its claim: nothing was written
+    RECOVERED = "recovered"  # re-queued, because its worker crashed; it is RETRYING
+    GIVEN_BACK = "given_back"  # its worker stopped first; it is QUEUED again
+    LOST = "lost"  # it ended on a worker that had lost its claim, so nothing was written
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,9 @@ class Events:
             try:
                 subscriber(event)
             except Exception:
-                log.exception(
-                    "a subscriber of task events fails", task_id=task.id, event_type=event_type
-                )
+                # The subscriber may be the log itself, on a full disk. A commit that has succeeded
+                # must not fail because of that.
+                with contextlib.suppress(Exception):
+                    log.exception(
+                        "a subscriber of task events fails", task_id=task.id, event_type=event_type
+                    )

@@ -2,7 +2,7 @@
 
 With a lease of 30 seconds, the leases are extended every 10 seconds. A worker that crashes, hangs
 or loses its network stops doing so. Then its leases expire, and another worker re-queues its tasks.
-If the first worker is only slow, its next heartbeat finds that it holds those tasks no more.
+If the first worker is only slow, its next heartbeat finds that it no longer holds those tasks.
 """
 
 import asyncio

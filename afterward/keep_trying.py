@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import structlog
 
-from afterward.errors import QueueUnavailable
+from afterward.errors import QueueDamaged, QueueUnavailable
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
@@ -23,7 +23,7 @@ async def keep_trying(
     """Return the result of `operation`, which is repeated until it succeeds.
 
     A full disk or a locked database passes, so QueueUnavailable is only logged. So is any other
-    error: a worker that ended here would leave a service that accepts tasks and runs none. The
+    error: a worker that ended here would leave an app that accepts tasks and runs none. The
     pauses are 0.1 s, 0.2 s, 0.4 s ... 5 s. When `skip_pause` is set, they end at once.
     """
     pause = FIRST_PAUSE_SECONDS
@@ -33,15 +33,23 @@ async def keep_trying(
     while True:
         try:
             return await operation()
-        except QueueUnavailable as error:
+        except Exception as error:
             # The driver may turn a cancellation into a timeout of its own: asyncpg does.
             if this.cancelling() > cancellations:
                 raise asyncio.CancelledError from error
-            log.warning("database refuses", error=repr(error.__cause__ or error), again_in=pause)
-        except Exception:
-            log.exception("database fails", again_in=pause)
+            with contextlib.suppress(Exception):  # the disk of the log may be full too
+                _log(error, pause)
         await _pause(pause, until=skip_pause)
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+
+def _log(error: Exception, pause: float) -> None:
+    if isinstance(error, QueueDamaged):
+        return  # the engine has logged it, and it lasts until the next start
+    if isinstance(error, QueueUnavailable):
+        log.warning("database refuses", error=repr(error.__cause__ or error), again_in=pause)
+    else:
+        log.error("database fails", again_in=pause, exc_info=error)
 
 
 async def _pause(seconds: float, *, until: asyncio.Event | None) -> None:

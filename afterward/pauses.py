@@ -1,5 +1,6 @@
 """One circuit breaker for each kind of task, and the log lines about an outage."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -16,8 +17,8 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Return:
-    """A service has come back."""
+class OutageEnd:
+    """The end of an outage: the service that a kind of task needs is back."""
 
     kind: str
     away_for: float  # seconds
@@ -52,10 +53,11 @@ class Pauses:
 
     def end(
         self, task: Task, permit: Permit, error: BaseException | None, *, called_off: bool
-    ) -> Return | None:
-        """Note how an attempt ended, and log an outage. Returns a Return if the service is back.
+    ) -> OutageEnd | None:
+        """Note how an attempt ended, and log an outage. Return the OutageEnd if this ended one.
 
-        `called_off` means that the worker cancelled the attempt, so that it says nothing.
+        `called_off` means that the worker cancelled the attempt. Then it tells nothing about the
+        service.
         """
         breaker, now = self._breakers[task.kind], self._now()
         away_since = breaker.away_since
@@ -64,7 +66,7 @@ class Pauses:
             self._log_outage(task, error, began=away_since is None)
         if away_since is None or breaker.away_since is not None:
             return None
-        return Return(task.kind, max(0.0, now - away_since))
+        return OutageEnd(task.kind, max(0.0, now - away_since))
 
     def resumes_at(self, kind: str) -> float | None:
         """Return the end of this kind's pause, in seconds since the epoch; None without a pause."""
@@ -76,12 +78,14 @@ class Pauses:
         now = self._now()
         if began or not 0 <= now - self._logged_at[task.kind] < LOG_AGAIN_SECONDS:
             self._logged_at[task.kind] = now
-            log.warning(
-                "a service is away, its tasks wait" if began else "a service is still away",
-                kind=task.kind,
-                task_id=task.id,
-                error=describe(error),
-            )
+            # An attempt is settled even if its log line cannot be written.
+            with contextlib.suppress(Exception):
+                log.warning(
+                    "a service is away, its tasks wait" if began else "a service is still away",
+                    kind=task.kind,
+                    task_id=task.id,
+                    error=describe(error),
+                )
 
 
 def _ended(error: BaseException | None, *, called_off: bool) -> Ended:

@@ -10,7 +10,7 @@ from afterward.engine import Engine
 from afterward.events import Events, EventType
 from afterward.registry import Registry
 from afterward.retry import RetryPolicy
-from afterward.task import Task, Writes
+from afterward.task import Answer, Task, Writes
 from afterward.unit_of_work import Context, UnitOfWork
 
 P = ParamSpec("P")
@@ -83,9 +83,10 @@ class Queue(Generic[ToolsT]):
     async def commit(self, writes: Writes) -> None:
         """Write a unit of work. When this returns, its tasks are on disk: they are promises.
 
-        Raises BacklogFull; KeyTaken for a repeated request; RecordNotFound if a record to remove is
-        gone; QueueUnavailable. Then nothing was written. Only after CommitUnknown, or a
-        cancellation, everything may have been written, or nothing.
+        Raises BacklogFull, KeyTaken if the idempotency key was used before, RecordNotFound if a
+        record to remove does not exist, and QueueUnavailable. After these errors nothing was
+        written. CommitUnknown, a subclass of QueueUnavailable, is different: after it, and after a
+        cancellation of this call, either everything was written or nothing.
         """
         if writes.tasks or writes.records or writes.removed or writes.answer:
             await self._backlog_limit.reserve(len(writes.tasks))
@@ -116,21 +117,22 @@ class Queue(Generic[ToolsT]):
         that connection at once. PostgreSQL wakes the workers when the caller commits; after a
         rollback there is no task. Nothing here commits, rolls back, or changes a setting of the
         connection. Its role needs USAGE on the schema `afterward`, and INSERT on `afterward.tasks`
-        and `afterward.counts`. The statement notifies the workers, and PostgreSQL does not let a
-        transaction with a NOTIFY be prepared for a two-phase commit.
+        and `afterward.counts`. The transaction cannot be prepared for a two-phase commit, because
+        the statement includes a NOTIFY, and PostgreSQL refuses PREPARE TRANSACTION after one.
 
         Returns the task as it will be queued. The task has no request id and belongs to no client.
         The event QUEUED is never emitted for it, because only the caller knows when it commits. So
         no log line and no metric tells that it was queued; the count of the backlog includes it,
         and the events of its attempts are emitted as usual.
 
-        Raises TypeError and ValueError as UnitOfWork.add_task does, and BacklogFull or
-        QueueUnavailable because the limit on the backlog applies. In these cases nothing was sent
-        through the connection, so the transaction can go on. A task that is rolled back counts as
-        unfinished until the backlog is counted again, which a full backlog does at once. Raises
-        TypeError for another kind of connection, and RuntimeError for a connection in no
-        transaction or a queue on SQLite. The caller's connection raises its own errors, as for any
-        other statement.
+        Raises TypeError and ValueError as UnitOfWork.add_task does, BacklogFull if too many tasks
+        are unfinished, and QueueUnavailable if they cannot be counted. In these cases nothing was
+        sent through the connection, so the transaction can go on. Raises TypeError for another kind
+        of connection, and RuntimeError for a connection in no transaction or a queue on SQLite. The
+        caller's connection raises its own errors, as for any other statement.
+
+        After a rollback, the limit on the backlog may count the task for up to a second, until the
+        next count. No task is refused because of it: a full backlog is counted again first.
         """
         task = self.collect().add_task(function, *args, **kwargs)
         await self._backlog_limit.reserve(1)
@@ -140,20 +142,22 @@ class Queue(Generic[ToolsT]):
             self._backlog_limit.release(1)
         return task
 
+    async def get(self, task_id: str) -> Task:
+        """Return a task. Raises TaskNotFound, QueueUnavailable."""
+        return await self.engine.get(task_id)
+
     async def cancel(self, task_id: str) -> Task:
         """Cancel a waiting task. Raises TaskNotFound, TaskHasStarted, QueueUnavailable."""
         task = await self.engine.cancel(task_id, self.now())
         self.events.emit(EventType.CANCELLED, task)
         return task
 
-    async def retry(self, task: Task, writes: Writes) -> Task:
+    async def retry(self, task: Task, answer: Answer | None = None) -> Task:
         """Queue a failed or cancelled task again, with all of its attempts or its time.
 
-        The answer in `writes` is written in the same transaction. Raises ValueError if `writes` has
-        anything else; BacklogFull, TaskNotFound, TaskNotGivenUp, KeyTaken, QueueUnavailable.
+        `answer` is written in the same transaction. Raises BacklogFull, TaskNotFound,
+        TaskNotGivenUp if the task is neither failed nor cancelled, KeyTaken, and QueueUnavailable.
         """
-        if writes != Writes(answer=writes.answer):
-            raise ValueError("a retry is a transaction of its own: add the new tasks in another")
         now = self.now()
         bounds = self.policy_of(task.kind).bounds(now)
         await self._backlog_limit.reserve(1)
@@ -161,7 +165,7 @@ class Queue(Generic[ToolsT]):
             task = await self.engine.retry(
                 task.id,
                 now,
-                writes,
+                Writes(answer=answer),
                 max_attempts=bounds.max_attempts,
                 gives_up_at=bounds.gives_up_at,
             )

@@ -2,16 +2,15 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from afterward.filter import storable_about
 from afterward.retry import RetryPolicy
+from afterward.signature import Function, Signature
 
 ToolsT = TypeVar("ToolsT")
-
-Function = Callable[..., Coroutine[Any, Any, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +31,14 @@ class Registry(Generic[ToolsT]):
 
     Each stored task names its function, so do not rename a function while tasks of its kind wait. A
     function without a TaskKind has the queue's retry policy. Raises TypeError for a function that
-    is not `async def`, and for two functions of one name.
+    is not `async def` or takes no context, for annotations that cannot be resolved, and for two
+    functions of one name.
     """
 
     def __init__(self, *kinds: Function | TaskKind) -> None:
         self._kinds: dict[str, TaskKind] = {}
         self._positions: dict[str, int] = {}  # of the parameter `about`, for the kinds that have it
+        self._signatures: dict[str, Signature] = {}
         for given in kinds:
             kind = given if isinstance(given, TaskKind) else TaskKind(given)
             name = _name_of(kind.function)
@@ -56,6 +57,7 @@ class Registry(Generic[ToolsT]):
                 self._positions[name] = parameters.index(kind.about) - 1
             if self._kinds.setdefault(name, kind) != kind:
                 raise TypeError(f"two tasks are named {name}")
+            self._signatures[name] = Signature(kind.function)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the kinds."""
@@ -71,9 +73,9 @@ class Registry(Generic[ToolsT]):
             )
         return name
 
-    def function(self, name: str) -> Function:
-        """Return the function of this kind. Raises KeyError if there is none."""
-        return self._kinds[name].function
+    def signature(self, name: str) -> Signature:
+        """Return the function of this kind, with its types. Raises KeyError if there is none."""
+        return self._signatures[name]
 
     def about(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """Return the text to store as `about` for a call of this kind, or None."""

@@ -1,11 +1,12 @@
 """Retention: remove finished tasks after a time, and stored responses after a day."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import structlog
 
-from afterward.errors import QueueError
+from afterward.errors import QueueDamaged, QueueError
 from afterward.queue import Queue
 from afterward.task import ANSWERS_LIVE_SECONDS
 
@@ -31,12 +32,20 @@ async def remove_regularly(
                 finished_before=now - keep_seconds,
                 failed_before=now - keep_failed_seconds,
             )
-        except QueueError as error:
-            log.warning("retention put off", error=str(error))
-        except Exception:
-            log.exception("retention failed")
+        except Exception as error:  # noqa: BLE001 -- the next round tries again
+            with contextlib.suppress(Exception):  # the disk of the log may be full
+                _log(error)
         raise_if_cancelled()
         await asyncio.sleep(EVERY_SECONDS)
+
+
+def _log(error: Exception) -> None:
+    if isinstance(error, QueueDamaged):
+        return  # the engine has logged it, and it lasts until the next start
+    if isinstance(error, QueueError):
+        log.warning("retention put off", error=repr(error.__cause__ or error))
+    else:
+        log.error("retention failed", exc_info=error)
 
 
 def raise_if_cancelled() -> None:

@@ -31,7 +31,9 @@ class RetryPolicy:
     A task fails after `attempts` attempts. With `give_up_after`, in seconds, time is the bound
     instead, as RFC 5321 (4.5.4.1) asks for mail: the task is tried again after any number of
     TemporaryErrors, for the last time when the time is over. Then only unexpected errors count
-    against `attempts`, because these are most likely bugs. `uniform` is for tests.
+    against `attempts`, because these are most likely bugs.
+
+    `uniform(low, high)` draws the random wait; tests replace it.
     """
 
     attempts: int = 8

@@ -9,14 +9,15 @@ from afterward.engine import Engine
 from afterward.engines import open_engine
 from afterward.errors import CannotStart
 from afterward.queue import Queue
-from afterward.registry import Function, Registry, TaskKind
+from afterward.registry import Registry, TaskKind
 from afterward.retention import remove_regularly
 from afterward.retry import RetryPolicy
+from afterward.signature import Function
 from afterward.task_log import TaskLog
 from afterward.worker import Worker
 
 DAY_SECONDS = 24 * 3600.0
-CANCEL_SECONDS = 5.0  # a database that hangs does not hold up the stop for longer
+CANCEL_SECONDS = 5.0  # the longest that a database that hangs can hold up the stop of retention
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -50,7 +51,7 @@ class Afterward(Generic[ToolsT]):
     are removed after `retention_days`, failed ones after `retention_failed_days`. With
     `max_backlog` unfinished tasks, new ones are refused.
 
-    Without further settings, each change of a task is a log line, and failures are errors there.
+    Each change of a task is logged. A task that fails for good is logged at level ERROR.
     """
 
     def __init__(  # noqa: PLR0913 -- keyword-only settings
@@ -83,7 +84,7 @@ class Afterward(Generic[ToolsT]):
         self._is_running = False
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, _: Any) -> AsyncIterator[dict[str, Any]]:
+    async def lifespan(self, app: Any) -> AsyncIterator[dict[str, Any]]:
         """Start and stop with a FastAPI app: FastAPI(lifespan=afterward.lifespan).
 
         DurableRoute finds the queue in the state that this yields. A lifespan of your own passes it
@@ -93,9 +94,21 @@ class Afterward(Generic[ToolsT]):
             async def lifespan(app):
                 async with afterward.lifespan(app) as state:
                     yield {**state, "mailer": mailer}
+
+        Raises CannotStart if another Afterward object has started with this app, because the state
+        has one queue.
         """
+        if getattr(app.state, "has_afterward", False):
+            raise CannotStart(
+                "this app has another Afterward object. Start only one by its lifespan, and this "
+                "one with `async with afterward.running()`"
+            )
         async with self.running() as queue:
-            yield {"queue": queue}
+            app.state.has_afterward = True
+            try:
+                yield {"queue": queue}
+            finally:
+                app.state.has_afterward = False
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Queue[ToolsT]]:

@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 class Status(StrEnum):
     """The states of a task. docs/states.md draws the transitions."""
 
-    QUEUED = "queued"  # accepted and on disk; no worker has claimed it
+    QUEUED = "queued"  # accepted and on disk; no worker has claimed it, or one has given it back
     RUNNING = "running"  # one worker has claimed it, under a lease
-    RETRYING = "retrying"  # an attempt failed; the next one waits for its time
+    RETRYING = "retrying"  # an attempt failed or crashed, and the task waits for its next attempt
     SUCCEEDED = "succeeded"  # its function returned
     FAILED = "failed"  # failed for good; `error` tells why
     CANCELLED = "cancelled"  # withdrawn before a worker claimed it
@@ -39,10 +40,10 @@ class Task:
     request_id: str | None = None
     about: str | None = None  # the value that people search for, such as a mail's recipient
     batch_id: str | None = None  # the same for all tasks of a batch
-    client: str = ""  # the owner; empty if the service has no API keys
+    client: str = ""  # the owner; empty if the app does not tell its clients apart
     status: Status = Status.QUEUED
     attempts: int = 0  # counted at the claim, before the function runs
-    errors: int = 0  # attempts that ended in an error that is neither temporary nor permanent
+    errors: int = 0  # attempts that ended in an unexpected error: see retry.is_unexpected
     crashes: int = 0  # attempts in a row in which the worker crashed
     claims: int = 0  # all claims so far: the fencing token
     owner: str | None = None  # the worker that runs it, or ran its latest attempt
@@ -134,10 +135,10 @@ class Backlog:
 
 
 class _Sequence:
-    """The 74 random bits of an id, which ascend within a process and a millisecond.
+    """Makes the 74 random bits of ids. They ascend within a process and a millisecond.
 
-    The first number of a millisecond is random. Each further one is larger by a random amount (RFC
-    9562, section 6.2, method 2). The lock is for routes without `async`, which FastAPI runs in
+    The first number of a millisecond is random. Each further number is larger by a random amount
+    (RFC 9562, section 6.2, method 2). The lock is for routes without `async`, which FastAPI runs in
     threads.
     """
 
@@ -180,6 +181,11 @@ def lowest_id(at: float) -> str:
     return f"{digits[:8]}-{digits[8:]}-0000-0000-000000000000"
 
 
+def json_encoder(convert: Callable[[object], object]) -> Callable[[object], str]:
+    """Return a function like `to_json`, which calls `convert` for values without a JSON form."""
+    return json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=convert).encode
+
+
 def to_json(value: object) -> str:
     """Return compact ASCII JSON, which every database and log can store.
 
@@ -193,4 +199,4 @@ def _refuse(value: object) -> None:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_refuse).encode
+_encode = json_encoder(_refuse)

@@ -1,4 +1,4 @@
-"""Log lines about tasks: one for each change, and one a minute for repeated deferrals."""
+"""Log lines about tasks: a line for each change, but a line a minute for repeated deferrals."""
 
 import json
 import logging

@@ -1,11 +1,10 @@
 """The unit of work: tasks and records that are collected, and then committed together."""
 
-import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
-from afterward.registry import Function, Registry
+from afterward.registry import Registry
 from afterward.retry import RetryPolicy
 from afterward.task import Answer, Record, Task, Writes, new_id, to_json
 
@@ -48,15 +47,17 @@ class UnitOfWork(Generic[ToolsT]):
     ) -> Task:
         """Collect a call of `function`, which gets a Context and then these arguments.
 
-        Returns the task as it will be queued. The arguments are stored as JSON, so the function
-        gets a tuple as a list. Raises TypeError if the function is not in the registry, cannot be
-        called like this, or an argument has no JSON form; ValueError for NaN and infinities.
+        Returns the task as it will be queued. The arguments are stored as JSON. For a parameter
+        that is annotated with another type, such as a pydantic model, the worker makes a value of
+        this type again. Raises TypeError if the function is not in the registry, cannot be called
+        like this, or an argument has no JSON form; ValueError for NaN and infinities, and for an
+        argument that does not fit its annotation or cannot be restored from JSON.
         """
         self._check_open()
         kind = self._registry.kind_of(function)
         # Calling an async function checks its arguments and runs nothing. The coroutine is closed.
         function(cast("Context[ToolsT]", None), *args, **kwargs).close()
-        arguments = _encode_arguments(kind, function, args, kwargs)
+        arguments = self._registry.signature(kind).encode(args, kwargs)
         now = self._now()
         bounds = self._policy_of(kind).bounds(now)
         task = Task(
@@ -82,7 +83,7 @@ class UnitOfWork(Generic[ToolsT]):
         Raises TypeError if `body` has no JSON form, ValueError for NaN and infinities.
         """
         self._check_open()
-        to_json(body)
+        to_json(body)  # only to raise its errors now
         self._records.append(Record(collection, self._client, record_id, body, self._now()))
 
     def remove_record(self, record: Record) -> None:
@@ -112,8 +113,9 @@ class UnitOfWork(Generic[ToolsT]):
     def _check_open(self) -> None:
         if not self._is_open:
             raise RuntimeError(
-                "this unit of work is already committed, so what is added now would be lost. Add "
-                "tasks before the route returns, not in BackgroundTasks or while a response streams"
+                "this unit of work has been taken for its commit, so what is added now would be "
+                "lost. Add tasks before the route, the task or the block ends, not in "
+                "BackgroundTasks or while a response streams"
             )
 
 
@@ -122,28 +124,10 @@ class Context(Generic[ToolsT]):
     """The first argument of every durable task."""
 
     task: Task
+    """The task as the worker claimed it: its `id`, and its `attempts` with this attempt."""
     tools: ToolsT
+    """The objects that this process gives to its tasks, for example an SMTP client."""
     durable_tasks: UnitOfWork[ToolsT]
     """The unit of work of this attempt, committed with the task's success, else dropped."""
     report_progress: Callable[[float], Awaitable[None]]
     """Store the progress of the task, from 0 to 1, and tell the subscribers."""
-
-
-def _encode_arguments(
-    kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> str:
-    try:
-        return to_json({"args": args, "kwargs": kwargs})
-    except (TypeError, ValueError) as error:
-        # Encode each argument for itself, to name the first that has no JSON form.
-        bound = inspect.signature(function).bind(None, *args, **kwargs)
-        refused = [name for name, value in bound.arguments.items() if not _has_json_form(value)]
-        raise type(error)(f"{kind}: the argument `{refused[0]}`: {error}") from error
-
-
-def _has_json_form(value: object) -> bool:
-    try:
-        to_json(value)
-    except (TypeError, ValueError):
-        return False
-    return True

@@ -3,7 +3,7 @@
      +---> wait until a task is due and a slot is free
      |       |
      |       v
-     |     claim     one statement for all free slots: the rows become RUNNING, under a lease,
+     |     claim     one transaction for all free slots: the rows become RUNNING, under a lease,
      |       |       and their attempts are counted
      |       v
      |      run      an asyncio task for each of them; the heartbeat extends the leases
@@ -25,24 +25,28 @@ leases, `pauses` tells which kinds of tasks may be claimed.
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
 from collections.abc import Iterable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from afterward.attempt import Attempt
+from afterward.attempt import Attempt, given_back
 from afterward.circuit_breaker import Admits
+from afterward.errors import QueueUnavailable
 from afterward.events import EventType
 from afterward.heartbeat import Heartbeat
 from afterward.keep_trying import keep_trying
 from afterward.pauses import Pauses
 from afterward.queue import Queue
-from afterward.task import Status, Task, new_id
+from afterward.task import Claim, Status, Task, new_id
 
-POLL_SECONDS = 0.5  # a retry is noticed at most so long after it is due
+# With a free slot, a worker claims at least this often. So it notices retries that are due, expired
+# leases, and new tasks whose NOTIFY was lost with PostgreSQL's listening connection.
+POLL_SECONDS = 0.5
 QUIET_SECONDS = 0.05  # a worker is busy if a task began or ended within this time
-LAST_WRITES_SECONDS = 0.5  # for the last outcomes of a worker that stops
+GIVE_BACK_SECONDS = 0.5  # for cancelled attempts to write that their tasks are given back
 
 ToolsT = TypeVar("ToolsT")
 
@@ -50,8 +54,8 @@ ToolsT = TypeVar("ToolsT")
 class Worker(Generic[ToolsT]):
     """Runs up to `concurrency` tasks at once on the event loop, each with `tools`.
 
-    `lease` is the time in seconds after which other workers take over the tasks of a worker without
-    a heartbeat. One attempt may take `task_timeout` seconds.
+    If this worker sends no heartbeat for `lease` seconds, other workers re-queue its tasks. One
+    attempt may take `task_timeout` seconds.
     """
 
     def __init__(
@@ -90,26 +94,32 @@ class Worker(Generic[ToolsT]):
     async def stop(self, grace: float) -> None:
         """Claim no more tasks. Running tasks have `grace` seconds to finish, then are given back.
 
-        The heartbeat goes on until the last of them is settled.
+        The heartbeat goes on until the last of them is settled, or until the time for that is over.
         """
         grace_ends_at = time.monotonic() + grace
         self._stopping.set()
         self._slot_free.set()
         self._wake.set()
         claims, heartbeat = self._loops
-        # 1. A claim that is under way must end first, because its tasks must run or be given back.
-        await _wait_or_cancel([claims], within=max(grace, LAST_WRITES_SECONDS))
-        # 2. Let running tasks finish.
-        if running := self._asyncio_tasks():
-            await asyncio.wait(running, timeout=max(0.0, grace_ends_at - time.monotonic()))
-        # 3. Cancel the others, except those that are writing their outcome. Each cancelled attempt
-        #    writes that its task is given back.
-        for attempt in self._attempts:
-            if not attempt.is_settling:
-                attempt.cancel()
-        await _wait_or_cancel(self._asyncio_tasks(), within=LAST_WRITES_SECONDS)
-        heartbeat.cancel()
-        await _wait_or_cancel([heartbeat], within=LAST_WRITES_SECONDS)
+        try:
+            # 1. A claim that is under way must end first, because its tasks must run or be given
+            #    back.
+            await _wait_or_cancel([claims], within=max(grace, GIVE_BACK_SECONDS))
+            # 2. Let running tasks finish. Look again after each wait, because an attempt may go on
+            #    in another asyncio task.
+            while (running := self._asyncio_tasks()) and time.monotonic() < grace_ends_at:
+                await asyncio.wait(running, timeout=grace_ends_at - time.monotonic())
+            # 3. Cancel the others. Each cancelled attempt writes that its task is given back. Those
+            #    that are writing their outcome already have GIVE_BACK_SECONDS to end by themselves.
+            self._cancel_running()
+            await _wait_or_cancel(self._asyncio_tasks(), within=GIVE_BACK_SECONDS)
+        except asyncio.CancelledError:
+            claims.cancel()
+            self._cancel_running()
+            raise
+        finally:
+            heartbeat.cancel()
+        await _wait_or_cancel([heartbeat], within=GIVE_BACK_SECONDS)
 
     async def run_until_idle(self) -> None:
         """Work until no task is due and none runs. Tests use it in place of start and stop."""
@@ -125,41 +135,50 @@ class Worker(Generic[ToolsT]):
 
     async def _claim_until_stopped(self) -> None:
         while not self._stopping.is_set():
-            # Cleared before the claim, so that an event during the claim is not missed.
-            self._slot_free.clear()
-            self._wake.clear()
-            if await keep_trying(self._claim_due, skip_pause=self._stopping):
-                continue
-            if len(self._attempts) >= self._concurrency:
-                await self._slot_free.wait()
-            else:
-                await self._wait_for_due_tasks()
+            await keep_trying(self._claim_or_wait, skip_pause=self._stopping)
+
+    async def _claim_or_wait(self) -> None:
+        """Claim due tasks. If none came, wait until there may be some."""
+        # Cleared before the claim, so that an event during the claim is not missed.
+        self._slot_free.clear()
+        self._wake.clear()
+        if await self._claim_due() or self._stopping.is_set():
+            return
+        if len(self._attempts) >= self._concurrency:
+            await self._slot_free.wait()
+        else:
+            await self._wait_for_due_tasks()
 
     async def _wait_for_due_tasks(self) -> None:
-        """Wait until tasks were added, a retry may be due, a pause ends, or `_wake` is set."""
+        """Wait until tasks were added, a retry may be due, a pause ends, or `_wake` is set.
+
+        Raises the error of the engine's wait.
+        """
         pause = self._pauses.next_end()
         seconds = POLL_SECONDS if pause is None else min(pause, POLL_SECONDS)
         waits = [
             asyncio.create_task(self._queue.engine.wait_for_tasks(seconds)),
             asyncio.create_task(self._wake.wait()),
         ]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        try:
+            ended, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
+        for wait in ended:
+            wait.result()
 
     async def _claim_due(self) -> bool:
-        """Claim due tasks for the free slots, and begin them. Return False if none came."""
-        if self._stopping.is_set():
-            return False
+        """Claim due tasks for the free slots, and begin them. Return False if no task changed."""
         # 1. After the pause of a kind, one of its tasks finds out whether the service is back.
-        claimed = 0
+        changed = 0
         for kind in self._pauses.kinds(Admits.ONE):
-            claimed += await self._claim([kind], at_most=1)
+            changed += await self._claim([kind], at_most=1)
         # 2. Tasks of the kinds without a pause take the other slots. Even if every kind is paused,
         #    this claim is made, because it also re-queues the tasks of crashed workers.
-        claimed += await self._claim(self._pauses.kinds(Admits.ALL), at_most=self._concurrency)
-        return claimed > 0
+        changed += await self._claim(self._pauses.kinds(Admits.ALL), at_most=self._concurrency)
+        return changed > 0
 
     async def _claim(self, kinds: list[str], *, at_most: int) -> int:
         """Claim due tasks of these kinds, and begin them. Return how many tasks changed.
@@ -170,13 +189,12 @@ class Worker(Generic[ToolsT]):
         """
         running = sum(not attempt.is_settling for attempt in self._attempts)
         free = self._concurrency - running
-        if free <= 0:
+        if free <= 0 or self._stopping.is_set():
             return 0
-        # Of the tasks that ran when a worker crashed, one may be the cause. They run one at a time:
-        # if they ran together, each crash would count for all, and all would fail after the third.
+        # Suspects are tasks that ran when a worker crashed. One of them may be the cause, so they
+        # run one at a time: together, all of them would crash three times, and fail.
         has_suspect = any(attempt.is_suspect for attempt in self._attempts)
-        claim = await self._queue.engine.claim(
-            self.owner,
+        claim = await self._claim_or_give_back(
             kinds=kinds,
             limit=min(free, at_most),
             suspect=not has_suspect,
@@ -185,10 +203,37 @@ class Worker(Generic[ToolsT]):
         )
         for task in claim.running:
             await self._begin(task)
+        self._tell_of_recovered(claim)
+        return len(claim.running) + len(claim.recovered)
+
+    async def _claim_or_give_back(self, **arguments: Any) -> Claim:
+        """Claim tasks. If this is cancelled, wait for the claim all the same, and give it back.
+
+        The worker cancels a claim that takes longer than the grace at the stop. The database may
+        commit it later. If it does so before the engine has stopped, its tasks go back to the queue
+        at once. Otherwise another worker re-queues them when their leases have expired.
+        """
+        claiming = asyncio.create_task(self._queue.engine.claim(self.owner, **arguments))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            with contextlib.suppress(QueueUnavailable):
+                await self._give_back(await claiming)
+            raise
+
+    async def _give_back(self, claim: Claim) -> None:
+        """Queue the tasks of a claim again, without counting an attempt."""
+        self._tell_of_recovered(claim)
+        now = self._queue.now()
+        settlements = [self._queue.engine.settle(t, given_back(now), now) for t in claim.running]
+        for settled in await asyncio.gather(*settlements):
+            if settled is not None:
+                self._queue.events.emit(EventType.GIVEN_BACK, settled)
+
+    def _tell_of_recovered(self, claim: Claim) -> None:
         for task in claim.recovered:
             failed = task.status is Status.FAILED
             self._queue.events.emit(EventType.FAILED if failed else EventType.RECOVERED, task)
-        return len(claim.running) + len(claim.recovered)
 
     # Slots
 
@@ -196,7 +241,7 @@ class Worker(Generic[ToolsT]):
         """Begin an attempt once a slot is free.
 
         A task that is settling keeps its slot until its outcome is on disk. So if the process dies
-        now, at most `concurrency` tasks have run whose outcome is not on disk.
+        now, at most `concurrency` tasks have run without an outcome on disk, and run again.
         """
         while len(self._attempts) >= self._concurrency and not self._stopping.is_set():
             self._slot_free.clear()
@@ -209,14 +254,20 @@ class Worker(Generic[ToolsT]):
             timeout=self._task_timeout,
             earlier=self._cancel_earlier(task),
             on_settled=self._free_slot,
+            worker_ends=self._ends,
         )
         self._attempts.add(attempt)
         self._last_step_at = time.monotonic()
 
-    def _cancel_earlier(self, task: Task) -> list[Attempt[ToolsT]]:
-        """Cancel earlier attempts of this task, which still run although another worker took it.
+    def _ends(self) -> bool:
+        """Whether this worker stops, or its loops are cancelled because the program ends."""
+        return self._stopping.is_set() or any(loop.cancelling() for loop in self._loops)
 
-        This happens to a worker that was slow, lost the task, and has now claimed it again.
+    def _cancel_earlier(self, task: Task) -> list[Attempt[ToolsT]]:
+        """Cancel attempts of this task that still run on this worker, and return them.
+
+        This worker was slow, so another worker re-queued the task, and this one has claimed it
+        again. Attempts that are settling are not cancelled: they end soon.
         """
         if task.claims == 1:
             return []
@@ -234,6 +285,12 @@ class Worker(Generic[ToolsT]):
         if attempt.is_suspect or attempt.found_outage:
             self._wake.set()
 
+    def _cancel_running(self) -> None:
+        """Cancel the attempts, except those that are writing their outcome."""
+        for attempt in self._attempts:
+            if not attempt.is_settling:
+                attempt.cancel()
+
     def _asyncio_tasks(self) -> list[asyncio.Task[None]]:
         return [attempt.asyncio_task for attempt in self._attempts]
 
@@ -241,11 +298,11 @@ class Worker(Generic[ToolsT]):
 async def _wait_or_cancel(tasks: Iterable[asyncio.Task[None]], *, within: float) -> None:
     """Wait until the tasks have ended. Cancel the tasks that are still running after `within`.
 
-    A cancelled task has half a second more. Then it is left behind.
+    A cancelled task has GIVE_BACK_SECONDS more to end. After that it is no longer waited for.
     """
     if left := set(tasks):
         _, left = await asyncio.wait(left, timeout=within)
         for task in left:
             task.cancel()
     if left:
-        await asyncio.wait(left, timeout=LAST_WRITES_SECONDS)
+        await asyncio.wait(left, timeout=GIVE_BACK_SECONDS)

@@ -10,5 +10,5 @@ lines below it:
     tasks, observability     the background work, one function for each kind; log lines, metrics
     settings                 every setting
     mail, uploads, shutdown  SMTP and the mail catcher; the stores of files; the stop at a signal
-    listening                opens sockets
+    listening, queue_url     open sockets, and the database of the tasks
 """

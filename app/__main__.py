@@ -13,11 +13,11 @@ import sys
 
 import structlog
 
-from afterward.engines import make_tables
 from afterward.errors import CannotStart
 from app.listening import authority
 from app.mail.catcher import Catcher
 from app.observability.logs import configure_logging
+from app.queue_url import make_tables
 from app.settings import BadSettings, Settings, load_settings
 
 log = structlog.get_logger(__name__)

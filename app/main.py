@@ -1,4 +1,4 @@
-"""The place where the objects meet: `create_app` makes the app, `run` starts all that it needs."""
+"""Connects all objects: `create_app` makes the app, and `run` starts everything that it needs."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,6 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from afterward.engine import Engine
-from afterward.engines import open_engine
 from afterward.errors import CannotStart
 from afterward.queue import Queue
 from afterward.retry import RetryPolicy
@@ -41,6 +40,7 @@ from app.mail.smtp import Mailer
 from app.observability.access_log import AccessLog
 from app.observability.logs import configure_logging
 from app.observability.metrics import Metrics
+from app.queue_url import start_engine
 from app.settings import BadSettings, Settings, load_settings
 from app.shutdown import Stop
 from app.tasks import registry
@@ -139,8 +139,7 @@ async def run(settings: Settings) -> AsyncIterator[State]:
 
         # 2. The database. It starts before the catcher, so that a second process on the same queue
         # fails with the reason, and not because the catcher's port is taken.
-        engine = open_engine(settings.queue_url)
-        await engine.start()
+        engine = await start_engine(settings.queue_url)
         stack.push_async_callback(engine.stop)
 
         # 3. Mail
@@ -185,6 +184,8 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         )
         stack.callback(cleaning.cancel)
 
+        # 8. The state of the requests. They take turns with the tasks only while this process has a
+        # worker that is busy: see app.api.turns.
         log.info("started", **_locations(settings))
         yield State(
             settings=settings,

@@ -1,6 +1,6 @@
 """Begin the stop at SIGTERM and SIGINT, before the server waits for its open requests.
 
-Event streams stay open until they are told to end, so the server alone would wait for them in vain.
+Event streams do not end by themselves, so the server would wait for them until its time limit.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ class Stop:
         self._running: asyncio.Future[None] | None = None
 
     def begin(self) -> None:
-        """Begin, unless it has begun. Call this from the event loop."""
+        """Start the function, unless it has started. Call this from the event loop."""
         if self._running is None:
             self._running = asyncio.ensure_future(self._function())
 
     async def finish(self) -> None:
-        """Begin, unless it has begun, and wait for the end."""
+        """Start the function, unless it has started, and wait until it ends."""
         self.begin()
         assert self._running is not None
         await self._running
 
     @contextlib.contextmanager
     def begun_by_signals(self) -> Iterator[None]:
-        """Inside a `with` block, begin at SIGTERM and SIGINT, then call the previous handler."""
+        """Inside a `with` block, SIGTERM and SIGINT call `begin`, then the previous handler."""
         previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         ours = {number: self._begin_then(old) for number, old in previous.items() if callable(old)}
         try:

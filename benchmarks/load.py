@@ -1,10 +1,13 @@
-"""Start servers of this repository and of rivals, and put them under load with wrk."""
+"""Start servers and modules of this repository and of rivals; put servers under load with wrk."""
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -28,7 +31,7 @@ UVICORN_OPTIONS = (
     *("--no-access-log", "--no-proxy-headers", "--no-server-header"),
 )
 
-# README.md recommends these where mail is most of the work: while 10 tasks use the SMTP
+# docs/settings.md recommends these where mail is most of the work: while 10 tasks use the SMTP
 # connections, the other 30 are being claimed or settled in the database.
 FOR_MAIL = {"WORKER_CONCURRENCY": "40", "SMTP_CONNECTIONS": "10"}
 
@@ -140,6 +143,30 @@ def server(
         yield Server(port, process, log)
     finally:
         stop_process(process)
+
+
+def run_module(module: str, *arguments: object, python: str, longest_seconds: float) -> str:
+    """Run a module of this repository, and return its output.
+
+    Raise Failed if it fails, and TimeoutExpired if it takes too long.
+    """
+    with subprocess.Popen(
+        [python, "-m", module, *map(str, arguments)],
+        cwd=tempfile.gettempdir(),
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=longest_seconds)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # with all its child processes
+            raise
+    if process.returncode:
+        raise Failed(f"{module} {' '.join(map(str, arguments))} failed:\n{errors}")
+    return output
 
 
 def stop_process(process: subprocess.Popen[bytes]) -> None:

@@ -9,8 +9,6 @@ default settings, so it waits for the disk at each commit. If another queue does
 the result names the number of such rounds, and uses the others.
 """
 
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,8 +20,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks import peers
-from benchmarks.harness import Failed, Result, Spread, Target, compared, in_turn
-from benchmarks.load import ROOT, server, wrk, wrk_script
+from benchmarks.harness import Result, Spread, Target, compared, in_turn
+from benchmarks.load import run_module, server, wrk, wrk_script
 from tests.support.postgres import Postgres
 
 FEW, MANY = 10, 100  # tasks that a worker runs at the same time
@@ -48,23 +46,14 @@ class Queue:
 
         Raise Failed if the process fails, and TimeoutExpired if it takes too long.
         """
-        with subprocess.Popen(
-            [self.python, "-m", f"benchmarks.queues.{self.module}", *map(str, arguments)],
-            cwd=tempfile.gettempdir(),
-            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            try:
-                output, errors = process.communicate(timeout=LONGEST_SECONDS)
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)  # with all its child processes
-                raise
-        if process.returncode:
-            raise Failed(f"{self.name}: {' '.join(map(str, arguments))} failed:\n{errors}")
-        return float(output)
+        return float(
+            run_module(
+                f"benchmarks.queues.{self.module}",
+                *arguments,
+                python=self.python,
+                longest_seconds=LONGEST_SECONDS,
+            )
+        )
 
 
 OURS = Queue("ours", "afterward", sys.executable)

@@ -6,7 +6,6 @@ the machine.
 """
 
 import json
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from benchmarks.harness import Failed, Result, Spread, Target, in_turn
 from benchmarks.load import server
 from benchmarks.p8_backlog import database_with_backlog
+from benchmarks.p18_record import drop_from_page_cache
 from benchmarks.sinks import Sink, sink
 
 UNFINISHED = 100_000
@@ -70,8 +70,7 @@ def _first_claim(tasks: Path, receiver: Sink) -> float:
     """Start the service on a copy; return the seconds until it logs the first claimed task."""
     path = tasks.with_name("copy.db")
     shutil.copy(tasks, path)
-    with path.open("rb") as copy:
-        os.fsync(copy.fileno())  # the start drops only written pages from the page cache
+    drop_from_page_cache(path)
     settings = {
         "QUEUE_URL": f"sqlite:///{path}",
         "SMTP_PORT": str(receiver.port),

@@ -173,7 +173,7 @@ def _measure_claiming(paths: dict[int, Path], rounds: int) -> Figures:
 
 
 async def _claim(engine: Engine) -> float:
-    """Claim tasks, and re-queue them behind all others; return the median seconds of a claim."""
+    """Claim tasks, and give them back behind all others; return the median seconds of a claim."""
     seconds = []
     for _ in range(CLAIMS):
         began = time.perf_counter()
@@ -184,8 +184,8 @@ async def _claim(engine: Engine) -> float:
         tasks = claim.running
         assert len(tasks) == AT_ONCE, len(tasks)
         now = time.time()
-        requeued = Outcome(Status.QUEUED, due_at=now, counts=False)
-        await asyncio.gather(*(engine.settle(task, requeued, now) for task in tasks))
+        given_back = Outcome(Status.QUEUED, due_at=now, counts=False)
+        await asyncio.gather(*(engine.settle(task, given_back, now) for task in tasks))
     return statistics.median(seconds)
 
 

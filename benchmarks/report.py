@@ -27,7 +27,10 @@ HEAD = """\
 |---|---|---|---|---|---|---|"""
 
 OURS = ("fastapi", "uvicorn", "uvloop", "httptools", "pydantic", "aiosmtplib", "asyncpg")
-THEIRS = ("pgqueuer", "procrastinate", "saq", "taskiq", "taskiq-redis", "celery", "fastapi-mail")
+THEIRS = (
+    *("pgqueuer", "procrastinate", "saq", "taskiq", "taskiq-redis", "celery", "fastapi-mail"),
+    *("huey", "litequeue", "persist-queue"),
+)
 PROGRAMS = {
     "wrk": ("wrk", "-v"),
     "Redis": ("redis-server", "--version"),

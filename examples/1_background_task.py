@@ -9,11 +9,11 @@ The client gets its 202 at once. Two seconds later the server prints "sent to ad
 
 Ask for another mail, and kill the server within these two seconds, as a crash would end it:
 
-    pkill -9 -f 1_background_task
+    pkill -9 -f 'uvicorn examples.1'
 
 Start it again, and wait: the mail is never sent. The task was in the memory of the process, and
 the client already has its 202. The same happens when the system runs out of memory, or when a
-deployment does not wait for the task. The next example keeps its promises.
+deployment does not wait for the task. The next example keeps the task in a database.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ async def send_email(recipient: str) -> None:
 
 @app.post("/send-notification/{recipient}", status_code=202)
 async def send_notification(recipient: str, background_tasks: BackgroundTasks) -> dict[str, str]:
-    """Promise a mail."""
+    """Answer 202, and send the mail after the response."""
     # This writes nothing to disk. FastAPI runs the task after the response.
     background_tasks.add_task(send_email, recipient)
     return {"message": "The mail will be sent."}

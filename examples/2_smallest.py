@@ -4,10 +4,10 @@
     curl -X POST localhost:8000/send-notification/ada@example.com
     curl localhost:8000/tasks
 
-A crash: ask for a mail, run `pkill -9 -f 2_smallest` within two seconds, and start the server
-again. It prints "sent to ada@example.com", and the task has two attempts.
-A failure: run `touch smtp-is-down`, and ask for a mail. The task shows its error, and waits for the
-next attempt. After `rm smtp-is-down` the mail is sent.
+A crash: ask for a mail, run `pkill -9 -f 'uvicorn examples.2'` within two seconds, and start the
+server again. It prints "sent to ada@example.com", and the task has two attempts.
+A failure: run `touch smtp-is-down`, and ask for a mail. The task has an error, and is 'queued' for
+its next attempt (the library says 'retrying'). After `rm smtp-is-down` the mail is sent.
 """
 
 import asyncio
@@ -62,25 +62,25 @@ def add_task(name: str, **arguments: object) -> int | None:
 
 
 async def work() -> None:
-    """Claim one due task after the other, and run it."""
+    """Claim one due task after another, and run it."""
     while True:
-        with suppress(sqlite3.OperationalError):  # a full disk, for example: try again
-            # CLAIM is one statement, so no two workers get the same task. It counts the attempt
-            # before the attempt runs, so a task that crashes the process each time fails at last.
+        # CLAIM is one statement, so no two workers get the same task. It counts the attempt before
+        # the attempt runs, so a task that crashes the process each time fails at last.
+        with suppress(sqlite3.OperationalError):  # for example, a full disk: claim again later
             while task := database.execute(CLAIM, (time.time(),)).fetchone():
                 await run(task)
         await asyncio.sleep(0.1)  # then look again for new tasks, and for retries that are due
 
 
 async def run(task: sqlite3.Row) -> None:
-    """Run a task, and write down how it ended."""
+    """Run a task, and write its outcome. If the writing fails, the next start recovers the task."""
     status, due_at, message = "succeeded", time.time(), None
     try:
         await asyncio.wait_for(FUNCTIONS[task["name"]](**json.loads(task["arguments"])), timeout=60)
     except Exception as error:
-        # Exponential back-off with full jitter: wait for up to 1 s, then up to 2 s, 4 s ...
-        status, message = "queued" if task["attempts"] < MAX_ATTEMPTS else "failed", repr(error)
-        due_at = time.time() + random.uniform(0, 2 ** (task["attempts"] - 1))
+        status, message = "failed", repr(error)
+        if task["attempts"] < MAX_ATTEMPTS:  # back-off with full jitter: up to 1 s, 2 s, 4 s ...
+            status, due_at = "queued", time.time() + random.uniform(0, 2 ** (task["attempts"] - 1))
     outcome = (status, due_at, message, task["id"])
     database.execute("UPDATE tasks SET status = ?, due_at = ?, error = ? WHERE id = ?", outcome)
 
@@ -99,7 +99,7 @@ app = FastAPI(lifespan=lifespan)
 
 @app.post("/send-notification/{recipient}", status_code=202)
 async def send_notification(recipient: str) -> dict[str, int | None]:
-    """Promise a mail. Its row is on disk before the 202."""
+    """Promise a mail: its row is on disk before the 202."""
     return {"id": add_task("send_email", recipient=recipient)}
 
 

@@ -4,16 +4,16 @@
     curl -X POST localhost:8000/send-notification/ada@example.com
     curl localhost:8000/tasks/ID    # with the id from the answer
 
-Try the crash and the failure of 2_smallest.py here too: run `pkill -9 -f 3_durable_task` within two
-seconds of a request, or `touch smtp-is-down` before a request and `rm smtp-is-down` after it. The
-library adds:
+Try the crash and the failure of 2_smallest.py here too: run `pkill -9 -f 'uvicorn examples.3'`
+within two seconds of a request, or `touch smtp-is-down` before a request and `rm smtp-is-down`
+after it. The library adds:
 
 - Many requests share one commit, and the event loop does not wait for the disk.
 - While SMTP is down, a mail is tried for four days. A task that fails because of a bug is tried
   eight times. A task that crashes its process is tried three times.
-- A request that is repeated with the same key is carried out once:
+- A client can repeat a request with the same key: only the first one adds a task.
       curl -X POST -H 'Idempotency-Key: 1' localhost:8000/send-notification/ada@example.com
-- Finished tasks are removed after a week. Ctrl-C lets running tasks finish for ten seconds.
+- Finished tasks are removed after a week. After Ctrl-C, running tasks have ten seconds to finish.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ router = APIRouter(route_class=DurableRoute)  # commits the tasks of a route bef
 
 @router.post("/send-notification/{recipient}", status_code=202)
 async def send_notification(recipient: str, durable_tasks: DurableTasks) -> dict[str, str]:
-    """Promise a mail. Its row is on disk before the 202."""
+    """Promise a mail: its row is on disk before the 202."""
     task = durable_tasks.add_task(send_email, recipient)
     return {"id": task.id}
 
@@ -56,7 +56,7 @@ async def send_notification(recipient: str, durable_tasks: DurableTasks) -> dict
 async def read_task(task_id: str) -> Task:
     """Show how far a task is."""
     try:
-        return await afterward.queue.engine.get(task_id)
+        return await afterward.queue.get(task_id)
     except TaskNotFound as error:
         raise HTTPException(404, str(error)) from error
 

@@ -8,16 +8,15 @@
     curl -X POST localhost:8000/invoices/ada@example.com
 
 /orders: the order and the task of its mail are rows of one database, and one commit writes both.
-Kill the server at any moment (`pkill -9 -f 4_your_own_database`), and start it again: within
+Kill the server at any moment (`pkill -9 -f 'uvicorn examples.4'`), and start it again: within
 seconds every order has its mail. An order with `?in_stock=false` is refused after the task was
 added, and leaves no task.
 
 /invoices: the invoice is in a SQLite file, and the queue in another database, so no commit can
-write both. Therefore the transaction of the invoice also writes a row to an outbox table, and a
-relay moves these rows to the queue. There is a gap: the relay commits to the queue first, and then
-removes the row. If the process dies in between, the next relay queues the task again, and the mail
-is sent twice. In the opposite order, the mail would be lost. A queue on SQLite is a file of its
-own, so it needs an outbox in any case.
+write both. Instead, the transaction of the invoice also writes a row to an outbox table. A relay
+commits a task for each row, and then removes the row. The gap: if the process dies in between, the
+next relay adds the task again, and the mail is sent twice. In the opposite order it would be lost.
+A queue on SQLite is a file of its own, so it needs an outbox in any case.
 """
 
 import asyncio
@@ -57,10 +56,8 @@ async def send_email(_: Context[None], recipient: str, subject: str) -> None:
 
 afterward = Afterward(URL, tasks=[send_email], lease_seconds=5)
 invoices = sqlite3.connect("invoices.db")
-invoices.executescript("""
-    CREATE TABLE IF NOT EXISTS invoices (id INTEGER PRIMARY KEY, email TEXT);
-    CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY, recipient TEXT, subject TEXT);
-""")
+for table in ("invoices (id INTEGER PRIMARY KEY, email)", "outbox (id INTEGER PRIMARY KEY, email)"):
+    invoices.execute(f"CREATE TABLE IF NOT EXISTS {table}")
 
 
 async def relay() -> None:
@@ -69,8 +66,8 @@ async def relay() -> None:
         rows = invoices.execute("SELECT * FROM outbox ORDER BY id LIMIT 100").fetchall()
         with suppress(QueueUnavailable):  # the rows stay in the outbox until the queue takes them
             async with afterward.queue.transaction() as transaction:
-                for _, recipient, subject in rows:
-                    transaction.add_task(send_email, recipient, subject)
+                for _, email in rows:
+                    transaction.add_task(send_email, email, "Your invoice")
             # This is the gap: after a crash here, the next relay finds the rows again.
             with invoices:
                 invoices.executemany("DELETE FROM outbox WHERE id = ?", [row[:1] for row in rows])
@@ -109,4 +106,4 @@ async def write_invoice(email: str) -> None:
     """Write an invoice. Its row and its mail's row in the outbox are on disk before the 202."""
     with invoices:  # a transaction
         invoices.execute("INSERT INTO invoices VALUES (NULL, ?)", (email,))
-        invoices.execute("INSERT INTO outbox VALUES (NULL, ?, 'Your invoice')", (email,))
+        invoices.execute("INSERT INTO outbox VALUES (NULL, ?)", (email,))

@@ -36,7 +36,7 @@ async def send_email(_: Context[None], recipient: str) -> None:
 
 
 def afterward_with(*, concurrency: int) -> Afterward[None]:
-    """Connect to the queue. The API names the tasks too, because it checks their arguments."""
+    """Return the queue's object for one process. The API needs the tasks to check arguments."""
     return Afterward(URL, tasks=[send_email], concurrency=concurrency, lease_seconds=5)
 
 
@@ -54,7 +54,7 @@ router = APIRouter(route_class=DurableRoute)
 
 @router.post("/send-notification/{recipient}", status_code=202)
 async def send_notification(recipient: str, durable_tasks: DurableTasks) -> dict[str, str]:
-    """Promise a mail. PostgreSQL wakes a worker when it commits the row."""
+    """Promise a mail. PostgreSQL wakes the workers when it commits the row."""
     return {"id": durable_tasks.add_task(send_email, recipient).id}
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from fastapi.routing import APIRoute
 
 from app.main import create_app
 from app.settings import Settings
@@ -13,7 +14,7 @@ from tests.support.service import ROOT
 
 # The layers, lowest first. Packages of the same layer do not import each other.
 LAYERS = [
-    {"listening"},
+    {"listening", "queue_url"},
     {"mail", "uploads", "shutdown"},
     {"settings"},
     {"tasks", "observability"},
@@ -100,7 +101,21 @@ def test_the_docstring_of_a_package_names_its_modules(package: str) -> None:
     folder = ROOT / package
     words = set(re.findall(r"\w+", (folder / "__init__.py").read_text()))
 
-    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} <= words
+    missing = {path.stem for path in folder.glob("*.py")} - {"__init__"} - words
+    assert not missing, f"the docstring of {package}/__init__.py must list its modules"
+
+
+def test_the_app_has_the_routes_of_every_module() -> None:
+    modules = {path.stem for path in (ROOT / "app/api/routes").glob("*.py")} - {"__init__"}
+    routers = {module.rpartition(".")[2] for module in _modules_of_routes()}
+
+    assert routers == modules, "add the module to ROUTERS in app/main.py"
+
+
+def _modules_of_routes() -> set[str]:
+    """Return the names of the modules that define the app's routes."""
+    routes = create_app(Settings(_env_file=None)).routes
+    return {route.endpoint.__module__ for route in routes if isinstance(route, APIRoute)}
 
 
 def test_the_registry_has_every_durable_task() -> None:
@@ -116,7 +131,8 @@ def test_the_registry_has_every_durable_task() -> None:
         and not node.name.startswith("_")
     }
 
-    assert set(registry(Settings(_env_file=None))) == found
+    named = set(registry(Settings(_env_file=None)))
+    assert named == found, "name the task in `registry`, in app/tasks/__init__.py"
 
 
 def test_every_route_with_durable_tasks_commits_them_before_its_response() -> None:

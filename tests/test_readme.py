@@ -1,5 +1,6 @@
 """The documentation: its commands and programs work, its links and paths lead to files."""
 
+import asyncio
 import inspect
 import os
 import re
@@ -274,6 +275,28 @@ def test_the_lines_for_an_app_work(
         if "remind" in names:
             again = portal.call(names["remind"], "grace@example.com")
             assert client.get(f"/tasks/{again}").status_code == 200
+
+
+def test_the_tests_for_an_app_pass_and_show_the_error_of_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/in-your-app.md shows how to test a task alone, and from the request to its end."""
+    monkeypatch.chdir(tmp_path)
+    program = "".join(TO_RUN.findall(PAGES["docs/in-your-app.md"]))
+    names: dict[str, Any] = {"__name__": "program"}
+    monkeypatch.setitem(sys.modules, "program", ModuleType("program"))  # for dataclasses
+    exec(compile(program, "program", "exec", dont_inherit=True), names)
+
+    asyncio.run(names["test_the_result_has_the_id_of_the_task"]())
+    names["test_an_order_sends_a_mail"]()
+
+    def print_no_mail(*words: str) -> None:
+        assert words[0] != "mail from", "a bug"
+
+    monkeypatch.setitem(names, "print", print_no_mail)
+    with pytest.raises(AssertionError, match="a bug") as raised:
+        names["test_an_order_sends_a_mail"]()
+    assert "send_email" in [entry.name for entry in raised.traceback]
 
 
 def test_the_table_of_settings_names_every_setting() -> None:

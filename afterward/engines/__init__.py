@@ -28,13 +28,13 @@ def open_engine(url: str) -> Engine:
 
         path = url.removeprefix("sqlite:///")
         if path in {"", ":memory:"}:
-            raise CannotStart(f"QUEUE_URL: {url} names no file, and tasks must survive a crash")
+            raise CannotStart(f"{url} names no file, and tasks must survive a crash")
         return SQLite(Path(path))
     if url.startswith(_POSTGRESQL):
         with _explain_missing_package():
             from afterward.engines.postgres.engine import Postgres
         return Postgres(url)
-    raise CannotStart(f"QUEUE_URL names no known database: {url.partition(':')[0]!r}")
+    raise CannotStart(f"the URL names no known database: {url.partition(':')[0]!r}")
 
 
 async def make_tables(url: str) -> None:
@@ -55,6 +55,6 @@ def _explain_missing_package() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise CannotStart(
-            f"QUEUE_URL: PostgreSQL needs {error.name}: "
+            f"PostgreSQL needs {error.name}: "
             "run pip install '.[postgres]' in a checkout of this project"
         ) from error

@@ -8,7 +8,7 @@
 
 route         DurableRoute, which commits between a route's return and its response
 unit_of_work  DurableTasks, the tasks that a request collects, and its idempotency key
-idempotency   reads the key, and finds the response to an earlier request with it
+idempotency   reads the key, and makes the response to store, or to repeat
 """
 
 from afterward.fastapi.idempotency import IdempotencyKeyReused

@@ -1,4 +1,4 @@
-"""Idempotency keys: a repeated request is carried out once, and gets the first response again.
+"""Idempotency keys: a repeated request queues nothing more, and gets the first response again.
 
 The header is described in draft-ietf-httpapi-idempotency-key-header. A client that got no response
 sends its request again with the same key. So it cannot queue the tasks of one request twice.
@@ -13,6 +13,7 @@ from starlette.types import Scope
 
 from afterward.task import Answer
 
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")
 # 1 to 255 visible ASCII characters, bare or as a quoted string.
 _KEY = re.compile(r'"([!#-~]{1,255})"|([!#-~][!-~]{0,254})')
 
@@ -25,14 +26,16 @@ class IdempotencyKeyReused(HTTPException):
 
 
 def read_key(request: Request, client: str) -> str | None:
-    """Return the request's idempotency key, None if it has none.
+    """Return the request's idempotency key under its client's name; None if it has no key.
 
-    Two clients may use the same key, so the result begins with the client's name and a space.
-    Neither name nor key can contain a space. Raises HTTPException 400 for a malformed header.
+    Two clients may use the same key. So the result is "CLIENT KEY", or "KEY" where `client` is
+    empty. A safe method (RFC 9110, section 9.2.1) changes nothing, so its header is ignored. Raises
+    HTTPException 400 for a malformed header.
     """
     header = request.headers.get("idempotency-key")
-    if header is None:
+    if header is None or request.method in _SAFE_METHODS:
         return None
+    # The key cannot contain a space, so the last space of the result ends the client's name.
     match = _KEY.fullmatch(header)
     if match is None:
         raise HTTPException(
@@ -46,8 +49,10 @@ def answer_to_store(
 ) -> Answer:
     """Return the response in the form in which it is stored beside the tasks.
 
-    `body` is the request's body, or a digest of it. The fingerprint tells whether a later request
-    with this key is the same request.
+    `body` is the body of the request, or a digest of it. `now` is in seconds since the epoch. The
+    answer has the body of the response, which must be UTF-8, and its Location, but no other header.
+    It also has a fingerprint of the request: the SHA-256 of its method, path, query and body. A
+    later request with this key is a repetition if it has the same fingerprint.
     """
     asked = f"{request.method} {_route_path(request.scope)}?{request.url.query}\n".encode()
     return Answer(
@@ -60,7 +65,7 @@ def answer_to_store(
 
 
 def replay(answer: Answer) -> Response:
-    """Return the stored response, marked with `Idempotency-Replay: true`."""
+    """Return the stored body and Location as a JSON response with `Idempotency-Replay: true`."""
     headers = {"Idempotency-Replay": "true"}
     if answer.location:
         headers["Location"] = answer.location

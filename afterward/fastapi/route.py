@@ -15,12 +15,12 @@ class DurableRoute(APIRoute):
     """Commits the tasks that a route has added to `durable_tasks`, then lets FastAPI respond.
 
     FastAPI calls the handler below, and sends the response that the handler returns. So if the
-    commit fails, no 202 is sent. A dependency of function scope could commit at the same moment,
-    but it takes a fifth of the time of a request. Nor does it see the response, which must be
-    stored for a repeated Idempotency-Key.
+    commit fails, no 202 is sent. A `yield` dependency with `scope="function"` could commit at the
+    same moment. But it makes a request slower by a quarter (60 us on top of 240 us), and it does
+    not see the response, which must be stored for repetitions of the same Idempotency-Key.
 
-    If the database refuses, the client gets 503 with Retry-After, unless the app has an exception
-    handler of its own for QueueUnavailable.
+    After a QueueUnavailable, the client gets 503 with Retry-After, unless the app has an exception
+    handler of its own for the error: for QueueUnavailable, a subclass of it, or QueueError.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -30,6 +30,7 @@ class DurableRoute(APIRoute):
         async def handle_and_commit(request: Request) -> Response:
             durable_tasks = RequestUnitOfWork(request)
             request.scope["state"]["durable_tasks"] = durable_tasks
+            # Outside the `try`, because after its 409 the key belongs to the other request.
             durable_tasks.hold_key()
             try:
                 response = await handle(request)

@@ -16,11 +16,11 @@ from afterward.errors import (
 )
 from afterward.fastapi.idempotency import IdempotencyKeyReused, answer_to_store, read_key, replay
 from afterward.queue import Queue
-from afterward.task import Answer, Task
+from afterward.task import Answer, Task, Writes
 from afterward.unit_of_work import UnitOfWork
 
-# Except for CommitUnknown, which is a QueueUnavailable, these errors of a commit say that nothing
-# was written.
+# After these errors of a commit, nothing was written. After CommitUnknown, which extends
+# QueueUnavailable, everything may be written, so its handler stands before theirs.
 _NOTHING_WRITTEN = (QueueUnavailable, RecordNotFound, TaskNotFound, TaskNotGivenUp)
 
 _NO_QUEUE = (
@@ -45,9 +45,9 @@ _NO_STORABLE_RESPONSE = (
 class RequestUnitOfWork(UnitOfWork[Any]):
     """Collects the durable tasks of a request. DurableRoute commits it once the route has returned.
 
-    The tasks belong to `request.state.client`, and their log lines name `request.state.request_id`,
-    where a middleware has set these to texts. Raises RuntimeError without a queue, HTTPException
-    400 for a malformed idempotency key.
+    A middleware may set `request.state.client` and `request.state.request_id` to a str. Then the
+    tasks belong to this client, and their log lines name this request id. Raises RuntimeError
+    without a queue, HTTPException 400 for a malformed idempotency key.
     """
 
     # This object keeps no reference to the request, because the request's state already refers to
@@ -75,7 +75,7 @@ class RequestUnitOfWork(UnitOfWork[Any]):
         """
 
     def retry_task(self, task: Task) -> None:
-        """Let the commit queue a failed or cancelled task again, instead of new tasks."""
+        """Let the commit queue a failed or cancelled task again, and nothing else."""
         self._retried = task
 
     def hold_key(self) -> None:
@@ -99,21 +99,25 @@ class RequestUnitOfWork(UnitOfWork[Any]):
             self._queue.keys_in_flight.discard(self._key)
 
     async def commit(self, request: Request, response: Response) -> Response:
-        """Write the collected tasks, and the response too if the request has a key.
+        """Write all that was collected, and the response too if the request has a key.
 
-        Returns the response to send. For a repeated request that is the first response, and nothing
-        is written. Raises IdempotencyKeyReused if the key came with another request, and
-        QueueUnavailable if the database refuses. `may_be_written` tells whether the commit may have
-        succeeded all the same.
+        Returns the response to send. For a repeated request, this is the stored first response, and
+        nothing is written. Raises IdempotencyKeyReused if an earlier, different request had the
+        same key; BacklogFull, QueueUnavailable, RecordNotFound, TaskNotFound and TaskNotGivenUp as
+        `Queue.commit` and `Queue.retry` do; ValueError for a retry together with new tasks or
+        records; RuntimeError for a response that cannot be stored. `may_be_written` tells whether
+        the commit may have succeeded in spite of an error.
         """
         if response.status_code == HTTPStatus.ACCEPTED:
             self._set_location(response)
         answer = None if self._key is None else await self._answer(self._key, request, response)
         writes = self.collected(answer)
+        if self._retried is not None and writes != Writes(answer=answer):
+            raise ValueError("a retry is a transaction of its own: add the new tasks in another")
         self.may_be_written = True
         try:
             if self._retried is not None:
-                await self._queue.retry(self._retried, writes)
+                await self._queue.retry(self._retried, answer)
             else:
                 await self._queue.commit(writes)
         except KeyTaken as taken:
@@ -121,8 +125,10 @@ class RequestUnitOfWork(UnitOfWork[Any]):
             if answer is not None and taken.answer.fingerprint == answer.fingerprint:
                 return replay(taken.answer)
             raise IdempotencyKeyReused from None
-        except _NOTHING_WRITTEN as error:
-            self.may_be_written = isinstance(error, CommitUnknown)
+        except CommitUnknown:
+            raise  # `may_be_written` stays True
+        except _NOTHING_WRITTEN:
+            self.may_be_written = False
             raise
         return response
 
@@ -136,6 +142,7 @@ class RequestUnitOfWork(UnitOfWork[Any]):
             response.headers["Location"] = f"/tasks/{queued[0].id}"
 
     async def _answer(self, key: str, request: Request, response: Response) -> Answer | None:
+        """Return the response in the form in which it is stored; None if it is no 202."""
         if response.status_code != HTTPStatus.ACCEPTED:  # only a 202 is repeated
             return None
         if not isinstance(getattr(response, "body", None), bytes | memoryview):
@@ -148,7 +155,8 @@ class RequestUnitOfWork(UnitOfWork[Any]):
 
 
 def _text(state: dict[str, Any], name: str) -> str:
-    """Return a text of the state, else "": apps often keep an HTTP client in `state.client`."""
+    """Return a value of the state if it is a str, else ""."""
+    # An app may use the name for something else: `state.client` is often an HTTP client.
     value = state.get(name)
     return value if isinstance(value, str) else ""
 
@@ -161,4 +169,8 @@ async def _unit_of_work_of(request: Request) -> RequestUnitOfWork:
 
 
 DurableTasks = Annotated[RequestUnitOfWork, Depends(_unit_of_work_of)]
-"""The type of a route's parameter `durable_tasks`."""
+"""The type of a route's parameter `durable_tasks`.
+
+The commit comes before the exits of dependencies with `yield`: if one raises an error, the tasks
+are committed all the same.
+"""

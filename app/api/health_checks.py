@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from afterward.engine import Engine
-from afterward.errors import QueueError
+from afterward.errors import QueueDamaged, QueueError
 from app.mail.smtp import Mailer
 from app.uploads.store import Store
 
@@ -25,6 +25,7 @@ class Passed:
     """The results of the checks: True if the check has passed."""
 
     database: bool
+    database_is_damaged: bool
     uploads: bool
     smtp: bool
 
@@ -37,22 +38,25 @@ class Health:
     """
 
     def __init__(self, engine: Engine, uploads: Store, mailer: Mailer) -> None:
-        self._database = CachedCheck(lambda: _succeeds(engine.check()))
+        self._engine = engine
+        self._database_is_damaged = False
+        self._database = CachedCheck(self._check_database)
         self._uploads = CachedCheck(lambda: uploads.check())  # noqa: PLW0108
         self._smtp = CachedCheck(lambda: mailer.check())  # noqa: PLW0108
 
     async def check(self) -> Passed:
         """Run the checks, or return their results of the last second."""
         checks = (self._database.passes(), self._uploads.passes(), self._smtp.passes())
-        return Passed(*await asyncio.gather(*checks))
+        database, uploads, smtp = await asyncio.gather(*checks)
+        return Passed(database, self._database_is_damaged, uploads, smtp)
 
-
-async def _succeeds(check: Awaitable[None]) -> bool:
-    try:
-        await check
-    except QueueError:
-        return False
-    return True
+    async def _check_database(self) -> bool:
+        try:
+            await self._engine.check()
+        except QueueError as error:
+            self._database_is_damaged = isinstance(error, QueueDamaged)
+            return False
+        return True
 
 
 class CachedCheck:

@@ -17,7 +17,7 @@ _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "A repeated request with the same key is not carried out again, but gets the "
+    "description": "A repeated request with the same key queues nothing more, and gets the "
     "first response. 1 to 255 visible ASCII characters, quoted or bare; kept for 24 hours.",
     "schema": {"type": "string", "pattern": r'^("[!#-~]{1,255}"|[!#-~][!-~]{0,254})$'},
 }
@@ -43,8 +43,8 @@ EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 def without_turn(endpoint: EndpointT) -> EndpointT:
     """Decorate a route: its requests are answered at once, without a turn.
 
-    Use it for routes that queue nothing, and for routes that may wait long for something else than
-    the database.
+    Use it for routes that queue nothing, and for routes that may wait long, but not for the
+    database.
     """
     setattr(endpoint, _WITHOUT_TURN, True)
     return endpoint

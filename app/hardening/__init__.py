@@ -28,8 +28,8 @@ def harden(app: FastAPI, settings: Settings) -> None:
     """Attach the protection to an app that app.main has made.
 
     The checks run inside the app's own middleware, because that gives each request an id and a
-    state, and each refusal its headers. CORS comes outside, because a browser's preflight request
-    carries no API key, and because a script may read an error only with CORS headers.
+    state, and each refusal its headers. CORS runs outside of it, because a browser's preflight
+    request carries no API key, and because a script may read an error only with CORS headers.
     """
     keys = _api_keys(settings)
     rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None

@@ -83,8 +83,8 @@ class RateLimit:
 class Quota:
     """The state of a client's rate limit after a request.
 
-    `allowed` tells whether this request is within the limit, `seconds` when more are, and `headers`
-    tell both to the client.
+    `allowed` tells whether this request is within the limit. After `seconds`, the client may send
+    more requests. `headers` tell the client how many requests are left, and these seconds.
     """
 
     allowed: bool

@@ -68,6 +68,7 @@ class Catcher:
         """Stop listening, and close every connection. Does nothing if it was not started."""
         for server in self._servers:
             server.close()
+        # Closing a server leaves its connections open, and wait_closed would wait for them.
         for session in self._sessions:
             if session.transport is not None:
                 cast(asyncio.Transport, session.transport).abort()

@@ -46,9 +46,7 @@ def configure_logging(level: str, form: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    # aiosmtpd logs each command of a client, and python_multipart each malformed form.
-    logging.getLogger("mail.log").setLevel(logging.WARNING)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    logging.getLogger("mail.log").setLevel(logging.WARNING)  # aiosmtpd logs each command at INFO
 
 
 class _Lossy:

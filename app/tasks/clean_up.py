@@ -10,7 +10,7 @@ from afterward.queue import Queue
 from afterward.retention import raise_if_cancelled, remove_old
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
-from app.uploads.store import Store, StoreError
+from app.uploads.store import Store, StoreError, reason_of
 
 DAY = 24 * 3600.0
 EVERY_SECONDS = 10.0
@@ -64,7 +64,7 @@ async def _run_step(step: Awaitable[object]) -> None:
     try:
         await step
     except (QueueError, StoreError) as error:
-        log.warning("clean-up put off", error=str(error))
+        log.warning("clean-up put off", error=str(error), reason=reason_of(error))
     except Exception:
         log.exception("clean-up failed")
     raise_if_cancelled()

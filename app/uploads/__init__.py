@@ -3,10 +3,10 @@
     multipart   reads the one file of a form while the body arrives
     transfer_encoding
                 decodes base64 and quoted-printable while the file arrives
-    names       the name and the media type of a file, neither of which the client can be trusted on
+    names       checks the name and the media type of a file, because the client may send any
     store       the protocol of every store, and its errors
     open_store  opens the store that a URL names
-    incoming    writes a stream into a store: counts it, hashes it, and keeps all of it or nothing
+    incoming    writes a stream into a store, counts and hashes it, and keeps all of it or nothing
     local       a store in a directory of this machine
     s3          a store in a bucket
     pictures    makes thumbnails in a child process

@@ -37,6 +37,7 @@ from app.uploads.store import (
     StoreFull,
     StoreUnavailable,
     checked_id,
+    reason_of,
 )
 
 _INCOMING_NAME = re.compile(r"[0-9a-f]{32}")
@@ -165,7 +166,7 @@ class LocalStore:
         except OSError as error:
             if path.name not in self._logged:
                 self._logged.add(path.name)
-                log.warning("cannot be swept", path=str(path), reason=error.strerror)
+                log.warning("cannot be swept", path=str(path), reason=reason_of(error))
             return False
         log.info("half-written upload removed", file=path.name)
         return True

@@ -4,93 +4,42 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, header_unquote
 
 from app.uploads.names import display_name, extended_value, with_charset
-from app.uploads.transfer_encoding import ENCODED_AT_MOST, Decoder, decoded, decoder_for
+from app.uploads.transfer_encoding import ENCODED_AT_MOST, decoded, decoder_for
 
 FIELD = "file"
 
-OVERHEAD_BYTES = 64 * 1024  # of a form around its file: more than all headers and boundaries need
 MAX_HEADERS = 8  # of a part
 MAX_HEADER_BYTES = 4096
-# Bytes before the first part, after the last part, or of padding after a boundary.
-MAX_AROUND = 4096
-# Lines that begin like a delimiter and are none, such as `--Xy` with the boundary `X`. RFC 2046,
-# section 5.1.1, forbids them. Each costs the parser as much time as a kilobyte of other content.
-MAX_LOOKALIKES = 1000
+# Bytes of a form that are not content of its file: headers, delimiters, and text after the last
+# part. The headers of a part need at most half of it.
+OVERHEAD_BYTES = 64 * 1024
 
-# RFC 2046, section 5.1.1. No boundary contains a CR; `_may_be_split` relies on it.
-_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
-
-# Finds `filename*` in a Content-Disposition header. The first alternative skips quoted strings.
-_EXTENDED_FILENAME = re.compile(
-    rb'"(?:[^"\\]|\\.)*+"?|;[ \t]*filename\*[ \t]*=[ \t]*([^;]*)', re.IGNORECASE | re.DOTALL
-)
+# RFC 2046, section 5.1.1.
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 
 # RFC 6838, section 4.2.
-_NAME = rb"[0-9a-z][0-9a-z!#$&^_.+-]{0,126}"
-_MEDIA_TYPE = re.compile(_NAME + rb"/" + _NAME)
+_NAME = r"[0-9a-z][0-9a-z!#$&^_.+-]{0,126}"
+_MEDIA_TYPE = re.compile(rf"{_NAME}/{_NAME}")
+
+# A parameter of a header, such as `; name="file"`. Its value is a quoted string, or ends at the
+# next semicolon. The third group is the text between a quoted string and the next semicolon. No
+# part of a match is searched twice, so the time is linear.
+_PARAMETER = re.compile(
+    r';[ \t]*+([^\s;="]*+)[ \t]*+=[ \t]*+("(?:[^"\\]|\\.)*+"|[^;]*+)([^;]*+)', re.DOTALL
+)
+_END_OF_HEADERS = b"\r\n\r\n"
+_BARE_LINE_BREAK = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+
+# A part begins with a MultipartSegment. Pieces of its content follow, and then None.
+_Events = AsyncIterator[MultipartSegment | bytes | None]
 
 
 def largest_form(size: int) -> int:
     """Return the largest size in bytes of a form with a file of `size` bytes, in any encoding."""
     return ENCODED_AT_MOST * size + OVERHEAD_BYTES
-
-
-async def file_part(
-    content_type: str, body: AsyncIterator[bytes]
-) -> tuple["PartInfo", AsyncIterator[bytes]]:
-    """Read a form up to its file. Return a description of the file and an iterator over its bytes.
-
-    The form must have one part, named `file`, and no other. The iterator decodes a
-    Content-Transfer-Encoding (RFC 7578, section 4.7). It also reads the rest of the form after the
-    file, and raises if that is malformed. So the caller must discard the file unless the iterator
-    ends without an error.
-
-    Args:
-        content_type: the request's Content-Type header.
-        body: the chunks of the request's body as they arrive.
-
-    This function and the iterator raise NotMultipart, MalformedMultipart, InvalidForm,
-    UnknownEncoding and MalformedEncoding.
-    """
-    form = _Form(_boundary(content_type))
-    # 1. Parse chunks until the headers of the file are complete. The last of these chunks may
-    # contain the first bytes of the file; the parser keeps them for step 2.
-    async for chunk in body:
-        form.feed(chunk)
-        if form.file is not None:
-            # 2. Let the caller read the rest, one chunk at a time.
-            content = _content(form, body)
-            if form.decoder is not None:
-                content = decoded(content, form.decoder)
-            return form.file, content
-    form.check_complete()
-    raise InvalidForm(f"/{FIELD}", "this field is required")
-
-
-async def _content(form: "_Form", body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the bytes of the file, then check that the form is complete."""
-    for piece in form.take_pieces():
-        yield piece
-    async for chunk in body:
-        form.feed(chunk)
-        for piece in form.take_pieces():
-            yield piece
-    form.check_complete()
-
-
-def _boundary(content_type: str) -> bytes:
-    """Return the boundary that a Content-Type header names. Raises NotMultipart."""
-    if not content_type.isascii():
-        raise NotMultipart
-    media_type, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary", b"")
-    if media_type != b"multipart/form-data" or not _BOUNDARY.fullmatch(boundary):
-        raise NotMultipart
-    return boundary
 
 
 @dataclass(frozen=True)
@@ -109,8 +58,41 @@ class PartInfo:
     is_encoded: bool = False
 
 
-class _Form:
-    """Parses a form chunk by chunk, and checks it.
+async def file_part(
+    content_type: str, body: AsyncIterator[bytes]
+) -> tuple[PartInfo, AsyncIterator[bytes]]:
+    """Read a form up to its file. Return a description of the file and an iterator over its bytes.
+
+    The form must have one part, named `file`, and no other. The iterator decodes a
+    Content-Transfer-Encoding (RFC 7578, section 4.7). It also reads the rest of the form after the
+    file, and raises if that is malformed. So the caller must discard the file unless the iterator
+    ends without an error.
+
+    Args:
+        content_type: the request's Content-Type header.
+        body: the chunks of the request's body as they arrive.
+
+    This function and the iterator raise NotMultipart, MalformedMultipart, InvalidForm,
+    UnknownEncoding and MalformedEncoding.
+    """
+    events = _events(_boundary(content_type), body)
+    async for event in events:
+        if isinstance(event, MultipartSegment):
+            headers = _headers(event)
+            disposition = _disposition(headers)
+            decoder = decoder_for(headers)
+            info = PartInfo(
+                _filename(disposition),
+                _declared_type(headers.get("content-type", "")),
+                is_encoded=decoder is not None,
+            )
+            content = _content(events)
+            return info, content if decoder is None else decoded(content, decoder)
+    raise InvalidForm(f"/{FIELD}", "this field is required")
+
+
+async def _events(boundary: str, body: AsyncIterator[bytes]) -> _Events:
+    """Parse a form while it arrives. Raises MalformedMultipart.
 
     For example, with the boundary `X` and one file of 5 bytes, a form looks like this:
 
@@ -121,152 +103,136 @@ class _Form:
         Hello
         --X--
 
-    The parser of python-multipart calls the methods below for each of its parts. It searches every
-    byte for the delimiter, here `CR LF --X`. A large file consists almost only of chunks without
-    one, and those do not go through the parser; see `feed`.
-
-    Args:
-        boundary: the separator of the form's parts.
+    It yields a MultipartSegment with the two headers, then b"Hello", then None. A large file
+    arrives in many chunks, and almost every chunk is yielded as it is.
     """
-
-    def __init__(self, boundary: bytes) -> None:
-        self.file: PartInfo | None = None
-        self.decoder: Decoder | None = None
-        self._pieces: list[bytes] = []  # of the file, until the caller takes them
-        self._headers: dict[bytes, bytes] = {}  # of the part
-        self._name = self._value = b""  # of the header that is being parsed
-        self._begun = False  # whether the first part has begun
-        self._ended = False  # whether the closing delimiter has arrived
-        # Whether the parser is within the content of the file and has not kept back the last bytes
-        # of a chunk, which could be the beginning of a delimiter.
-        self._within_content = False
-        self._around = 0  # bytes of padding since the last content; see MAX_AROUND
-        self._lookalikes = 0  # lines that begin with the delimiter; real delimiters count too
-        self._delimiter = b"\r\n--" + boundary
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._begin_part,
-                "on_header_field": self._add_to_header_name,
-                "on_header_value": self._add_to_header_value,
-                "on_header_end": self._end_header,
-                "on_headers_finished": self._end_headers,
-                "on_part_data": self._add_piece,
-                "on_end": self._end_form,
-            },
-            max_header_count=MAX_HEADERS,
-            max_header_size=MAX_HEADER_BYTES,
-        )
-
-    def feed(self, chunk: bytes) -> None:
-        """Parse the next chunk of the body.
-
-        For example, a file of 10 MiB arrives in chunks of 64 KiB. The first chunk has the headers
-        and goes through the parser, and so does the last one with the final delimiter. Every chunk
-        between them is searched once for the delimiter, by `bytes.count`, and is content.
-
-        Raises MalformedMultipart, InvalidForm or UnknownEncoding.
-        """
-        had_file, had_ended = self.file is not None, self._ended
-        # 1. Count delimiters and lines that look like one, and refuse too many.
-        found = chunk.count(self._delimiter)
-        self._lookalikes += found
-        if self._lookalikes > MAX_LOOKALIKES:
-            raise MalformedMultipart
-        # 2. If the chunk can only be content, take it as it is. Otherwise, parse it.
-        is_plain = not found and not self._may_be_split(chunk)
-        if is_plain and self._within_content:
-            self._pieces.append(chunk)
-        else:
-            self._parse(chunk)
-            self._within_content = is_plain and bool(self._pieces)
-        # 3. Count bytes around the content, and refuse too many. A form may be four times as large
-        # as the largest file (see `largest_form`), and all of it could be padding.
-        if had_ended or not self._begun or (had_file and not self._pieces):
-            self._around += len(chunk)
-            if self._around > MAX_AROUND:
+    # Latin-1 decodes any byte, so that a name that is not UTF-8 is no error. See `_text`.
+    parser = PushMultipartParser(
+        boundary,
+        max_header_size=MAX_HEADER_BYTES,
+        max_header_count=MAX_HEADERS,
+        header_charset="latin-1",
+    )
+    overhead = 0
+    try:
+        async for chunk in _head_first(b"--" + boundary.encode(), body):
+            overhead += len(chunk)
+            # The parser would take an empty chunk for the end of the body.
+            for event in parser.parse(chunk) if chunk else ():
+                overhead -= len(event) if isinstance(event, bytes) else 0
+                yield event
+            # A form may be four times as large as the largest file (see `largest_form`).
+            if overhead > OVERHEAD_BYTES:
                 raise MalformedMultipart
-        elif had_file:
-            self._around = 0
+        parser.close()  # raises if the closing delimiter is missing
+    except MultipartError as error:
+        raise MalformedMultipart from error
 
-    def take_pieces(self) -> list[bytes]:
-        """Return the pieces of the file that were found since the last call."""
-        pieces, self._pieces = self._pieces, []
-        return pieces
 
-    def check_complete(self) -> None:
-        """Raise MalformedMultipart unless the closing delimiter has arrived."""
-        if not self._ended:
-            raise MalformedMultipart
+async def _head_first(delimiter: bytes, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the form up to the end of the first part's headers, then the rest as it arrives.
 
-    def _may_be_split(self, chunk: bytes) -> bool:
-        """Return whether a delimiter may begin at the end of this chunk and end in the next.
+    The parser takes the start of a chunk for the start of a line, and looks for a bare LF only in
+    headers that are not complete. It gets the head in one chunk, so that the answer does not
+    depend on the chunks of the body. Raises MalformedMultipart if text precedes the delimiter, or
+    the head has a CR or LF alone.
+    """
+    head, end = bytearray(), -1
+    async for chunk in body:
+        head += chunk
+        # The end of the headers may have begun in the chunk before.
+        end = head.find(_END_OF_HEADERS, max(0, len(head) - len(chunk) - len(_END_OF_HEADERS) + 1))
+        if end >= 0 or len(head) > OVERHEAD_BYTES:
+            break
+    # RFC 2046, section 5.1.1, allows a preamble here. No browser or client sends one in form-data.
+    if not head.removeprefix(b"\r\n").startswith(delimiter):
+        raise MalformedMultipart
+    size = len(head) if end < 0 else end + len(_END_OF_HEADERS)
+    # A CR or LF alone begins another header for some programs, and two end the headers.
+    if _BARE_LINE_BREAK.search(head, 0, size):
+        raise MalformedMultipart
+    yield bytes(head[:size])
+    yield bytes(head[size:])
+    async for chunk in body:
+        yield chunk
 
-        For example, with the delimiter `CR LF --X`, a chunk may end with `CR LF -`. A delimiter has
-        a CR only at its start, so only the last CR of the chunk counts.
-        """
-        start = chunk.rfind(b"\r", -len(self._delimiter))
-        return start >= 0 and self._delimiter.startswith(chunk[start:])
 
-    def _parse(self, chunk: bytes) -> None:
-        try:
-            self._parser.write(chunk)
-        except MultipartParseError as error:
-            raise MalformedMultipart from error
-
-    def _begin_part(self) -> None:
-        self._begun, self._around = True, 0
-        self._headers = {}
-
-    def _add_to_header_name(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
-
-    def _add_to_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _end_header(self) -> None:
-        name, value = self._name.lower(), self._value
-        self._name = self._value = b""
-        # Of two headers with the same name, some programs use the first and some the last.
-        if name in self._headers:
-            raise MalformedMultipart
-        self._headers[name] = value
-
-    def _end_headers(self) -> None:
-        """Check the headers of a part, which must be the one file."""
-        header = self._headers.get(b"content-disposition", b"")
-        disposition, options = parse_options_header(header)
-        if disposition != b"form-data" or b"name" not in options:
-            raise MalformedMultipart
-        if options[b"name"] != FIELD.encode():
-            raise InvalidForm("", f"the form takes the field '{FIELD}' and no other")
-        if self.file is not None:
+async def _content(events: _Events) -> AsyncIterator[bytes]:
+    """Yield the content of the file, and read the rest of the form. Refuse another part."""
+    async for event in events:
+        if isinstance(event, MultipartSegment):
+            _disposition(_headers(event))
             raise InvalidForm(f"/{FIELD}", "only one file can be uploaded at a time")
-        self.decoder = decoder_for(self._headers)
-        self.file = PartInfo(
-            _filename(header, options.get(b"filename", b"")),
-            _declared_type(self._headers.get(b"content-type", b"")),
-            is_encoded=self.decoder is not None,
-        )
-
-    def _add_piece(self, data: bytes, start: int, end: int) -> None:
-        self._pieces.append(data[start:end])
-
-    def _end_form(self) -> None:
-        self._ended = True
+        if event is not None:
+            yield event
 
 
-def _filename(header: bytes, plain: bytes) -> str:
+def _boundary(content_type: str) -> str:
+    """Return the boundary that a Content-Type header names. Raises NotMultipart."""
+    try:
+        media_type, parameters = _parsed(content_type)
+    except MalformedMultipart:
+        raise NotMultipart from None
+    boundary = parameters.get("boundary", "")
+    if media_type != "multipart/form-data" or not _BOUNDARY.fullmatch(boundary):
+        raise NotMultipart
+    return boundary
+
+
+def _headers(part: MultipartSegment) -> dict[str, str]:
+    """Return the headers of a part, with names in lower case. Raises MalformedMultipart."""
+    headers = {name.lower(): value for name, value in part.headerlist}
+    # Of two headers with the same name, some programs use the first and some the last.
+    if len(headers) < len(part.headerlist):
+        raise MalformedMultipart
+    return headers
+
+
+def _disposition(headers: dict[str, str]) -> dict[str, str]:
+    """Return the parameters of a part's Content-Disposition. Refuse any part but the file."""
+    _, parameters = _parsed(headers["content-disposition"])
+    if "name" not in parameters:
+        raise MalformedMultipart
+    if parameters["name"] != FIELD:
+        raise InvalidForm("", f"the form takes the field '{FIELD}' and no other")
+    return parameters
+
+
+def _parsed(header: str) -> tuple[str, dict[str, str]]:
+    """Split a header into its value and its parameters, both names in lower case.
+
+    Raises MalformedMultipart if a parameter occurs twice, because some programs use the first and
+    some the last, and if text follows a quoted string, as in `name="file"x`.
+
+    Not by `multipart.parse_options_header`, which cuts a value without quotes at the first space
+    or bracket: it reads `filename=a (1).txt` as "a".
+    """
+    matches = list(_PARAMETER.finditer(header))
+    found = {match[1].lower(): match[2].rstrip(" \t") for match in matches}
+    if len(found) < len(matches) or any(match[3].strip(" \t") for match in matches):
+        raise MalformedMultipart
+    return header.partition(";")[0].strip(" \t").lower(), {
+        # An extended value, such as that of `filename*`, cannot be quoted (RFC 8187).
+        name: value if name.endswith("*") else header_unquote(value)
+        for name, value in found.items()
+    }
+
+
+def _filename(parameters: dict[str, str]) -> str:
     """Return the name to show for a file. Raises InvalidForm without a name, or with a bad one.
 
     RFC 7578, section 4.2, allows only `filename`, in UTF-8, and forbids `filename*`. But .NET sends
     both, and its `filename` is an encoded-word, so `filename*` comes first. urllib3 before 2.0
     sends `filename*` alone.
     """
-    extended = [match[1].strip() for match in _EXTENDED_FILENAME.finditer(header) if match[1]]
-    if not plain and not extended:
+    extended, plain = (
+        parameters.get(name, "").encode("latin-1") for name in ("filename*", "filename")
+    )
+    if not extended and not plain:
         raise InvalidForm(f"/{FIELD}", "no file was chosen")
-    given = [*map(extended_value, extended), _text(plain)]
+    # Browsers send `"` as %22 (WHATWG HTML, section 4.10.21.8). They also send CR as %0D and LF as
+    # %0A, which stay as they are, because a name with a line break would be refused.
+    given = [extended_value(extended), _text(plain).replace("%22", '"')]
     try:
         return display_name(*(name for name in given if name is not None))
     except ValueError as error:
@@ -281,13 +247,15 @@ def _text(name: bytes) -> str:
         return name.decode("utf-8", "replace")
 
 
-def _declared_type(header: bytes) -> str:
+def _declared_type(header: str) -> str:
     """Return the media type of a Content-Type header, or application/octet-stream."""
-    media_type, options = parse_options_header(header)
-    media_type = media_type.lower()
+    try:
+        media_type, parameters = _parsed(header)
+    except MalformedMultipart:
+        return "application/octet-stream"
     if not _MEDIA_TYPE.fullmatch(media_type):
         return "application/octet-stream"
-    return with_charset(media_type.decode(), options.get(b"charset", b"").decode("latin-1"))
+    return with_charset(media_type, parameters.get("charset", ""))
 
 
 class NotMultipart(Exception):

@@ -12,7 +12,7 @@ ENCODED_AT_MOST = 4
 # Bytes of spaces and tabs that are kept until the line ends. An encoded line has 76 characters.
 LONGEST_BLANKS = 1000
 
-_AS_IT_IS = {b"", b"7bit", b"8bit", b"binary"}
+_AS_IT_IS = {"", "7bit", "8bit", "binary"}
 
 # Spaces and tabs at the end of a line, which a mail server may have added (RFC 2045, section 6.7).
 # The lookbehind lets a match start only at the first of them. Without it the search would start at
@@ -36,21 +36,21 @@ class Decoder(Protocol):
         ...
 
 
-def decoder_for(headers: Mapping[bytes, bytes]) -> Decoder | None:
+def decoder_for(headers: Mapping[str, str]) -> Decoder | None:
     """Return a decoder for a part, or None if the part is not encoded.
 
     `headers` has lower-case names. Raises UnknownEncoding for an encoding that is not in RFC 2045,
     section 6, and for a Content-Encoding. RFC 7578, section 4.8, says to ignore a Content-Encoding,
     but then a download would return other bytes than those of the file.
     """
-    if headers.get(b"content-encoding", b"").strip(b" \t").lower() not in {b"", b"identity"}:
+    if headers.get("content-encoding", "").strip(" \t").lower() not in {"", "identity"}:
         raise UnknownEncoding
-    name = headers.get(b"content-transfer-encoding", b"").strip(b" \t").lower()
+    name = headers.get("content-transfer-encoding", "").strip(" \t").lower()
     if name in _AS_IT_IS:
         return None
-    if name == b"base64":
+    if name == "base64":
         return _Base64()
-    if name == b"quoted-printable":
+    if name == "quoted-printable":
         return _QuotedPrintable()
     raise UnknownEncoding
 

@@ -4,9 +4,13 @@ import re
 from datetime import datetime, timedelta
 
 import pytest
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
+from afterward.retry import RetryPolicy
 from app.main import create_app
+from app.settings import Settings
+from app.tasks import registry
 from tests.api.requests import COURTESIES, PROMISES, Call, problem_of, upload_of
 from tests.support.service import PATIENCE, Service, settings_in, wait_for
 from tests.support.smtp_server import SmtpServer
@@ -42,6 +46,22 @@ def is_utc(time: str) -> bool:
 # Responses to requests that queue a task.
 
 
+def test_each_route_that_answers_202_has_a_valid_request() -> None:
+    """A batch and a retry have tests of their own, in test_batches.py and test_tasks.py."""
+    paths = [call.path.partition("?")[0] for call in PROMISES + COURTESIES]
+    without_request = {
+        route.path
+        for route in create_app(Settings(_env_file=None)).routes
+        if isinstance(route, APIRoute)
+        and route.status_code == 202
+        and route.include_in_schema
+        and not any(route.path_regex.match(path) for path in paths)
+    }
+    assert without_request == {"/send-notifications", "/tasks/{task_id}/retry"}, (
+        "add a valid request for the new route to PROMISES in tests/api/requests.py"
+    )
+
+
 @each_promise
 def test_a_promise_is_answered_with_202_and_the_task(client: TestClient, call: Call) -> None:
     response = call.send(client)
@@ -62,9 +82,10 @@ def test_the_location_header_leads_to_the_task(client: TestClient, call: Call) -
     assert client.get(response.headers["location"]).json() == task
     assert task.keys() == TASK
     assert (task["attempts"], task["error"]) == (1, None)
-    # A mail, or a task of an upload, is bounded by time, and any other task by attempts.
-    by_time = call.kind in {"send_email", "save_upload"}
-    assert task["max_attempts"] == (None if by_time else 8)
+    # The bound is that of the kind's policy; tests/tasks/test_registry.py has a table of them.
+    policy = registry(Settings(_env_file=None)).policy(str(call.kind)) or RetryPolicy()
+    by_time = policy.give_up_after is not None
+    assert task["max_attempts"] == (None if by_time else policy.attempts)
     assert by_time == (task["gives_up_at"] is not None)
     assert task["created_at"] == response.json()["created_at"]
     moments = [task[name] for name in ("created_at", "started_at", "finished_at")]

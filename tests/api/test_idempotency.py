@@ -1,4 +1,4 @@
-"""Idempotency-Key: a client that got no response repeats its request, which is carried out once."""
+"""Idempotency-Key: a client that got no response repeats its request, which queues tasks once."""
 
 import threading
 import time

@@ -170,7 +170,7 @@ def test_a_failing_start_says_why_in_one_line(
     cases = {
         "password authentication failed": url.replace(PASSWORD, "wrong-horse"),
         'database "nowhere" does not exist': mistreated.url("nowhere"),
-        "run `python -m app migrate`": mistreated.new_database(),
+        "Run `python -m app migrate`": mistreated.new_database(),
         "newer version (schema 1000": newer,
     }
     with ExitStack() as stack:

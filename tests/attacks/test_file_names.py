@@ -37,6 +37,8 @@ SHOWN = {
     b"a.txt:stream": "a.txt:stream",
     b"..%2f..%2fetc%2fpasswd": "..%2f..%2fetc%2fpasswd",
     b"%2e%2e/a": "a",
+    b"a%22b.txt": 'a"b.txt',
+    b"..%22/a": "a",
     "..\uff0f..\uff0fa".encode(): "..\uff0f..\uff0fa",
     b"CON": "CON",
     b"nul.txt": "nul.txt",

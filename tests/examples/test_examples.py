@@ -129,7 +129,7 @@ def test_the_smallest_tries_again_until_smtp_is_back(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_the_smallest_gives_up_after_eight_attempts(tmp_path: Path) -> None:
-    """Also if each of them has ended with a crash of the process."""
+    """An attempt that ends with a crash of the process counts, too."""
     with Example(tmp_path, "2_smallest") as server:
         server.post(SEND)
         until_newest(server, status="running")

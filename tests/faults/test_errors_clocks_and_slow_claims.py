@@ -1,11 +1,12 @@
 """An error without a description, a clock set back, a slow claim, and a shared store.
 
 A task that raises an error with a failing str() gets an outcome. A new task is due at once, however
-far the clock was set back. A stop during a slow claim re-queues the claimed tasks without counting
+far the clock was set back. A stop during a slow claim gives the claimed tasks back without counting
 an attempt. A clean-up removes no files of another database on the same store.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -119,7 +120,7 @@ class SlowClaims(SQLite):
         return claimed
 
 
-async def test_a_stop_during_a_slow_claim_requeues_its_tasks_without_counting_an_attempt(
+async def test_a_stop_during_a_slow_claim_gives_its_tasks_back_without_counting_an_attempt(
     tmp_path: Path, tried: Tried
 ) -> None:
     async def greet(context: Context[None]) -> None:
@@ -142,7 +143,37 @@ async def test_a_stop_during_a_slow_claim_requeues_its_tasks_without_counting_an
         ended = [await engine.get(task.id) for task in tasks]
     finally:
         await engine.stop()
-    tried("a stop during a claim of 5 tasks that takes 0.7 s", "5 re-queued, 0 attempts counted")
+    tried("a stop during a claim of 5 tasks that takes 0.7 s", "5 given back, 0 attempts counted")
+    assert [(task.status, task.attempts, task.crashes) for task in ended] == [
+        (Status.QUEUED, 0, 0)
+    ] * 5
+
+
+async def test_a_claim_that_outlasts_the_grace_is_given_back_before_the_database_closes(
+    tmp_path: Path, tried: Tried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes 1.5 s for the claim's commit, and the worker waits 1 s for the claim."""
+    engine = SQLite(tmp_path / "queue.db")
+    await engine.start()
+    queue = queue_of(engine, raise_mute, now=Clock())
+    tasks = [await promise(queue, raise_mute) for _ in range(5)]
+    commit = engine._commits._commit
+
+    def commit_slowly(*arguments: Any) -> Any:
+        results = commit(*arguments)
+        time.sleep(1.5)
+        return results
+
+    monkeypatch.setattr(engine._commits, "_commit", commit_slowly)
+    worker = Worker(queue, None, concurrency=5)
+    await worker.start()
+    await asyncio.sleep(0.05)
+    monkeypatch.setattr(engine._commits, "_commit", commit)
+    await worker.stop(grace=0)
+    await engine.stop()
+    async with opened(tmp_path / "queue.db") as engine:
+        ended = [await engine.get(task.id) for task in tasks]
+    tried("a stop with no grace during a claim of 5 tasks that takes 1.5 s", "5 re-queued")
     assert [(task.status, task.attempts, task.crashes) for task in ended] == [
         (Status.QUEUED, 0, 0)
     ] * 5

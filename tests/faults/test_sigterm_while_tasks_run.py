@@ -1,7 +1,7 @@
 """SIGTERM arrives while tasks run that take longer than the grace period.
 
-The worker re-queues them without counting an attempt. The process ends within the grace period plus
-a second, with exit code 0. After the next start every task is done.
+The worker gives them back without counting an attempt. The process ends within the grace period
+plus a second, with exit code 0. After the next start every task is done.
 """
 
 import subprocess
@@ -34,7 +34,7 @@ PLAIN = {WAITS: UVICORN, GIVES_UP: (*UVICORN, f"--timeout-graceful-shutdown={GRA
 
 
 @pytest.mark.anyio
-async def test_a_stopping_worker_requeues_unfinished_tasks(engine: Engine, clock: Clock) -> None:
+async def test_a_stopping_worker_gives_unfinished_tasks_back(engine: Engine, clock: Clock) -> None:
     """The attempt is not counted, and the task is due at once."""
     queue = queue_of(engine, wait_forever, now=clock)
     recorder = EventRecorder(queue)
@@ -73,7 +73,7 @@ def test_the_service_ends_in_time_and_loses_no_task(
     assert attempts == [1] * TASKS
 
 
-def test_a_worker_process_requeues_its_tasks_for_other_workers(
+def test_a_worker_process_gives_its_tasks_back_to_other_workers(
     tmp_path: Path, database_url: str, smtp_server: SmtpServer, tried: Tried
 ) -> None:
     """On PostgreSQL, the tasks are due at once, although the lease runs for ten more minutes."""

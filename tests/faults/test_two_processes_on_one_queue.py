@@ -54,7 +54,7 @@ def test_a_second_process_on_a_sqlite_file_refuses_to_start(
     )
     assert refused == seconds
     for process in seconds:
-        assert "SQLite serves one process; several need QUEUE_URL=postgresql" in process.log
+        assert "SQLite serves one process; several need a postgresql:// URL" in process.log
         assert "Traceback" not in process.log
     assert attempts == [1] * len(ids)
     assert len(smtp_server.received) == len(ids)

@@ -87,3 +87,20 @@ async def test_finish_waits_for_the_write_under_way() -> None:
     await write.finish()
     assert writer.batches == [[1]]
     assert await last == 2
+
+
+async def test_a_finish_that_is_cancelled_leaves_no_caller_waiting() -> None:
+    """The engine's stop waits for three seconds only, but each caller still gets its result."""
+    go_on = asyncio.Event()
+
+    async def write_slowly(items: Sequence[int]) -> Sequence[int]:
+        await go_on.wait()
+        return items
+
+    batcher = Batcher[int, int](write_slowly)
+    caller = asyncio.create_task(batcher(1))
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(batcher.finish(), 0.01)
+    go_on.set()
+    assert await asyncio.wait_for(caller, 1) == 1

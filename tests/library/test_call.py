@@ -12,6 +12,7 @@ import pytest
 
 from afterward.call import call, describe, error_as_json, with_timeout
 from afterward.errors import PermanentError, TaskError, TemporaryError, UnusableResult
+from afterward.signature import Signature
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +26,7 @@ async def test_a_function_gets_its_context_and_its_stored_arguments() -> None:
     async def greet(context: object, name: str, *, times: int) -> list[object]:
         return [context, name, times]
 
-    result = await call(greet, "context", '{"args":["Ada"],"kwargs":{"times":2}}')
+    result = await call(Signature(greet), "context", '{"args":["Ada"],"kwargs":{"times":2}}')
     assert result == '["context","Ada",2]'
 
 
@@ -41,7 +42,7 @@ async def test_arguments_that_cannot_be_read_are_a_permanent_error(arguments: st
         raise AssertionError
 
     with pytest.raises(PermanentError, match="stored arguments cannot be read"):
-        await call(never, None, arguments)
+        await call(Signature(never), None, arguments)
 
 
 async def test_arguments_that_do_not_fit_the_function_are_a_permanent_error() -> None:
@@ -51,7 +52,7 @@ async def test_arguments_that_do_not_fit_the_function_are_a_permanent_error() ->
         raise AssertionError
 
     with pytest.raises(PermanentError, match=r"do not fit: .*'to'"):
-        await call(renamed, None, '{"args":[],"kwargs":{"to":"ada@example.com"}}')
+        await call(Signature(renamed), None, '{"args":[],"kwargs":{"to":"ada@example.com"}}')
 
 
 async def test_a_type_error_inside_the_function_is_not_taken_for_wrong_arguments() -> None:
@@ -59,7 +60,7 @@ async def test_a_type_error_inside_the_function_is_not_taken_for_wrong_arguments
         raise TypeError("a bug")
 
     with pytest.raises(TypeError, match="a bug"):
-        await call(wrong, None, NO_ARGUMENTS)
+        await call(Signature(wrong), None, NO_ARGUMENTS)
 
 
 # Results
@@ -118,7 +119,7 @@ async def test_a_result_that_is_not_json_is_a_permanent_error(make: Any) -> None
         return make()
 
     with pytest.raises(UnusableResult, match="the work was done, but its result is not JSON"):
-        await call(careless, None, NO_ARGUMENTS)
+        await call(Signature(careless), None, NO_ARGUMENTS)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ async def test_a_result_is_stored_as_json(result: object, stored: str | None) ->
     async def work(_: object) -> object:
         return result
 
-    assert await call(work, None, NO_ARGUMENTS) == stored
+    assert await call(Signature(work), None, NO_ARGUMENTS) == stored
 
 
 # Time

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from afterward.registry import Registry
 from afterward.retry import RetryPolicy
 from afterward.task import Status, Task
 from afterward.unit_of_work import Context
+from afterward.worker import Worker
 from tests.library.support import EventRecorder, opened, promise, working
 from tests.support.postgres import Postgres, Sql
 
@@ -43,6 +45,11 @@ async def connect(_: Context[None], *, connection: str, function: str) -> None:
     """Has arguments that are named like those of add_task_in."""
 
 
+async def remind(_: Context[None], *, at: datetime) -> datetime:
+    """Has an argument that is not JSON by itself."""
+    return at
+
+
 async def fail(_: Context[None]) -> None:
     """Not in the registry."""
 
@@ -60,7 +67,7 @@ async def queue(database_url: str, sql: Sql) -> AsyncIterator[Queue[None]]:
 async def queue_on(url: str, **settings: Any) -> AsyncIterator[Queue[None]]:
     engine = open_engine(url)
     await engine.start()
-    yield Queue(engine, Registry(greet, connect), RetryPolicy(), **settings)
+    yield Queue(engine, Registry(greet, connect, remind), RetryPolicy(), **settings)
     await engine.stop()
 
 
@@ -280,6 +287,18 @@ async def test_arguments_may_have_any_names(queue: Queue[None], connection: Conn
     async with connection.transaction():
         task = await queue.add_task_in(connection.given, connect, connection="a", function="b")
     assert json.loads(task.arguments)["kwargs"] == {"connection": "a", "function": "b"}
+
+
+async def test_arguments_may_have_types_other_than_json(
+    queue: Queue[None], connection: Connection
+) -> None:
+    at = datetime.now(UTC)
+    async with connection.transaction():
+        task = await queue.add_task_in(connection.given, remind, at=at)
+    await Worker(queue, None).run_until_idle()
+    done = await queue.engine.get(task.id)
+    assert done.status is Status.SUCCEEDED
+    assert datetime.fromisoformat(json.loads(done.result or "")) == at
 
 
 async def test_a_worker_is_woken_by_the_commit(

@@ -603,7 +603,7 @@ async def test_crashed_tasks_are_claimed_one_at_a_time(engine: Engine) -> None:
 
 
 async def test_a_worker_never_requeues_its_own_tasks(engine: Engine) -> None:
-    """The worker lives, because it makes a claim: its heartbeat was late, no more."""
+    """A worker that makes a claim is alive: only its heartbeat is late."""
     await put(engine, a_task())
     claimed = await claim_one(engine, "worker-1")
     assert await crashed_tasks(engine, "worker-1", now=NOW + DAY) == []

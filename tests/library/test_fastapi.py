@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import pytest
 from fastapi import (
     APIRouter,
     BackgroundTasks,
+    Depends,
     FastAPI,
     Form,
     HTTPException,
@@ -20,6 +22,7 @@ from fastapi import (
 )
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
+from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
 from afterward import Afterward, Context, QueueError, QueueUnavailable, Status, Task, retention
@@ -38,6 +41,19 @@ async def send_email(context: Context[Any], recipient: str) -> str:
     return recipient
 
 
+class Letter(BaseModel):
+    """The body of a request, and the argument of its task."""
+
+    recipient: str
+    written_at: datetime
+
+
+async def send_letter(context: Context[Any], letter: Letter) -> Letter:
+    """Return the letter."""
+    context.tools.append(letter)
+    return letter
+
+
 async def wait_forever(context: Context[Any]) -> None:
     """Run until the worker stops."""
     context.tools.append("running")
@@ -47,6 +63,11 @@ async def wait_forever(context: Context[Any]) -> None:
 @router.post("/orders", status_code=202)
 async def order(recipient: str, durable_tasks: DurableTasks) -> str:
     return durable_tasks.add_task(send_email, recipient).id
+
+
+@router.post("/letters", status_code=202)
+async def letter(letter: Letter, durable_tasks: DurableTasks) -> str:
+    return durable_tasks.add_task(send_letter, letter).id
 
 
 @router.post("/newsletters", status_code=202)
@@ -62,6 +83,11 @@ async def nothing(durable_tasks: DurableTasks) -> None:
     """Add no task."""
 
 
+@router.get("/reads", status_code=202)
+async def read() -> None:
+    """Add no task, and answer as if there were one."""
+
+
 @router.post("/in-passing")
 async def in_passing(durable_tasks: DurableTasks) -> str:
     """Add a task, and answer 200: the client did not ask for it."""
@@ -75,8 +101,12 @@ async def changes_its_mind(durable_tasks: DurableTasks) -> None:
 
 
 @router.post("/retries/{task_id}", status_code=202)
-async def retry(task_id: str, request: Request, durable_tasks: DurableTasks) -> None:
-    durable_tasks.retry_task(await request.state.queue.engine.get(task_id))
+async def retry(
+    task_id: str, request: Request, durable_tasks: DurableTasks, *, and_more: bool = False
+) -> None:
+    durable_tasks.retry_task(await request.state.queue.get(task_id))
+    if and_more:
+        durable_tasks.add_task(send_email, "ada@example.com")
 
 
 @router.post("/waits", status_code=202)
@@ -110,10 +140,10 @@ class Service:
     """An app, the library in it, and the mails that were sent."""
 
     def __init__(self, directory: Path, **settings: Any) -> None:
-        self.sent: list[str] = []
+        self.sent: list[Any] = []
         self.afterward = Afterward(
             f"sqlite:///{directory}/queue.db",
-            tasks=[send_email, wait_forever],
+            tasks=[send_email, send_letter, wait_forever],
             tools=self.sent,
             **settings,
         )
@@ -181,6 +211,16 @@ def test_a_task_runs(tmp_path: Path) -> None:
     assert service.sent == ["ada@example.com"]
 
 
+def test_a_model_reaches_the_task_as_a_model(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    letter = Letter(recipient="ada@example.com", written_at=datetime.now(UTC))
+    with TestClient(service.app) as client:
+        task_id = client.post("/letters", json=letter.model_dump(mode="json")).json()
+        until(lambda: service.read(client, task_id).status is Status.SUCCEEDED)
+        assert service.read(client, task_id).result == letter.model_dump_json()
+    assert service.sent == [letter]
+
+
 def test_a_request_that_fails_leaves_no_task(idle: Service, client: TestClient) -> None:
     response = client.post("/changes-its-mind")
     assert response.status_code == 404
@@ -204,6 +244,15 @@ def test_a_task_can_be_retried(idle: Service, client: TestClient) -> None:
     response = client.post(f"/retries/{task_id}")
     assert response.headers["Location"] == f"/tasks/{task_id}"
     assert idle.read(client, task_id).status is Status.QUEUED
+
+
+def test_a_retry_is_a_transaction_of_its_own(idle: Service, client: TestClient) -> None:
+    task_id = client.post("/orders?recipient=ada@example.com").json()
+    assert client.portal is not None
+    client.portal.call(idle.afterward.queue.cancel, task_id)
+    with pytest.raises(ValueError, match="a transaction of its own"):
+        client.post(f"/retries/{task_id}?and_more=true")
+    assert idle.read(client, task_id).status is Status.CANCELLED
 
 
 # Idempotency
@@ -245,6 +294,17 @@ def test_a_key_of_a_request_under_way_is_refused(idle: Service, client: TestClie
 def test_a_malformed_key_is_refused(client: TestClient) -> None:
     response = client.post("/nothing", headers={"Idempotency-Key": "two words"})
     assert response.status_code == 400
+
+
+@pytest.mark.parametrize("key", ["order-1", "two words"])
+def test_the_key_of_a_request_that_only_reads_is_ignored(
+    idle: Service, client: TestClient, key: str
+) -> None:
+    """Some clients send the header with every request."""
+    idle.afterward.queue.keys_in_flight.add("order-1")
+    responses = [client.get("/reads", headers={"Idempotency-Key": key}) for _ in "12"]
+    assert [response.status_code for response in responses] == [202, 202]
+    assert "Idempotency-Replay" not in responses[1].headers
 
 
 def test_a_failed_request_leaves_its_key_free(idle: Service, client: TestClient) -> None:
@@ -402,7 +462,7 @@ def test_a_request_that_cannot_be_repeated_says_why_if_it_has_a_key(
 
 def test_a_task_that_is_added_after_the_commit_is_an_error(client: TestClient) -> None:
     """It would be lost. The response has been sent by then, so the server logs the error."""
-    with pytest.raises(RuntimeError, match="already committed"):
+    with pytest.raises(RuntimeError, match="taken for its commit"):
         client.post("/too-late")
 
 
@@ -468,6 +528,39 @@ async def test_what_runs_is_not_started_twice(idle: Service) -> None:
         with pytest.raises(CannotStart, match="running already"):
             async with idle.afterward.running():
                 pass
+
+
+@pytest.mark.anyio
+async def test_a_second_queue_of_an_app_starts_without_its_lifespan(
+    idle: Service, tmp_path: Path
+) -> None:
+    """In the state, its queue would replace the first one."""
+    second = Afterward[list[Any]](f"sqlite:///{tmp_path}/second.db", tasks=[send_letter], tools=[])
+    async with idle.afterward.lifespan(idle.app):
+        with pytest.raises(CannotStart, match="this app has another Afterward object"):
+            async with second.lifespan(idle.app):
+                pass
+        async with second.running() as queue, queue.transaction() as transaction:
+            transaction.add_task(send_letter, Letter(recipient="", written_at=datetime.now(UTC)))
+
+
+async def fails_at_its_exit() -> AsyncIterator[None]:
+    """Raise an error after the `yield`."""
+    yield
+    raise RuntimeError("closing failed")
+
+
+@pytest.mark.parametrize(("scope", "status"), [("function", 500), ("request", 202)])
+def test_the_exit_of_a_dependency_comes_after_the_commit(
+    idle: Service, scope: Any, status: int
+) -> None:
+    closing = APIRouter(route_class=DurableRoute)
+    depends = Depends(fails_at_its_exit, scope=scope)
+    closing.post("/closing", status_code=202, dependencies=[depends])(order)
+    idle.app.include_router(closing)
+    with TestClient(idle.app, raise_server_exceptions=False) as client:
+        response = client.post("/closing?recipient=ada@example.com")
+        assert (response.status_code, count(idle, client)) == (status, 1)
 
 
 @pytest.mark.anyio

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from afterward.engines.sqlite import engine as sqlite_engine
 from afterward.engines.sqlite import group_commit
+from afterward.engines.sqlite.database_file import open_database
 from afterward.engines.sqlite.engine import SQLite
 from afterward.engines.sqlite.group_commit import CHUNK_SIZE, GroupCommit, in_chunks
 from afterward.errors import CannotStart, CommitUnknown, QueueFull, QueueUnavailable
@@ -38,7 +40,7 @@ async def commits(tmp_path: Path, statements: list[str]) -> AsyncIterator[GroupC
         connection.set_trace_callback(statements.append)
         return connection
 
-    commits = GroupCommit(connect)
+    commits = GroupCommit(connect, print)
     await commits.start()
     yield commits
     await commits.stop()
@@ -197,13 +199,14 @@ async def test_after_a_failed_rollback_the_next_commit_holds_none_of_its_writes(
         insert(connection, [666])
         raise LookupError
 
-    await (commits := GroupCommit(connect)).start()
+    await (commits := GroupCommit(connect, print)).start()
     with pytest.raises(LookupError):
         await commits.run(write_and_fail)
     assert refused
     assert await commits.run(writing(1)) == 1
     assert await commits.run(numbers) == [1]
-    assert await commits.stop()
+    await commits.stop()
+    assert not commits.is_using_file
 
 
 async def test_a_disk_that_hangs_does_not_delay_the_stop(
@@ -258,7 +261,7 @@ async def test_a_stop_finishes_the_operations_that_arrived_before(tmp_path: Path
     def connect() -> Connection:
         return sqlite3.connect(tmp_path / "empty.db", isolation_level=None)
 
-    commits = GroupCommit(connect)
+    commits = GroupCommit(connect, print)
     await commits.start()
     asked = [asyncio.create_task(commits.run(lambda _: "done")) for _ in range(10)]
     await asyncio.sleep(0)
@@ -266,12 +269,101 @@ async def test_a_stop_finishes_the_operations_that_arrived_before(tmp_path: Path
     assert await asyncio.gather(*asked) == ["done"] * 10
 
 
+async def test_no_operation_waits_for_ever_if_it_arrives_during_the_stop(tmp_path: Path) -> None:
+    """It is committed, or refused."""
+    commits = GroupCommit(
+        lambda: sqlite3.connect(tmp_path / "empty.db", isolation_level=None), print
+    )
+    await commits.start()
+    stopping = asyncio.create_task(commits.stop())
+    outcomes = []
+    async with asyncio.timeout(5):
+        while not stopping.done():
+            outcomes.append(asyncio.ensure_future(commits.run(lambda _: "done")))
+            await asyncio.sleep(0)
+        results = await asyncio.gather(*outcomes, return_exceptions=True)
+    assert {"done", QueueUnavailable} == {
+        result if isinstance(result, str) else type(result) for result in results
+    }
+
+
+async def test_a_stop_that_is_cancelled_ends_the_thread_and_unlocks_the_file(
+    tmp_path: Path,
+) -> None:
+    path, disk_is_back = tmp_path / "queue.db", threading.Event()
+    await (engine := SQLite(path)).start()
+    hanging = asyncio.create_task(engine._commits.run(lambda _: disk_is_back.wait(30)))
+    stopping = asyncio.create_task(engine.stop())
+    await asyncio.sleep(0.05)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    disk_is_back.set()
+    assert await hanging
+    await asyncio.to_thread(engine._commits._thread.join, 5)
+    assert not engine._commits.is_using_file
+    os.close(engine._lock)
+
+
+async def test_a_start_that_is_cancelled_closes_and_unlocks_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, go_on = threading.Event(), threading.Event()
+    connections: list[Connection] = []
+
+    def open_slowly(path: Path) -> Connection:
+        opening.set()
+        go_on.wait(30)
+        connections.append(open_database(path))
+        return connections[0]
+
+    monkeypatch.setattr(sqlite_engine, "open_database", open_slowly)
+    engine = SQLite(path := tmp_path / "queue.db")
+    starting = asyncio.create_task(engine.start())
+    await asyncio.to_thread(opening.wait, 5)
+    starting.cancel()
+    await asyncio.sleep(0.05)
+    with pytest.raises(CannotStart, match="in use"):  # the thread is still opening the file
+        await SQLite(path).start()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connections[0].execute("SELECT 1")
+    monkeypatch.undo()
+    async with opened(path):
+        pass
+
+
+def test_the_thread_ends_without_an_error_if_the_loop_was_closed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in a thread would be a warning, which fails the test."""
+    monkeypatch.setattr(group_commit, "CLOSE_SECONDS", 0.05)
+    disk_is_back = threading.Event()
+
+    async def stop_while_the_disk_hangs() -> GroupCommit:
+        commits = GroupCommit(
+            lambda: sqlite3.connect(tmp_path / "empty.db", isolation_level=None), print
+        )
+        await commits.start()
+        hanging = asyncio.create_task(commits.run(lambda _: disk_is_back.wait(30)))
+        await commits.stop()
+        hanging.cancel()
+        return commits
+
+    commits = asyncio.run(stop_while_the_disk_hangs())
+    disk_is_back.set()
+    commits._thread.join(5)
+    assert not commits.is_using_file
+
+
 async def test_a_start_raises_the_error_of_its_connection() -> None:
     def connect() -> Connection:
         raise LookupError("no such place")
 
     with pytest.raises(LookupError, match="no such place"):
-        await GroupCommit(connect).start()
+        await GroupCommit(connect, print).start()
 
 
 # The outcome of a commit
@@ -306,7 +398,7 @@ async def failing(tmp_path: Path) -> AsyncIterator[tuple[GroupCommit, dict[str, 
         connection.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY)")
         return connection
 
-    commits = GroupCommit(connect)
+    commits = GroupCommit(connect, print)
     await commits.start()
     yield commits, errors
     await commits.stop()
@@ -335,6 +427,18 @@ async def test_only_a_commit_that_meets_a_disk_error_has_an_unknown_outcome(
     assert error.type is raised
     assert await commits.run(writing(2)) == 2
     assert await commits.run(numbers) == [2]
+
+
+async def test_a_read_in_a_commit_of_unknown_outcome_is_unavailable(
+    failing: tuple[GroupCommit, dict[str, int]],
+) -> None:
+    """It has changed nothing, so there is nothing to be unknown."""
+    commits, errors = failing
+    errors["COMMIT"] = sqlite3.SQLITE_IOERR_FSYNC
+    outcomes = await asyncio.gather(
+        commits.run(writing(1)), commits.run(numbers), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes] == [CommitUnknown, QueueUnavailable]
 
 
 async def test_a_statement_that_commits_by_itself_can_have_an_unknown_outcome(

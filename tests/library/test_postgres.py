@@ -11,7 +11,9 @@ from functools import partial
 import asyncpg
 import pytest
 
+from afterward import worker
 from afterward.engines.postgres import connections as postgres_connections
+from afterward.engines.postgres import engine as postgres_engine
 from afterward.engines.postgres import event_relay as postgres_events
 from afterward.engines.postgres import listener as postgres_listener
 from afterward.engines.postgres import statements as postgres_statements
@@ -22,17 +24,21 @@ from afterward.events import Event, EventType
 from afterward.filter import TaskFilter
 from afterward.retry import WORKER_DIED
 from afterward.task import Answer, Claim, Outcome, Record, Status, Writes
+from afterward.unit_of_work import Context
 from tests.library.support import (
     DAY,
     KINDS,
     LEASE,
     NOW,
+    EventRecorder,
     a_task,
     claim,
     claim_all,
     claim_one,
     in_batch,
     put,
+    queue_of,
+    working,
 )
 from tests.support.postgres import Postgres, Sql, with_tables
 
@@ -169,6 +175,28 @@ async def test_a_task_is_requeued_if_the_answer_to_its_claim_was_lost(
     assert [again.id for again in await claim_all(engine)] == [task.id]
 
 
+async def test_a_worker_finds_a_new_task_without_a_notification(
+    engine: Engine, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next poll finds it. PostgreSQL drops notifications while the connection is broken."""
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.1)
+
+    async def greet(context: Context[None]) -> None:
+        pass
+
+    queue = queue_of(engine, greet, now=time.time)
+    recorder = EventRecorder(queue)
+    async with working(queue):
+        await asyncio.sleep(0.2)
+        await engine._listener.stop()
+        sql(
+            "INSERT INTO afterward.tasks "
+            "(id, kind, arguments, status, created_at, updated_at, due_at, ready_at) "
+            """VALUES ('1', 'greet', '{"args":[],"kwargs":{}}', 'queued', 0, 0, 0, now())"""
+        )
+        await recorder.until(EventType.SUCCEEDED)
+
+
 async def test_a_crashed_task_runs_before_new_tasks(
     engine: Engine, database_url: str, sql: Sql
 ) -> None:
@@ -297,6 +325,46 @@ async def test_the_outcome_of_a_commit_is_unknown_if_its_connection_breaks(
     assert error.type is raised
 
 
+async def test_a_read_that_loses_its_connection_is_no_commit_of_unknown_outcome(
+    engine: Engine, database_url: str, sql: Sql
+) -> None:
+    other = await asyncpg.connect(database_url)
+    async with other.transaction():
+        await other.execute("LOCK TABLE afterward.tasks")
+        reading = asyncio.create_task(engine.get("1"))
+        waiting = (
+            "FROM pg_stat_activity WHERE application_name = 'afterward' "
+            "AND datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        await eventually(lambda: sql(f"SELECT count(*) {waiting}") == "1")
+        sql(f"SELECT pg_terminate_backend(pid) {waiting}")
+        with pytest.raises(QueueUnavailable) as error:
+            await reading
+    await other.close()
+    assert error.type is QueueUnavailable
+
+
+async def test_a_misuse_of_the_driver_is_no_outage(engine: Engine) -> None:
+    """It is a bug, so waiting does not help, and the developer must see it."""
+    with pytest.raises(asyncpg.InterfaceError, match="expects 0 arguments"):
+        async with engine._pool.session() as session:
+            await session.fetch("SELECT 1", 2)
+    with pytest.raises(asyncpg.InterfaceError, match="another operation is in progress"):
+        async with engine._pool.transaction() as session:
+            await asyncio.gather(session.fetch("SELECT 1"), session.fetch("SELECT 2"))
+    assert engine._pool.outages.recent_seconds(LEASE) == 0
+
+
+async def test_the_use_of_a_connection_that_has_broken_is_an_outage(engine: Engine) -> None:
+    async def use_a_broken_connection() -> None:
+        async with engine._pool.session() as session:
+            session.terminate()
+            await session.fetch("SELECT 1")
+
+    with pytest.raises(QueueUnavailable):
+        await use_a_broken_connection()
+
+
 async def test_a_put_without_a_connection_has_a_known_outcome(engine: Engine) -> None:
     engine._pool._opened().terminate()
     with pytest.raises(QueueUnavailable) as error:
@@ -379,6 +447,36 @@ async def test_a_stop_does_not_wait_for_ever_for_a_connection_in_use(
     async with asyncio.timeout(5):
         async with opened(database_url) as engine:
             await engine._pool._opened().acquire()
+
+
+@pytest.mark.parametrize("step", ["check", "open"])
+@pytest.mark.parametrize("ends_by", ["an error", "a cancellation"])
+async def test_a_start_that_does_not_finish_closes_its_connections(
+    database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch, step: str, ends_by: str
+) -> None:
+    reached = asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        reached.set()
+        if ends_by == "an error":
+            raise LookupError
+        await asyncio.Event().wait()
+
+    engine = Engine(database_url)
+    if step == "check":
+        monkeypatch.setattr(postgres_engine, "check", fail)
+    else:
+        monkeypatch.setattr(postgres_connections.Pool, "open", fail)
+    starting = asyncio.create_task(engine.start())
+    await reached.wait()
+    starting.cancel()
+    with pytest.raises((LookupError, asyncio.CancelledError)):
+        await starting
+    connections = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE application_name = 'afterward' AND datname = current_database()"
+    )
+    await eventually(lambda: sql(connections) == "0")
 
 
 # Events of other processes

@@ -29,7 +29,7 @@ async def refusal(url: str) -> str:
     with pytest.raises(CannotStart) as raised:
         await open_engine(url).start()
     message = str(raised.value)
-    assert message.startswith("QUEUE_URL: ")
+    assert "QUEUE_URL" not in message  # a setting of the service, not of the library
     assert "\n" not in message
     assert PASSWORD not in message
     return message
@@ -46,7 +46,7 @@ async def start_and_put_a_task(url: str) -> None:
 
 
 async def test_a_start_without_tables_names_the_migration_command(empty_url: str) -> None:
-    assert "python -m app migrate" in await refusal(empty_url)
+    assert "Call afterward.engines.make_tables(url)." in await refusal(empty_url)
     await make_tables(empty_url)
     await start_and_put_a_task(empty_url)
 
@@ -142,7 +142,7 @@ async def test_a_role_that_may_not_make_tables_is_refused_the_migration(
     postgres.sql(f"CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")
     with pytest.raises(CannotStart, match="refuses the migration: permission denied"):
         await make_tables(empty_url.replace("//afterward", "//guest"))
-    assert "migrate" in await refusal(empty_url)
+    assert "make_tables" in await refusal(empty_url)
 
 
 @pytest.mark.thorough

@@ -81,25 +81,13 @@ async def test_a_task_can_be_cancelled_and_then_retried(engine: Engine, clock: C
     cancelled = await queue.cancel(task.id)
     assert (cancelled.status, cancelled.finished_at) == (Status.CANCELLED, NOW + 1)
     clock.now = NOW + 2
-    retried = await queue.retry(task, Writes())
+    retried = await queue.retry(task)
     assert (retried.status, retried.due_at) == (Status.QUEUED, NOW + 2)
     assert [(event.type, event.task) for event in recorder.events] == [
         ("queued", task),
         ("cancelled", cancelled),
         ("queued", retried),
     ]
-
-
-async def test_a_retry_is_a_transaction_of_its_own(engine: Engine, clock: Clock) -> None:
-    """PostgreSQL's engine would write no task beside it."""
-    queue = queue_of(engine, greet, now=clock)
-    task = await promise(queue, greet, "Ada")
-    await queue.cancel(task.id)
-    unit_of_work = queue.collect()
-    unit_of_work.add_task(greet, "Grace")
-    with pytest.raises(ValueError, match="a transaction of its own"):
-        await queue.retry(task, unit_of_work.collected())
-    assert (await engine.get(task.id)).status is Status.CANCELLED
 
 
 async def test_a_refused_cancellation_or_retry_publishes_no_event(
@@ -112,5 +100,5 @@ async def test_a_refused_cancellation_or_retry_publishes_no_event(
     with pytest.raises(TaskHasStarted, match="started or is finished"):
         await queue.cancel(running.id)
     with pytest.raises(TaskNotGivenUp, match="failed or a cancelled task"):
-        await queue.retry(running, Writes())
+        await queue.retry(running)
     assert recorder.events == []

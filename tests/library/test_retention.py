@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from afterward import retention
 from afterward.engine import Engine
-from afterward.errors import QueueUnavailable
+from afterward.errors import QueueDamaged, QueueUnavailable
 from afterward.retention import remove_old, remove_regularly
 from afterward.task import Outcome, Status
 from tests.library.support import DAY, NOW, Clock, a_task, claim_one, put, queue_of
@@ -35,7 +35,10 @@ async def test_an_error_is_logged_and_the_next_round_tries_again(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "EVERY_SECONDS", 0.001)
-    errors = iter([QueueUnavailable(), RuntimeError("a bug")])
+    unavailable = QueueUnavailable()
+    unavailable.__cause__ = OSError(28, "No space left on device")
+    # The engine itself has logged the damage, once.
+    errors = iter([unavailable, RuntimeError("a bug"), QueueDamaged()])
     went_on = asyncio.Event()
 
     async def purge(**_: object) -> int:
@@ -52,6 +55,31 @@ async def test_an_error_is_logged_and_the_next_round_tries_again(
         with contextlib.suppress(asyncio.CancelledError):
             await rounds
     assert [line["event"] for line in lines] == ["retention put off", "retention failed"]
+    assert lines[0]["error"] == "OSError(28, 'No space left on device')"
+
+
+async def test_a_log_on_a_full_disk_does_not_end_it(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "EVERY_SECONDS", 0.001)
+    went_on = asyncio.Event()
+    errors = iter([QueueUnavailable(), RuntimeError("a bug")])
+
+    async def purge(**_: object) -> int:
+        if error := next(errors, None):
+            raise error
+        went_on.set()
+        return 0
+
+    def write(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(engine, "purge", purge, raising=False)
+    monkeypatch.setattr(retention, "_log", write)
+    rounds = asyncio.create_task(remove_regularly(queue_of(engine, now=clock), DAY))
+    await asyncio.wait_for(went_on.wait(), 5)
+    rounds.cancel()
+    await asyncio.wait([rounds])
 
 
 async def test_a_cancellation_that_the_driver_hides_ends_it(

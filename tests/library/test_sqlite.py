@@ -9,16 +9,33 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from afterward.engines.sqlite.engine import SQLite
-from afterward.errors import CannotStart, TaskNotFound
+from afterward.errors import CannotStart, KeyTaken, TaskNotFound, TaskNotGivenUp
+from afterward.events import EventType
 from afterward.filter import TaskFilter
-from afterward.task import Status, Writes
-from tests.library.support import LEASE, NOW, a_task, claim_all, in_batch, opened, put, recover
+from afterward.task import Answer, Status, Writes
+from afterward.unit_of_work import Context
+from tests.library.support import (
+    LEASE,
+    NOW,
+    EventRecorder,
+    a_task,
+    claim_all,
+    in_batch,
+    opened,
+    promise,
+    put,
+    queue_of,
+    recover,
+    retry,
+    working,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -206,10 +223,10 @@ async def test_the_refusal_of_a_second_process_names_the_first(tmp_path: Path) -
     async with opened(path):
         lock = Path(f"{path}.lock")
         lock.write_text("4321\n")  # noqa: ASYNC240 - a test may block
-        with pytest.raises(CannotStart, match=r"as process 4321\. Stop it with `kill 4321`, or"):
+        with pytest.raises(CannotStart, match=r"by process 4321\. Stop it with `kill 4321`, or"):
             await SQLite(path).start()
         lock.write_text("")  # noqa: ASYNC240 - a test may block
-        with pytest.raises(CannotStart, match=r"as another process\. Stop it, or set QUEUE_URL"):
+        with pytest.raises(CannotStart, match=r"by another process\. Stop it, or use"):
             await SQLite(path).start()
 
 
@@ -218,7 +235,7 @@ async def test_the_refusal_names_no_process_of_another_container(tmp_path: Path)
     path = tmp_path / "queue.db"
     async with opened(path):
         assert Path(f"{path}.lock").read_text() == f"{os.getpid()}\n"  # noqa: ASYNC240
-        with pytest.raises(CannotStart, match=r"as another process\. Stop it, or set QUEUE_URL"):
+        with pytest.raises(CannotStart, match=r"by another process\. Stop it, or use"):
             await SQLite(path).start()
 
 
@@ -276,7 +293,7 @@ async def test_a_file_from_before_the_first_release_is_refused_and_left_unchange
 
 
 async def test_a_wrong_statement_is_not_reported_as_an_outage(engine: SQLite) -> None:
-    """It must be seen, because to wait does not mend it."""
+    """It is raised as it is, because a wrong statement does not get right by waiting."""
     with pytest.raises(sqlite3.OperationalError, match="no such column"):
         await engine._commits.run(lambda connection: connection.execute("SELECT unknown"))
 
@@ -290,6 +307,45 @@ async def test_an_operation_that_finds_no_task_does_not_split_its_group(engine: 
     )
     assert [type(result) for result in results if result is not None] == [TaskNotFound]
     assert len(commits) == 1
+
+
+async def test_a_retry_that_is_refused_does_not_split_its_group(engine: SQLite) -> None:
+    """Otherwise a client could slow all others down, with retries of tasks that have not failed."""
+    await put(engine, waiting := a_task(), failed := a_task(status=Status.FAILED))
+    answer = Answer("used", "f", "{}", "/", NOW)
+    await engine.put(Writes(answer=answer))
+    commits = count_commits(engine)
+    results = await asyncio.gather(
+        put(engine, a_task()),
+        retry(engine, waiting.id, NOW, Writes(answer=replace(answer, key="free"))),
+        retry(engine, failed.id, NOW, Writes(answer=answer)),
+        put(engine, a_task()),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results if result] == [TaskNotGivenUp, KeyTaken]
+    assert len(commits) == 1
+
+
+async def test_an_idle_worker_claims_a_new_task_in_the_commit_that_stores_it(
+    engine: SQLite,
+) -> None:
+    """So the task starts after one fsync, instead of two."""
+    commits: list[str] = []
+    commits_before: list[int] = []
+
+    async def greet(context: Context[None]) -> None:
+        commits_before.append(len(commits))
+
+    queue = queue_of(engine, greet, now=lambda: NOW)
+    recorder = EventRecorder(queue)
+    async with working(queue):
+        await promise(queue, greet)  # the first one also counts the backlog, in another commit
+        await recorder.until(EventType.SUCCEEDED)
+        await asyncio.sleep(0.05)  # the worker finds no other task, and waits
+        commits = count_commits(engine)
+        await promise(queue, greet)
+        await recorder.until(EventType.SUCCEEDED, times=2)
+    assert commits_before == [0, 1]
 
 
 async def test_the_writes_of_an_operation_that_refuses_are_rolled_back(engine: SQLite) -> None:

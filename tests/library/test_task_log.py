@@ -100,7 +100,7 @@ def test_a_cause_is_forgotten_after_a_quiet_minute() -> None:
 
 
 def test_an_outage_is_not_logged_for_each_task() -> None:
-    """The worker logs it."""
+    """The worker itself logs the outage, once."""
     assert Deferrals().defer(ServiceUnavailable("connection refused")) == []
 
 

@@ -71,7 +71,7 @@ def test_what_is_added_after_the_commit_is_refused(durable_tasks: UnitOfWork[Non
         lambda: durable_tasks.remove_record(record),
         durable_tasks.as_batch,
     ):
-        with pytest.raises(RuntimeError, match="already committed"):
+        with pytest.raises(RuntimeError, match="taken for its commit"):
             add()
 
 
@@ -191,9 +191,9 @@ def test_a_registry_refuses_what_is_no_policy() -> None:
 def test_a_registry_finds_a_function_by_its_name() -> None:
     registry = Registry[None](greet, another)
     assert list(registry) == ["greet", "another"]
-    assert registry.function("greet") is greet
+    assert registry.signature("greet").function is greet
     with pytest.raises(KeyError):
-        registry.function("unknown")
+        registry.signature("unknown")
 
 
 def test_a_kind_may_have_a_policy_of_its_own() -> None:

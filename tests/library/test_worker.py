@@ -4,27 +4,36 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, cast
 
+import anyio
 import pytest
 from structlog.testing import capture_logs
 
 from afterward import keep_trying as keep_trying_module
 from afterward import worker as worker_module
 from afterward.engine import Engine
-from afterward.errors import PermanentError, QueueUnavailable, TaskNotFound, TemporaryError
+from afterward.errors import (
+    PermanentError,
+    QueueUnavailable,
+    ServiceUnavailable,
+    TaskNotFound,
+    TemporaryError,
+)
 from afterward.events import Event, EventType
 from afterward.queue import Queue
 from afterward.registry import Registry, TaskKind
 from afterward.retry import RetryPolicy
-from afterward.task import Claim, Status, Task, Writes
+from afterward.task import Claim, Outcome, Status, Task
 from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from tests.library.support import (
     DAY,
     LEASE,
     LONGEST_WAITS,
+    NO_WAITS,
     NOW,
     Clock,
     EventRecorder,
@@ -378,7 +387,7 @@ async def test_temporary_errors_are_retried_until_the_time_of_the_task_is_over(
     assert error_of(task)["smtp_code"] == 451
 
     clock.now = NOW + DAY
-    task = await queue.retry(task, Writes())
+    task = await queue.retry(task)
     assert (task.status, task.attempts, task.gives_up_at) == (
         Status.QUEUED,
         0,
@@ -434,6 +443,48 @@ async def test_no_exception_of_a_task_stops_the_worker(
     for task in (await engine.get(first.id), await engine.get(second.id)):
         assert (task.status, task.attempts) == (Status.FAILED, 3)
         assert error_of(task)["type"] == error.__name__
+
+
+async def await_after_cancelling() -> None:
+    cast("asyncio.Task[None]", asyncio.current_task()).cancel()
+    await asyncio.sleep(60)
+
+
+async def return_after_cancelling() -> None:
+    cast("asyncio.Task[None]", asyncio.current_task()).cancel()
+
+
+async def leave_a_cancelled_scope_open() -> None:
+    """Anyio cancels the asyncio task again and again, as long as it is within the scope."""
+    scope = anyio.CancelScope()
+    scope.__enter__()
+    scope.cancel()
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("cancel", "ended_as"),
+    [
+        (await_after_cancelling, "failed"),
+        (return_after_cancelling, "succeeded"),
+        (leave_a_cancelled_scope_open, "failed"),
+    ],
+)
+async def test_an_attempt_that_cancels_itself_counts(
+    engine: Engine, clock: Clock, cancel: Callable[[], Awaitable[None]], ended_as: str
+) -> None:
+    """Otherwise the task would run again for ever. Its outcome is written nevertheless."""
+
+    async def cancel_itself(_: Context[None]) -> None:
+        await cancel()
+
+    queue = queue_of(engine, cancel_itself, now=clock, policy=replace(NO_WAITS, attempts=2))
+    recorder = EventRecorder(queue)
+    task = await promise(queue, cancel_itself)
+    async with working(queue):
+        ended = await recorder.until(EventType(ended_as))
+    assert ended.task == await engine.get(task.id)
+    assert ended.task.attempts == (2 if ended_as == "failed" else 1)
 
 
 async def test_follow_ups_of_a_failed_attempt_are_dropped(engine: Engine, clock: Clock) -> None:
@@ -672,7 +723,7 @@ async def test_two_attempts_of_a_task_never_run_at_once_in_one_worker(
 async def test_a_worker_waits_for_an_earlier_attempt_that_ends_slowly(
     engine: Engine, clock: Clock
 ) -> None:
-    """The earlier attempt cleans up for longer than LAST_WRITES_SECONDS; then the next one runs."""
+    """The earlier attempt cleans up for longer than GIVE_BACK_SECONDS; then the next one runs."""
     steps = []
     cleaned = asyncio.Event()
 
@@ -694,7 +745,7 @@ async def test_a_worker_waits_for_an_earlier_attempt_that_ends_slowly(
         clock.now = NOW + LEASE
         while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
-        await asyncio.sleep(worker_module.LAST_WRITES_SECONDS + 0.1)
+        await asyncio.sleep(worker_module.GIVE_BACK_SECONDS + 0.1)
         cleaned.set()
         await recorder.until(EventType.SUCCEEDED)
     assert steps == ["begins 1", "ends 1", "begins 2"]
@@ -781,7 +832,7 @@ async def test_a_running_worker_requeues_tasks_that_crash_later(
 async def test_crashed_tasks_run_again_one_after_the_other(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of them may have killed the worker, and must not take the others with it three times.
+    """One of them may have killed the worker. If they ran together, all would crash again.
 
     When one has ended, the next begins at once, and not at the next poll.
     """
@@ -863,7 +914,7 @@ async def test_an_idle_worker_stops_at_once(
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 60.0)
     async with working(queue_of(engine, now=clock)) as worker:
         await asyncio.sleep(0.05)
-        async with asyncio.timeout(worker_module.LAST_WRITES_SECONDS / 2):
+        async with asyncio.timeout(worker_module.GIVE_BACK_SECONDS / 2):
             await worker.stop(grace=60)
 
 
@@ -896,7 +947,7 @@ async def test_a_stop_waits_for_the_claim_under_way(
         return claimed
 
     monkeypatch.setattr(engine, "claim", claim_slowly)
-    monkeypatch.setattr(worker_module, "LAST_WRITES_SECONDS", 0.2 if grace else 30)
+    monkeypatch.setattr(worker_module, "GIVE_BACK_SECONDS", 0.2 if grace else 30)
     queue = queue_of(engine, wait_forever, now=clock, policy=replace(LONGEST_WAITS, attempts=1))
     task = await promise(queue, wait_forever)
     worker = Worker(queue, None)
@@ -909,6 +960,150 @@ async def test_a_stop_waits_for_the_claim_under_way(
     await stopping
     task = await engine.get(task.id)
     assert (task.status, task.attempts, task.crashes) == (Status.QUEUED, 0, 0)
+
+
+async def test_the_tasks_of_a_claim_that_outlasts_the_grace_period_are_given_back(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If they stayed claimed, each would wait for the end of its lease, and count as crashed."""
+    monkeypatch.setattr(worker_module, "GIVE_BACK_SECONDS", 0.05)
+    answered = asyncio.Event()
+    claim = engine.claim
+
+    async def claim_slowly(*arguments: Any, **settings: Any) -> Claim:
+        claimed = await claim(*arguments, **settings)
+        await answered.wait()
+        return claimed
+
+    queue = queue_of(engine, wait_forever, now=clock, policy=replace(NO_WAITS, attempts=1))
+    await put(engine, a_task(kind="wait_forever"))
+    await claim_one(engine, "a dead worker")
+    clock.now = NOW + LEASE
+    task, lost = await promise(queue, wait_forever), await promise(queue, wait_forever)
+    recorder = EventRecorder(queue)
+    monkeypatch.setattr(engine, "claim", claim_slowly)
+    worker = Worker(queue, None)
+    await worker.start()
+    while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    await worker.stop(grace=0)
+    await engine.settle(await engine.get(lost.id), Outcome(Status.SUCCEEDED), NOW)
+    answered.set()
+    await recorder.until(EventType.GIVEN_BACK)
+    assert recorder.event_types == ["recovered", "given_back"]
+    task = await engine.get(task.id)
+    assert (task.status, task.attempts, task.crashes) == (Status.QUEUED, 0, 0)
+
+
+async def test_a_claim_that_the_database_answers_after_the_stop_of_the_engine_expires(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tasks cannot be given back any more, so another worker re-queues them."""
+    monkeypatch.setattr(worker_module, "GIVE_BACK_SECONDS", 0.05)
+    database = refusing(engine)
+    answered = asyncio.Event()
+
+    async def claim_slowly(*arguments: Any, **settings: Any) -> Claim:
+        claimed = await engine.claim(*arguments, **settings)
+        await answered.wait()
+        return claimed
+
+    monkeypatch.setattr(database, "claim", claim_slowly, raising=False)
+    queue = queue_of(database, wait_forever, now=clock)
+    task = await promise(queue, wait_forever)
+    worker = Worker(queue, None)
+    await worker.start()
+    while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    await worker.stop(grace=0)
+    database.refused.add("settle")
+    answered.set()
+    await asyncio.wait(worker._loops, timeout=5)
+    assert all(loop.cancelled() for loop in worker._loops)
+    (recovered,) = await recover(engine, "worker-2", now=NOW + LEASE)
+    assert recovered.id == task.id
+
+
+async def test_a_worker_claims_no_more_once_its_stop_has_begun(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at several paused kinds is several claims, and each may be slow."""
+    claims = []
+
+    async def claim_and_stop(*_: object, kinds: list[str], **__: object) -> Claim:
+        claims.append(kinds)
+        worker._stopping.set()
+        return Claim()
+
+    monkeypatch.setattr(engine, "claim", claim_and_stop)
+    worker = Worker(queue_of(engine, wait_forever, now=clock), None)
+    monkeypatch.setattr(worker._pauses, "kinds", lambda _: ["wait_forever", "wait_forever"])
+    await worker.run_until_idle()
+    assert claims == [["wait_forever"]]
+
+
+async def test_nothing_of_a_worker_goes_on_if_its_stop_is_cancelled(
+    engine: Engine, clock: Clock
+) -> None:
+    queue = queue_of(engine, wait_forever, now=clock)
+    recorder = EventRecorder(queue)
+    await promise(queue, wait_forever)
+    worker = Worker(queue, None)
+    await worker.start()
+    await recorder.until(EventType.STARTED)
+    stopping = asyncio.create_task(worker.stop(grace=60))
+    await asyncio.sleep(0.05)
+    stopping.cancel()
+    await recorder.until(EventType.GIVEN_BACK)
+    await asyncio.wait([*worker._loops, stopping], timeout=5)
+    assert stopping.cancelled()
+    assert all(loop.done() for loop in worker._loops)
+
+
+async def test_tasks_are_given_back_if_the_whole_program_is_cancelled(
+    engine: Engine, clock: Clock
+) -> None:
+    """At a second Ctrl-C, asyncio.run cancels all asyncio tasks, and nobody calls `stop`."""
+    queue = queue_of(engine, wait_forever, now=clock, policy=replace(NO_WAITS, attempts=1))
+    recorder = EventRecorder(queue)
+    task = await promise(queue, wait_forever)
+    worker = Worker(queue, None)
+    await worker.start()
+    await recorder.until(EventType.STARTED)
+    for running in (*worker._loops, *worker._asyncio_tasks()):
+        running.cancel()
+    await recorder.until(EventType.GIVEN_BACK)
+    await asyncio.wait(worker._loops, timeout=5)
+    task = await engine.get(task.id)
+    assert (task.status, task.attempts) == (Status.QUEUED, 0)
+
+
+async def test_an_attempt_that_cancels_itself_during_the_grace_has_the_grace_to_settle(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "GIVE_BACK_SECONDS", 0.01)
+    settle, stopping = engine.settle, asyncio.Event()
+
+    async def settle_slowly(*arguments: Any) -> Task | None:
+        await asyncio.sleep(0.3)
+        return await settle(*arguments)
+
+    async def return_after_cancelling_itself(_: Context[None]) -> None:
+        await stopping.wait()
+        await return_after_cancelling()
+
+    monkeypatch.setattr(engine, "settle", settle_slowly)
+    queue = queue_of(engine, return_after_cancelling_itself, now=clock)
+    recorder = EventRecorder(queue)
+    task = await promise(queue, return_after_cancelling_itself)
+    worker = Worker(queue, None)
+    await worker.start()
+    await recorder.until(EventType.STARTED)
+    ending = asyncio.create_task(worker.stop(grace=30))
+    await asyncio.sleep(0.05)
+    stopping.set()
+    await ending
+    assert (await engine.get(task.id)).status is Status.SUCCEEDED
 
 
 async def test_a_task_that_turns_its_cancellation_into_an_error_is_given_back_at_the_stop(
@@ -972,6 +1167,85 @@ async def test_a_worker_stops_even_if_the_database_driver_hides_a_cancellation(
     database.refused |= {"claim", "settle"}
     async with asyncio.timeout(5):
         await worker.stop(grace=0)
+
+
+# A wait that fails
+
+
+async def test_a_wait_that_fails_is_logged_and_repeated_with_growing_pauses(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker goes on to claim tasks. Without the pauses it would do nothing else."""
+    monkeypatch.setattr(keep_trying_module, "FIRST_PAUSE_SECONDS", 0.02)
+    waits = 0
+
+    async def greet(context: Context[None]) -> None:
+        pass
+
+    async def fail_at_once(_: float) -> None:
+        nonlocal waits
+        waits += 1
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(engine, "wait_for_tasks", fail_at_once)
+    queue = queue_of(engine, greet, now=clock)
+    recorder = EventRecorder(queue)
+    with capture_logs() as lines:
+        async with working(queue):
+            await asyncio.sleep(0.2)
+            await promise(queue, greet)
+            await recorder.until(EventType.SUCCEEDED)
+    assert 2 <= waits < 10
+    errors = [line["event"] for line in lines if line["log_level"] == "error"]
+    assert errors == ["database fails"] * waits
+
+
+# A log that fails
+
+
+class FullLog:
+    """A logger on a full disk: structlog raises the error of the write by default."""
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        """Return a method that raises, for each level."""
+
+        def write(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        return write
+
+
+@pytest.mark.parametrize("error", [QueueUnavailable(), RuntimeError("a bug")], ids=repr)
+async def test_a_log_on_a_full_disk_stops_neither_the_worker_nor_a_commit(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The database may be on the same disk. Tasks must go on when both have space again."""
+    for name in ("attempt", "events", "keep_trying", "pauses"):
+        monkeypatch.setattr(f"afterward.{name}.log", FullLog())
+    monkeypatch.setattr(keep_trying_module, "FIRST_PAUSE_SECONDS", 0.01)
+
+    def no_random_numbers(_: float, __: float) -> float:
+        raise OSError
+
+    async def away(_: Context[None]) -> None:
+        raise ServiceUnavailable("it is away")
+
+    async def mistaken(_: Context[None]) -> None:
+        raise ValueError
+
+    database = refusing(engine, "claim")
+    database.error = error
+    policy = replace(LONGEST_WAITS, uniform=no_random_numbers)
+    queue = queue_of(database, away, mistaken, now=clock, policy=policy)
+    recorder = EventRecorder(queue)
+    queue.events.subscribe(FullLog().write)
+    async with working(queue):
+        await promise(queue, away)
+        await promise(queue, mistaken)
+        await asyncio.sleep(0.05)
+        database.refused.clear()
+        await recorder.until(EventType.RETRYING)
+        await recorder.until(EventType.FAILED)
 
 
 # A database that refuses

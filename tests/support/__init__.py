@@ -6,6 +6,7 @@ smtp_server     an SMTP server that misbehaves on request; slow_smtp runs it as 
 postgres        a real PostgreSQL that a test may stop, kill or freeze
 kills           sends from many clients during a fault, then counts lost and repeated mails
 workers         starts several workers, which leave marks (marks); stuck_worker keeps a row's lock
+task_runner     runs tasks of the service on a clock that a test sets, so retries take no time
 fake_clock      a system clock that a test can set
 network         separate machines (network namespaces) with cables that a test can unplug
 power           a disk that loses its power or fails when a test says so

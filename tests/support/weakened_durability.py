@@ -25,7 +25,7 @@ def _weaken(without: str) -> None:
             # growing WAL, and the control would lose nothing.
             _prepare_and(lambda connection: connection.execute("PRAGMA wal_autocheckpoint = 20"))
         case "doubt":  # keep the page cache after a failed fsync, although it is not on disk
-            sqlite_file._advise = lambda *_: None
+            sqlite_file._drop_from_cache = lambda *_: None
         case _:
             raise ValueError(without)
 

@@ -1,6 +1,7 @@
 """The clean-up removes old finished tasks. It keeps unfinished and new tasks."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -169,7 +170,9 @@ async def test_a_failed_step_is_logged_and_the_next_steps_run(
 
     monkeypatch.setattr(pending, "write_heartbeats", failing("heartbeats", QueueUnavailable()))
     monkeypatch.setattr(queue.engine, "purge", failing("purge", ValueError("one bad row")))
-    monkeypatch.setattr(uploads, "sweep", failing("sweep", StoreUnavailable()))
+    unavailable = StoreUnavailable()
+    unavailable.__cause__ = PermissionError(errno.EACCES, "Permission denied", "/srv/uploads")
+    monkeypatch.setattr(uploads, "sweep", failing("sweep", unavailable))
     monkeypatch.setattr(pending, "remove_abandoned", failing("abandoned", QueueUnavailable()))
     with capture_logs() as lines:
         await clean_up(
@@ -178,6 +181,7 @@ async def test_a_failed_step_is_logged_and_the_next_steps_run(
     assert done == ["heartbeats", "purge", "sweep", "abandoned"]
     events = [line["event"] for line in lines]
     assert events == ["clean-up put off", "clean-up failed", *["clean-up put off"] * 2]
+    assert lines[2]["reason"].startswith("EACCES: Permission denied: /srv/uploads")
 
 
 async def test_a_postponed_step_is_done_at_the_next_clean_up(

@@ -8,12 +8,10 @@ import pytest
 
 from afterward.engines.sqlite.engine import SQLite
 from afterward.errors import PermanentError, QueueUnavailable, ServiceUnavailable, TemporaryError
-from afterward.queue import Queue
-from afterward.registry import Registry, TaskKind
+from afterward.registry import TaskKind
 from afterward.retry import RetryPolicy
 from afterward.task import Record, Status, Task, Writes, new_id
 from afterward.unit_of_work import UnitOfWork
-from afterward.worker import Worker
 from app.settings import Settings
 from app.tasks import registry
 from app.tasks.tools import Context, Tools
@@ -31,12 +29,12 @@ from app.uploads.pictures import PictureWorkerDied
 from app.uploads.store import StoreFull, StoreUnavailable
 from tests.library.support import Clock
 from tests.support.service import files_below
+from tests.support.task_runner import TaskRunner
 
 pytestmark = pytest.mark.anyio
 
 NOW = 1_750_000_000.0
 HOUR = 3600.0
-STEP = 20.0  # seconds that the clock advances between two polls of the worker
 
 
 class Stage:
@@ -218,42 +216,35 @@ async def test_an_upload_is_retried_if_its_store_or_database_refuses(
     assert not isinstance(raised.value, ServiceUnavailable)
 
 
-class RefusingStore:
-    """A store that refuses to publish for an hour of its clock, and then works again."""
+def refuse_for_an_hour(stage: Stage, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the store refuse to publish for an hour of this clock, and then work again."""
+    publish, returns_at = stage.uploads.publish, clock.now + HOUR
 
-    def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.clock = Clock()
-        self._returns_at = self.clock.now + HOUR
-        self._publish = stage.uploads.publish
-        monkeypatch.setattr(stage.uploads, "publish", self.publish)
-
-    async def publish(self, upload_id: str) -> None:
-        """Publish, or raise StoreUnavailable during the hour."""
-        if self.clock.now < self._returns_at:
+    async def refuse(upload_id: str) -> None:
+        if clock.now < returns_at:
             raise StoreUnavailable
-        await self._publish(upload_id)
+        await publish(upload_id)
+
+    monkeypatch.setattr(stage.uploads, "publish", refuse)
 
 
-async def run_for_two_hours(refusing: RefusingStore, stage: Stage, policy: RetryPolicy) -> Task:
+def runner_on(stage: Stage, policy: RetryPolicy) -> TaskRunner:
+    return TaskRunner(stage.engine, stage, TaskKind(save_upload, policy))
+
+
+async def run_for_two_hours(runner: TaskRunner, stage: Stage) -> Task:
     """Queue the upload's task, let a worker try it for two hours, and return the task."""
-    clock = refusing.clock
-    queue = Queue(stage.engine, Registry[Tools](TaskKind(save_upload, policy)), policy, now=clock)
-    collected = queue.collect()
-    task = collected.add_task(save_upload, upload_id=stage.upload_id)
-    await queue.commit(collected.collected())
-    worker = Worker(queue, cast("Tools", stage))
-    began = clock.now
-    while clock.now < began + 2 * HOUR:
-        await worker.run_until_idle()
-        clock.now += STEP
-    return await stage.engine.get(task.id)
+    task = await runner.add(save_upload, upload_id=stage.upload_id)
+    await runner.run(seconds=2 * HOUR)
+    return await runner.read(task)
 
 
 async def test_a_store_that_is_away_for_an_hour_fails_no_upload(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = retry_policy(Settings(_env_file=None))
-    task = await run_for_two_hours(RefusingStore(stage, monkeypatch), stage, policy)
+    runner = runner_on(stage, retry_policy(Settings(_env_file=None)))
+    refuse_for_an_hour(stage, runner.clock, monkeypatch)
+    task = await run_for_two_hours(runner, stage)
     assert task.status is Status.SUCCEEDED
     assert task.attempts > Settings(_env_file=None).retry_attempts
     assert (task.max_attempts, task.gives_up_at) == (None, task.created_at + STORE_RETRY_SECONDS)
@@ -264,9 +255,9 @@ async def test_control_with_eight_attempts_the_upload_fails_within_the_hour(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So an hour is long enough to distinguish a limit of attempts from a limit of time."""
-    task = await run_for_two_hours(
-        RefusingStore(stage, monkeypatch), stage, RetryPolicy(attempts=8)
-    )
+    runner = runner_on(stage, RetryPolicy(attempts=8))
+    refuse_for_an_hour(stage, runner.clock, monkeypatch)
+    task = await run_for_two_hours(runner, stage)
     assert task.status is Status.FAILED
 
 
@@ -274,14 +265,13 @@ async def test_an_unexpected_error_is_limited_by_attempts(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the picture process dies each time, the picture is the likely cause, and not an outage."""
-    refusing = RefusingStore(stage, monkeypatch)
 
     async def die(_: str) -> None:
         raise PictureWorkerDied
 
     monkeypatch.setattr(stage.uploads, "publish", die)
     settings = Settings(_env_file=None)
-    task = await run_for_two_hours(refusing, stage, retry_policy(settings))
+    task = await run_for_two_hours(runner_on(stage, retry_policy(settings)), stage)
     assert (task.status, task.attempts) == (Status.FAILED, settings.retry_attempts)
 
 
@@ -298,13 +288,10 @@ async def test_a_file_that_cannot_be_read_delays_no_other_upload(
 
     monkeypatch.setattr(stage.uploads, "head", refuse_the_bad_one)
     await stage.engine.put(Writes(records=(Record(COLLECTION, "", bad, {}, 0),)))
-    policy = retry_policy(Settings(_env_file=None))
-    queue = Queue(stage.engine, Registry[Tools](TaskKind(save_upload, policy)), policy, now=Clock())
-    collected = queue.collect()
+    runner = runner_on(stage, retry_policy(Settings(_env_file=None)))
     tasks = [
-        collected.add_task(save_upload, upload_id=upload_id) for upload_id in (bad, stage.upload_id)
+        await runner.add(save_upload, upload_id=upload_id) for upload_id in (bad, stage.upload_id)
     ]
-    await queue.commit(collected.collected())
-    await Worker(queue, cast("Tools", stage), concurrency=1).run_until_idle()
-    ended = [(await stage.engine.get(task.id)).status for task in tasks]
+    await runner.run()
+    ended = [(await runner.read(task)).status for task in tasks]
     assert ended == [Status.RETRYING, Status.SUCCEEDED]

@@ -582,7 +582,9 @@ async def test_a_file_that_cannot_be_swept_does_not_block_the_others(
         assert await local.sweep(60) == 5
         assert await local.sweep(60) == 0
     assert files(tmp_path / "up") == foreign
-    refused = [Path(line["path"]).name for line in lines if line["event"] == "cannot be swept"]
+    refusals = [line for line in lines if line["event"] == "cannot be swept"]
+    assert {line["reason"].partition(":")[0] for line in refusals} == {"EINVAL", "EISDIR"}
+    refused = [Path(line["path"]).name for line in refusals]
     assert sorted(refused) == [".DS_Store", ".nfs0001", "2" * 32, "zzz"]
 
 

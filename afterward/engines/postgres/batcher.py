@@ -38,9 +38,9 @@ class Batcher(Generic[ItemT, ResultT]):
         return await future
 
     async def finish(self) -> None:
-        """Wait until all items are written."""
+        """Wait until all items are written. If this is cancelled, the writing goes on."""
         if self._writing is not None:
-            await self._writing
+            await asyncio.wait([self._writing])
 
     async def _write_all(self) -> None:
         # The task begins in the next iteration of the event loop. So the first batch has the items

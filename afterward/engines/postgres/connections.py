@@ -114,9 +114,9 @@ async def connect(
         except DATABASE_ERRORS as error:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             if isinstance(error, _PERMANENT_ERRORS):
-                raise CannotStart(f"QUEUE_URL: {_place(url)} refuses: {error}") from error
+                raise CannotStart(f"{_place(url)} refuses: {error}") from error
             if time.monotonic() > deadline:
-                raise CannotStart(f"QUEUE_URL: {_place(url)} does not answer: {reason}") from error
+                raise CannotStart(f"{_place(url)} does not answer: {reason}") from error
             log.warning("waiting for the database", place=_place(url), error=reason)
             await asyncio.sleep(1.0)
         else:
@@ -142,7 +142,7 @@ class Pool:
     """Keeps up to POOL_SIZE connections, and translates their errors for callers of the engine.
 
     A session or a transaction raises QueueFull, CommitUnknown or QueueUnavailable. Errors that mean
-    a bug in a statement are raised as they are.
+    a bug, in a statement or in the use of asyncpg, are raised as they are.
     """
 
     def __init__(self, url: str) -> None:
@@ -168,12 +168,16 @@ class Pool:
             self._opened().terminate()
 
     @contextlib.asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
-        """Lend a connection, on which each statement is a transaction of its own."""
+    async def session(self, *, reads_only: bool = False) -> AsyncIterator[Session]:
+        """Lend a connection, on which each statement is a transaction of its own.
+
+        With `reads_only` the caller changes nothing, so an error never means CommitUnknown.
+        """
         with self.outages.watch(), _translate_errors() as commit:
             async with self._opened().acquire(timeout=CONNECT_SECONDS) as session:
-                commit.may_be_sent = True
-                yield session
+                commit.may_be_sent = not reads_only
+                with _note_misuse(session, commit):
+                    yield session
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:
@@ -183,7 +187,8 @@ class Pool:
                 self._opened().acquire(timeout=CONNECT_SECONDS) as session,
                 session.transaction(),
             ):
-                yield session
+                with _note_misuse(session, commit):
+                    yield session
                 commit.may_be_sent = True
 
     def _opened(self) -> "asyncpg.Pool[Any]":
@@ -202,6 +207,21 @@ async def _skip_reset(_: Session) -> None:
 @dataclass(slots=True)
 class _Commit:
     may_be_sent: bool = False
+    is_misuse: bool = False
+
+
+@contextlib.contextmanager
+def _note_misuse(session: Session, commit: _Commit) -> Iterator[None]:
+    """Note that an InterfaceError on an open connection is a bug of the caller, and no outage.
+
+    asyncpg raises it for a closed connection too, and for two statements at once or a wrong number
+    of parameters.
+    """
+    try:
+        yield
+    except asyncpg.InterfaceError:
+        commit.is_misuse = not session.is_closed()
+        raise
 
 
 @contextlib.contextmanager
@@ -213,7 +233,7 @@ def _translate_errors() -> Iterator[_Commit]:
     except asyncpg.DiskFullError as error:
         raise QueueFull from error
     except DATABASE_ERRORS as error:
-        if is_statement_error(error):
+        if commit.is_misuse or is_statement_error(error):
             raise
         # The server may have committed if the connection broke before its reply arrived.
         if commit.may_be_sent and not is_rolled_back(error):

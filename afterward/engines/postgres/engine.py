@@ -70,12 +70,13 @@ class Postgres(Engine):
         connection = await connect(self._url)
         try:
             await check(connection)
+            await self._pool.open()
         except BaseException:
-            await connection.close()
+            # A step failed, or the start was cancelled. The server may hang, so do not wait for it.
+            connection.terminate()
             raise
         self._listener.listen(TASKS_CHANNEL, lambda _: self._tasks_added.set())
         self._listener.start(connection)
-        await self._pool.open()
 
     async def stop(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -123,25 +124,25 @@ class Postgres(Engine):
         await insert_through(connection, task)
 
     async def get(self, task_id: str) -> Task:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             return await statements.read_task(session, task_id)
 
     async def list_tasks(
         self, wanted: TaskFilter, *, after: str | None = None, limit: int
     ) -> list[Task]:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             return await search.list_tasks(session, wanted, after, limit)
 
     async def count_tasks(self, wanted: TaskFilter) -> int:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             return await search.count_tasks(session, wanted)
 
     async def count_failures(self, client: str) -> list[FailureGroup]:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             return await search.count_failures(session, client)
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             rows = await session.fetch(
                 """
                 SELECT status, sum(tasks)::bigint AS tasks FROM (
@@ -211,7 +212,7 @@ class Postgres(Engine):
         return task
 
     async def backlog(self) -> Backlog:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             counts = await session.fetch(
                 "SELECT status, sum(tasks)::bigint AS tasks FROM afterward.counts GROUP BY status"
             )
@@ -220,7 +221,7 @@ class Postgres(Engine):
         return Backlog(zeros | {Status(row["status"]): row["tasks"] for row in counts}, oldest)
 
     async def check(self) -> None:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             # This changes no row, but a read-only database refuses it.
             await session.execute("UPDATE afterward.counts SET tasks = tasks WHERE FALSE")
 
@@ -404,7 +405,7 @@ class Postgres(Engine):
 
     async def read_record(self, collection: str, record_id: str, *, client: str | None) -> Record:
         clients = [] if client is None else [client]
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             row = await session.fetchrow(
                 f"""
                 SELECT {RECORD_COLUMNS} FROM afterward.records
@@ -421,7 +422,7 @@ class Postgres(Engine):
     async def list_records(
         self, collection: str, *, client: str, after: str | None, limit: int
     ) -> list[Record]:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             rows = await session.fetch(
                 f"""
                 SELECT {RECORD_COLUMNS} FROM afterward.records
@@ -469,5 +470,5 @@ class Postgres(Engine):
         self._listener.listen(CHANNEL, self._event_relay.receive)
 
     async def _notify(self, payloads: Sequence[str]) -> bool:
-        async with self._pool.session() as session:
+        async with self._pool.session(reads_only=True) as session:
             return await self._listener.notify(session, CHANNEL, payloads)

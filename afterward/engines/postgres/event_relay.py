@@ -1,4 +1,4 @@
-"""Sends events to other processes, and receives theirs, with NOTIFY: a courtesy, not a promise."""
+"""Sends events to other processes, and receives theirs, with NOTIFY. Delivery is not guaranteed."""
 
 import asyncio
 import json

@@ -21,7 +21,7 @@ _MARK_AS_LISTENING = "SELECT pg_advisory_lock_shared(hashtext($1))"
 
 # Send payloads to a channel, if a process other than this one listens to it. Parameters:
 # $1 the channel, $2 the payloads, $3 the server process of our own listening connection.
-_NOTIFY = """
+_NOTIFY_IF_HEARD = """
 SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload
 WHERE EXISTS (
     SELECT FROM pg_locks
@@ -37,8 +37,8 @@ log = structlog.get_logger(__name__)
 class ListeningConnection:
     """Calls a function with each payload that arrives on a channel.
 
-    If the connection breaks, it opens another one. Notifications in between are lost. So it calls
-    `on_gap` each time it has begun to listen to a channel.
+    If the connection breaks, it opens another one. Notifications that are sent in between are lost,
+    so it calls `on_gap` each time it has begun to listen to a channel.
     """
 
     def __init__(self, connect: Connect, on_gap: Callable[[], None]) -> None:
@@ -66,7 +66,7 @@ class ListeningConnection:
 
     async def notify(self, session: Session, channel: str, payloads: Sequence[str]) -> bool:
         """Send payloads to a channel if another process listens to it. Returns whether one does."""
-        return bool(await session.fetch(_NOTIFY, channel, payloads, self._server_process))
+        return bool(await session.fetch(_NOTIFY_IF_HEARD, channel, payloads, self._server_process))
 
     def _receive(self, _: object, __: object, channel: str, payload: object) -> None:
         self._channels[channel](str(payload))
@@ -77,7 +77,10 @@ class ListeningConnection:
                 connection = connection or await self._connect()
                 await self._listen_until_broken(connection)
             except DATABASE_ERRORS as error:
-                log.warning("the listening connection broke, connecting again", error=repr(error))
+                with contextlib.suppress(Exception):  # the disk of the log may be full
+                    log.warning(
+                        "the listening connection broke, connecting again", error=repr(error)
+                    )
             connection = None
             await asyncio.sleep(PAUSE_SECONDS)
 

@@ -7,7 +7,7 @@ import asyncpg
 import structlog
 
 from afterward.engines.postgres.connections import MIGRATION_PATIENCE_SECONDS, connect
-from afterward.errors import CannotStart
+from afterward.errors import CannotStart, TablesMissing
 
 SCHEMA = "afterward"
 SCHEMA_VERSION = 1
@@ -21,19 +21,17 @@ async def check(connection: "asyncpg.Connection[Any]") -> None:
     for setting in ("fsync", "synchronous_commit"):
         if await connection.fetchval("SELECT current_setting($1)", setting) == "off":
             raise CannotStart(
-                f"QUEUE_URL: the database runs with {setting} = off, so a crash would lose "
+                f"the database runs with {setting} = off, so a crash would lose "
                 f"accepted tasks. Set {setting} = on in PostgreSQL."
             )
     version = await _version(connection)
     if version > SCHEMA_VERSION:
         raise CannotStart(
-            f"QUEUE_URL: the database was migrated by a newer version (schema {version}, this one "
+            f"the database was migrated by a newer version (schema {version}, this one "
             f"knows {SCHEMA_VERSION}). It was left as it is."
         )
     if version < SCHEMA_VERSION:
-        raise CannotStart(
-            "QUEUE_URL: the database has no tables of this version: run `python -m app migrate`."
-        )
+        raise TablesMissing("the database has no tables of this version")
 
 
 async def migrate(url: str) -> None:
@@ -53,7 +51,7 @@ async def migrate(url: str) -> None:
                 await connection.execute(script)
         log.info("migrated", schema=SCHEMA, version=SCHEMA_VERSION)
     except asyncpg.PostgresError as error:
-        raise CannotStart(f"QUEUE_URL: the database refuses the migration: {error}") from error
+        raise CannotStart(f"the database refuses the migration: {error}") from error
     finally:
         await connection.close()
 
@@ -61,13 +59,12 @@ async def migrate(url: str) -> None:
 async def _version(connection: "asyncpg.Connection[Any]") -> int:
     """Return the version of the tables, or 0 if there are none.
 
-    Raises CannotStart for tables from before the first release, which have version numbers too.
+    Raises TablesMissing for tables from before the first release, which have version numbers too.
     """
     if await connection.fetchval("SELECT to_regclass($1)", f"{SCHEMA}.pgqueuer") is not None:
-        raise CannotStart(
-            f"QUEUE_URL: the tables in the schema {SCHEMA} are older than the first release. They "
-            f"were left as they are: run ALTER SCHEMA {SCHEMA} RENAME TO {SCHEMA}_old, and then "
-            "`python -m app migrate`."
+        raise TablesMissing(
+            f"the tables in the schema {SCHEMA} are older than the first release. They were left "
+            f"as they are: run ALTER SCHEMA {SCHEMA} RENAME TO {SCHEMA}_old, and then make new ones"
         )
     if await connection.fetchval("SELECT to_regclass($1)", f"{SCHEMA}.schema_version") is None:
         return 0

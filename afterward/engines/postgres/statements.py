@@ -233,8 +233,9 @@ async def write(session: Session, units: Sequence[Writes]) -> None:
             """,
             *zip(*sorted(removed), strict=True),
         )
-    # If two units write the same record, the later one counts. Sorted keys give all processes the
-    # same order of row locks, so that they cannot deadlock.
+    # If two units write the same record, the later one counts: ON CONFLICT DO UPDATE may not meet a
+    # row twice in one statement. Sorted keys give all processes the same order of row locks, so
+    # that they cannot deadlock.
     records = {record_key(record): record for writes in units for record in writes.records}
     if records:
         await session.execute(

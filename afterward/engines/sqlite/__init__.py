@@ -4,5 +4,6 @@ engine         implements Engine
 statements     the SQL of claims, of insertions and of outcomes
 group_commit   lets operations that arrive together share one transaction, and one fsync
 database_file  locks the file against a second process, opens it, and checks it
+damage_check   looks for damage, at the start and in the background
 schema.sql     the tables and their indexes
 """

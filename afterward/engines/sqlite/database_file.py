@@ -4,9 +4,12 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import time
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
+from afterward.engines.sqlite import damage_check
 from afterward.errors import CannotStart
 
 SCHEMA_VERSION = 1
@@ -49,7 +52,7 @@ def _explain_lock_error(path: Path, lock_path: Path, owner: str, error: OSError)
     if not isinstance(error, BlockingIOError):
         return (
             f"{lock_path} cannot be locked: {error.strerror}. The file system has no locks, like "
-            "NFS without its lock service: set QUEUE_URL to a file on a local disk."
+            "NFS without its lock service: put the database on a local disk."
         )
     # Each container numbers its processes separately. So a process in another container may have
     # the same number as this process, and the number would mislead.
@@ -57,8 +60,8 @@ def _explain_lock_error(path: Path, lock_path: Path, owner: str, error: OSError)
     process = f"process {owner}" if is_known else "another process"
     stop = f" Stop it with `kill {owner}`, or" if is_known else " Stop it, or"
     return (
-        f"{path} is in use: the service already runs here, as {process}.{stop} set QUEUE_URL to "
-        "another file. SQLite serves one process; several need QUEUE_URL=postgresql://…"
+        f"{path} is in use by {process}.{stop} use another file. SQLite serves one process; "
+        "several need a postgresql:// URL."
     )
 
 
@@ -77,37 +80,49 @@ def _make_directory(directory: Path) -> None:
         os.close(parent)
 
 
-def open_database(path: Path) -> sqlite3.Connection:
-    """Open the database in autocommit mode, for use by one thread. Makes the file if necessary.
+def check_database(path: Path) -> bool:
+    """Check the file, if there is one, for START_SECONDS. Return False if time was too short.
 
     Raises CannotStart, and does not change the file, if it is damaged, if it belongs to another
     program, or if a newer version has written it.
     """
-    connection = None
-    try:
-        if path.exists():
-            # If the disk failed under an earlier process, its last pages may only be in the page
-            # cache (see forget_cached_log). Transactions that are appended behind such pages would
-            # be lost together with them, although they are synced. So drop the cached pages, and
-            # read the files from the disk.
-            for file in (path, _wal(path)):
-                _advise(file, "DONTNEED")
-                _advise(file, "WILLNEED")  # read ahead, because _check reads the whole file
-            _check(path)
-        else:
+    # If the disk failed under an earlier process, the last pages of the WAL may only be in the page
+    # cache (see forget_cached_log). Transactions that are appended behind such pages would be lost
+    # together with them, although they are synced. So drop the cached pages, and read the WAL from
+    # the disk. The database itself may stay in the cache: SQLite keeps the WAL until the pages that
+    # it has copied from there are synced, and copies them again after a failure.
+    _drop_from_cache(beside(path, "-wal"))
+    with _refusing(path):
+        return not path.exists() or _check(path)
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open the database in autocommit mode, for use by one thread. Makes the file if necessary.
+
+    Raises CannotStart.
+    """
+    with _refusing(path), contextlib.ExitStack() as after_an_error:
+        if not path.exists():
             # SQLite gives its -wal and -shm files the mode of the database.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # One thread uses the connection. That is not checked, so that tests may look at it, too.
         connection = sqlite3.connect(
             path, timeout=LOCKED_SECONDS, isolation_level=None, check_same_thread=False
         )
+        after_an_error.callback(connection.close)
         _prepare(connection)
+        after_an_error.pop_all()
+        return connection
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (sqlite3.Error, OSError) as error:
-        if connection is not None:
-            connection.close()
         raise CannotStart(
             f"{path} cannot be the queue's database: {error}. It was left as it is."
         ) from error
-    return connection
 
 
 def forget_cached_log(connection: sqlite3.Connection) -> None:
@@ -118,40 +133,43 @@ def forget_cached_log(connection: sqlite3.Connection) -> None:
     not write these pages. So they must not be in the cache when the next transaction is written.
     """
     _, _, path = connection.execute("PRAGMA database_list").fetchone()
-    _advise(_wal(Path(path)), "DONTNEED")
+    _drop_from_cache(beside(Path(path), "-wal"))
 
 
-def _advise(file: Path, advice: str) -> None:
-    """Give the system an advice about the page cache of a file: see posix_fadvise(2)."""
+def _drop_from_cache(wal: Path) -> None:
     # When a process closes a file, it loses all POSIX locks that it has on the file. This does no
-    # harm here: SQLite has no locks on a WAL, and the database is not yet open when it is advised.
+    # harm here, because SQLite has no locks on a WAL.
     with contextlib.suppress(OSError, AttributeError):  # the file is missing; or this is macOS
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(wal, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.posix_fadvise(descriptor, 0, 0, getattr(os, f"POSIX_FADV_{advice}"))
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
 
 
-def _wal(path: Path) -> Path:
-    return path.with_name(path.name + "-wal")
+def beside(path: Path, suffix: str) -> Path:
+    """Return the path of SQLite's WAL ("-wal") or journal ("-journal").
+
+    SQLite puts it beside the file that a symbolic link leads to.
+    """
+    return Path(os.path.realpath(path) + suffix)
 
 
-def _check(path: Path) -> None:
+def _check(path: Path) -> bool:
     """Raise sqlite3.DatabaseError if the file is damaged, foreign or newer than this version.
 
-    It changes no file and makes none beside the database, unless a crash has left work to do.
+    Returns False if START_SECONDS were too short to look for damage in all of it. The check changes
+    no file and makes none beside the database, unless a crash has left work to do.
     """
-    journal, wal = path.with_name(path.name + "-journal"), _wal(path)
+    journal, wal = beside(path, "-journal"), beside(path, "-wal")
     # A process that crashed while it made the file has left a journal, and SQLite must write to
     # roll it back. A process that crashed later has left transactions in the WAL, and SQLite reads
     # them there. If there is neither, "immutable" keeps SQLite from making files of its own.
     mode = "rw" if _has_content(journal) else "ro" if _has_content(wal) else "ro&immutable=1"
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(f"it is damaged ({verdict.splitlines()[-1]})")
+        ends_at = time.monotonic() + damage_check.START_SECONDS
+        is_complete = damage_check.check_pages(db, lambda: time.monotonic() > ends_at)
         (page_size,) = db.execute("PRAGMA page_size").fetchone()
         # If the end of the last page is missing, SQLite reads zeros there, and quick_check passes.
         if path.stat().st_size % page_size and mode.endswith("immutable=1"):
@@ -168,6 +186,7 @@ def _check(path: Path) -> None:
             raise sqlite3.DatabaseError("it belongs to another program")
         if version > SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"it was written by a newer version (schema {version})")
+    return is_complete
 
 
 def _has_content(path: Path) -> bool:
@@ -179,6 +198,9 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous = FULL")  # fsync before COMMIT returns
     # A checkpoint costs further fsyncs. A WAL of 4,000 pages, instead of 1,000, makes it rarer.
     connection.execute("PRAGMA wal_autocheckpoint = 4000")
+    # During a check in the background, the WAL grows beyond these 16 MB. Then give the space above
+    # 64 MB back.
+    connection.execute("PRAGMA journal_size_limit = 67108864")
     connection.execute("PRAGMA cache_size = -16000")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == 0:

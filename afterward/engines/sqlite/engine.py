@@ -8,29 +8,48 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from afterward.engine import Engine
 from afterward.engines.sqlite import search, statements
-from afterward.engines.sqlite.database_file import SCHEMA_VERSION, lock, open_database
+from afterward.engines.sqlite.damage_check import BackgroundCheck
+from afterward.engines.sqlite.database_file import (
+    SCHEMA_VERSION,
+    check_database,
+    lock,
+    open_database,
+)
 from afterward.engines.sqlite.group_commit import GroupCommit
 from afterward.engines.sqlite.statements import RECORD_COLUMNS, status_list
-from afterward.errors import BatchNotFound, RecordNotFound, TaskHasStarted, TaskNotGivenUp
+from afterward.errors import (
+    BatchNotFound,
+    QueueDamaged,
+    RecordNotFound,
+    TaskHasStarted,
+    TaskNotGivenUp,
+)
 from afterward.events import Event, Subscriber
 from afterward.filter import FailureGroup, TaskFilter
 from afterward.task import WAITING, Backlog, Claim, Outcome, Record, Status, Task, Writes, to_json
+
+log = structlog.get_logger(__name__)
 
 
 class SQLite(Engine):
     """An Engine on one SQLite file. Engine documents the methods.
 
     Every operation goes through `GroupCommit`, which lets operations share a transaction and its
-    fsync. `lock` keeps a second process from opening the file.
+    fsync. `lock` keeps a second process from opening the file. Once damage to the file is found, no
+    task is accepted or claimed. The next start checks the file again.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock: int
-        self._commits = GroupCommit(lambda: open_database(path))
-        self._tasks_added: asyncio.Event
+        self._commits = GroupCommit(self._open, self._report_damage)
+        self._check: BackgroundCheck | None = None  # None if the start has checked the whole file
+        self._damage: Exception | None = None
+        self._tasks_added = asyncio.Event()
 
     async def start(self) -> None:
         self._tasks_added = asyncio.Event()
@@ -38,19 +57,66 @@ class SQLite(Engine):
         try:
             await self._commits.start()
         except BaseException:
-            os.close(self._lock)
+            self._unlock()
             raise
+        if self._check is not None:
+            try:
+                self._check.start()
+            except RuntimeError:  # the system allows no more threads
+                await self._commits.stop()
+                self._unlock()
+                raise
+
+    def _open(self) -> sqlite3.Connection:
+        is_checked = check_database(self._path)
+        connection = open_database(self._path)
+        self._damage = None
+        self._check = None if is_checked else BackgroundCheck(self._path, self._report_damage)
+        return connection
+
+    def _report_damage(self, error: Exception) -> None:
+        """Refuse new work from now on. Threads call this."""
+        if self._damage is None:
+            self._damage = error
+            with contextlib.suppress(Exception):  # the disk of the log may be full
+                log.error(
+                    "database damaged",
+                    file=str(self._path),
+                    error=str(error),
+                    effect="no task is accepted or started; running tasks end, and tasks can be "
+                    "read",
+                    remedy="stop the service, and restore the file from a backup, or repair it "
+                    "with sqlite3's .recover",
+                )
+
+    def _refuse_if_damaged(self) -> None:
+        if self._damage is not None:
+            raise QueueDamaged from self._damage
 
     async def stop(self) -> None:
+        try:
+            # The check ends first: SQLite removes the WAL when the last connection is closed, if
+            # that connection may write.
+            if self._check is not None:
+                await asyncio.to_thread(self._check.stop)
+        finally:
+            try:
+                await self._commits.stop()
+            finally:
+                self._unlock()
+
+    def _unlock(self) -> None:
         # If the disk hangs, a commit may still be under way. Then this process holds the lock until
         # it ends, so that no other process opens the file during that commit.
-        is_closed = await self._commits.stop()
-        if is_closed:
+        if not self._commits.is_using_file:
             os.close(self._lock)
 
     # For the API
 
     async def put(self, writes: Writes) -> None:
+        self._refuse_if_damaged()
+        if writes.tasks:
+            self._wake_worker()
         match writes:
             # The common case: a request adds one task and nothing else. Such requests share an
             # INSERT.
@@ -58,8 +124,6 @@ class SQLite(Engine):
                 await self._commits.run_merged(statements.insert_tasks, task)
             case _:
                 await self._commits.run(lambda connection: statements.put(connection, writes))
-        if writes.tasks:
-            self._tasks_added.set()
 
     async def put_through(self, connection: object, task: Task) -> None:  # noqa: ARG002
         raise RuntimeError(
@@ -126,7 +190,9 @@ class SQLite(Engine):
         max_attempts: int | None,
         gives_up_at: float | None,
     ) -> Task:
-        task = await self._update_task(
+        self._refuse_if_damaged()
+        self._wake_worker()
+        return await self._update_task(
             """
             UPDATE tasks
             SET status = 'queued', attempts = 0, max_attempts = :max_attempts,
@@ -144,8 +210,6 @@ class SQLite(Engine):
             TaskNotGivenUp,
             writes,
         )
-        self._tasks_added.set()
-        return task
 
     async def _update_task(
         self,
@@ -160,12 +224,16 @@ class SQLite(Engine):
         """
 
         def update_task(connection: sqlite3.Connection) -> Task:
-            if writes is not None:
-                statements.write(connection, writes)
+            # Refuse before the first write, because a refusal after it splits the group commit.
+            answer = None if writes is None else writes.answer
+            if answer is not None:
+                statements.check_key(connection, answer)
             task = statements.update_task(connection, update, values)
             if task is None:
                 statements.read_task(connection, values["id"])  # raises TaskNotFound
                 raise refusal
+            if writes is not None:
+                statements.write(connection, writes)
             return task
 
         return await self._commits.run(update_task)
@@ -179,6 +247,8 @@ class SQLite(Engine):
         return await self._commits.run(count)
 
     async def check(self) -> None:
+        self._refuse_if_damaged()
+
         # This writes the version that is there already, so nothing changes. But SQLite writes and
         # syncs a page, so a read-only disk is noticed.
         def write_version(connection: sqlite3.Connection) -> None:
@@ -198,6 +268,7 @@ class SQLite(Engine):
         now: float,
         lease: float,
     ) -> Claim:
+        self._refuse_if_damaged()
         kind_names = {f"kind_{n}": kind for n, kind in enumerate(kinds)}
         values = {"owner": owner, "limit": limit, "suspect": suspect, "now": now, "lease": lease}
 
@@ -237,9 +308,8 @@ class SQLite(Engine):
                 statements.write(connection, outcome.follow_ups)
             return settled
 
-        settled = await self._commits.run(settle)
-        self._tasks_added.set()
-        return settled
+        self._wake_worker()
+        return await self._commits.run(settle)
 
     async def report(self, task: Task, progress: float, now: float) -> Task | None:
         return await self._commits.run(
@@ -265,6 +335,15 @@ class SQLite(Engine):
                 await self._tasks_added.wait()
         self._tasks_added.clear()
 
+    def _wake_worker(self) -> None:
+        """Wake the worker for tasks that are about to be queued. Call this before the commit.
+
+        The worker's claim then joins the transaction that queues the tasks, because `GroupCommit`
+        waits some iterations of the loop. Operations run in the order of their calls, so the claim
+        finds the tasks. If the commit fails, the claim finds none.
+        """
+        self._tasks_added.set()
+
     async def purge(
         self,
         *,
@@ -273,6 +352,8 @@ class SQLite(Engine):
         answered_before: float,
         limit: int,
     ) -> int:
+        self._refuse_if_damaged()
+
         def purge(connection: sqlite3.Connection) -> int:
             tasks = connection.execute(
                 """

@@ -2,7 +2,7 @@
 
 A commit waits until the disk has the data (fsync). This takes as long for one task as for sixty. So
 operations wait in a queue, and each transaction takes all operations that have arrived. Under load,
-durability costs a request almost nothing, and an idle service answers as fast as its disk allows.
+durability costs a request almost nothing, and an idle app answers as fast as its disk allows.
 
 For example, requests B, C and D share one commit, because they arrive during the commit of A. Time
 runs from top to bottom, and an fsync takes 5 ms here:
@@ -33,8 +33,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from afterward.engines.sqlite.damage_check import is_damage
 from afterward.engines.sqlite.database_file import forget_cached_log
-from afterward.errors import CommitUnknown, QueueError, QueueFull, QueueUnavailable
+from afterward.errors import (
+    CommitUnknown,
+    QueueDamaged,
+    QueueError,
+    QueueFull,
+    QueueUnavailable,
+)
 
 # One statement handles up to this many items. Few statements are better, because each one releases
 # Python's global interpreter lock, and may wait for it again while the event loop is busy. But the
@@ -42,10 +49,17 @@ from afterward.errors import CommitUnknown, QueueError, QueueFull, QueueUnavaila
 CHUNK_SIZE = 100
 
 # Wait this many loop iterations before the next commit. Callers woken by the last commit then have
-# time to queue their next operation, and it joins the same transaction. For example, a worker that
+# time to queue their next operation, and it joins the next transaction. For example, a worker that
 # has written the end of a task claims its next task.
 GATHER_ITERATIONS = 4
 
+# Wait this many loop iterations before the first commit after a rest. A new task wakes the idle
+# worker of this process, which asks for it within six iterations. So its claim joins the commit of
+# the task, and the task starts after one fsync instead of two. An iteration of an idle loop takes a
+# few microseconds.
+WAKE_ITERATIONS = 8
+
+_NOT_RUNNING = "The queue is not running."
 CLOSE_SECONDS = 3.0  # to wait for the last commit, and again for the connection to close
 
 ItemT = TypeVar("ItemT")
@@ -60,11 +74,13 @@ It executes one statement for up to CHUNK_SIZE items.
 
 
 @dataclass(slots=True)
-class _Request:
+class _Call:
+    """A call of `run` or `run_merged` that waits for its result."""
+
     operation: BulkOperation[Any, Any]
     item: Any
     future: "asyncio.Future[Any]"
-    is_mergeable: bool  # whether `operation` is one statement, and other requests may use it too
+    is_mergeable: bool  # whether `operation` is one statement, which other calls may share
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,48 +96,74 @@ _Result = tuple["asyncio.Future[Any]", Any, BaseException | None]
 class GroupCommit:
     """Runs operations on one connection, which belongs to one thread, in shared transactions.
 
-    `connect` opens the connection in autocommit mode. It is called in the thread.
+    `connect` opens the connection in autocommit mode. `report_damage` gets an error of an operation
+    that has met a damaged page. Both are called in the thread.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        report_damage: Callable[[Exception], None],
+    ) -> None:
         self._connect = connect
-        self._waiting: list[_Request] = []
-        self._committing = False  # True from the first request of a group to its results
+        self._report_damage = report_damage
+        self._waiting: list[_Call] = []
+        self._committing = False  # True from the first call of a group to its results
         self._is_open = False
-        self._groups: queue.SimpleQueue[list[_Request]]
+        self._groups: queue.SimpleQueue[list[_Call]]
         self._thread: threading.Thread
         self._opened: asyncio.Future[None]
 
     async def start(self) -> None:
-        """Start the thread, and open the connection. Raises the error of `connect`."""
+        """Start the thread, and open the connection. Raises the error of `connect`.
+
+        If this is cancelled, the thread closes the connection as soon as it is open, and ends.
+        """
         self._loop = asyncio.get_running_loop()
         self._opened = self._loop.create_future()
+        self._waiting, self._committing = [], False
         self._groups = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=self._commit_groups, name="queue-commits", daemon=True
         )
         self._thread.start()
-        await self._opened
+        try:
+            await self._opened
+        except BaseException:
+            self._end_thread()
+            await self._wait_for_thread()
+            raise
         self._is_open = True
 
-    async def stop(self) -> bool:
+    async def stop(self) -> None:
         """Finish the operations that are waiting, and close the connection.
 
-        Returns False if this takes longer than CLOSE_SECONDS, because the disk hangs. Then the
-        thread still waits for the disk. It ends with the process at the latest.
+        If this takes longer than CLOSE_SECONDS, the disk hangs. Then the thread still waits for the
+        disk, and `is_using_file` stays True. It ends with the process at the latest.
         """
         # The groups are committed in order, so an empty operation ends after all others.
         last = asyncio.ensure_future(self.run(lambda _: None))
-        ended, _ = await asyncio.wait([last], timeout=CLOSE_SECONDS)
-        self._is_open = False
-        self._groups.put([])  # an empty group ends the thread
-        if not ended:
+        try:
+            ended, _ = await asyncio.wait([last], timeout=CLOSE_SECONDS)
+        finally:
+            self._end_thread()
             last.cancel()
-            return False
-        with contextlib.suppress(QueueUnavailable):
-            last.result()
+        await asyncio.gather(last, return_exceptions=True)
+        if ended:
+            await self._wait_for_thread()
+
+    @property
+    def is_using_file(self) -> bool:
+        """Whether the thread may still read or write the database."""
+        return self._thread.is_alive()
+
+    def _end_thread(self) -> None:
+        """Let the thread end after the groups that it was given."""
+        self._is_open = False
+        self._groups.put([])
+
+    async def _wait_for_thread(self) -> None:
         await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
-        return not self._thread.is_alive()
 
     async def run(self, operation: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
         """Run an operation, and return its result when its changes are durable."""
@@ -155,23 +197,26 @@ class GroupCommit:
         self, operation: BulkOperation[ItemT, ResultT], item: ItemT, *, is_mergeable: bool
     ) -> ResultT:
         if not self._is_open:
-            raise QueueUnavailable("The queue is not running.")
+            raise QueueUnavailable(_NOT_RUNNING)
         future: asyncio.Future[ResultT] = self._loop.create_future()
-        self._waiting.append(_Request(operation, item, future, is_mergeable))
+        self._waiting.append(_Call(operation, item, future, is_mergeable))
         # While a commit is under way, `_deliver` starts the next one.
         if not self._committing:
             self._committing = True
-            # Hand over at the end of this loop iteration, so that all of its requests are included.
-            self._loop.call_soon(self._hand_over)
+            self._hand_over(after=WAKE_ITERATIONS)
         return await future
 
     def _hand_over(self, after: int = 0) -> None:
-        """Give the waiting requests to the thread as a group, after some loop iterations."""
+        """Give the waiting calls to the thread as a group, after some loop iterations."""
         if after:
             self._loop.call_soon(self._hand_over, after - 1)
-        else:
-            group, self._waiting = self._waiting, []
+            return
+        group, self._waiting = self._waiting, []
+        if self._is_open:
             self._groups.put(group)
+        else:  # it stopped a moment ago, and the thread takes no more groups
+            error = QueueUnavailable(_NOT_RUNNING)
+            _resolve_futures([(call.future, None, error) for call in group])
 
     def _deliver(self, results: list[_Result]) -> None:
         """Give the callers of a group their results, and begin the next group."""
@@ -185,27 +230,36 @@ class GroupCommit:
         try:
             connection = self._connect()
         except Exception as error:  # noqa: BLE001 - start() raises it
-            self._loop.call_soon_threadsafe(self._opened.set_exception, error)
+            self._call_in_loop(_resolve_futures, [(self._opened, None, error)])
             return
-        self._loop.call_soon_threadsafe(self._opened.set_result, None)
+        self._call_in_loop(_resolve_futures, [(self._opened, None, None)])
         while group := self._groups.get():
-            self._loop.call_soon_threadsafe(self._deliver, self._commit(connection, group))
+            self._call_in_loop(self._deliver, self._commit(connection, group))
         connection.close()
 
-    def _commit(self, connection: sqlite3.Connection, group: list[_Request]) -> list[_Result]:
-        """Run a group in one transaction. If a request fails, run each one in its own transaction.
+    def _call_in_loop(
+        self, deliver: Callable[[list[_Result]], None], results: list[_Result]
+    ) -> None:
+        # The loop is closed if the disk hung during a stop or a start. Then no caller waits.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(deliver, results)
+
+    def _commit(self, connection: sqlite3.Connection, group: list[_Call]) -> list[_Result]:
+        """Run a group in one transaction. If a call fails, run each in a transaction of its own.
 
         Returns the results of the group, which may be errors.
         """
-        # 1. Merge requests for the same bulk operation. For example, a group of 3 insertions, 2
-        #    settlements and 1 query becomes 3 calls, with 3, 2 and 1 items.
-        merged: dict[BulkOperation[Any, Any], list[_Request]] = {}
-        for request in group:
-            merged.setdefault(request.operation, []).append(request)
+        # 1. Merge calls of the same bulk operation. For example, 3 insertions, 2 settlements and 1
+        #    query become 3 operations, with 3, 2 and 1 items.
+        merged: dict[BulkOperation[Any, Any], list[_Call]] = {}
+        for call in group:
+            merged.setdefault(call.operation, []).append(call)
 
         # 2. A single statement needs no BEGIN and COMMIT, because SQLite commits it by itself.
         is_one_statement = len(merged) == 1 and group[0].is_mergeable and len(group) <= CHUNK_SIZE
-        may_be_written = is_one_statement
+        # The operations whose changes may be on the disk if an error follows.
+        may_be_written = set(merged) if is_one_statement else set()
+        writers: set[BulkOperation[Any, Any]] = set()
         results: list[_Result] = []
         try:
             # 3. Begin. If an earlier ROLLBACK failed, its transaction is still open: end it first,
@@ -214,15 +268,18 @@ class GroupCommit:
             if not is_one_statement:
                 connection.execute("BEGIN IMMEDIATE")
 
-            # 4. Run the operations, and collect the result of each request.
-            for operation, requests in merged.items():
-                values = operation(connection, [request.item for request in requests])
-                pairs = zip(requests, values, strict=True)
-                results += [(request.future, value, None) for request, value in pairs]
+            # 4. Run the operations, and collect the result of each call.
+            for operation, calls in merged.items():
+                changes = connection.total_changes
+                values = operation(connection, [call.item for call in calls])
+                pairs = zip(calls, values, strict=True)
+                results += [(call.future, value, None) for call, value in pairs]
+                if connection.total_changes != changes:
+                    writers.add(operation)
 
             # 5. Commit: one fsync for the whole group.
             if not is_one_statement:
-                may_be_written = True
+                may_be_written = writers
                 connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - each caller gets it, or its own
             # 6. Undo everything. An error of ROLLBACK must not end the thread: step 3 of the next
@@ -231,16 +288,16 @@ class GroupCommit:
                 _roll_back(connection)
             if _is_disk_error(error):
                 forget_cached_log(connection)
+            if is_damage(error):
+                self._report_damage(error)
 
-            # 7. Find the request that failed: run each alone. This does not help if every request
-            #    would meet the same error, for example a locked file: then all get this error.
-            if len(group) > 1 and not _hits_every_request(error):
-                return [
-                    result for request in group for result in self._commit(connection, [request])
-                ]
+            # 7. Find the call that failed: run each alone. This does not help if every call would
+            #    meet the same error, for example a locked file: then all get this error.
+            if len(group) > 1 and not _hits_every_call(error):
+                return [result for call in group for result in self._commit(connection, [call])]
             return [
-                (request.future, None, _translate(error, may_be_written=may_be_written))
-                for request in group
+                (call.future, None, _translate(error, call.operation in may_be_written))
+                for call in group
             ]
         return results
 
@@ -257,12 +314,13 @@ def in_chunks(items: Sequence[ItemT]) -> Iterator[Sequence[ItemT]]:
         yield items[first : first + CHUNK_SIZE]
 
 
-def _hits_every_request(error: Exception) -> bool:
-    """Tell whether every request would meet this error.
+def _hits_every_call(error: Exception) -> bool:
+    """Tell whether every call would meet this error.
 
-    A full disk is an exception, because operations that only read still succeed.
+    A full disk is an exception, because operations that only read still succeed. So is a damaged
+    page, because operations on other pages succeed.
     """
-    return _is_environment_error(error) and not _is_full(error)
+    return _is_environment_error(error) and not _is_full(error) and not is_damage(error)
 
 
 def _is_full(error: Exception) -> bool:
@@ -302,13 +360,15 @@ def _is_environment_error(error: Exception) -> bool:
     return isinstance(error, sqlite3.Error) and _code(error) & 0xFF in _ENVIRONMENT_ERRORS
 
 
-def _translate(error: Exception, *, may_be_written: bool) -> Exception:
-    """Return the error for a caller. `may_be_written` tells whether the commit had begun."""
+def _translate(error: Exception, may_be_written: bool) -> Exception:
+    """Return the error for a caller. `may_be_written` tells whether its commit had begun."""
     if not _is_environment_error(error):
         return error
     translated: QueueUnavailable
     if _is_full(error):
         translated = QueueFull()
+    elif is_damage(error):
+        translated = QueueDamaged()
     elif may_be_written and _is_disk_error(error):
         # A commit that could not be synced may be on the disk nevertheless. After a crash, SQLite
         # would find it in the write-ahead log (WAL).

@@ -51,7 +51,7 @@ CREATE INDEX tasks_failed ON tasks (finished_at) WHERE status = 'failed';
 -- is the order of a page. Running tasks are few, and have the index tasks_held.
 CREATE INDEX tasks_by_state ON tasks (client, kind, status, id) WHERE status <> 'running';
 CREATE INDEX tasks_by_error ON tasks (client, kind, error_group, id) WHERE status = 'failed';
--- The client is '' if the service does not tell its clients apart.
+-- The client is '' if the app does not tell its clients apart.
 CREATE INDEX tasks_by_client ON tasks (client, id) WHERE client <> '';
 CREATE INDEX tasks_about ON tasks (about, id) WHERE about IS NOT NULL;
 CREATE INDEX tasks_by_request ON tasks (request_id, id) WHERE request_id IS NOT NULL;

@@ -228,9 +228,10 @@ def _settlement(settlements: int) -> str:
         UPDATE tasks
         SET status = ended.status, updated_at = ended.now, finished_at = ended.finished_at,
             due_at = coalesce(ended.due_at, tasks.due_at), result = ended.result,
-            -- An attempt that does not count was given back: it is as if it had not begun.
             error = ended.error, error_group = ended.error_group,
-            history = coalesce(ended.history, tasks.history), attempts = attempts - NOT ended.counts,
+            history = coalesce(ended.history, tasks.history),
+            -- An attempt that does not count was given back: it is as if it had not begun.
+            attempts = attempts - NOT ended.counts,
             errors = errors + ended.unexpected, crashes = iif(ended.counts, 0, crashes),
             lease_expires_at = NULL
         FROM ended
@@ -309,24 +310,27 @@ def delete_record(connection: sqlite3.Connection, record: Record) -> bool:
 
 def _insert_answer(connection: sqlite3.Connection, answer: Answer) -> None:
     """Store the answer to an idempotent request. Raises KeyTaken if its key is in use."""
+    check_key(connection, answer)
     # A key is free again after 24 hours, even if retention has not removed its answer yet.
-    expired = answer.created_at - ANSWERS_LIVE_SECONDS
     connection.execute(
-        "DELETE FROM answers WHERE key = ? AND created_at < ?", (answer.key, expired)
-    )
-    inserted = connection.execute(
         """
-        INSERT INTO answers (key, fingerprint, body, location, created_at)
+        INSERT OR REPLACE INTO answers (key, fingerprint, body, location, created_at)
         VALUES (:key, :fingerprint, :body, :location, :created_at)
-        ON CONFLICT (key) DO NOTHING
         """,
         asdict(answer),
     )
-    if inserted.rowcount == 0:
-        row = connection.execute(
-            "SELECT key, fingerprint, body, location, created_at FROM answers WHERE key = ?",
-            (answer.key,),
-        ).fetchone()
+
+
+def check_key(connection: sqlite3.Connection, answer: Answer) -> None:
+    """Raise KeyTaken if the idempotency key of an answer is in use. Writes nothing."""
+    row = connection.execute(
+        """
+        SELECT key, fingerprint, body, location, created_at FROM answers
+        WHERE key = ? AND created_at >= ?
+        """,
+        (answer.key, answer.created_at - ANSWERS_LIVE_SECONDS),
+    ).fetchone()
+    if row is not None:
         raise KeyTaken(Answer(*row))
 
 

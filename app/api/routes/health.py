@@ -7,6 +7,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from app.api.dependencies import HealthDep, MetricsDep, QueueDep, SettingsDep
 from app.api.errors import documented
+from app.api.health_checks import Passed
 from app.api.pages import example, page
 from app.api.route import ServiceRoute, without_turn
 from app.api.schemas import Readiness
@@ -34,7 +35,7 @@ async def readyz(response: Response, health: HealthDep) -> Readiness:
     """Tell whether the service accepts requests. Without SMTP it does: mail waits in the queue."""
     passed = await health.check()
     checks = {
-        "database": "ok" if passed.database else "failing",
+        "database": _describe_database(passed),
         "uploads": "ok" if passed.uploads else "failing",
         "smtp": "ok" if passed.smtp else "degraded",
     }
@@ -42,6 +43,12 @@ async def readyz(response: Response, health: HealthDep) -> Readiness:
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return Readiness(status="unready", checks=checks)
     return Readiness(status="ready" if passed.smtp else "degraded", checks=checks)
+
+
+def _describe_database(passed: Passed) -> str:
+    if passed.database:
+        return "ok"
+    return "damaged" if passed.database_is_damaged else "failing"
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=documented(503))

@@ -56,7 +56,7 @@ async def list_tasks(
 
 
 async def _existing_task(task_id: SearchText, queue: QueueDep, client: ClientDep) -> Task:
-    task = await queue.engine.get(task_id)
+    task = await queue.get(task_id)
     if task.client != client:
         raise TaskNotFound
     return task

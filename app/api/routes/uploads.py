@@ -164,6 +164,9 @@ def _answer_to(error: Exception) -> Exception:
             return HTTPException(415, str(error))
 
 
+# With function scope, the dependency ends after DurableRoute has committed, so `may_be_written` is
+# known, and before the response is sent. With the default scope it would end after the response,
+# and a client that reads slowly would delay the removal of a file.
 ArrivalDep = Annotated[Arrival, Depends(_arrival, scope="function")]
 
 
