@@ -333,7 +333,7 @@ class _EngineMachine(RuleBasedStateMachine):
 
     def holds(self, claimed: Task) -> bool:
         task = self.model.get(claimed.id)
-        return task is not None and task.owner is not None and task.claims == claimed.claims
+        return task is not None and task.status is Status.RUNNING and task.claims == claimed.claims
 
     def change(self, task_id: str, **changes: Any) -> None:
         self.model[task_id] = replace(self.model[task_id], updated_at=self.now, **changes)
