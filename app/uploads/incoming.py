@@ -54,17 +54,22 @@ async def write_stream(upload: Incoming, chunks: AsyncIterator[bytes], *, limit:
     step = asyncio.ensure_future(upload.open())
     try:
         # 1. Collect chunks into a block. Write a full block while the next chunks arrive.
-        block, size = bytearray(), 0
+        #    Only the first block grows with its chunks, so that a client which sends little holds
+        #    little memory. The others have their size from the start: a bytearray that grows is
+        #    moved in memory again and again, which cost some processes a fifth of the speed.
+        block, filled, size = bytearray(), 0, 0
         async for chunk in chunks:
             size += len(chunk)
             if size > limit:
                 raise UploadTooLarge
-            block += chunk
-            if len(block) >= BLOCK:
+            block[filled : filled + len(chunk)] = chunk  # it may extend the block
+            filled += len(chunk)
+            if filled >= BLOCK:
                 await asyncio.shield(step)
                 step = asyncio.ensure_future(upload.write(block, sha256.update))
-                block = bytearray()
+                block, filled = bytearray(BLOCK), 0
         # 2. Write the rest, which may be empty, and keep the upload.
+        del block[filled:]
         await asyncio.shield(step)
         step = asyncio.ensure_future(upload.write(block, sha256.update))
         await asyncio.shield(step)
