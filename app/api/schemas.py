@@ -127,9 +127,17 @@ class TaskView(TaskSummary):
     progress: float | None
     result: JsonValue
     error: TaskFailure | None
+    about: Annotated[
+        str | None, Field(description="The recipient of a mail, or the id of an upload.")
+    ]
+    batch_id: str | None
+    request_id: str | None
+    worker: Annotated[
+        str | None, Field(description="The worker that runs the task, or ran its last attempt.")
+    ]
 
     @classmethod
-    def of(cls, task: Task) -> "TaskView":
+    def of(cls, task: Task, **more: Any) -> Self:
         """Return the public fields of a task."""
         return cls(
             id=task.id,
@@ -146,7 +154,34 @@ class TaskView(TaskSummary):
             progress=task.progress,
             result=None if task.result is None else json.loads(task.result),
             error=None if task.error is None else TaskFailure.of(task.error),
+            about=task.about,
+            batch_id=task.batch_id,
+            request_id=task.request_id,
+            worker=task.owner,
+            **more,
         )
+
+
+class FailedAttempt(BaseModel):
+    """An attempt that failed, or that ended because its worker crashed."""
+
+    attempt: int
+    started_at: datetime
+    seconds: float
+    worker: str | None
+    error: TaskFailure | None
+
+
+class TaskDetail(TaskView):
+    """A task with its failed attempts: the newest 20 of them, the oldest first."""
+
+    history: list[FailedAttempt]
+
+    @classmethod
+    def of(cls, task: Task, **more: Any) -> Self:
+        """Return the public fields of a task, and its history."""
+        attempts = json.loads(task.history or "[]")
+        return super().of(task, history=attempts, **more)
 
 
 class BatchTask(BaseModel):

@@ -5,16 +5,17 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Response
+from pydantic import ConfigDict, Field
 
 from afterward.engine import Engine
 from afterward.errors import QueueUnavailable, TaskNotFound
 from afterward.fastapi import DurableTasks
-from afterward.task import FINISHED, Status, Task
+from afterward.task import FINISHED, Task
 from app.api.dependencies import ClientDep, EventStreamDep, QueueDep
 from app.api.errors import documented
 from app.api.event_stream import Change, Reader, event_id
 from app.api.route import ServiceRoute
-from app.api.schemas import Queued, SearchText, TaskPage, TaskView
+from app.api.schemas import Queued, SearchText, TaskDetail, TaskPage, TaskView
 from app.api.server_sent_events import (
     DOCUMENTED,
     FELL_BEHIND,
@@ -26,33 +27,39 @@ from app.api.server_sent_events import (
     change_event,
     gap_event,
 )
+from app.api.task_filters import TaskFilters
 
 router = APIRouter(tags=["tasks"], route_class=ServiceRoute)
 
-Limit = Annotated[int, Query(ge=1, le=100)]
-After = Annotated[
-    str | None,
-    Query(
-        description="The last id of the previous page. Retention may have removed that task.",
-        pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
-    ),
-]
+
+class TaskQuery(TaskFilters):
+    """The filters and the page of a list of tasks."""
+
+    # A parameter that is not known here is ignored, as on the other routes.
+    model_config = ConfigDict(extra="ignore")
+
+    limit: Annotated[int, Field(ge=1, le=100)] = 50
+    after: Annotated[
+        str | None,
+        Field(
+            description="The last id of the previous page. Retention may have removed that task.",
+            pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+        ),
+    ] = None
 
 
 @router.get("/tasks", responses=documented(422, 503))
 async def list_tasks(
-    queue: QueueDep,
-    client: ClientDep,
-    status: Status | None = None,
-    kind: Annotated[SearchText | None, Query(max_length=100)] = None,
-    limit: Limit = 50,
-    after: After = None,
+    query: Annotated[TaskQuery, Query()], queue: QueueDep, client: ClientDep
 ) -> TaskPage:
     """List tasks, newest first."""
     tasks = await queue.engine.list_tasks(
-        client=client, status=status, kind=kind, after=after, limit=limit + 1
+        query.for_client(client), after=query.after, limit=query.limit + 1
     )
-    return TaskPage(data=[TaskView.of(task) for task in tasks[:limit]], has_more=len(tasks) > limit)
+    return TaskPage(
+        data=[TaskView.of(task) for task in tasks[: query.limit]],
+        has_more=len(tasks) > query.limit,
+    )
 
 
 async def _existing_task(task_id: SearchText, queue: QueueDep, client: ClientDep) -> Task:
@@ -66,15 +73,15 @@ ExistingTask = Annotated[Task, Depends(_existing_task)]
 
 
 @router.get("/tasks/{task_id}", responses=documented(404, 422, 503))
-async def read_task(task: ExistingTask) -> TaskView:
-    """Read one task."""
-    return TaskView.of(task)
+async def read_task(task: ExistingTask) -> TaskDetail:
+    """Read one task, with its failed attempts."""
+    return TaskDetail.of(task)
 
 
 @router.post("/tasks/{task_id}/cancel", responses=documented(404, 409, 422, 503, 507))
-async def cancel_task(task: ExistingTask, queue: QueueDep) -> TaskView:
+async def cancel_task(task: ExistingTask, queue: QueueDep) -> TaskDetail:
     """Cancel a task that waits for its first or its next attempt."""
-    return TaskView.of(await queue.cancel(task.id))
+    return TaskDetail.of(await queue.cancel(task.id))
 
 
 @router.post(

@@ -1,0 +1,90 @@
+"""The filters of tasks, as the list, the actions on many tasks and the pages take them."""
+
+import re
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from afterward.filter import MOST_ABOUT, TaskFilter
+from afterward.task import Status
+from app.api.schemas import SearchText
+
+_STATUS = f"({'|'.join(Status)})"
+_DATE_TIME = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
+
+
+def _check_date_time(text: object) -> object:
+    """Refuse the other forms that pydantic reads, such as numbers (RFC 3339, section 5.6)."""
+    if not isinstance(text, str) or not _DATE_TIME.fullmatch(text):
+        raise ValueError(
+            "must be a date and time with its offset from UTC, such as 2026-01-31T12:00:00Z. "
+            "In a URL, write + as %2B"
+        )
+    return text
+
+
+def _without_empty(text: object) -> object:
+    return None if text == "" else text
+
+
+Statuses = Annotated[
+    str,
+    Field(
+        pattern=f"^{_STATUS}(,{_STATUS})*$",
+        description="One status, or several separated by commas.",
+        examples=["failed", "queued,retrying"],
+    ),
+]
+DateTime = Annotated[AwareDatetime, BeforeValidator(_check_date_time)]
+TaskId = Annotated[SearchText, Field(max_length=100)]
+
+
+class TaskFilters(BaseModel):
+    """Conditions that a task must all meet. A condition that is left out selects every task."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Statuses | None = None
+    kind: Annotated[SearchText, Field(max_length=100)] | None = None
+    about: (
+        Annotated[
+            SearchText,
+            Field(
+                max_length=MOST_ABOUT,
+                description="Matched exactly: the recipient of a mail, or the id of an upload.",
+            ),
+        ]
+        | None
+    ) = None
+    batch_id: TaskId | None = None
+    request_id: Annotated[SearchText, Field(max_length=200)] | None = None
+    error: (
+        Annotated[
+            SearchText,
+            Field(
+                max_length=200,
+                description="A group of failed tasks: the type of the error, with its SMTP code if it "
+                "has one.",
+                examples=["PermanentError 550"],
+            ),
+        ]
+        | None
+    ) = None
+    since: Annotated[DateTime, Field(description="Created at this time or later.")] | None = None
+    until: Annotated[DateTime, Field(description="Created before this time.")] | None = None
+
+    def for_client(self, client: str) -> TaskFilter:
+        """Return the filter for the tasks of this client."""
+        return TaskFilter(
+            client=client,
+            statuses=tuple(map(Status, self.status.split(","))) if self.status else (),
+            kind=self.kind,
+            about=self.about,
+            batch_id=self.batch_id,
+            request_id=self.request_id,
+            error=self.error,
+            since=None if self.since is None else self.since.timestamp(),
+            until=None if self.until is None else self.until.timestamp(),
+        )
