@@ -61,9 +61,11 @@ CHUNK_SIZE = 100
 GATHER_ITERATIONS = 4
 
 # Wait this many loop iterations before the first commit after a rest. A new task wakes the idle
-# worker of this process, which asks for it within six iterations. So its claim joins the commit of
-# the task, and the task starts after one fsync instead of two. An iteration of an idle loop takes a
-# few microseconds.
+# worker of this process, and the seventh iteration calls `run` for its claim: the wait for new
+# tasks ends (1), asyncio.wait notices (2), the claim loop cancels its other wait (3), that ends (4),
+# asyncio.gather notices (5), the claim loop starts an asyncio task for the claim (6), and this calls
+# `run` (7). So the claim joins the commit of the task, and the task starts after one fsync instead
+# of two. An iteration of an idle loop takes a few microseconds.
 WAKE_ITERATIONS = 8
 
 _NOT_RUNNING = "The queue is not running."
