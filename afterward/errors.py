@@ -39,7 +39,7 @@ class CommitUnknown(QueueUnavailable):
     """The outcome of the commit is unknown. Try again, with the same Idempotency-Key if any."""
 
 
-class QueueFull(QueueUnavailable):
+class DiskFull(QueueUnavailable):
     """The database's disk is full; nothing was accepted. Try again."""
 
 

@@ -44,9 +44,9 @@ from afterward.engines.sqlite.damage_check import is_damage
 from afterward.engines.sqlite.database_file import drop_cached_wal
 from afterward.errors import (
     CommitUnknown,
+    DiskFull,
     QueueDamaged,
     QueueError,
-    QueueFull,
     QueueUnavailable,
 )
 
@@ -381,7 +381,7 @@ def _translate(error: Exception, may_be_written: bool) -> Exception:
         return error
     translated: QueueUnavailable
     if _is_full(error):
-        translated = QueueFull()
+        translated = DiskFull()
     elif is_damage(error):
         translated = QueueDamaged()
     elif may_be_written and _is_disk_error(error):
