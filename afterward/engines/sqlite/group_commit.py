@@ -61,11 +61,16 @@ CHUNK_SIZE = 100
 GATHER_ITERATIONS = 4
 
 # Wait this many loop iterations before the first commit after a rest. A new task wakes the idle
-# worker of this process, and the seventh iteration calls `run` for its claim: the wait for new
-# tasks ends (1), asyncio.wait notices (2), the claim loop cancels its other wait (3), that ends (4),
-# asyncio.gather notices (5), the claim loop starts an asyncio task for the claim (6), and this calls
-# `run` (7). So the claim joins the commit of the task, and the task starts after one fsync instead
-# of two. An iteration of an idle loop takes a few microseconds.
+# worker of this process. In the seventh iteration, the worker calls `run` for its claim:
+#
+#     1. the wait for new tasks ends       5. asyncio.gather notices this
+#     2. asyncio.wait notices this         6. the claim loop starts an asyncio task for the claim
+#     3. the claim loop cancels its other  7. this asyncio task calls `run`
+#        wait
+#     4. the other wait ends
+#
+# So the claim joins the commit of the task, and the task starts after one fsync instead of two. An
+# iteration of an idle loop takes a few microseconds.
 WAKE_ITERATIONS = 8
 
 _NOT_RUNNING = "The queue is not running."
