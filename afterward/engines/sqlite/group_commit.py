@@ -63,11 +63,13 @@ GATHER_ITERATIONS = 4
 # Wait this many loop iterations before the first commit after a rest. A new task wakes the idle
 # worker of this process. In the seventh iteration, the worker calls `run` for its claim:
 #
-#     1. the wait for new tasks ends       5. asyncio.gather notices this
-#     2. asyncio.wait notices this         6. the claim loop starts an asyncio task for the claim
-#     3. the claim loop cancels its other  7. this asyncio task calls `run`
-#        wait
+#     1. the wait for new tasks ends
+#     2. asyncio.wait notices this
+#     3. the claim loop cancels its other wait
 #     4. the other wait ends
+#     5. asyncio.gather notices this
+#     6. the claim loop starts an asyncio task for the claim
+#     7. this asyncio task calls `run`
 #
 # So the claim joins the commit of the task, and the task starts after one fsync instead of two. An
 # iteration of an idle loop takes a few microseconds.
