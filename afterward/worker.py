@@ -293,8 +293,9 @@ class Worker(Generic[ToolsT]):
     def _cancel_earlier(self, task: Task) -> list[Attempt[ToolsT]]:
         """Cancel earlier attempts of this task that still run on this worker, and return them.
 
-        There are any only if this worker was so slow that another worker re-queued the task, and
-        then claims it again. An attempt that is settling is not cancelled, because it ends soon.
+        There is one only if this worker was so slow that another worker re-queued the task, and
+        this worker then claimed it again. An attempt that is settling is not cancelled, because it
+        ends soon.
         """
         if task.claims == 1:
             return []

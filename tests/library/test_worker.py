@@ -918,6 +918,14 @@ async def test_an_idle_worker_stops_at_once(
             await worker.stop(grace=60)
 
 
+async def test_a_worker_starts_once(engine: Engine, clock: Clock) -> None:
+    """After its stop it would claim nothing, so the error comes at the second start."""
+    async with working(queue_of(engine, now=clock)) as worker:
+        pass
+    with pytest.raises(RuntimeError, match="this worker was started before: make a new one"):
+        await worker.start()
+
+
 async def test_a_task_that_a_stopping_worker_has_just_claimed_runs(
     engine: Engine, clock: Clock
 ) -> None:
