@@ -1151,7 +1151,7 @@ async def test_a_task_with_one_attempt_does_not_run_again_after_a_stop(
     task = await promise(queue, function)
     async with working(queue):
         await recorder.until(EventType.STARTED)
-    task = await after_a_run(queue, task)
+    task = await engine.get(task.id)
     assert (task.status, task.attempts, task.errors) == (Status.FAILED, 1, 0)
     assert error_of(task)["type"] == "WorkerStopped"
     assert recorder.event_types == ["queued", "started", "failed"]
