@@ -49,7 +49,7 @@ def retry_policy(settings: Settings) -> RetryPolicy:
 
     The first waits last seconds, and later ones up to a quarter of an hour. With
     MAIL_RETRY_SECONDS=0 a mail has one attempt, even if a crash interrupts it. Then the recipient
-    gets at most one copy.
+    gets at most one copy, unless a worker that stops gives the mail back after the final dot.
     """
     patience = settings.mail_retry_seconds
     return RetryPolicy(
