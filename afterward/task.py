@@ -21,6 +21,7 @@ class Status(StrEnum):
 
 
 WAITING = (Status.QUEUED, Status.RETRYING)
+GIVEN_UP = (Status.FAILED, Status.CANCELLED)
 FINISHED = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
 ANSWERS_LIVE_SECONDS = 24 * 3600.0  # a stored response, for repeated requests
 

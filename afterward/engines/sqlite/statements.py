@@ -335,6 +335,17 @@ def check_key(connection: sqlite3.Connection, answer: Answer) -> None:
         raise KeyTaken(Answer(*row))
 
 
+# Changes by hand: a WHERE follows. They are for one task, or for a slice of a bulk action.
+
+CANCEL = "UPDATE tasks SET status = 'cancelled', updated_at = :now, finished_at = :now"
+QUEUE_AGAIN = """
+    UPDATE tasks
+    SET status = 'queued', attempts = 0, max_attempts = :max_attempts, gives_up_at = :gives_up_at,
+        errors = 0, crashes = 0, progress = NULL, result = NULL, error = NULL, error_group = NULL,
+        started_at = NULL, finished_at = NULL, updated_at = :now, due_at = :now
+"""
+
+
 # Single tasks, and rows
 
 
@@ -366,6 +377,19 @@ def to_task(row: Row) -> Task:
     values = dict(zip(_TASK_FIELDS, row, strict=True))
     values["status"] = _STATUSES[values["status"]]
     return Task(**values)
+
+
+def find_record(
+    connection: sqlite3.Connection, collection: str, client: str, record_id: str
+) -> Record | None:
+    """Return a record of this client, or None if there is none."""
+    row = connection.execute(
+        f"""
+        SELECT {RECORD_COLUMNS} FROM records WHERE collection = ? AND client = ? AND id = ?
+        """,
+        (collection, client, record_id),
+    ).fetchone()
+    return None if row is None else to_record(row)
 
 
 def to_record(row: Row) -> Record:
