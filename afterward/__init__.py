@@ -36,7 +36,8 @@ Read in this order:
 Most apps need only the names of this module and of `afterward.fastapi`. An app that wires the parts
 itself, as the service of this repository does, may also use `bulk`, `engine`, `engines`, `errors`,
 `events`, `filter`, `history`, `queue`, `registry`, `retention`, `retry`, `task`, `task_log`,
-`unit_of_work` and `worker`. The other modules, and names that begin with an underscore, may change with any version.
+`unit_of_work` and `worker`. The other modules, and names that begin with an underscore, may change
+with any version.
 """
 
 from afterward.errors import (

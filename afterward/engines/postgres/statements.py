@@ -143,17 +143,17 @@ _WAITING_KINDS = """
 # The due time of the waiting task that has been ready for longest. Within a kind, the index
 # tasks_ready is sorted by (timed, ready_at). So there are two candidates for each kind: the first
 # entry that is not timed, and the first timed one. Suspects have an index of their own, and give
-# one more candidate.
+# one more candidate. An urgent task is due long before it was created, but has not waited since then.
 OLDEST = f"""
     WITH RECURSIVE {_WAITING_KINDS}
     SELECT least(
         (SELECT min(due_at) FROM kinds, (VALUES (false), (true)) AS ranges (timed), LATERAL (
-            SELECT due_at FROM afterward.tasks
+            SELECT greatest(due_at, created_at) AS due_at FROM afterward.tasks
             WHERE status IN ('queued', 'retrying') AND crashes = 0
             AND tasks.kind = kinds.kind AND tasks.timed = ranges.timed
             ORDER BY ready_at, seq LIMIT 1
         ) AS oldest),
-        (SELECT due_at FROM afterward.tasks
+        (SELECT greatest(due_at, created_at) FROM afterward.tasks
          WHERE status IN ('queued', 'retrying') AND crashes > 0
          ORDER BY ready_at, seq LIMIT 1)
     )

@@ -74,15 +74,17 @@ _WAITING_KINDS = f"""
 # The earliest due time of all waiting tasks. Within a kind, the index tasks_due is sorted by
 # (timed, due_at). So there are two candidates for each kind: the first entry with timed = 0, and
 # the first entry with timed = 1. Suspects have an index of their own, and give one more candidate.
+# An urgent task is due long before it was created, but has not waited since then.
 OLDEST = f"""
     WITH RECURSIVE {_WAITING_KINDS}
     SELECT min(due_at) FROM (
-        SELECT (SELECT min(due_at) FROM tasks INDEXED BY tasks_due
-                WHERE {_WAITS} AND tasks.kind = kinds.kind AND timed = ranges.timed) AS due_at
+        SELECT (SELECT max(due_at, created_at) FROM tasks INDEXED BY tasks_due
+                WHERE {_WAITS} AND tasks.kind = kinds.kind AND timed = ranges.timed
+                ORDER BY tasks.due_at LIMIT 1) AS due_at
         FROM kinds, (SELECT 0 AS timed UNION ALL SELECT 1) AS ranges
         UNION ALL
-        SELECT min(due_at) FROM tasks INDEXED BY tasks_suspect
-        WHERE status IN {status_list(WAITING)} AND crashes > 0
+        SELECT (SELECT max(due_at, created_at) FROM tasks INDEXED BY tasks_suspect
+                WHERE status IN {status_list(WAITING)} AND crashes > 0 ORDER BY due_at LIMIT 1)
     )
 """
 
