@@ -224,7 +224,7 @@ class _EngineMachine(RuleBasedStateMachine):
                 status=ending,
                 attempts=claimed.attempts - (not counts),
                 errors=claimed.errors + unexpected,
-                crashes=0 if counts else claimed.crashes,
+                crashes=0 if counts else self.model[claimed.id].crashes,
                 due_at=self.now,
                 finished_at=self.now if ending in FINISHED else None,
                 result="1",
