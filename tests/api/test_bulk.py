@@ -192,6 +192,17 @@ def test_a_body_that_cannot_be_understood_is_refused(
     assert statuses(idle_client, "") == []
 
 
+@pytest.mark.parametrize("path", ["/tasks/retry", "/tasks/cancel"])
+def test_the_paths_have_only_post(idle_client: TestClient, path: str) -> None:
+    """GET does not look for a task of that name."""
+    response = idle_client.get(path)
+    problem_of(response, 405)
+    assert response.headers["allow"] == "OPTIONS, POST"
+    assert idle_client.options(path).headers["allow"] == "OPTIONS, POST"
+    for other in ("/tasks/retried", "/tasks/cancel-all"):
+        problem_of(idle_client.get(other), 404)
+
+
 def test_a_full_backlog_refuses_the_action(tmp_path: Path) -> None:
     with served(tmp_path, worker_concurrency=0, max_backlog=1) as client:
         put_tasks(client, 1)

@@ -31,7 +31,14 @@ class BulkAction(BaseModel):
         json_schema_extra={"examples": [{"filter": {"error": "PermanentError 550"}}]},
     )
 
-    filter: Annotated[TaskFilters, AfterValidator(_check_not_empty)]
+    filter: Annotated[
+        TaskFilters,
+        AfterValidator(_check_not_empty),
+        Field(
+            description="At least one condition that is not null.",
+            json_schema_extra={"minProperties": 1},
+        ),
+    ]
     dry_run: Annotated[bool, Field(strict=True)] = False
 
 
