@@ -42,7 +42,7 @@ def statuses(client: httpx2.Client, query: str) -> list[str]:
     return [task["status"] for task in tasks]
 
 
-# What they do.
+# Dry runs and actions.
 
 
 def test_all_failed_tasks_of_an_error_are_retried(client: TestClient) -> None:
