@@ -31,7 +31,6 @@ def before_call(
     key = case.headers.get("Idempotency-Key", "")
     if re.fullmatch(r'"[!#-~]{1,255}"|[!#-~][!-~]{0,254}', key):
         case.headers["Idempotency-Key"] = uuid.uuid4().hex + key[32:255]
-    body = case.body if isinstance(case.body, dict) else {}
-    match body.get("filter"):
-        case {**conditions} if conditions and all(value is None for value in conditions.values()):
-            body["filter"] = conditions | {"kind": "send_email"}
+    wanted = case.body.get("filter") if isinstance(case.body, dict) else None
+    if isinstance(wanted, dict) and wanted and all(value is None for value in wanted.values()):
+        wanted["kind"] = "send_email"
