@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from afterward.engine import Engine
-from afterward.engines.sqlite import search, statements
+from afterward.engines.sqlite import changes, search, statements
 from afterward.engines.sqlite.damage_check import BackgroundCheck
 from afterward.engines.sqlite.database_file import (
     SCHEMA_VERSION,
@@ -148,6 +148,18 @@ class SQLite(Engine):
 
     async def count_failures(self, client: str) -> list[FailureGroup]:
         return await self._commits.run(lambda connection: search.count_failures(connection, client))
+
+    async def list_changed(
+        self,
+        client: str,
+        *,
+        since: float,
+        now: float,  # noqa: ARG002 - all times are by the clock of the one process
+        limit: int,
+    ) -> list[Task] | None:
+        return await self._commits.run(
+            lambda connection: changes.list_changed(connection, client, since, limit)
+        )
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
         def count(connection: sqlite3.Connection) -> dict[Status, int]:

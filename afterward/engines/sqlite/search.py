@@ -115,7 +115,7 @@ def _ranges(
         return [f"tasks WHERE {' AND '.join(given.values())}"], values
 
     # 3. By the state: a range for each kind and status.
-    kinds = [wanted.kind] if wanted.kind is not None else _kinds(connection, wanted.client)
+    kinds = [wanted.kind] if wanted.kind is not None else kinds_of(connection, wanted.client)
     of_kind = {f"kind_{n}": kind for n, kind in enumerate(kinds)}
     others = [sql for name, sql in given.items() if name not in {"kind", "status"}]
     index = "tasks_by_state" if wanted.error is None else "tasks_by_error"
@@ -135,8 +135,11 @@ def _range(index: str, *conditions: str) -> str:
     return f"tasks INDEXED BY {index} WHERE {' AND '.join(conditions)}"
 
 
-def _kinds(connection: sqlite3.Connection, client: str) -> list[str]:
-    """Return the kinds of a client's tasks, by a loose index scan like _WAITING_KINDS."""
+def kinds_of(connection: sqlite3.Connection, client: str) -> list[str]:
+    """Return the kinds of a client's tasks, by a loose index scan like _WAITING_KINDS.
+
+    Kinds are left out if all their tasks are running.
+    """
     rows = connection.execute(
         """
         WITH RECURSIVE kinds (kind) AS (
