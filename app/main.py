@@ -21,6 +21,7 @@ from app.api.dependencies import State
 from app.api.event_stream import EventStream
 from app.api.health_checks import Health
 from app.api.middleware import RequestEnvelope
+from app.api.replay import Replay
 from app.api.routes import (
     batches,
     documentation,
@@ -197,6 +198,7 @@ async def run(settings: Settings) -> AsyncIterator[State]:
             recipients=recipients,
             metrics=metrics,
             event_stream=event_stream,
+            replay=Replay(engine, queue.now, settings.retention_days * DAY),
             catcher=catcher,
             health=Health(engine, store, mailer),
             turns=Turns(
