@@ -174,6 +174,11 @@ def list_failed(engine: SQLite) -> Awaitable[object]:
     return engine.list_tasks(TaskFilter(statuses=(Status.FAILED,)), limit=10)
 
 
+async def list_changed(engine: SQLite) -> None:
+    await put(engine, a_task())
+    await engine.list_changed("", since=NOW, now=NOW, limit=10)
+
+
 @pytest.mark.parametrize(
     ("ask", "indexes"),
     [
@@ -182,6 +187,7 @@ def list_failed(engine: SQLite) -> Awaitable[object]:
         (pull_forward, {"tasks_due"}),
         (extend, {"tasks_held"}),
         (list_failed, {"tasks_by_status"}),
+        (list_changed, {"tasks_finished", "tasks_held", "tasks_by_state", "tasks_due"}),
         (count_batch, {"tasks_by_batch"}),
         (purge, {"tasks_finished", "answers_by_age", "tasks_by_batch"}),
     ],
