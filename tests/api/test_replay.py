@@ -29,6 +29,7 @@ class Record:
     tasks: Sequence[Task] | None = ()
     error: Exception | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    is_read: asyncio.Event = field(default_factory=asyncio.Event)
     reads: list[tuple[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -41,6 +42,7 @@ class Record:
         """Return the tasks, or raise the error, when the gate is open."""
         assert (now, limit) == (NOW, replay_module.MOST_CHANGES)
         self.reads.append((client, since))
+        self.is_read.set()
         await self.gate.wait()
         if self.error is not None:
             raise self.error
@@ -135,8 +137,7 @@ async def test_clients_that_return_to_about_the_same_time_share_a_read() -> None
     replay = replay_of(record)
     record.gate.clear()
     first = asyncio.create_task(missed(replay))
-    while not record.reads:
-        await asyncio.sleep(0)
+    await record.is_read.wait()
     others = [asyncio.create_task(missed(replay, f"1699999990.{n}00000-1")) for n in range(9)]
     other_client = asyncio.create_task(missed(replay, client="grace"))
     await asyncio.sleep(0)
@@ -151,8 +152,7 @@ async def test_a_client_that_disconnects_does_not_take_the_read_from_the_others(
     replay = replay_of(record)
     record.gate.clear()
     leaves, stays = (asyncio.create_task(missed(replay)) for _ in range(2))
-    while not record.reads:
-        await asyncio.sleep(0)
+    await record.is_read.wait()
     leaves.cancel()
     await asyncio.wait([leaves])
     record.gate.set()
