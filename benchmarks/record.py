@@ -1,8 +1,8 @@
 """A record of finished tasks, as a service keeps it for a week, in an empty database.
 
-Of 100 tasks, 90 are mails, 6 make thumbnails, and 4 save uploads; 97 have succeeded, 2 have failed,
-and one was cancelled. The kind `remove_upload` is rare: one task in 10,000. Every third mail is of a
-batch of 900, and each recipient has about ten mails. Every tenth task belongs to a client with an
+Of 100 tasks, 90 are mails, 6 make thumbnails, and 4 save uploads. 97 have succeeded, 2 have failed,
+and one was cancelled. The kind `remove_upload` is rare: one task in 10,000. Every third mail is of
+a batch of 900, and each recipient has about ten mails. Every tenth task belongs to a client with an
 API key, and the others to no client.
 """
 

@@ -65,11 +65,11 @@ def list_changed(
     rows = connection.execute(
         f"""
         SELECT {_COLUMNS} FROM tasks WHERE seq IN (SELECT value FROM json_each(:found))
-        AND client = :client AND updated_at >= :since ORDER BY updated_at, id
+        AND client = :client AND updated_at >= :since
         """,
         {"found": json.dumps([*found]), "client": client, "since": since},
     )
-    return [to_task(row) for row in rows]
+    return sorted(map(to_task, rows), key=lambda task: (task.updated_at, task.id))
 
 
 @cache
