@@ -83,8 +83,10 @@ class Replay:
         key = client, int(since - MARGIN_SECONDS)
         if key not in self._waiting:
             self._waiting[key] = asyncio.create_task(self._read_in_turn(*key))
-        # If one of the clients disconnects, the others still wait for the read.
-        changes = await asyncio.shield(self._waiting[key])
+        reading = self._waiting[key]
+        # If one of the clients disconnects, the read goes on for the others.
+        await asyncio.wait([reading])
+        changes = reading.result()
         return changes and [change for change in changes if change.id != last_event_id]
 
     def _time_of(self, last_event_id: str) -> float | None:

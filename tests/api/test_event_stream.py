@@ -425,7 +425,7 @@ def test_an_eventsource_does_not_reconnect_after_the_end_of_its_task(client: Tes
     task_id = a_finished_task(client)
     first = client.get(f"/tasks/{task_id}/events")
     (end,) = events_in(first.text)
-    assert (end.event, end.data) == ("end", client.get(f"/tasks/{task_id}").json())
+    assert (end.event, end.data) == ("end", in_a_list(client.get(f"/tasks/{task_id}").json()))
     assert first.text.startswith("retry: ")
 
     second = client.get(f"/tasks/{task_id}/events", headers={"Last-Event-ID": end.id})
@@ -526,6 +526,7 @@ def test_a_client_with_an_id_from_long_ago_gets_a_gap_event_and_then_new_events(
         assert next(events).data["id"] == task_id
 
 
+@pytest.mark.thorough
 def test_a_client_returns_to_a_service_that_has_restarted(tmp_path: Path) -> None:
     """No process has told it of the change, because the service was killed at once."""
     with Service(tmp_path, worker_concurrency=0) as service:

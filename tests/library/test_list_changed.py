@@ -169,8 +169,8 @@ async def change_by_chance(engine: Engine, chance: random.Random, now: float) ->
         case "settle":
             for task in chance_tasks(chance, await with_status(engine, Status.RUNNING)):
                 status = chance.choice((*WAITING, Status.SUCCEEDED, Status.FAILED))
-                due_at = now + chance.choice((0.0, 5.0)) if status in WAITING else None
-                counts = status is not Status.QUEUED
+                counts = status is not Status.QUEUED  # if not, the task is given back
+                due_at = now + counts * chance.choice((0.0, 5.0)) if status in WAITING else None
                 error = "{}" if status in (Status.RETRYING, Status.FAILED) else None
                 await engine.settle(task, Outcome(status, due_at, None, error, counts), now)
         case "cancel":

@@ -33,7 +33,8 @@ _COLUMNS = TASK_COLUMNS.replace("arguments", "'' AS arguments").replace(
 
 _WAITS = f"status IN {status_list(WAITING)}"
 _DUE_AT_ONCE = f"{_WAITS} AND crashes = 0 AND timed = 0"
-# Ranges, as SQL to follow `FROM tasks INDEXED BY`.
+_OF_CLIENT = "client = :client AND status <> 'running'"
+# Ranges, as SQL to follow `FROM tasks INDEXED BY`. Each repeats the condition of its partial index.
 _OF_ANY_KIND = (
     "tasks_finished WHERE finished_at >= :since AND status <> 'failed'",
     "tasks_failed WHERE finished_at >= :since AND status = 'failed'",
@@ -41,8 +42,8 @@ _OF_ANY_KIND = (
     f"tasks_suspect WHERE {_WAITS} AND crashes > 0",
 )
 _OF_KIND = (
-    "tasks_by_state WHERE client = :client AND kind = {kind} AND status = 'retrying'",
-    "tasks_by_state WHERE client = :client AND kind = {kind} AND status = 'queued' AND id >= :id",
+    f"tasks_by_state WHERE {_OF_CLIENT} AND kind = {{kind}} AND status = 'retrying'",
+    f"tasks_by_state WHERE {_OF_CLIENT} AND kind = {{kind}} AND status = 'queued' AND id >= :id",
     f"tasks_due WHERE {_DUE_AT_ONCE} AND kind = {{kind}} AND due_at >= :since",
 )
 
