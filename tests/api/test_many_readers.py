@@ -3,11 +3,12 @@
 import asyncio
 import re
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
+from afterward.task import Task
 from app.api import event_stream as stream_module
 from app.api.event_stream import EventStream
 from tests.api.streams import (
@@ -61,12 +62,18 @@ async def test_readers_see_all_changes_and_slow_ones_a_gap_and_then_the_rest(
     for connection in slow:
         *read, gap = events_in(connection.text)
         assert gap.event == "gap"
-        returned = Connection()
-        again = stream_of_all_tasks(EventStream(), tasks, last_event_id=gap.id)
-        async with served(again, returned):
-            await eventually(lambda: ids[-1] in returned.text)
-            returned.gone.set()
-        assert {event.id for event in read} | {*seen_by(returned)} >= {*ids}
+        rest = await replayed(tasks, gap.id)
+        assert {event.id for event in read} | {*rest} == {*ids}
+
+
+async def replayed(tasks: Sequence[Task], last_event_id: str) -> list[str]:
+    """Return to a stream, and return the ids of the events up to the last of these tasks."""
+    connection = Connection()
+    stream = stream_of_all_tasks(EventStream(), tasks, last_event_id=last_event_id)
+    async with served(stream, connection):
+        await eventually(lambda: f"-{tasks[-1].id}\n" in connection.text)
+        connection.gone.set()
+    return seen_by(connection)
 
 
 def seen_by(connection: Connection) -> list[str]:

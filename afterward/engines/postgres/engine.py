@@ -152,8 +152,8 @@ class Postgres(Engine):
             rows = await session.fetch(
                 """
                 SELECT status, sum(tasks)::bigint AS tasks FROM (
-                    -- the tasks that are still there
-                    SELECT status, 1 FROM afterward.tasks WHERE batch_id = $1 AND client = $2
+                    -- the tasks that are still there; for `client || ''` see search._ranges
+                    SELECT status, 1 FROM afterward.tasks WHERE batch_id = $1 AND client || '' = $2
                     UNION ALL
                     -- the tasks that retention has removed
                     SELECT status, tasks FROM afterward.removed WHERE batch_id = $1 AND client = $2

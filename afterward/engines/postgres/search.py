@@ -65,8 +65,11 @@ def _ranges(wanted: TaskFilter, after: str | None = None) -> tuple[str, str, Seq
         values.append(value)
         return f"${len(values) + 1}"
 
+    # By a value that few tasks have: then `client || ''` keeps PostgreSQL from reading all tasks of
+    # the client instead, which it does as long as it has no statistics about the values.
+    client = "client || '' =" if wanted.is_by_value else "client ="
     given = {
-        "client =": wanted.client,
+        client: wanted.client,
         "kind =": wanted.kind,
         "about =": wanted.about,
         "batch_id =": wanted.batch_id,
