@@ -2,6 +2,8 @@
 
 overview      /                 counts, charts, health, the latest failures
 live          /board/live       tells the open pages that something changed
+send          /board/send       a form that sends a notification
+uploads       /board/uploads    the uploads, with the forms that add and delete one
 workers       /board/workers    the workers, with their heartbeat
 sign_in       /board/sign-in    the API key of a browser, in a cookie
 static        /board/static     the style sheet, the script and the icon
@@ -17,6 +19,6 @@ The pages are templates in app/templates/pages. `app.api` has what they share wi
 documentation: `pages`, `page_texts`, `forms`, `error_pages` and `static_files`.
 """
 
-from app.board import live, overview, sign_in, static, workers
+from app.board import live, overview, send, sign_in, static, uploads, workers
 
-ROUTERS = [module.router for module in (overview, live, workers, sign_in, static)]
+ROUTERS = [module.router for module in (overview, live, send, uploads, workers, sign_in, static)]
