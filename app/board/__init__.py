@@ -2,6 +2,7 @@
 
 overview      /                 counts, charts, health, the latest failures
 live          /board/live       tells the open pages that something changed
+batches       /board/batches    the batches, with their progress
 send          /board/send       a form that sends a notification
 uploads       /board/uploads    the uploads, with the forms that add and delete one
 workers       /board/workers    the workers, with their heartbeat
@@ -19,6 +20,8 @@ The pages are templates in app/templates/pages. `app.api` has what they share wi
 documentation: `pages`, `page_texts`, `forms`, `error_pages` and `static_files`.
 """
 
-from app.board import live, overview, send, sign_in, static, uploads, workers
+from app.board import batches, live, overview, send, sign_in, static, uploads, workers
 
-ROUTERS = [module.router for module in (overview, live, send, uploads, workers, sign_in, static)]
+ROUTERS = [
+    module.router for module in (overview, live, batches, send, uploads, workers, sign_in, static)
+]

@@ -20,8 +20,14 @@ function relative(seconds) {
   return seconds > 0 ? `in ${rounded}` : `${rounded} ago`;
 }
 
-// The server's clock less this one, in milliseconds: a wrong clock here would make wrong times.
+// The server's clock less this one, in milliseconds. Each tick tells the server's time, so a wrong
+// clock here makes no wrong times.
 let clockOffset = 0;
+
+function compareClocks(seconds) {
+  const offset = seconds * 1000 - Date.now();
+  clockOffset = Math.abs(offset) < 2000 ? 0 : offset;
+}
 
 function freshenTimes() {
   const now = Date.now() + clockOffset;
@@ -178,6 +184,7 @@ class Live {
   }
 
   receive(tick) {
+    compareClocks(tick.now);
     if (tick.problem) this.tell("lost", tick.problem);
     else if (tick.html) {
       this.tell("live", "Live");
@@ -304,6 +311,7 @@ function send(file, { state, bar }) {
       state.textContent = text;
       bar.className = kind;
       bar.value = 1;
+      drop.querySelector("[role=status]").textContent = `${file.name}: ${text}`;
       resolve();
     };
     request.upload.addEventListener("progress", (event) => {
