@@ -28,6 +28,7 @@ class Life:
         self.task = task
 
     async def start(self, at: float, worker: str = "worker-1") -> None:
+        """Let a worker claim it."""
         self.task = await claim_one(self.engine, worker, now=NOW + at)
 
     async def fail(self, at: float, *, next_at: float | None = None, **error: Any) -> None:
@@ -42,9 +43,11 @@ class Life:
         )
 
     async def succeed(self, at: float) -> None:
+        """End the attempt without an error."""
         await self._settle(Outcome(Status.SUCCEEDED, result="null"), at)
 
     async def give_back(self, at: float) -> None:
+        """Let its worker stop before the attempt has ended."""
         await self._settle(Outcome(Status.QUEUED, due_at=NOW + at, counts=False), at)
 
     async def crash(self, at: float) -> None:
@@ -52,12 +55,15 @@ class Life:
         (self.task,) = await recover(self.engine, "worker-9", now=NOW + at)
 
     async def cancel(self, at: float) -> None:
+        """Cancel it."""
         self.task = await self.engine.cancel(self.task.id, NOW + at)
 
     async def retry(self, at: float) -> None:
+        """Queue it again, as a person does."""
         self.task = await retry(self.engine, self.task.id, NOW + at, Writes())
 
     async def report(self, at: float, progress: float) -> None:
+        """Report the progress of the attempt."""
         reported = await self.engine.report(self.task, progress, NOW + at)
         assert reported is not None
         self.task = reported
@@ -68,6 +74,7 @@ class Life:
         self.task = settled
 
     def events(self, at: float = 0.0) -> list[TimelineEvent]:
+        """Return its timeline."""
         return timeline(self.task, NOW + at)
 
     def told(self, at: float = 0.0) -> list[tuple[str, float | None, float | None]]:
@@ -394,7 +401,7 @@ async def test_a_damaged_row_is_shown(life: Life) -> None:
     await life.start(1)
     await life.succeed(2)
     damaged = replace(life.task, started_at=None, finished_at=None)
-    assert [event.title for event in timeline(damaged, NOW)][0] == "Accepted"
+    assert timeline(damaged, NOW)[0].title == "Accepted"
 
 
 # Clocks
