@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 from afterward.history import MOST_KEPT
 from afterward.retry import MAX_CRASHES
 from afterward.task import Status, Task
@@ -26,6 +28,7 @@ Tone = Literal["quiet", "good", "bad", "now", "next"]
 # workers on several machines write these times, and their clocks differ a little.
 CLOCKS_DIFFER = 1.0
 
+_HISTORY = TypeAdapter(list[FailedAttempt])
 _PERMANENT = {"PermanentError", "UnusableResult"}  # see afterward.errors
 
 
@@ -64,7 +67,7 @@ def timeline(task: Task, now: float) -> list[TimelineEvent]:
         Attempt 2 is next   12:00:05, 3.8 s later
         Gives up            four days after 12:00:00
     """
-    life = _Life(task, FailedAttempt.parse(task.history))
+    life = _Life(task, _parse(task.history))
     events = [
         TimelineEvent(title="Accepted", at=task.created_at),
         *_missing(life),
@@ -74,6 +77,14 @@ def timeline(task: Task, now: float) -> list[TimelineEvent]:
         *_present(task, now),
     ]
     return _with_gaps(events)
+
+
+def _parse(history: str | None) -> list[FailedAttempt]:
+    """Return the failed attempts of a stored history; none if it is damaged."""
+    try:
+        return _HISTORY.validate_json(history or "[]")
+    except ValueError:
+        return []
 
 
 def _with_gaps(events: list[TimelineEvent]) -> list[TimelineEvent]:
@@ -174,7 +185,7 @@ def _failure(attempt: FailedAttempt) -> TimelineEvent:
     return TimelineEvent(
         title=f"Attempt {attempt.attempt} {'crashed' if has_crashed else 'failed'}",
         tone="bad",
-        at=attempt.started_at.timestamp(),
+        at=None if attempt.started_at is None else attempt.started_at.timestamp(),
         seconds=attempt.seconds,
         worker=attempt.worker,
         error=attempt.error,
