@@ -13,7 +13,6 @@ everything, and an event says where something is missing:
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -21,8 +20,6 @@ from afterward.history import MOST_KEPT
 from afterward.retry import MAX_CRASHES
 from afterward.task import Status, Task
 from app.api.schemas import FailedAttempt, TaskFailure
-
-Tone = Literal["quiet", "good", "bad", "now", "next"]
 
 # Seconds by which a time may be earlier than the time before it, without a clock that was set back:
 # workers on several machines write these times, and their clocks differ a little.
@@ -36,12 +33,12 @@ _PERMANENT = {"PermanentError", "UnusableResult"}  # see afterward.errors
 class TimelineEvent:
     """One event of a task. Times are seconds since the epoch, durations are seconds.
 
-    `later` is the time from the end of the event before it to its own beginning. `total` is the
-    time from the acceptance to its beginning.
+    `status` gives its colour: that of a task in this status. `later` is the time from the end of the
+    event before it to its own beginning. `total` is the time from the acceptance to its beginning.
     """
 
     title: str
-    tone: Tone = "quiet"
+    status: Status = Status.QUEUED
     at: float | None = None  # None if the row does not keep the time
     seconds: float | None = None
     later: float | None = None
@@ -50,6 +47,7 @@ class TimelineEvent:
     error: TaskFailure | None = None
     progress: float | None = None
     text: str = ""
+    is_planned: bool = False  # it lies in the future
 
     @property
     def is_before_last(self) -> bool:
@@ -184,7 +182,7 @@ def _failure(attempt: FailedAttempt) -> TimelineEvent:
     has_crashed = attempt.seconds is None
     return TimelineEvent(
         title=f"Attempt {attempt.attempt} {'crashed' if has_crashed else 'failed'}",
-        tone="bad",
+        status=Status.FAILED,
         at=None if attempt.started_at is None else attempt.started_at.timestamp(),
         seconds=attempt.seconds,
         worker=attempt.worker,
@@ -228,23 +226,23 @@ def _present(task: Task, now: float) -> list[TimelineEvent]:
         case Status.RETRYING:
             return [_next_attempt(task, now), *_last_attempt(task)]
         case Status.SUCCEEDED:
-            return [_success(task), _end(task, "Succeeded", "good")]
+            return [_success(task), _end(task, "Succeeded")]
         case Status.FAILED:
-            return [_end(task, "Failed for good", "bad", _why_failed(task))]
+            return [_end(task, "Failed for good", _why_failed(task))]
         case Status.CANCELLED:
-            return [_end(task, "Cancelled", "quiet")]
+            return [_end(task, "Cancelled")]
 
 
 def _waiting(task: Task, now: float) -> TimelineEvent:
     return TimelineEvent(
-        title="Waiting for a worker", tone="now", seconds=_between(task.due_at, now)
+        title="Waiting for a worker", seconds=_between(task.due_at, now), is_planned=True
     )
 
 
 def _running(task: Task, now: float) -> TimelineEvent:
     return TimelineEvent(
         title=f"Attempt {task.attempts} is running",
-        tone="now",
+        status=Status.RUNNING,
         at=task.started_at,
         seconds=_between(task.started_at, now),
         worker=task.owner,
@@ -259,7 +257,11 @@ def _next_attempt(task: Task, now: float) -> TimelineEvent:
     if task.crashes:
         text += " After a crash, a worker runs only one such task at a time."
     return TimelineEvent(
-        title=f"Attempt {task.attempts + 1} is next", tone="next", at=task.due_at, text=text.strip()
+        title=f"Attempt {task.attempts + 1} is next",
+        status=Status.RETRYING,
+        at=task.due_at,
+        text=text.strip(),
+        is_planned=True,
     )
 
 
@@ -267,23 +269,23 @@ def _last_attempt(task: Task) -> list[TimelineEvent]:
     if task.gives_up_at is None:
         return []
     text = "If no attempt has succeeded by then, one more is made, and it is the last."
-    return [TimelineEvent(title="Gives up", at=task.gives_up_at, text=text)]
+    return [TimelineEvent(title="Gives up", at=task.gives_up_at, text=text, is_planned=True)]
 
 
 def _success(task: Task) -> TimelineEvent:
     return TimelineEvent(
         title=f"Attempt {task.attempts} succeeded",
-        tone="good",
+        status=Status.SUCCEEDED,
         at=task.started_at,
         seconds=_between(task.started_at, task.finished_at),
         worker=task.owner,
     )
 
 
-def _end(task: Task, title: str, tone: Tone, text: str = "") -> TimelineEvent:
+def _end(task: Task, title: str, text: str = "") -> TimelineEvent:
     return TimelineEvent(
         title=title,
-        tone=tone,
+        status=task.status,
         at=task.finished_at,
         total=_between(task.created_at, task.finished_at),
         text=text,

@@ -132,7 +132,7 @@ async def test_a_task_that_succeeds_at_once(life: Life) -> None:
         ("Attempt 1 succeeded", 1, 0.25),
         ("Succeeded", 1.25, None),
     ]
-    assert [event.tone for event in life.events()] == ["quiet", "good", "good"]
+    assert [event.status for event in life.events()] == ["queued", "succeeded", "succeeded"]
     assert life.events()[-1].total == 1.25
 
 
