@@ -33,8 +33,8 @@ _PERMANENT = {"PermanentError", "UnusableResult"}  # see afterward.errors
 class TimelineEvent:
     """One event of a task. Times are seconds since the epoch, durations are seconds.
 
-    `status` gives its colour: that of a task in this status. `later` is the time from the end of the
-    event before it to its own beginning. `total` is the time from the acceptance to its beginning.
+    An event has the colour of `status`. `later` is the time from the end of the event before it to
+    its own beginning. `total` is the time from the acceptance to its beginning.
     """
 
     title: str
