@@ -16,6 +16,7 @@ from afterward.queue import Queue
 from afterward.retry import RetryPolicy
 from afterward.task_log import TaskLog
 from afterward.worker import Worker
+from app import board
 from app.api import errors
 from app.api.dependencies import State
 from app.api.event_stream import EventStream
@@ -64,7 +65,7 @@ ROUTERS = [
         inbox,
         documentation,
     )
-]
+] + board.ROUTERS
 
 log = structlog.get_logger(__name__)
 
