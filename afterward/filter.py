@@ -12,9 +12,9 @@ class TaskFilter:
     """Conditions that a task must all meet. None, or an empty tuple, is no condition.
 
     `client` is always a condition, because a client only sees its own tasks. `about` is matched
-    exactly. `error` is the group of a failed task's error (see
-    afterward.history.error_group). `since` and `until`
-    are seconds since the epoch: tasks that were created at or after `since`, and before `until`.
+    exactly. `error` is the group of a failed task's error (see afterward.history.error_group).
+    `since` and `until` are seconds since the epoch: tasks that were created at or after `since`,
+    and before `until`.
     """
 
     client: str = ""
@@ -53,8 +53,10 @@ class TaskFilter:
 
         A page of tasks begins below `after`, the last id of the page before it.
         """
-        # A task of the same millisecond can be created before `until`, so go on by one.
-        until = None if self.until is None else lowest_id(self.until + 0.001)
+        # An id has the millisecond of its task. A task of the same millisecond as `until` can be
+        # created before it, so go on to the next one; and to the second, because 1 ms more can be
+        # rounded to the same millisecond.
+        until = None if self.until is None else lowest_id(self.until + 0.002)
         return min(filter(None, (after, until)), default=None)
 
 

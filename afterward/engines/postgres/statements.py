@@ -111,10 +111,12 @@ CLAIM = f"""
         UPDATE afterward.tasks
         SET crashes = crashes + 1, lease_until = NULL, error = $10, error_group = $11,
             updated_at = $6, due_at = $6, ready_at = now(),
-            -- Add an attempt to the JSON array, or to a new one. Nobody knows how long it ran.
-            history = (coalesce(history::jsonb, '[]') || jsonb_build_array(jsonb_build_object(
+            -- Add an attempt to the JSON array, or to a new one: '[{...}' || ',' || '{...}' || ']'.
+            -- The text is not parsed, because a claim must not fail for any history. It is unknown
+            -- how long the attempt ran.
+            history = coalesce(left(history, -1) || ',', '[') || json_build_object(
                 'attempt', attempts, 'started_at', started_at, 'seconds', NULL, 'worker', owner,
-                'error', $10::text::jsonb)))::text,
+                'error', $10::text::json) || ']',
             status = CASE WHEN failed THEN 'failed' ELSE 'retrying' END,
             finished_at = CASE WHEN failed THEN $6::float8 END
         FROM crashed WHERE tasks.seq = crashed.seq
