@@ -1,13 +1,22 @@
 """The dashboard: pages for people who look after the tasks. Every page works without its script.
 
-overview  /              counts, charts, health, the latest failures
-sign_in   /board/sign-in the key of a browser, in a cookie
-static    /board/static  the style sheet, the script and the icon
+overview      /                 counts, charts, health, the latest failures
+live          /board/live       tells the open pages that something changed
+workers       /board/workers    the workers, with their heartbeat
+sign_in       /board/sign-in    the API key of a browser, in a cookie
+static        /board/static     the style sheet, the script and the icon
+
+numbers       reads the numbers of the overview, once for all viewers
+shared_read   a read that all viewers share
+activity      counts the tasks of the last hour, minute by minute
+charts        draws the counts as SVG
+ticks         makes the ticks, once for all viewers
+dependencies  the objects behind the pages, for the routes
 
 The pages are templates in app/templates/pages. `app.api` has what they share with the inbox and the
 documentation: `pages`, `page_texts`, `forms`, `error_pages` and `static_files`.
 """
 
-from app.board import overview, sign_in, static
+from app.board import live, overview, sign_in, static, workers
 
-ROUTERS = [module.router for module in (overview, sign_in, static)]
+ROUTERS = [module.router for module in (overview, live, workers, sign_in, static)]
