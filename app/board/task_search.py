@@ -24,6 +24,7 @@ PERIODS = {
 Fields = ImmutableMultiDict[str, str]  # of a query or a form; a field may have several values
 
 _CONDITIONS = tuple(name for name in TaskFilters.model_fields if name != "status")
+_FOLDED = ("since", "until", "error", "batch_id", "request_id")
 # The value of <input type="datetime-local">. It has no time zone; the form says that it is in UTC.
 _LOCAL_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,9})?)?", re.ASCII)
 _WITHOUT_SECONDS = len("2026-01-31T12:00")
@@ -65,8 +66,13 @@ class TaskSearch:
         return bool(self.filters.model_fields_set)
 
     @property
+    def shows_more(self) -> bool:
+        """Whether the folded part of the form has something to show."""
+        return any(self.typed[name] or name in self.errors for name in _FOLDED)
+
+    @property
     def query(self) -> str:
-        """The query of this search, for links: the fields as typed."""
+        """The fields as typed, as a query for links."""
         return urlencode(
             [
                 *(("status", status) for status in self.statuses),
