@@ -74,15 +74,17 @@ _WAITING_KINDS = f"""
 # The earliest due time of all waiting tasks. Within a kind, the index tasks_due is sorted by
 # (timed, due_at). So there are two candidates for each kind: the first entry with timed = 0, and
 # the first entry with timed = 1. Suspects have an index of their own, and give one more candidate.
+# An urgent task is due long before it was created, but has not waited since then.
 OLDEST = f"""
     WITH RECURSIVE {_WAITING_KINDS}
     SELECT min(due_at) FROM (
-        SELECT (SELECT min(due_at) FROM tasks INDEXED BY tasks_due
-                WHERE {_WAITS} AND tasks.kind = kinds.kind AND timed = ranges.timed) AS due_at
+        SELECT (SELECT max(due_at, created_at) FROM tasks INDEXED BY tasks_due
+                WHERE {_WAITS} AND tasks.kind = kinds.kind AND timed = ranges.timed
+                ORDER BY tasks.due_at LIMIT 1) AS due_at
         FROM kinds, (SELECT 0 AS timed UNION ALL SELECT 1) AS ranges
         UNION ALL
-        SELECT min(due_at) FROM tasks INDEXED BY tasks_suspect
-        WHERE status IN {status_list(WAITING)} AND crashes > 0
+        SELECT (SELECT max(due_at, created_at) FROM tasks INDEXED BY tasks_suspect
+                WHERE status IN {status_list(WAITING)} AND crashes > 0 ORDER BY due_at LIMIT 1)
     )
 """
 
@@ -335,6 +337,17 @@ def check_key(connection: sqlite3.Connection, answer: Answer) -> None:
         raise KeyTaken(Answer(*row))
 
 
+# Changes by hand: a WHERE follows. They are for one task, or for a slice of a bulk action.
+
+CANCEL = "UPDATE tasks SET status = 'cancelled', updated_at = :now, finished_at = :now"
+QUEUE_AGAIN = """
+    UPDATE tasks
+    SET status = 'queued', attempts = 0, max_attempts = :max_attempts, gives_up_at = :gives_up_at,
+        errors = 0, crashes = 0, progress = NULL, result = NULL, error = NULL, error_group = NULL,
+        started_at = NULL, finished_at = NULL, updated_at = :now, due_at = :now
+"""
+
+
 # Single tasks, and rows
 
 
@@ -366,6 +379,19 @@ def to_task(row: Row) -> Task:
     values = dict(zip(_TASK_FIELDS, row, strict=True))
     values["status"] = _STATUSES[values["status"]]
     return Task(**values)
+
+
+def find_record(
+    connection: sqlite3.Connection, collection: str, client: str, record_id: str
+) -> Record | None:
+    """Return a record of this client, or None if there is none."""
+    row = connection.execute(
+        f"""
+        SELECT {RECORD_COLUMNS} FROM records WHERE collection = ? AND client = ? AND id = ?
+        """,
+        (collection, client, record_id),
+    ).fetchone()
+    return None if row is None else to_record(row)
 
 
 def to_record(row: Row) -> Record:
