@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 
 from afterward.errors import KeyTaken
 from afterward.fastapi import IdempotencyKeyReused
-from afterward.task import Answer
+from afterward.queue import Queue
+from afterward.task import Answer, Writes
 from app.api.dependencies import ClientDep, QueueDep
 from app.api.forms import read_form, see_other
 from app.api.pages import page
@@ -25,6 +26,7 @@ from app.api.route import ServiceRoute
 from app.api.task_actions import add_action, count_matches
 from app.api.task_filters import TaskFilters
 from app.board.task_search import TaskSearch, conditions_of, fixed
+from app.tasks.tools import Tools
 
 _KEY = re.compile(r"[\w-]{1,64}", re.ASCII)
 _NUMBER = re.compile(r"\d{1,12}", re.ASCII)
@@ -57,11 +59,7 @@ async def confirm(
 @router.post("/board/tasks/retry")
 @router.post("/board/tasks/cancel")
 async def act(request: Request, action: ActionDep, queue: QueueDep, client: ClientDep) -> Response:
-    """Queue the action, and show its task, whose progress tells how far it is.
-
-    A form that is sent twice, for example by a double click, has the same key both times. The
-    second one leads to the task of the first.
-    """
+    """Queue the action, and show its task, whose progress tells how far it is."""
     form = await read_form(request)
     key, confirmed = form.get("key", ""), form.get("confirmed", "")
     if not _KEY.fullmatch(key) or not _NUMBER.fullmatch(confirmed):
@@ -80,13 +78,22 @@ async def act(request: Request, action: ActionDep, queue: QueueDep, client: Clie
         location=f"/board/tasks/{task.id}",
         created_at=accepted_at,
     )
+    return see_other(await _commit_once(queue, work.collected(answer), answer))
+
+
+async def _commit_once(queue: Queue[Tools], writes: Writes, answer: Answer) -> str:
+    """Commit the action, and return the path of its task.
+
+    A form that is sent twice, for example by a double click, has the same key both times. Its
+    second action is not written, and the path is that of the first.
+    """
     try:
-        await queue.commit(work.collected(answer))
+        await queue.commit(writes)
     except KeyTaken as taken:
         if taken.answer.fingerprint != answer.fingerprint:
             raise IdempotencyKeyReused from None
-        return see_other(taken.answer.location)
-    return see_other(answer.location)
+        return taken.answer.location
+    return answer.location
 
 
 def _readable(search: TaskSearch) -> TaskSearch:
