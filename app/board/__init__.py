@@ -6,6 +6,9 @@ bulk          /board/tasks/…    retries or cancels all tasks that a search has
 task          /board/tasks/{id} one task, with its timeline
 failures      /board/failures   the failed tasks in groups
 live          /board/live       tells the open pages that something changed
+batches       /board/batches    the batches, with their progress
+send          /board/send       a form that sends a notification
+uploads       /board/uploads    the uploads, with the forms that add and delete one
 workers       /board/workers    the workers, with their heartbeat
 sign_in       /board/sign-in    the API key of a browser, in a cookie
 static        /board/static     the style sheet, the script and the icon
@@ -25,10 +28,36 @@ The pages are templates in app/templates/pages. `app.api` has what they share wi
 documentation: `pages`, `page_texts`, `forms`, `error_pages` and `static_files`.
 """
 
-from app.board import bulk, failures, live, overview, sign_in, static, task, tasks, workers
+from app.board import (
+    batches,
+    bulk,
+    failures,
+    live,
+    overview,
+    send,
+    sign_in,
+    static,
+    task,
+    tasks,
+    uploads,
+    workers,
+)
 
 # `bulk` comes before `task`, because "retry" in /board/tasks/retry is no id of a task.
 ROUTERS = [
     module.router
-    for module in (overview, live, tasks, bulk, task, failures, workers, sign_in, static)
+    for module in (
+        overview,
+        live,
+        tasks,
+        bulk,
+        task,
+        failures,
+        batches,
+        send,
+        uploads,
+        workers,
+        sign_in,
+        static,
+    )
 ]

@@ -48,6 +48,7 @@ class Overview:
 
     def __init__(self, queue: Queue[Tools], health: Health, activity: Activity) -> None:
         self._queue = queue
+        self.now = queue.now
         self._activity = activity
         self._health = SharedRead(health.check, reused=HEALTH_REUSED_SECONDS)
         self._last_health: Passed | None = None

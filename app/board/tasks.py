@@ -19,7 +19,7 @@ from app.api.task_actions import count_matches
 from app.board.task_search import PERIODS, TaskSearch, is_local_time
 from app.tasks.tools import Tools
 
-PAGE = 50
+LISTED = 50
 ERROR_LENGTH = 300  # characters of an error in a row of the table
 
 _ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -66,14 +66,14 @@ async def read_tasks(request: Request, queue: QueueDep, client: ClientDep) -> HT
     if search.errors:
         return _tasks_page(request, queue, search, status=422)
     wanted = search.filters.for_client(client)
-    tasks = await queue.engine.list_tasks(wanted, after=after, limit=PAGE + 1)
+    tasks = await queue.engine.list_tasks(wanted, after=after, limit=LISTED + 1)
     return _tasks_page(
         request,
         queue,
         search,
         status=200 if tasks or after is None else 404,
-        rows=[TaskRow.of(task, now) for task in tasks[:PAGE]],
-        older=query_with(request, after=tasks[PAGE - 1].id) if len(tasks) > PAGE else None,
+        rows=[TaskRow.of(task, now) for task in tasks[:LISTED]],
+        older=query_with(request, after=tasks[LISTED - 1].id) if len(tasks) > LISTED else None,
         is_first=after is None,
         matches=await _count_matches(queue, wanted) if search.has_conditions else {},
     )

@@ -163,8 +163,12 @@ class _Audience:
         return any(viewer.with_numbers for viewer in self.viewers)
 
     async def _make_frames(self, *, changed: bool) -> tuple[bytes, bytes]:
-        """Return the frame for viewers without the numbers, and the frame for those with them."""
-        facts = {"every": max(RELOAD_SECONDS, len(self.viewers) / RELOADS_PER_SECOND)}
+        """Return the frame for viewers without the numbers, and the frame for those with them.
+
+        `now` is the time in seconds since the epoch, by which a page corrects its clock.
+        """
+        every = max(RELOAD_SECONDS, len(self.viewers) / RELOADS_PER_SECOND)
+        facts = {"now": self._overview.now(), "every": every}
         tick = _tick(facts) if changed else HEARTBEAT
         if not self._show_numbers:
             return tick, tick

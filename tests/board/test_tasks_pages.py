@@ -102,7 +102,7 @@ def ids(page: Page) -> list[str]:
 def test_the_newest_tasks_come_first_page_by_page(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks_page, "PAGE", 2)
+    monkeypatch.setattr(tasks_page, "LISTED", 2)
     queued = queue_mails(client, 5)
     first = browse(client, "/board/tasks")
     second = browse(client, first.links["Older"])
@@ -169,7 +169,7 @@ def test_the_conditions_are_those_of_the_api(client: TestClient) -> None:
 def test_the_conditions_stay_in_the_form_and_in_the_links(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks_page, "PAGE", 1)
+    monkeypatch.setattr(tasks_page, "LISTED", 1)
     queue_mails(client, 2)
     query = "status=queued&about=&kind=send_email&period=24h"
     page = browse(client, f"/board/tasks?{query}")
@@ -468,7 +468,7 @@ def test_the_number_on_the_button_is_the_number_that_is_retried(
 def test_the_buttons_of_a_search_have_the_numbers_of_all_its_pages(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks_page, "PAGE", 1)
+    monkeypatch.setattr(tasks_page, "LISTED", 1)
     queue_mails(client, 2)
     fail_all(client)
     queue_mails(client, 3)
