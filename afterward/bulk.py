@@ -46,9 +46,9 @@ class Reached:
     done: int = 0  # the tasks that were changed
 
     @classmethod
-    def of(cls, record: Record | None) -> "Reached":
-        """Read a record. Without one, no slice has been done yet."""
-        return cls() if record is None else cls(**record.body)
+    def of(cls, record: Record) -> "Reached":
+        """Read the record of an action."""
+        return cls(**record.body)
 
     def after(self, found: list[str], changed: int) -> "Reached":
         """Return how far the action has come after a slice: these ids, in descending order."""

@@ -201,7 +201,7 @@ class Engine(Protocol):
 
         `task` is the durable task of the action, as it was claimed; `wanted.allows` is the action.
         Up to `limit` tasks are changed, in descending order of their ids. `bounds_of` returns the
-        bounds of a retried task, by its kind. If the worker has lost its claim, nothing is written,
+        bounds of a retried task, by its kind. If the worker has lost its claim, no task is changed,
         and the method returns None.
 
         A slice sets `crashes` of `task` to 0. So the durable task of an action survives any number

@@ -199,8 +199,10 @@ class Queue(Generic[ToolsT]):
 
         With fewer places than 500 in the backlog, fewer tasks are retried. Raises BacklogFull if
         there is none, and QueueUnavailable. After CommitUnknown, the next call goes on where this
-        one has come to.
+        one has come to. Raises ValueError for a filter without an action.
         """
+        if wanted.allows is None:
+            raise ValueError("call TaskFilter.acted_on, which says what is done to the tasks")
         retries = wanted.allows is Action.RETRY
         limit = await self._backlog_limit.reserve_up_to(SLICE) if retries else SLICE
         now = self.now()
@@ -209,14 +211,15 @@ class Queue(Generic[ToolsT]):
             return self.policy_of(kind).bounds(now)
 
         try:
-            done = await self.engine.change_slice(
+            piece = await self.engine.change_slice(
                 task, wanted, limit=limit, bounds_of=bounds_of, now=now
             )
         finally:
             self._backlog_limit.release(limit if retries else 0)
-        if done is not None:
-            await self._emit_all(EventType.QUEUED if retries else EventType.CANCELLED, done.changed)
-        return done
+        if piece is not None:
+            event_type = EventType.QUEUED if retries else EventType.CANCELLED
+            await self._emit_all(event_type, piece.changed)
+        return piece
 
     async def _emit_all(self, event_type: EventType, tasks: Iterable[Task]) -> None:
         """Emit an event for each task, with pauses for other work.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from afterward.bulk import COLLECTION, Action, Reached, Slice
+from afterward.bulk import Action, Reached, Slice
 from afterward.engines.postgres import search, statements
 from afterward.engines.postgres.connections import Session
 from afterward.engines.postgres.statements import TASK_COLUMNS, Row
@@ -25,10 +25,12 @@ async def change_slice(
     now: float,
 ) -> Slice | None:
     """Do the next slice of the action of `task`. See Engine.change_slice."""
-    # 1. Read how far the slices before have come, and find the next tasks.
-    record = await statements.find_record(session, COLLECTION, task.id, task.client)
+    # 1. Read how far the slices before have come, and find the next tasks. The lock of the record
+    #    keeps out another slice of this action, whose caller was cut off before its reply came.
+    record = await statements.lock_record(session, Reached().as_record(task, now))
     reached = Reached.of(record)
-    found = await search.find(session, wanted, reached.cursor, limit)
+    found = await search.find(session, wanted, reached.cursor, limit + 1)
+    is_last, found = len(found) <= limit, found[:limit]
 
     # 2. Lock the tasks that still match, and the durable task of the action. So no other worker can
     #    claim it and do the same slice, and no worker can claim a task that is being cancelled.
@@ -54,7 +56,7 @@ async def change_slice(
         "UPDATE afterward.tasks SET crashes = 0 WHERE id = $1 AND crashes > 0", task.id
     )
     changed = tuple(map(statements.to_task, rows))
-    return Slice(changed, reached.done, is_last=len(found) < limit)
+    return Slice(changed, reached.done, is_last=is_last)
 
 
 async def _lock(session: Session, task: Task, found: Sequence[Row], wanted: TaskFilter) -> set[str]:

@@ -353,10 +353,10 @@ class Postgres(Engine):
         now: float,
     ) -> Slice | None:
         async with self._pool.transaction() as session:
-            done = await bulk.change_slice(session, task, wanted, limit, bounds_of, now)
+            piece = await bulk.change_slice(session, task, wanted, limit, bounds_of, now)
         if wanted.allows is Action.RETRY:
             self._tasks_added.set()
-        return done
+        return piece
 
     async def pull_forward(self, *, now: float, longest_wait: float) -> None:
         async with self._pool.session() as session:
@@ -433,11 +433,20 @@ class Postgres(Engine):
     # Records
 
     async def read_record(self, collection: str, record_id: str, *, client: str | None) -> Record:
+        clients = [] if client is None else [client]
         async with self._pool.session(reads_only=True) as session:
-            record = await statements.find_record(session, collection, record_id, client)
-        if record is None:
+            row = await session.fetchrow(
+                f"""
+                SELECT {RECORD_COLUMNS} FROM afterward.records
+                WHERE collection = $1 AND id = $2 {"AND client = $3" if clients else ""}
+                """,
+                collection,
+                record_id,
+                *clients,
+            )
+        if row is None:
             raise RecordNotFound
-        return record
+        return statements.to_record(row)
 
     async def list_records(
         self, collection: str, *, client: str, after: str | None, limit: int

@@ -143,7 +143,8 @@ _WAITING_KINDS = """
 # The due time of the waiting task that has been ready for longest. Within a kind, the index
 # tasks_ready is sorted by (timed, ready_at). So there are two candidates for each kind: the first
 # entry that is not timed, and the first timed one. Suspects have an index of their own, and give
-# one more candidate. An urgent task is due long before it was created, but has not waited since then.
+# one more candidate. An urgent task is due long before it was created, but has not waited since
+# then.
 OLDEST = f"""
     WITH RECURSIVE {_WAITING_KINDS}
     SELECT least(
@@ -474,21 +475,20 @@ def to_task(row: Row) -> Task:
     return Task(**values | {"status": Status(values["status"])})
 
 
-async def find_record(
-    session: Session, collection: str, record_id: str, client: str | None
-) -> Record | None:
-    """Return a record of this client, or of any client if `client` is None; None without one."""
-    clients = [] if client is None else [client]
+async def lock_record(session: Session, record: Record) -> Record:
+    """Lock a record until the end of the transaction, and return it. A missing one is written."""
     row = await session.fetchrow(
         f"""
-        SELECT {RECORD_COLUMNS} FROM afterward.records
-        WHERE collection = $1 AND id = $2 {"AND client = $3" if clients else ""}
+        INSERT INTO afterward.records (collection, client, id, body, created_at)
+        VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT (collection, client, id) DO UPDATE SET body = records.body
+        RETURNING {RECORD_COLUMNS}
         """,
-        collection,
-        record_id,
-        *clients,
+        *record_key(record),
+        to_json(record.body),
+        record.created_at,
     )
-    return None if row is None else to_record(row)
+    return to_record(row)
 
 
 def to_record(row: Row) -> Record:

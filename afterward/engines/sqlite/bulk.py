@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable
 
-from afterward.bulk import COLLECTION, Action, Reached, Slice
+from afterward.bulk import Action, Reached, Slice
 from afterward.engines.sqlite import search, statements
 from afterward.engines.sqlite.statements import TASK_COLUMNS
 from afterward.filter import TaskFilter
@@ -37,8 +37,10 @@ def change_slice(
 
     # 2. Read how far the slices before have come, and find the next tasks. They cannot change
     #    before step 3, because no other connection writes.
-    reached = Reached.of(statements.find_record(connection, COLLECTION, task.client, task.id))
-    found = search.find(connection, wanted, reached.cursor, limit)
+    before = Reached().as_record(task, now)
+    reached = Reached.of(statements.find_record(connection, before) or before)
+    found = search.find(connection, wanted, reached.cursor, limit + 1)
+    is_last, found = len(found) <= limit, found[:limit]
 
     # 3. Change them.
     changed = (
@@ -50,7 +52,7 @@ def change_slice(
     # 4. Write how far the action has come.
     reached = reached.after([each.id for each in found], len(changed))
     statements.write(connection, Writes(records=(reached.as_record(task, now),)))
-    return Slice(tuple(changed), reached.done, is_last=len(found) < limit)
+    return Slice(tuple(changed), reached.done, is_last=is_last)
 
 
 def _retry(

@@ -381,15 +381,11 @@ def to_task(row: Row) -> Task:
     return Task(**values)
 
 
-def find_record(
-    connection: sqlite3.Connection, collection: str, client: str, record_id: str
-) -> Record | None:
-    """Return a record of this client, or None if there is none."""
+def find_record(connection: sqlite3.Connection, record: Record) -> Record | None:
+    """Return the stored record with the key of this one, or None."""
     row = connection.execute(
-        f"""
-        SELECT {RECORD_COLUMNS} FROM records WHERE collection = ? AND client = ? AND id = ?
-        """,
-        (collection, client, record_id),
+        f"SELECT {RECORD_COLUMNS} FROM records WHERE collection = ? AND client = ? AND id = ?",
+        (record.collection, record.client, record.id),
     ).fetchone()
     return None if row is None else to_record(row)
 
