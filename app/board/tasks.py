@@ -23,6 +23,7 @@ LISTED = 50
 ERROR_LENGTH = 300  # characters of an error in a row of the table
 
 _ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NO_MATCHES = {"retry": 0, "cancel": 0}
 _BAD_AFTER = "This is no page of a list. Go to the newest tasks."
 
 router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
@@ -75,7 +76,7 @@ async def read_tasks(request: Request, queue: QueueDep, client: ClientDep) -> HT
         rows=[TaskRow.of(task, now) for task in tasks[:LISTED]],
         older=query_with(request, after=tasks[LISTED - 1].id) if len(tasks) > LISTED else None,
         is_first=after is None,
-        matches=await _count_matches(queue, wanted) if search.has_conditions else {},
+        matches=await _count_matches(queue, wanted) if search.has_conditions else _NO_MATCHES,
     )
 
 
@@ -90,7 +91,7 @@ async def _count_matches(queue: Queue[Tools], wanted: TaskFilter) -> dict[str, i
 def _tasks_page(
     request: Request, queue: Queue[Tools], search: TaskSearch, *, status: int, **found: Any
 ) -> HTMLResponse:
-    nothing: dict[str, Any] = {"rows": [], "older": None, "is_first": True, "matches": {}}
+    nothing: dict[str, Any] = {"rows": [], "older": None, "is_first": True, "matches": _NO_MATCHES}
     return page(
         request,
         "board/tasks.html",
