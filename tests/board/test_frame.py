@@ -29,7 +29,7 @@ def test_a_page_has_the_frame_and_loads_nothing_from_elsewhere(
     page = Page(response.text)
 
     assert response.status_code == 200
-    assert page.text_of("title").endswith("· Afterward")
+    assert page.all("title")[0].text.endswith("· Afterward")
     assert page.find("main", id="main")
     assert page.find("a", class_="skip").attributes["href"] == "#main"
     assert len(page.all("h1")) == 1

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from afterward.task import Record, Writes
 from tests.support.gate import bearing, served
 from tests.support.pages import BROWSER, HOSTILE, Page
 from tests.support.pictures import picture
@@ -114,10 +115,8 @@ def test_a_client_sees_and_deletes_only_its_own_uploads(tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_is_listed(idle_browser: TestClient) -> None:
-    from afterward.task import Record, Writes
-
     engine = idle_browser.app_state["queue"].engine
-    damaged = Record("uploads", "", "x", {"filename": 7, "status": "<b>"}, 1e300)
+    damaged = Record("uploads", "", "x", {"filename": 7, "status": "<b>"}, 1.8e9)
     idle_browser.portal.call(engine.put, Writes(records=(damaged,)))  # type: ignore[union-attr]
     page = Page(idle_browser.get("/board/uploads").text)
     assert page.find("span", class_="pill").attributes["class"] == "pill unknown"
