@@ -119,6 +119,8 @@ def _messages(error: ValidationError) -> dict[str, str]:
 
 
 def _message(detail: ErrorDetails) -> str:
+    if detail["type"] == "string_too_long":
+        return f"At most {detail['ctx']['max_length']:,} characters."
     if detail["type"] != "string_pattern_mismatch":
         message = detail["msg"].removeprefix("Value error, ")
         return message[:1].upper() + message[1:]

@@ -5,7 +5,7 @@ everything, and an event says where something is missing:
 
 - A row has the newest 20 failed attempts (`afterward.history.MOST_KEPT`), and the older ones are
   gone.
-- When a person retries a task, its attempts are counted from 1 again. The time of this is only kept
+- When a client retries a task, its attempts are counted from 1 again. The time of this is only kept
   until the next attempt begins. After that the numbers of the attempts show it: 1, 2, 3, 1, 2.
 - When a worker stops, it gives its running tasks back, and these attempts do not count. The row
   counts all claims, so the number of such attempts is known, but their times are not.
@@ -33,15 +33,15 @@ _PERMANENT = {"PermanentError", "UnusableResult"}  # see afterward.errors
 class TimelineEvent:
     """One event of a task. Times are seconds since the epoch, durations are seconds.
 
-    An event has the colour of `status`. `later` is the time from the end of the event before it to
-    its own beginning. `total` is the time from the acceptance to its beginning.
+    An event has the colour of `status`. `since_last` is the time from the end of the event before
+    it to its own beginning. `total` is the time from the acceptance to its beginning.
     """
 
     title: str
     status: Status = Status.QUEUED
     at: float | None = None  # None if the row does not keep the time
     seconds: float | None = None
-    later: float | None = None
+    since_last: float | None = None
     total: float | None = None
     worker: str | None = None
     error: TaskFailure | None = None
@@ -50,9 +50,20 @@ class TimelineEvent:
     is_planned: bool = False  # it lies in the future
 
     @property
+    def waited(self) -> float | None:
+        """The time for which the task waited for this attempt, None if it was no wait."""
+        is_wait = self.since_last is not None and self.since_last > 0 and self.total is None
+        return self.since_last if is_wait else None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its duration is final."""
+        return self.status is not Status.RUNNING and not self.is_planned
+
+    @property
     def is_before_last(self) -> bool:
         """Whether it began before the last event ended: then the clock was set back."""
-        return self.later is not None and self.later < -CLOCKS_DIFFER
+        return self.since_last is not None and self.since_last < -CLOCKS_DIFFER
 
 
 def timeline(task: Task, now: float) -> list[TimelineEvent]:
@@ -86,12 +97,12 @@ def _parse(history: str | None) -> list[FailedAttempt]:
 
 
 def _with_gaps(events: list[TimelineEvent]) -> list[TimelineEvent]:
-    """Return the events with their `later`, measured from the last event whose time is known."""
+    """Return the events with their `since_last`, measured from the last event with a time."""
     with_gaps: list[TimelineEvent] = []
     end: float | None = None
     for event in events:
-        later = None if event.at is None or end is None else event.at - end
-        with_gaps.append(replace(event, later=later))
+        since_last = None if event.at is None or end is None else event.at - end
+        with_gaps.append(replace(event, since_last=since_last))
         if event.at is not None:
             end = event.at + (event.seconds or 0.0)
     return with_gaps
@@ -124,7 +135,7 @@ class _Life:
 
     @property
     def retried_at(self) -> float | None:
-        """The time of a retry by hand, until the next attempt begins.
+        """The time of a retry on request, until the next attempt begins.
 
         Acceptance and such a retry both make a task due at once, and the retry removes the start of
         the latest attempt.
@@ -135,7 +146,7 @@ class _Life:
 
     @property
     def is_retried(self) -> bool:
-        """Whether a person has retried the task after the last attempt of its history."""
+        """Whether a client has retried the task after the last attempt of its history."""
         if self.retried_at is not None:
             return True
         last = self.history[-1].attempt if self.history else 0
@@ -164,7 +175,7 @@ def _missing(life: _Life) -> Iterator[TimelineEvent]:
             + (
                 f"Those before attempt {first} are gone."
                 if first > 1
-                else "If there were others before a person retried it, they are gone."
+                else "If there were others before a retry on request, they are gone."
             ),
         )
 
@@ -173,7 +184,7 @@ def _failures(history: list[FailedAttempt]) -> Iterator[TimelineEvent]:
     before = 0
     for attempt in history:
         if attempt.attempt <= before:
-            yield _retry_by_hand(None)
+            yield _retried(None)
         yield _failure(attempt)
         before = attempt.attempt
 
@@ -193,12 +204,12 @@ def _failure(attempt: FailedAttempt) -> TimelineEvent:
 
 def _latest_retry(life: _Life) -> Iterator[TimelineEvent]:
     if life.is_retried:
-        yield _retry_by_hand(life.retried_at)
+        yield _retried(life.retried_at)
 
 
-def _retry_by_hand(at: float | None) -> TimelineEvent:
+def _retried(at: float | None) -> TimelineEvent:
     return TimelineEvent(
-        title="Retried by a person", at=at, text="Its attempts are counted from 1 again."
+        title="Retried on request", at=at, text="Its attempts are counted from 1 again."
     )
 
 
@@ -269,7 +280,12 @@ def _last_attempt(task: Task) -> list[TimelineEvent]:
     if task.gives_up_at is None:
         return []
     text = "If no attempt has succeeded by then, one more is made, and it is the last."
-    return [TimelineEvent(title="Gives up", at=task.gives_up_at, text=text, is_planned=True)]
+    total = _between(task.created_at, task.gives_up_at)
+    return [
+        TimelineEvent(
+            title="Gives up", at=task.gives_up_at, total=total, text=text, is_planned=True
+        )
+    ]
 
 
 def _success(task: Task) -> TimelineEvent:

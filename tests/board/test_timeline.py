@@ -59,7 +59,7 @@ class Life:
         self.task = await self.engine.cancel(self.task.id, NOW + at)
 
     async def retry(self, at: float) -> None:
-        """Queue it again, as a person does."""
+        """Queue it again, as a client does."""
         self.task = await retry(self.engine, self.task.id, NOW + at, Writes())
 
     async def report(self, at: float, progress: float) -> None:
@@ -121,7 +121,7 @@ async def test_a_task_that_runs(life: Life) -> None:
     await life.report(3, 0.4)
     assert life.told(at=5) == [ACCEPTED, ("Attempt 1 is running", 2, 3)]
     running = life.events(at=5)[-1]
-    assert (running.worker, running.progress, running.later) == ("worker-1", 0.4, 2)
+    assert (running.worker, running.progress, running.since_last) == ("worker-1", 0.4, 2)
 
 
 async def test_a_task_that_succeeds_at_once(life: Life) -> None:
@@ -147,7 +147,7 @@ async def test_a_task_between_two_attempts(life: Life) -> None:
     _, failed, next_attempt = life.events(at=2)
     assert failed.error is not None
     assert failed.error.model_dump() == REFUSED
-    assert (failed.worker, failed.later, next_attempt.later) == ("worker-1", 1, 60)
+    assert (failed.worker, failed.since_last, next_attempt.since_last) == ("worker-1", 1, 60)
     assert next_attempt.text == "It has 8 attempts at most."
 
 
@@ -181,7 +181,7 @@ async def test_a_task_that_succeeds_after_failures(life: Life) -> None:
         ("Attempt 3 succeeded", 41, 1),
         ("Succeeded", 42, None),
     ]
-    assert [event.later for event in life.events()] == [None, 1, 8, 29, 0]
+    assert [event.since_last for event in life.events()] == [None, 1, 8, 29, 0]
     assert [event.worker for event in life.events()[1:4]] == ["worker-1", "worker-2", "worker-3"]
 
 
@@ -251,34 +251,34 @@ async def test_a_task_that_is_cancelled_between_two_attempts(life: Life) -> None
     assert life.told() == [ACCEPTED, ("Attempt 1 failed", 1, 1), ("Cancelled", 5, None)]
 
 
-# Retried by a person
+# Retried on request
 
 
-async def test_a_retry_by_hand_has_its_time_until_the_next_attempt_begins(life: Life) -> None:
+async def test_a_retry_on_request_has_its_time_until_the_next_attempt_begins(life: Life) -> None:
     await life.start(1)
     await life.fail(2)
     await life.retry(100)
     before = [ACCEPTED, ("Attempt 1 failed", 1, 1)]
     assert life.told(at=103) == [
         *before,
-        ("Retried by a person", 100, None),
+        ("Retried on request", 100, None),
         ("Waiting for a worker", None, 3),
     ]
     await life.start(104)
     assert life.told(at=105) == [
         *before,
-        ("Retried by a person", None, None),
+        ("Retried on request", None, None),
         ("Attempt 1 is running", 104, 1),
     ]
     await life.succeed(106)
     assert life.told()[2:] == [
-        ("Retried by a person", None, None),
+        ("Retried on request", None, None),
         ("Attempt 1 succeeded", 104, 2),
         ("Succeeded", 106, None),
     ]
 
 
-async def test_the_numbers_of_the_attempts_tell_of_an_earlier_retry_by_hand(life: Life) -> None:
+async def test_the_numbers_of_the_attempts_tell_of_an_earlier_retry_on_request(life: Life) -> None:
     await life.start(1)
     await life.fail(2, next_at=3)
     await life.start(3)
@@ -290,7 +290,7 @@ async def test_the_numbers_of_the_attempts_tell_of_an_earlier_retry_by_hand(life
         "Accepted",
         "Attempt 1 failed",
         "Attempt 2 failed",
-        "Retried by a person",
+        "Retried on request",
         "Attempt 1 failed",
         "Attempt 2 is next",
     ]
@@ -301,7 +301,7 @@ async def test_a_cancelled_task_that_is_retried(life: Life) -> None:
     await life.retry(7)
     assert life.told(at=8) == [
         ACCEPTED,
-        ("Retried by a person", 7, None),
+        ("Retried on request", 7, None),
         ("Waiting for a worker", None, 1),
     ]
 
@@ -311,7 +311,7 @@ async def test_a_task_that_is_retried_and_then_cancelled(life: Life) -> None:
     await life.fail(2)
     await life.retry(5)
     await life.cancel(9)
-    assert life.told()[2:] == [("Retried by a person", 5, None), ("Cancelled", 9, None)]
+    assert life.told()[2:] == [("Retried on request", 5, None), ("Cancelled", 9, None)]
 
 
 # Given back
@@ -333,10 +333,10 @@ async def test_a_worker_that_stops_gives_the_task_back(life: Life) -> None:
         ("Attempt 1 succeeded", 10, 1),
         ("Succeeded", 11, None),
     ]
-    assert life.events()[2].later == 10
+    assert life.events()[2].since_last == 10
 
 
-async def test_a_task_that_was_given_back_twice_after_a_retry_by_hand(life: Life) -> None:
+async def test_a_task_that_was_given_back_twice_after_a_retry_on_request(life: Life) -> None:
     await life.start(1)
     await life.fail(2)
     await life.retry(3)
@@ -344,7 +344,7 @@ async def test_a_task_that_was_given_back_twice_after_a_retry_by_hand(life: Life
         await life.start(at)
         await life.give_back(at + 1)
     assert life.told(at=8)[2:] == [
-        ("Retried by a person", None, None),
+        ("Retried on request", None, None),
         ("Given back 2 times", 7, None),
         ("Waiting for a worker", None, 1),
     ]
@@ -378,7 +378,7 @@ async def test_the_oldest_of_more_failed_attempts_are_gone(engine: Engine) -> No
     )
 
 
-async def test_attempts_before_a_retry_by_hand_may_be_gone(engine: Engine) -> None:
+async def test_attempts_before_a_retry_on_request_may_be_gone(engine: Engine) -> None:
     life = await lived(engine, max_attempts=100)
     await life.start(1)
     await life.fail(2)
@@ -386,7 +386,7 @@ async def test_attempts_before_a_retry_by_hand_may_be_gone(engine: Engine) -> No
     await fail_often(life, MOST_KEPT, start=4)
     titles = [event.title for event in life.events()]
     assert titles[:3] == ["Accepted", "Earlier attempts", "Attempt 1 failed"]
-    assert "before a person retried it" in life.events()[1].text
+    assert "before a retry on request" in life.events()[1].text
 
 
 @pytest.mark.parametrize("history", ["no JSON", "[1]", '[{"attempt": 1}]', "{}", "1"])
