@@ -24,6 +24,7 @@ from app.api.schemas import FailedAttempt, TaskFailure
 # Seconds by which a time may be earlier than the time before it, without a clock that was set back:
 # workers on several machines write these times, and their clocks differ a little.
 CLOCKS_DIFFER = 1.0
+SHORTEST_WAIT = 0.001  # seconds; a shorter one is not worth telling
 
 _HISTORY = TypeAdapter(list[FailedAttempt])
 _PERMANENT = {"PermanentError", "UnusableResult"}  # see afterward.errors
@@ -52,8 +53,9 @@ class TimelineEvent:
     @property
     def waited(self) -> float | None:
         """The time for which the task waited for this attempt, None if it was no wait."""
-        is_wait = self.since_last is not None and self.since_last > 0 and self.total is None
-        return self.since_last if is_wait else None
+        if self.since_last is None or self.since_last < SHORTEST_WAIT or self.total is not None:
+            return None
+        return self.since_last
 
     @property
     def has_ended(self) -> bool:

@@ -20,7 +20,8 @@ from app.board import tasks as tasks_page
 from app.board.json_values import MOST_SHOWN
 from app.main import create_app
 from tests.support.gate import bearing
-from tests.support.html_pages import BROWSER, Form, Page, browse, submit
+from tests.support.html_pages import Form, Page, browse, submit
+from tests.support.pages import BROWSER
 from tests.support.service import settings_in, wait_for
 from tests.support.smtp_server import SmtpServer
 
@@ -542,7 +543,7 @@ def test_an_unreadable_action_is_refused(client: TestClient) -> None:
     queue_mails(client)
     assert browse(client, "/board/tasks/retry?status=done").status == 422
     _, form = confirm(client, "cancel", "kind=send_email")
-    for changes in (
+    unreadable: list[dict[str, Any]] = [
         {"key": ""},
         {"key": "a b"},
         {"key": "\0"},
@@ -553,7 +554,8 @@ def test_an_unreadable_action_is_refused(client: TestClient) -> None:
         {"status": "done"},
         {"since": "yesterday"},
         {"about": "\0"},
-    ):
+    ]
+    for changes in unreadable:
         page = Page(submit(client, form, **changes))
         assert page.status == 422, changes
     assert ids(browse(client, "/board/tasks?kind=cancel_tasks")) == []
