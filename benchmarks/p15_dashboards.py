@@ -7,19 +7,20 @@ an SMTP server that answers after 50 ms, twice for each mail.
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 from benchmarks.harness import Result, Spread, Target, compared, in_turn
 from benchmarks.load import Server, megabytes, server, wrk, wrk_script
 from benchmarks.readers import readers
-from benchmarks.sinks import sink
+from benchmarks.sinks import Sink, sink
 
 DASHBOARDS = 200
-STREAM = "/board/live"
+STREAM = "/board/live?part=numbers"  # as the overview does
 SECONDS = 5  # a dashboard gets an event a second, so a turn has several
 LATENCY = 0.05  # of the SMTP server
 ROUNDS, QUICK_ROUNDS = 9, 3
+STARTS, QUICK_STARTS = 3, 1  # of a service, to measure its memory
 
 
 def measure(quick: bool) -> Iterator[Result]:
@@ -28,17 +29,20 @@ def measure(quick: bool) -> Iterator[Result]:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         script = wrk_script(directory)
         receiver = stack.enter_context(sink(latency=LATENCY))
-        running = stack.enter_context(
-            server(directory, "-m", "app", SMTP_PORT=str(receiver.port), MAX_BACKLOG="100000000")
-        )
+        running = stack.enter_context(_service(directory, receiver))
         contestants = {
-            "open": lambda: _load(running, script, DASHBOARDS),
-            "none": lambda: _load(running, script, 0),
+            "open": lambda: _rate(running, script, DASHBOARDS),
+            "none": lambda: _rate(running, script, 0),
         }
         in_turn(1, contestants)  # to warm up
-        turns = in_turn(QUICK_ROUNDS if quick else ROUNDS, contestants)
-    rates = {name: [rate for rate, _ in several] for name, several in turns.items()}
-    memory = {name: [used for _, used in several] for name, several in turns.items()}
+        rates = in_turn(QUICK_ROUNDS if quick else ROUNDS, contestants)
+        memory = in_turn(
+            QUICK_STARTS if quick else STARTS,
+            {
+                "open": lambda: _memory(receiver, script, DASHBOARDS),
+                "none": lambda: _memory(receiver, script, 0),
+            },
+        )
     yield compared(
         "P15",
         f"accepting a promise while {DASHBOARDS} dashboards are open, against none",
@@ -58,7 +62,26 @@ def measure(quick: bool) -> Iterator[Result]:
     )
 
 
-def _load(running: Server, script: Path, dashboards: int) -> tuple[float, float]:
-    """Return the requests/s, and the memory in megabytes at the end."""
-    with readers(running.port, STREAM, dashboards) if dashboards else nullcontext():
-        return wrk(running.port, script, seconds=SECONDS).rate, megabytes(running)
+def _service(directory: Path, receiver: Sink) -> AbstractContextManager[Server]:
+    smtp = {"SMTP_PORT": str(receiver.port)}
+    return server(directory, "-m", "app", MAX_BACKLOG="100000000", **smtp)
+
+
+def _rate(running: Server, script: Path, dashboards: int) -> float:
+    with _open(running, dashboards):
+        return wrk(running.port, script, seconds=SECONDS).rate
+
+
+def _memory(receiver: Sink, script: Path, dashboards: int) -> float:
+    """Return the megabytes of a new service after the same load."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        _service(Path(name), receiver) as running,
+        _open(running, dashboards),
+    ):
+        wrk(running.port, script, seconds=SECONDS)
+        return megabytes(running)
+
+
+def _open(running: Server, dashboards: int) -> AbstractContextManager[None]:
+    return readers(running.port, STREAM, dashboards) if dashboards else nullcontext()
