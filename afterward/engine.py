@@ -285,3 +285,12 @@ class Engine(Protocol):
     @abstractmethod
     def subscribe(self, *subscribers: Subscriber) -> None:
         """Call `subscribers` with each event that another process publishes from now on."""
+
+    @abstractmethod
+    def subscribe_to_gaps(self, *subscribers: Callable[[float], None]) -> None:
+        """Call `subscribers` when events of other processes may have been lost.
+
+        That is so after the connection for events has broken, and after the start. The argument is
+        the time of the first event that may be lost, in seconds since the epoch. The call comes
+        when events arrive again, so the record has all changes that these events would have told.
+        """

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -130,7 +131,9 @@ async def _run_with_api(settings: Settings) -> AsyncIterator[BoardState]:
                 "anyone who reaches the service can use it: set API_KEYS", host=settings.host
             )
         receivers = state["metrics"].record, state["event_stream"].publish, state["board"].record
-        state["queue"].engine.subscribe(*receivers)
+        engine, replay = state["queue"].engine, state["replay"]
+        engine.subscribe(*receivers)
+        engine.subscribe_to_gaps(partial(replay.catch_up, state["event_stream"]))
         yield state
 
 

@@ -78,23 +78,31 @@ class Reader:
 
     async def __anext__(self) -> Sequence[Change]:
         """Wait for changes."""
-        if self._missed:
-            return self._next_missed()
-        if not self._unread and not self._closed:
+        if not self._missed and not self._unread and not self._closed:
             self._news.clear()
             try:
                 async with asyncio.timeout(QUIET_SECONDS):
                     await self._news.wait()
             except TimeoutError:
                 return []
+        if self._missed:
+            return self._next_missed()
         if not self._unread:
             raise StopAsyncIteration
         return self._next_unread()
 
-    def replay(self, missed: Iterable[Change]) -> None:
-        """Give these changes first, in this order, and then the changes that are added."""
+    def replay(self, missed: Iterable[Change]) -> bool:
+        """Give these changes first, in this order, and then the changes that are added.
+
+        Returns False if the reader has fallen behind, because it has not read its last replay.
+        """
+        if self._missed:
+            self.fall_behind()
+            return False
         if not self._closed:
             self._missed.extend(missed)
+            self._news.set()
+        return True
 
     def _next_missed(self) -> Sequence[Change]:
         changes = _take_oldest(self._missed)
@@ -117,11 +125,15 @@ class Reader:
         self._unread.append(change)
         self._unread_bytes += len(change.data)
         if len(self._unread) > MOST_UNREAD or self._unread_bytes > MOST_UNREAD_BYTES:
-            self.fell_behind = True
-            self.discard()
+            self.fall_behind()
             return False
         self._news.set()
         return True
+
+    def fall_behind(self) -> None:
+        """End the reader at once, because changes are missing."""
+        self.fell_behind = True
+        self.discard()
 
     def close(self) -> None:
         """End the reader after the changes that still wait.
@@ -188,6 +200,23 @@ class EventStream:
             for reader in tuple(self._readers[topic]):
                 if not reader.add(change):
                     self._remove(topic, reader)
+
+    @property
+    def clients(self) -> list[str]:
+        """The clients that follow all of their tasks."""
+        return [client for client, task_id in self._readers if task_id is None]
+
+    def replay(self, client: str, missed: Sequence[Change] | None) -> None:
+        """Give changes that were not published to a client's readers. None means too many.
+
+        Then the readers end as if they had fallen behind. A reader of a single task needs nothing,
+        because its stream also reads the task now and then.
+        """
+        for reader in tuple(self._readers.get((client, None), ())):
+            if missed is None:
+                reader.fall_behind()
+            if reader.fell_behind or not reader.replay(missed or ()):
+                self._remove((client, None), reader)
 
     def close(self) -> None:
         """Close every reader, because a server that stops waits for its responses to end."""

@@ -34,7 +34,7 @@ from weakref import WeakValueDictionary
 from afterward.engine import Engine
 from afterward.errors import QueueUnavailable
 from afterward.task import Status, Task
-from app.api.event_stream import MARGIN_SECONDS, Change, event_id
+from app.api.event_stream import MARGIN_SECONDS, Change, EventStream, event_id
 
 MOST_CHANGES = 5_000
 MOST_BYTES = 4 * 1024 * 1024
@@ -64,6 +64,7 @@ class Replay:
         """The reads that have not begun, by the client and the time."""
         self._in_use: WeakValueDictionary[tuple[str, float, Status], Change] = WeakValueDictionary()
         """The changes that wait to be sent to any client, so that all clients share them."""
+        self._catching_up: set[asyncio.Task[None]] = set()
 
     @property
     def position(self) -> str:
@@ -88,6 +89,16 @@ class Replay:
         await asyncio.wait([reading])
         changes = reading.result()
         return changes and [change for change in changes if change.id != last_event_id]
+
+    def catch_up(self, event_stream: EventStream, since: float) -> None:
+        """Begin to give all readers the changes since then, because events may have been lost."""
+        task = asyncio.create_task(self._catch_up(event_stream, since))
+        self._catching_up.add(task)  # because the event loop keeps only a weak reference
+        task.add_done_callback(self._catching_up.discard)
+
+    async def _catch_up(self, event_stream: EventStream, since: float) -> None:
+        for client in event_stream.clients:
+            event_stream.replay(client, await self.missed(client, event_id(since)))
 
     def _time_of(self, last_event_id: str) -> float | None:
         """Return the time of an event, in seconds since the epoch, or None if it is of no use."""

@@ -10,6 +10,7 @@ import pytest
 from afterward.errors import QueueUnavailable
 from afterward.task import Task
 from app.api import replay as replay_module
+from app.api.event_stream import Change, EventStream
 from app.api.replay import Replay
 
 pytestmark = pytest.mark.anyio
@@ -171,3 +172,35 @@ async def test_clients_share_the_changes_that_wait_to_be_sent() -> None:
     assert len(replay._in_use) == 2
     del first, second
     assert len(replay._in_use) == 0
+
+
+async def test_readers_catch_up_when_events_of_other_processes_may_have_been_lost() -> None:
+    """Readers of single tasks need nothing, because their streams read the task now and then."""
+    event_stream = EventStream()
+    replay = replay_of(Record([a_task("1", NOW - 2), a_task("2", NOW - 1)]))
+    with event_stream.reader("ada") as reader, event_stream.reader("ada", "1"):
+        waiting = asyncio.create_task(anext(reader))
+        replay.catch_up(event_stream, NOW - 3)
+        assert [change.task_id for change in await waiting] == ["1", "2"]
+    assert replay._catching_up == set()
+
+
+async def test_readers_are_told_of_a_gap_if_they_cannot_catch_up() -> None:
+    event_stream = EventStream()
+    replay = replay_of(Record(None))
+    with event_stream.reader("ada") as reader:
+        replay.catch_up(event_stream, NOW - 3)
+        assert await anext(reader, None) is None
+        assert reader.fell_behind
+        assert event_stream.clients == []
+
+
+async def test_a_reader_that_has_not_read_its_last_replay_falls_behind() -> None:
+    """So gaps that follow each other do not fill the memory, while a client does not read."""
+    event_stream = EventStream()
+    with event_stream.reader("ada") as reader:
+        for is_behind in (False, True):
+            event_stream.replay("ada", [Change.of(a_task("1"))])
+            assert reader.fell_behind is is_behind
+        assert event_stream.clients == []
+        assert await anext(reader, None) is None

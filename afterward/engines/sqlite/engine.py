@@ -505,3 +505,6 @@ class SQLite(Engine):
 
     def subscribe(self, *subscribers: Subscriber) -> None:
         """Do nothing, because no other process uses the file."""
+
+    def subscribe_to_gaps(self, *subscribers: Callable[[float], None]) -> None:
+        """Do nothing, because no other process uses the file."""
