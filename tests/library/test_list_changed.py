@@ -157,22 +157,20 @@ async def test_every_change_is_listed_after_chance_operations(engine: Engine) ->
 
 async def change_by_chance(engine: Engine, chance: random.Random, now: float) -> None:
     """Put tasks, or change tasks, in one of the ways in which tasks change."""
-    match chance.choice(("put", "put", "claim", "claim", "settle", "settle", "cancel", "retry")):
+    often, seldom = ("put", "claim", "settle"), ("cancel", "retry", "run now")
+    match chance.choice((*often, *often, *seldom)):
         case "put":
-            facts = {"kind": chance.choice(KINDS), "client": chance.choice(("", "ada"))}
+            kind, client = chance.choice(KINDS), chance.choice(("", "ada"))
             due_at = now + chance.choice((0.0, 0.0, 30.0))
-            await put(engine, *(a_task(at=now, due_at=due_at, **facts) for _ in range(2)))
+            new = (a_task(at=now, due_at=due_at, kind=kind, client=client) for _ in range(2))
+            await put(engine, *new)
         case "claim":
             owner = chance.choice(("worker-1", "worker-2"))
             lease = chance.choice((1.0, LEASE))
             await engine.claim(owner, kinds=KINDS, limit=3, now=now, lease=lease)
         case "settle":
             for task in chance_tasks(chance, await with_status(engine, Status.RUNNING)):
-                status = chance.choice((*WAITING, Status.SUCCEEDED, Status.FAILED))
-                counts = status is not Status.QUEUED  # if not, the task is given back
-                due_at = now + counts * chance.choice((0.0, 5.0)) if status in WAITING else None
-                error = "{}" if status in (Status.RETRYING, Status.FAILED) else None
-                await engine.settle(task, Outcome(status, due_at, None, error, counts), now)
+                await engine.settle(task, chance_outcome(chance, now), now)
         case "cancel":
             for task in chance_tasks(chance, await with_status(engine, *WAITING)):
                 await engine.cancel(task.id, now)
@@ -180,6 +178,20 @@ async def change_by_chance(engine: Engine, chance: random.Random, now: float) ->
             given_up = await with_status(engine, Status.FAILED, Status.CANCELLED)
             for task in chance_tasks(chance, given_up):
                 await retry(engine, task.id, now, Writes())
+        case "run now":
+            for task in chance_tasks(chance, await with_status(engine, Status.RETRYING)):
+                await engine.run_now(task.id, now)
+
+
+def chance_outcome(chance: random.Random, now: float) -> Outcome:
+    status = chance.choice((*WAITING, Status.SUCCEEDED, Status.FAILED))
+    counts = status is not Status.QUEUED  # if not, the task is given back, and is due at once
+    return Outcome(
+        status,
+        due_at=now + counts * chance.choice((0.0, 5.0)) if status in WAITING else None,
+        error="{}" if status in (Status.RETRYING, Status.FAILED) else None,
+        counts=counts,
+    )
 
 
 async def with_status(engine: Engine, *statuses: Status) -> list[Task]:
