@@ -160,10 +160,7 @@ async def change_by_chance(engine: Engine, chance: random.Random, now: float) ->
     often, seldom = ("put", "claim", "settle"), ("cancel", "retry", "run now")
     match chance.choice((*often, *often, *seldom)):
         case "put":
-            kind, client = chance.choice(KINDS), chance.choice(("", "ada"))
-            due_at = now + chance.choice((0.0, 0.0, 30.0))
-            new = (a_task(at=now, due_at=due_at, kind=kind, client=client) for _ in range(2))
-            await put(engine, *new)
+            await put(engine, *chance_new_tasks(chance, now))
         case "claim":
             owner = chance.choice(("worker-1", "worker-2"))
             lease = chance.choice((1.0, LEASE))
@@ -181,6 +178,12 @@ async def change_by_chance(engine: Engine, chance: random.Random, now: float) ->
         case "run now":
             for task in chance_tasks(chance, await with_status(engine, Status.RETRYING)):
                 await engine.run_now(task.id, now)
+
+
+def chance_new_tasks(chance: random.Random, now: float) -> list[Task]:
+    kind, client = chance.choice(KINDS), chance.choice(("", "ada"))
+    due_at = now + chance.choice((0.0, 0.0, 30.0))
+    return [a_task(at=now, due_at=due_at, kind=kind, client=client) for _ in range(2)]
 
 
 def chance_outcome(chance: random.Random, now: float) -> Outcome:
