@@ -493,6 +493,20 @@ async def test_a_batch_is_listed_until_its_last_task_is_removed(engine: Engine) 
 # Filters and histories
 
 
+@pytest.mark.parametrize(
+    "conditions",
+    [{}, {"batch_id": "batch"}, {"about": "ada"}, {"request_id": "request"}, {"kind": "greet"}],
+    ids=str,
+)
+async def test_conditions_that_exclude_each_other_match_nothing(
+    engine: Engine, conditions: dict[str, str]
+) -> None:
+    await failed_tasks(engine, 1, batch_id="batch", about="ada", request_id="request")
+    wanted = TaskFilter(statuses=(Status.QUEUED,), error="PermanentError 550", **conditions)  # type: ignore[arg-type]
+    assert await engine.list_tasks(wanted, limit=9) == []
+    assert await engine.count_tasks(wanted) == 0
+
+
 async def test_a_status_that_is_named_twice_counts_once(engine: Engine) -> None:
     (task,) = await failed_tasks(engine, 1)
     wanted = TaskFilter(statuses=(Status.FAILED, Status.FAILED))

@@ -157,27 +157,34 @@ async def test_every_change_is_listed_after_chance_operations(engine: Engine) ->
 
 async def change_by_chance(engine: Engine, chance: random.Random, now: float) -> None:
     """Put tasks, or change tasks, in one of the ways in which tasks change."""
-    often, seldom = ("put", "claim", "settle"), ("cancel", "retry", "run now")
-    match chance.choice((*often, *often, *seldom)):
-        case "put":
-            await put(engine, *chance_new_tasks(chance, now))
-        case "claim":
-            owner = chance.choice(("worker-1", "worker-2"))
-            lease = chance.choice((1.0, LEASE))
-            await engine.claim(owner, kinds=KINDS, limit=3, now=now, lease=lease)
-        case "settle":
-            for task in chance_tasks(chance, await with_status(engine, Status.RUNNING)):
-                await engine.settle(task, chance_outcome(chance, now), now)
-        case "cancel":
-            for task in chance_tasks(chance, await with_status(engine, *WAITING)):
-                await engine.cancel(task.id, now)
-        case "retry":
-            given_up = await with_status(engine, Status.FAILED, Status.CANCELLED)
-            for task in chance_tasks(chance, given_up):
-                await retry(engine, task.id, now, Writes())
-        case "run now":
-            for task in chance_tasks(chance, await with_status(engine, Status.RETRYING)):
-                await engine.run_now(task.id, now)
+
+    async def some(*statuses: Status) -> Sequence[Task]:
+        tasks = await engine.list_tasks(TaskFilter(statuses=statuses), limit=1_000)
+        return chance.sample(tasks, min(2, len(tasks)))
+
+    async def claim_some() -> None:
+        owner, lease = chance.choice(("worker-1", "worker-2")), chance.choice((1.0, LEASE))
+        await engine.claim(owner, kinds=KINDS, limit=3, now=now, lease=lease)
+
+    async def settle_some() -> None:
+        for task in await some(Status.RUNNING):
+            await engine.settle(task, chance_outcome(chance, now), now)
+
+    async def cancel_some() -> None:
+        for task in await some(*WAITING):
+            await engine.cancel(task.id, now)
+
+    async def retry_some() -> None:
+        for task in await some(Status.FAILED, Status.CANCELLED):
+            await retry(engine, task.id, now, Writes())
+
+    async def run_some_now() -> None:
+        for task in await some(Status.RETRYING):
+            await engine.run_now(task.id, now)
+
+    await put(engine, *chance_new_tasks(chance, now))
+    often = claim_some, settle_some
+    await chance.choice((*often, *often, cancel_some, retry_some, run_some_now))()
 
 
 def chance_new_tasks(chance: random.Random, now: float) -> list[Task]:
@@ -195,11 +202,3 @@ def chance_outcome(chance: random.Random, now: float) -> Outcome:
         error="{}" if status in (Status.RETRYING, Status.FAILED) else None,
         counts=counts,
     )
-
-
-async def with_status(engine: Engine, *statuses: Status) -> list[Task]:
-    return await engine.list_tasks(TaskFilter(statuses=statuses), limit=1_000)
-
-
-def chance_tasks(chance: random.Random, tasks: Sequence[Task]) -> Sequence[Task]:
-    return chance.sample(tasks, min(2, len(tasks)))

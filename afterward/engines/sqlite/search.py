@@ -121,8 +121,11 @@ def _ranges(
         "finished_by": wanted.finished_by,
     }
     given = {name: sql for name, sql in _CONDITIONS.items() if values[name] is not None}
+    statuses = wanted.possible_statuses
+    if not statuses:  # for example, failed tasks among the queued ones
+        return [], values
     if wanted.selects_states:
-        given["status"] = f"status IN {status_list(wanted.possible_statuses)}"
+        given["status"] = f"status IN {status_list(statuses)}"
 
     # 1. By a value that few tasks have.
     for name, index in _BY_VALUE.items():
@@ -143,11 +146,11 @@ def _ranges(
     ranges = [
         _range(index, f"kind = :{kind}", f"status = '{status}'", "status <> 'running'", *others)
         for kind in of_kind
-        for status in wanted.possible_statuses
+        for status in statuses
         if status is not Status.RUNNING
     ]
     # Running tasks are few, and have an index of their own.
-    if Status.RUNNING in wanted.possible_statuses:
+    if Status.RUNNING in statuses:
         ranges.append(_range("tasks_held", "status = 'running'", *given.values()))
     return ranges, values | of_kind
 
