@@ -156,35 +156,41 @@ async def test_every_change_is_listed_after_chance_operations(engine: Engine) ->
 
 
 async def change_by_chance(engine: Engine, chance: random.Random, now: float) -> None:
-    """Put tasks, or change tasks, in one of the ways in which tasks change."""
-
-    async def some(*statuses: Status) -> Sequence[Task]:
-        tasks = await engine.list_tasks(TaskFilter(statuses=statuses), limit=1_000)
-        return chance.sample(tasks, min(2, len(tasks)))
-
-    async def claim_some() -> None:
-        owner, lease = chance.choice(("worker-1", "worker-2")), chance.choice((1.0, LEASE))
-        await engine.claim(owner, kinds=KINDS, limit=3, now=now, lease=lease)
-
-    async def settle_some() -> None:
-        for task in await some(Status.RUNNING):
-            await engine.settle(task, chance_outcome(chance, now), now)
-
-    async def cancel_some() -> None:
-        for task in await some(*WAITING):
-            await engine.cancel(task.id, now)
-
-    async def retry_some() -> None:
-        for task in await some(Status.FAILED, Status.CANCELLED):
-            await retry(engine, task.id, now, Writes())
-
-    async def run_some_now() -> None:
-        for task in await some(Status.RETRYING):
-            await engine.run_now(task.id, now)
-
+    """Put tasks, and change others in one of the ways in which tasks change."""
     await put(engine, *chance_new_tasks(chance, now))
     often = claim_some, settle_some
-    await chance.choice((*often, *often, cancel_some, retry_some, run_some_now))()
+    change = chance.choice((*often, *often, cancel_some, retry_some, run_some_now))
+    await change(engine, chance, now)
+
+
+async def claim_some(engine: Engine, chance: random.Random, now: float) -> None:
+    owner, lease = chance.choice(("worker-1", "worker-2")), chance.choice((1.0, LEASE))
+    await engine.claim(owner, kinds=KINDS, limit=3, now=now, lease=lease)
+
+
+async def settle_some(engine: Engine, chance: random.Random, now: float) -> None:
+    for task in await some(engine, chance, Status.RUNNING):
+        await engine.settle(task, chance_outcome(chance, now), now)
+
+
+async def cancel_some(engine: Engine, chance: random.Random, now: float) -> None:
+    for task in await some(engine, chance, *WAITING):
+        await engine.cancel(task.id, now)
+
+
+async def retry_some(engine: Engine, chance: random.Random, now: float) -> None:
+    for task in await some(engine, chance, Status.FAILED, Status.CANCELLED):
+        await retry(engine, task.id, now, Writes())
+
+
+async def run_some_now(engine: Engine, chance: random.Random, now: float) -> None:
+    for task in await some(engine, chance, Status.RETRYING):
+        await engine.run_now(task.id, now)
+
+
+async def some(engine: Engine, chance: random.Random, *statuses: Status) -> Sequence[Task]:
+    tasks = await engine.list_tasks(TaskFilter(statuses=statuses), limit=1_000)
+    return chance.sample(tasks, min(2, len(tasks)))
 
 
 def chance_new_tasks(chance: random.Random, now: float) -> list[Task]:
