@@ -1,6 +1,6 @@
-"""Counts and durations for Prometheus."""
+"""Counts and durations for Prometheus. docs/operations explains each metric."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -10,9 +10,12 @@ from afterward.task import FINISHED, Backlog
 
 
 class Metrics:
-    """The metrics of one app, in a registry of their own. `record` subscribes to the queue."""
+    """The metrics of one app, in a registry of their own. `record` subscribes to the queue.
 
-    def __init__(self, smtp_connections: Callable[[], float]) -> None:
+    `smtp_connections` returns the number of open connections; `max_backlog` is MAX_BACKLOG.
+    """
+
+    def __init__(self, smtp_connections: Callable[[], float], max_backlog: int) -> None:
         self._registry = registry = CollectorRegistry()
         self._events = Counter(
             "afterward_tasks", "Events of tasks.", ["kind", "outcome"], registry=registry
@@ -34,6 +37,23 @@ class Metrics:
             registry=registry,
         )
         Gauge(
+            "afterward_backlog_limit", "MAX_BACKLOG: the most unfinished tasks.", registry=registry
+        ).set(max_backlog)
+        self._workers = Gauge(
+            "afterward_workers", "Workers of all processes that are alive.", registry=registry
+        )
+        self._passes = Gauge(
+            "afterward_check_passes",
+            "Whether a check of /readyz passes: 1 or 0.",
+            ["check"],
+            registry=registry,
+        )
+        self._damaged = Gauge(
+            "afterward_database_damaged",
+            "Whether the file of the database is damaged: 1 or 0.",
+            registry=registry,
+        )
+        Gauge(
             "afterward_smtp_connections", "Open SMTP connections.", registry=registry
         ).set_function(smtp_connections)
 
@@ -45,11 +65,27 @@ class Metrics:
         if event.seconds is not None:
             self._histogram(event.task.kind, event.type).observe(event.seconds)
 
-    def exposition(self, backlog: Backlog, now: float) -> bytes:
-        """Return the metrics in the text format of Prometheus. `now` is seconds since the epoch."""
+    def exposition(
+        self,
+        backlog: Backlog,
+        now: float,
+        *,
+        workers: int,
+        checks: Mapping[str, bool],
+        database_is_damaged: bool,
+    ) -> bytes:
+        """Return the metrics in the text format of Prometheus.
+
+        `now` is in seconds since the epoch. `workers` are alive. `checks` has the name of each
+        check, and whether it passes.
+        """
         for status, tasks in backlog.counts.items():
             if status not in FINISHED:
                 self._backlog.labels(status).set(tasks)
         oldest = backlog.oldest_due_at
         self._age.set(0 if oldest is None else max(0.0, now - oldest))
+        self._workers.set(workers)
+        for check, passes in checks.items():
+            self._passes.labels(check).set(passes)
+        self._damaged.set(database_is_damaged)
         return generate_latest(self._registry)

@@ -123,8 +123,8 @@ def traces_by_environment() -> Traces | None:
 
 def _variable_that_asks() -> str | None:
     """Return the name of the variable that switches traces on; None if they are off."""
-    exporter = _value(_EXPORTER).lower()
-    if _value("OTEL_SDK_DISABLED").lower() == "true" or exporter == "none":
+    exporter = _value(_EXPORTER).strip().lower()
+    if _value("OTEL_SDK_DISABLED").strip().lower() == "true" or exporter == "none":
         return None
     if exporter == "otlp":
         return _EXPORTER
@@ -156,4 +156,4 @@ def _is_http_url(url: str) -> bool:
 
 def _value(name: str) -> str:
     """Return a variable; an empty one counts as unset."""
-    return os.environ.get(name, "").strip()
+    return os.environ.get(name, "")
