@@ -168,7 +168,7 @@ async def run(settings: Settings, traces: Traces | None) -> AsyncIterator[BoardS
 
         # 4. The queue, and the subscribers to its events
         queue = _make_queue(settings, engine, task_tracing(traces))
-        metrics = Metrics(lambda: mailer.open_connections, settings.max_backlog)
+        metrics = Metrics(queue.registry, lambda: mailer.open_connections, settings.max_backlog)
         event_stream = EventStream()
         health = Health(engine, store, mailer)
         board = Board.make(queue, health)

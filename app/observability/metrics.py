@@ -1,6 +1,6 @@
 """Counts and durations for Prometheus. docs/operations explains each metric."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -8,14 +8,19 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from afterward.events import Event, EventType
 from afterward.task import FINISHED, Backlog
 
+_COUNTED = frozenset(EventType) - {EventType.PROGRESSED}
+
 
 class Metrics:
     """The metrics of one app, in a registry of their own. `record` subscribes to the queue.
 
-    `smtp_connections` returns the number of open connections; `max_backlog` is MAX_BACKLOG.
+    `kinds` are the kinds of tasks, `smtp_connections` returns the number of open connections, and
+    `max_backlog` is MAX_BACKLOG.
     """
 
-    def __init__(self, smtp_connections: Callable[[], float], max_backlog: int) -> None:
+    def __init__(
+        self, kinds: Iterable[str], smtp_connections: Callable[[], float], max_backlog: int
+    ) -> None:
         self._registry = registry = CollectorRegistry()
         self._events = Counter(
             "afterward_tasks", "Events of tasks.", ["kind", "outcome"], registry=registry
@@ -28,6 +33,11 @@ class Metrics:
         )
         # Looking up a pair of labels takes longer than counting, so the children are cached.
         self._counter, self._histogram = cache(self._events.labels), cache(self._seconds.labels)
+        # Prometheus computes no increase from a series that begins above 0. So a first burst of
+        # failures would raise no alert, if each series did not exist from the start.
+        for kind in kinds:
+            for event_type in _COUNTED:
+                self._counter(kind, event_type)
         self._backlog = Gauge(
             "afterward_backlog", "Unfinished tasks by status.", ["status"], registry=registry
         )
@@ -59,7 +69,7 @@ class Metrics:
 
     def record(self, event: Event) -> None:
         """Count an event of the queue, and the duration of an attempt."""
-        if event.type is EventType.PROGRESSED:
+        if event.type not in _COUNTED:
             return
         self._counter(event.task.kind, event.type).inc()
         if event.seconds is not None:
