@@ -43,12 +43,13 @@ async def cancel_tasks(
 async def _act(
     context: Context, action: Action, wanted: TaskFilter, accepted_at: float, matched: int
 ) -> dict[str, int]:
-    # The client is that of this task, whatever the stored arguments say.
+    # The client is taken from this task, and not from the stored arguments.
     own = replace(wanted, client=context.task.client).acted_on(action, accepted_at)
     while not (piece := await _change_slice(context, own)).is_last:
         await context.report_progress(piece.done / max(matched, piece.done, 1))
     await context.report_progress(1.0)
-    # A task that was settled while the request was answered may have been counted too late.
+    # The count may lack a task that ended just before the acceptance, because its worker wrote the
+    # end just after the count.
     matched = max(matched, piece.done)
     log.info("bulk action done", action=action, matched=matched, done=piece.done)
     return {"matched": matched, "done": piece.done, "skipped": matched - piece.done}

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
-from app.api.routes import bulk
+from app.api.task_actions import count_matches
 from tests.api.requests import problem_of
 from tests.support.gate import bearing, served
 from tests.support.service import Json, wait_for
@@ -42,7 +42,7 @@ def statuses(client: httpx2.Client, query: str) -> list[str]:
     return [task["status"] for task in tasks]
 
 
-# What they do.
+# Dry runs and actions.
 
 
 def test_all_failed_tasks_of_an_error_are_retried(client: TestClient) -> None:
@@ -192,6 +192,17 @@ def test_a_body_that_cannot_be_understood_is_refused(
     assert statuses(idle_client, "") == []
 
 
+@pytest.mark.parametrize("path", ["/tasks/retry", "/tasks/cancel"])
+def test_the_paths_have_only_post(idle_client: TestClient, path: str) -> None:
+    """GET does not look for a task of that name."""
+    response = idle_client.get(path)
+    problem_of(response, 405)
+    assert response.headers["allow"] == "OPTIONS, POST"
+    assert idle_client.options(path).headers["allow"] == "OPTIONS, POST"
+    for other in ("/tasks/retried", "/tasks/cancel-all"):
+        problem_of(idle_client.get(other), 404)
+
+
 def test_a_full_backlog_refuses_the_action(tmp_path: Path) -> None:
     with served(tmp_path, worker_concurrency=0, max_backlog=1) as client:
         put_tasks(client, 1)
@@ -211,14 +222,14 @@ def test_the_example_of_the_documentation_is_valid(idle_client: TestClient) -> N
 def test_the_moment_of_acceptance_is_before_the_count(
     idle_client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A task that fails between the count and the commit is in neither."""
-    count, counted_at = bulk.count_matches, []
+    """Otherwise a task that fails between the two would be retried, but not counted."""
+    queue, moments = idle_client.app_state["queue"], []
 
     async def count_late(*args: Any) -> int:
-        counted_at.append((args[-1], idle_client.app_state["queue"].now()))
-        return await count(*args)
+        moments.append((args[-1], queue.now()))
+        return await count_matches(*args)
 
-    monkeypatch.setattr(bulk, "count_matches", count_late)
+    monkeypatch.setattr("app.api.routes.bulk.count_matches", count_late)
     assert retry(idle_client, {"kind": "retired"}).status_code == 202
-    ((accepted_at, now),) = counted_at
-    assert accepted_at <= now
+    ((accepted_at, counted_at),) = moments
+    assert accepted_at <= counted_at

@@ -196,8 +196,9 @@ class Postgres(Engine):
             if not rows:
                 await statements.read_task(session, task_id)  # raises TaskNotFound
                 raise TaskNotGivenUp
+            task = statements.to_task(rows[0])
         self._tasks_added.set()
-        return statements.to_task(rows[0])
+        return task
 
     async def run_now(self, task_id: str, now: float) -> Task:
         async with self._pool.session() as session:
@@ -213,8 +214,9 @@ class Postgres(Engine):
             if row is None:
                 await statements.read_task(session, task_id)  # raises TaskNotFound
                 raise TaskNotRetrying
+            task = statements.to_task(row)
         self._tasks_added.set()
-        return statements.to_task(row)
+        return task
 
     async def backlog(self) -> Backlog:
         async with self._pool.session(reads_only=True) as session:

@@ -12,6 +12,7 @@ and each range is sorted by id, so at most 50 entries of each are read.
 import sqlite3
 from collections.abc import Sequence
 from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from afterward.engines.sqlite.group_commit import in_chunks
@@ -51,14 +52,13 @@ def list_tasks(
 ) -> list[Task]:
     """Return a page of tasks, in descending order of their ids. See Engine.list_tasks."""
     newest = find(connection, wanted, after, limit)
+    if not newest:
+        return []
     rows = connection.execute(
-        f"""
-        SELECT {_LIST_COLUMNS} FROM tasks WHERE seq IN ({", ".join("?" * len(newest))})
-        ORDER BY id DESC
-        """,
+        f"SELECT {_LIST_COLUMNS} FROM tasks WHERE seq IN ({', '.join('?' * len(newest))})",
         [found.seq for found in newest],
     )
-    return [to_task(row) for row in rows]
+    return sorted(map(to_task, rows), key=attrgetter("id"), reverse=True)
 
 
 class Found(NamedTuple):
@@ -118,8 +118,11 @@ def _ranges(
         "finished_by": wanted.finished_by,
     }
     given = {name: sql for name, sql in _CONDITIONS.items() if values[name] is not None}
+    statuses = wanted.possible_statuses
+    if not statuses:  # for example, failed tasks among the queued ones
+        return [], values
     if wanted.selects_states:
-        given["status"] = f"status IN {status_list(wanted.possible_statuses)}"
+        given["status"] = f"status IN {status_list(statuses)}"
 
     # 1. By a value that few tasks have.
     for name, index in _BY_VALUE.items():
@@ -140,11 +143,11 @@ def _ranges(
     ranges = [
         _range(index, f"kind = :{kind}", f"status = '{status}'", "status <> 'running'", *others)
         for kind in of_kind
-        for status in wanted.possible_statuses
+        for status in statuses
         if status is not Status.RUNNING
     ]
     # Running tasks are few, and have an index of their own.
-    if Status.RUNNING in wanted.possible_statuses:
+    if Status.RUNNING in statuses:
         ranges.append(_range("tasks_held", "status = 'running'", *given.values()))
     return ranges, values | of_kind
 
