@@ -7,6 +7,7 @@ again.
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,14 @@ MOST_READS = 1000  # whose results are kept for reuse
 _FAILURES = "failures"  # in place of a query
 
 
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """How many tasks of a search a retry, and a cancellation, would change."""
+
+    retry: int = 0
+    cancel: int = 0
+
+
 class Counts:
     """Counts the tasks of a search, and the groups of failed tasks."""
 
@@ -30,14 +39,11 @@ class Counts:
         self._queue = queue
         self._reads: OrderedDict[tuple[str, str], SharedRead[Any]] = OrderedDict()
 
-    async def actions(self, search: TaskSearch, client: str) -> dict[str, int]:
-        """Return how many tasks a retry and a cancellation of the whole result would change.
-
-        Raises QueueUnavailable.
-        """
+    async def matches(self, search: TaskSearch, client: str) -> Matches:
+        """Count the tasks of a search. Raises QueueUnavailable."""
         read = partial(self._count_matches, search.query, client)
-        counts: dict[str, int] = await self._shared((search.query, client), read).get()
-        return counts
+        matches: Matches = await self._shared((search.query, client), read).get()
+        return matches
 
     async def failures(self, client: str) -> list[FailureGroup]:
         """Return the groups of failed tasks, the largest first. Raises QueueUnavailable."""
@@ -45,18 +51,16 @@ class Counts:
         groups: list[FailureGroup] = await self._shared((_FAILURES, client), count).get()
         return groups
 
-    async def _count_matches(self, query: str, client: str) -> dict[str, int]:
+    async def _count_matches(self, query: str, client: str) -> Matches:
         # The query is read each time, because a period ends now.
         search = TaskSearch.read(QueryParams(query), self._queue.now())
         wanted = search.filters.for_client(client)
-        return {
-            "retry": await count_matches(self._queue, "retry", wanted),
-            "cancel": await count_matches(self._queue, "cancel", wanted),
-        }
+        return Matches(
+            await count_matches(self._queue, "retry", wanted),
+            await count_matches(self._queue, "cancel", wanted),
+        )
 
-    def _shared(
-        self, key: tuple[str, str], read: Callable[[], Awaitable[Any]]
-    ) -> SharedRead[Any]:
+    def _shared(self, key: tuple[str, str], read: Callable[[], Awaitable[Any]]) -> SharedRead[Any]:
         """Return the shared read with this key, or make it, and forget the one unused longest."""
         if key not in self._reads:
             self._reads[key] = SharedRead(read)

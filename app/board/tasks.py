@@ -14,6 +14,7 @@ from app.api.page_texts import query_with
 from app.api.pages import example, page
 from app.api.route import ServiceRoute
 from app.api.schemas import TaskFailure
+from app.board.counts import Matches
 from app.board.dependencies import BoardDep
 from app.board.task_search import PERIODS, TaskSearch, is_local_time
 from app.tasks.tools import Tools
@@ -76,14 +77,14 @@ async def read_tasks(
         rows=[TaskRow.of(task, now) for task in tasks[:LISTED]],
         older=query_with(request, after=tasks[LISTED - 1].id) if len(tasks) > LISTED else None,
         is_first=after is None,
-        matches=await board.counts.actions(search, client) if search.has_conditions else {},
+        matches=await board.counts.matches(search, client) if search.has_conditions else Matches(),
     )
 
 
 def _tasks_page(
     request: Request, queue: Queue[Tools], search: TaskSearch, *, status: int, **found: Any
 ) -> HTMLResponse:
-    nothing: dict[str, Any] = {"rows": [], "older": None, "is_first": True, "matches": {}}
+    nothing: dict[str, Any] = {"rows": [], "older": None, "is_first": True, "matches": Matches()}
     return page(
         request,
         "board/tasks.html",
