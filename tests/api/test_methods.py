@@ -28,6 +28,9 @@ READ = sorted({route.path for route in ROUTES if "GET" in (route.methods or ())}
 MOVING = {"x-request-id", "date", "transfer-encoding"}
 PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")  # in a path, such as {email:recipient}
 
+# The pages that need a query.
+QUERIES = dict.fromkeys(("/board/tasks/retry", "/board/tasks/cancel"), "?kind=save_data")
+
 PICTURE = picture(20, 10)
 
 
@@ -42,7 +45,7 @@ class Published:
         """Return the path of a route, with the ids of existing things in it."""
         for name in PARAMETER.findall(path):
             assert name in self.places, f"add an example of {{{name}}} to the fixture `published`"
-        return path.format_map(self.places)
+        return path.format_map(self.places) + QUERIES.get(path, "")
 
 
 @pytest.fixture(scope="module")
