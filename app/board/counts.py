@@ -5,23 +5,17 @@ a count that may be up to 30 s old (see `shared_read`), and the page that confir
 again.
 """
 
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from starlette.datastructures import QueryParams
 
 from afterward.filter import FailureGroup
 from afterward.queue import Queue
 from app.api.task_actions import count_matches
-from app.board.shared_read import SharedRead
+from app.board.shared_read import SharedReads
 from app.board.task_search import TaskSearch
 from app.tasks.tools import Tools
-
-MOST_READS = 1000  # whose results are kept for reuse
-_FAILURES = "failures"  # in place of a query
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +31,18 @@ class Counts:
 
     def __init__(self, queue: Queue[Tools]) -> None:
         self._queue = queue
-        self._reads: OrderedDict[tuple[str, str], SharedRead[Any]] = OrderedDict()
+        self._matches: SharedReads[Matches] = SharedReads()
+        self._failures: SharedReads[list[FailureGroup]] = SharedReads()
 
     async def matches(self, search: TaskSearch, client: str) -> Matches:
         """Count the tasks of a search. Raises QueueUnavailable."""
-        read = partial(self._count_matches, search.query, client)
-        matches: Matches = await self._shared((search.query, client), read).get()
-        return matches
+        count = partial(self._count_matches, search.query, client)
+        return await self._matches.of(f"{search.query} {client}", count).get()
 
     async def failures(self, client: str) -> list[FailureGroup]:
         """Return the groups of failed tasks, the largest first. Raises QueueUnavailable."""
         count = partial(self._queue.engine.count_failures, client)
-        groups: list[FailureGroup] = await self._shared((_FAILURES, client), count).get()
-        return groups
+        return await self._failures.of(client, count).get()
 
     async def _count_matches(self, query: str, client: str) -> Matches:
         # The query is read each time, because a period ends now.
@@ -59,12 +52,3 @@ class Counts:
             await count_matches(self._queue, "retry", wanted),
             await count_matches(self._queue, "cancel", wanted),
         )
-
-    def _shared(self, key: tuple[str, str], read: Callable[[], Awaitable[Any]]) -> SharedRead[Any]:
-        """Return the shared read with this key, or make it, and forget the one unused longest."""
-        if key not in self._reads:
-            self._reads[key] = SharedRead(read)
-            if len(self._reads) > MOST_READS:
-                self._reads.popitem(last=False)
-        self._reads.move_to_end(key)
-        return self._reads[key]

@@ -28,7 +28,7 @@ def numbers(client: TestClient, **headers: str) -> dict[str, str]:
 
 def fresh_numbers(client: TestClient, **headers: str) -> dict[str, str]:
     """Return the numbers as they are now, not those that were read up to a second ago."""
-    client.app_state["board"].overview._reads.clear()
+    client.app_state["board"].overview._reads._reads.clear()
     return numbers(client, **headers)
 
 
