@@ -14,6 +14,8 @@ from tests.support.pages import BROWSER, Page
 
 PAGES = [
     "/",
+    "/board/tasks",
+    "/board/failures",
     "/board/batches",
     "/board/uploads",
     "/board/workers",
@@ -144,7 +146,7 @@ def test_a_page_of_a_service_without_its_database_says_so(
         raise QueueUnavailable
 
     engine = browser.app_state["queue"].engine
-    for method in ("backlog", "list_tasks", "list_records", "list_batches"):
+    for method in ("backlog", "list_tasks", "list_records", "list_batches", "count_failures"):
         monkeypatch.setattr(engine, method, refuse)
     for path in PAGES:
         response = browser.get(path)
