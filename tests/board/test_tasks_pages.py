@@ -203,39 +203,18 @@ def test_the_conditions_stay_in_the_form_and_in_the_links(
     }
 
 
-@pytest.mark.parametrize(
-    ("query", "field", "message"),
-    [
-        ("status=done", "status", "Choose from queued, running, retrying"),
-        ("about=" + "x" * 1001, "about", "At most 1,000 characters."),
-        ("about=%00", "about", "Remove the NUL character"),
-        ("kind=" + "x" * 101, "kind", "At most 100 characters."),
-        ("since=yesterday", "since", "Must be a date and time"),
-        ("since=2026-13-01T00:00", "since", "month"),
-        ("until=2026-01-01", "until", "Must be a date and time"),
-        ("period=1y", "period", "Choose one of 15m, 1h, 24h, 7d."),
-        ("period=1h&since=2026-01-01T00:00", "since", "not both"),
-        ("request_id=" + "x" * 201, "request_id", "At most 200 characters."),
-        ("error=" + "x" * 201, "error", "At most 200 characters."),
-        ("batch_id=%00", "batch_id", "Remove the NUL character"),
-    ],
-)
-def test_an_unreadable_condition_has_its_message_at_the_field(
-    client: TestClient, query: str, field: str, message: str
-) -> None:
+def test_an_unreadable_condition_has_its_message_at_the_field(client: TestClient) -> None:
     queue_mails(client)
-    page = browse(client, f"/board/tasks?{query}")
-    assert page.status == 422
-    if field == "status":
-        assert message in page.text
-    else:
-        assert message in page.text_of("span", id=f"{field}-problem")
-    assert ids(page) == []
-    if field not in {"status", "period"}:
-        typed = parse_qs(query)[field][0]
-        assert (field, typed) in page.form("/board/tasks").fields or field == "kind"
+    for field in ("about", "kind", "period", "since", "until", "error", "batch_id", "request_id"):
+        typed = "\0" + "x" * 1001
+        page = browse(client, f"/board/tasks?{urlencode({field: typed})}")
+        assert page.status == 422
+        assert page.text_of("span", id=f"{field}-problem")
+        assert ids(page) == []
         (invalid,) = (e.attributes for e in page.elements if "aria-invalid" in e.attributes)
         assert invalid["aria-describedby"] == f"{field}-problem"
+        assert (field, typed) in page.form("/board/tasks").fields
+    assert "Choose from queued, running" in browse(client, "/board/tasks?status=done").text
 
 
 def test_an_unreadable_page_has_a_message(client: TestClient) -> None:
@@ -312,20 +291,17 @@ def test_a_retrying_task_can_be_run_now(client: TestClient) -> None:
     assert [form.action for form in page.forms] == [f"{here}/cancel"]
 
 
-@pytest.mark.parametrize("action", ["retry", "cancel", "run-now"])
-def test_an_action_that_came_too_late_is_a_message_on_the_page(
-    client: TestClient, action: str
-) -> None:
+def test_an_action_that_came_too_late_is_a_message_on_the_page(client: TestClient) -> None:
     """A second click on the button of an old page gets it, too."""
     (task_id,) = queue_mails(client)
     (task,) = claim(client)
     settle(client, task, Status.SUCCEEDED, result="null")
-    response = submit(client, Form(f"/board/tasks/{task_id}/{action}"))
-    page = Page(response)
-    assert page.status == 409
-    assert "This is the task as it is now." in page.text
-    assert "Succeeded" in page.text
-    assert "data-live" not in page.find("main").attributes, "the address has no page for GET"
+    for action in ("retry", "cancel", "run-now"):
+        page = Page(submit(client, Form(f"/board/tasks/{task_id}/{action}")))
+        assert page.status == 409
+        assert "This is the task as it is now." in page.text
+        assert "Succeeded" in page.text
+        assert "data-live" not in page.find("main").attributes, "the address has no page for GET"
 
 
 def test_the_arguments_are_shown_and_long_ones_are_folded(client: TestClient) -> None:
@@ -558,11 +534,11 @@ def test_nothing_to_do_has_no_button(client: TestClient) -> None:
     assert form.buttons == []
 
 
-@pytest.mark.parametrize("query", ["", "kind=", "colour=green"])
-def test_an_action_needs_a_condition(client: TestClient, query: str) -> None:
-    page = browse(client, f"/board/tasks/retry?{query}")
-    assert page.status == 422
-    assert "needs at least one condition" in page.text
+def test_an_action_needs_a_condition(client: TestClient) -> None:
+    for query in ("", "kind=", "colour=green"):
+        page = browse(client, f"/board/tasks/retry?{query}")
+        assert page.status == 422
+        assert "needs at least one condition" in page.text
 
 
 def test_an_unreadable_action_is_refused(client: TestClient) -> None:
@@ -731,12 +707,8 @@ def test_every_link_and_form_has_the_prefix(tmp_path: Path) -> None:
         assert location == f"/afterward/board/tasks/{queued['id']}"
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/board/tasks", "/board/tasks/x", "/board/failures", "/board/tasks/retry?kind=send_email"],
-)
 def test_a_database_that_is_away_is_a_page(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch, path: str
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*_: Any, **__: Any) -> Any:
         raise QueueUnavailable
@@ -744,6 +716,8 @@ def test_a_database_that_is_away_is_a_page(
     engine = client.app_state["queue"].engine
     for operation in ("list_tasks", "get", "count_failures", "count_tasks"):
         monkeypatch.setattr(engine, operation, refuse)
-    page = browse(client, path)
-    assert page.status == 503
-    assert "The database does not answer just now." in page.text
+    for path in ("", "/x", "/retry?kind=send_email", "?kind=send_email"):
+        page = browse(client, f"/board/tasks{path}")
+        assert page.status == 503
+        assert "The database does not answer just now." in page.text
+    assert browse(client, "/board/failures").status == 503
