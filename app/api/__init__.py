@@ -16,5 +16,6 @@ pages               renders the HTML pages
 page_texts          times, numbers and links as the pages show them
 error_pages         makes pages of the problems that browsers get
 forms               reads the forms of the pages
+key_cookie          the cookie of a browser that has signed in
 static_files        the style sheet and the script of the pages
 """

@@ -36,6 +36,17 @@ def when(at: float | datetime | None, now: float | None = None) -> Markup:
     )
 
 
+def made_at(id: str) -> float | None:  # noqa: A002 -- the id of a task, a batch or an upload
+    """Return when an id was made, in seconds since the epoch, because ids begin with the time.
+
+    It is the first 48 bits, in milliseconds (RFC 9562, section 5.7). None for another form of id.
+    """
+    try:
+        return int(id.replace("-", "")[:12], 16) / 1000
+    except ValueError:
+        return None
+
+
 def _in_utc(seconds: float) -> datetime | None:
     """Return the time, or None for a damaged one, which no calendar has."""
     try:

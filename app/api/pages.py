@@ -8,7 +8,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from app.api.page_texts import duration, number, size, when
+from app.api.page_texts import duration, made_at, number, size, when
 from app.api.paths import route_path
 from app.api.static_files import static_url
 
@@ -79,6 +79,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(when=when, number=number, size=size, duration=duration)
+    filters = (when, made_at, number, size, duration)
+    environment.filters.update({function.__name__: function for function in filters})
     environment.globals.update(static_url=static_url)
     return environment
