@@ -6,6 +6,7 @@ batches       /board/batches    the batches, with their progress
 send          /board/send       a form that sends a notification
 uploads       /board/uploads    the uploads, with the forms that add and delete one
 workers       /board/workers    the workers, with their heartbeat
+inbox         /inbox            the mails that the embedded catcher has received
 sign_in       /board/sign-in    the API key of a browser, in a cookie
 static        /board/static     the style sheet, the script and the icon
 
@@ -20,8 +21,9 @@ The pages are templates in app/templates/pages. `app.api` has what they share wi
 documentation: `pages`, `page_texts`, `forms`, `error_pages` and `static_files`.
 """
 
-from app.board import batches, live, overview, send, sign_in, static, uploads, workers
+from app.board import batches, inbox, live, overview, send, sign_in, static, uploads, workers
 
 ROUTERS = [
-    module.router for module in (overview, live, batches, send, uploads, workers, sign_in, static)
+    module.router
+    for module in (overview, live, batches, send, uploads, workers, inbox, sign_in, static)
 ]

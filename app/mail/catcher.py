@@ -212,8 +212,8 @@ class Catcher:
         """Remove a mail, and return whether there was one. Raises OSError. Call it in a thread."""
         return bool(self._if_stored(self._remove, caught_id))
 
-    def delete_all(self, *, up_to: str | None = None) -> None:
-        """Remove all mails; with `up_to`, the id of a mail, only this and older ones.
+    def delete_all(self, up_to: str | None = None) -> None:
+        """Remove all mails; with `up_to`, the id of a mail, only this one and older ones.
 
         Raises OSError for a file that cannot be removed. Call it in a thread.
         """

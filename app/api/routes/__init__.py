@@ -6,6 +6,6 @@ uploads        upload, list, download and delete files
 tasks          list, read, cancel and retry tasks, and follow them in an event stream
 tutorial       the routes of FastAPI's tutorials on background tasks
 health         /livez, /readyz and /metrics
-inbox          the pages of the embedded mail catcher
+inbox          the mails of the embedded catcher, as JSON
 documentation  /docs, /redoc and /openapi.json
 """

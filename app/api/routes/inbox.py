@@ -56,6 +56,7 @@ data_router = APIRouter(tags=["inbox"], route_class=DataRoute, dependencies=[VAR
 
 
 @data_router.get("/inbox", responses=documented(404, 422))
+@data_router.get("/inbox/", include_in_schema=False)
 @without_turn
 async def list_mails(query: Annotated[MailQuery, Query()], catcher: RunningCatcher) -> MailPage:
     """List the mails that the embedded catcher has received, newest first.
