@@ -27,6 +27,7 @@ MOST_CONTAINERS = 100  # in each other; a multipart that is nested deeper counts
 _BLOCK = 64 * 1024  # bytes
 _BLANKS = b" \t\r\n"
 _LINE_OF_HEAD = re.compile(rb"[!-9;-~]+[ \t]*:|[ \t]|From ")  # the last one is of mbox files
+_LINE_WITH_HYPHENS = re.compile(rb"\n(--[^\n]*)")
 _TOKEN = r"[0-9a-z!#$&^_.+-]{1,127}"  # noqa: S105 -- of a media type (RFC 6838, 4.2)
 _MEDIA_TYPE = re.compile(f"{_TOKEN}/{_TOKEN}")
 _UNKNOWN = "application/octet-stream"
@@ -75,7 +76,7 @@ def decoded(file: BinaryIO, part: Part, at_most: int | None = None) -> Iterator[
 def read_blocks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
     """Read a file from one position up to another, in blocks of at most 64 KiB."""
     file.seek(start)
-    while block := file.read(min(_BLOCK, end - start)):
+    while start < end and (block := file.read(min(_BLOCK, end - start))):
         start += len(block)
         yield block
 
@@ -156,8 +157,9 @@ class _Scan:
 
     def _open_container(self, message: Message) -> bool:
         """Open a container if the head of a part is that of a multipart with a boundary."""
+        content_type = _read_parameter(message.get_content_type) or ""
         boundary = _read_parameter(message.get_boundary)
-        if message.get_content_maintype() != "multipart" or not boundary:
+        if not content_type.startswith("multipart/") or not boundary:
             return False
         delimiters = (delimiter := b"--" + boundary.encode(), delimiter + b"--")
         if len(self._containers) == MOST_CONTAINERS or self._delimiters.keys() & set(delimiters):
@@ -174,15 +176,27 @@ class _Scan:
         """
         if not self._containers:
             return self._file.seek(0, 2), b""
-        end, is_at_line_start = self._next_line, True
-        while line := self._read_line():
-            if is_at_line_start and line.startswith(b"--"):
-                delimiter = line.rstrip(_BLANKS)
-                if delimiter in self._delimiters:
-                    return end, delimiter
-            is_at_line_start = line.endswith(b"\n")
-            end = self._next_line - (2 if line.endswith(b"\r\n") else is_at_line_start)
-        return self._next_line, b""
+        start = self._next_line
+        position = start - 1  # of the line break before the body
+        while True:
+            # 1. Look at the lines of a block that begin with two hyphens.
+            self._file.seek(position)
+            block = self._file.read(_BLOCK)
+            is_last = len(block) < _BLOCK
+            for line in _LINE_WITH_HYPHENS.finditer(block):
+                delimiter = line[1].rstrip(_BLANKS)
+                if delimiter in self._delimiters and (is_last or line.end() < len(block)):
+                    self._next_line = position + line.end() + 1
+                    self._file.seek(self._next_line)
+                    end = position + line.start()
+                    end -= block[line.start() - 1 : line.start()] == b"\r"
+                    return max(start, end), delimiter
+            if is_last:
+                return max(start, position + len(block)), b""
+            # 2. The next block begins with the line break before the last line, which may be cut.
+            # A line that fills a block is no delimiter, and is skipped.
+            last_line = block.rfind(b"\n") - 1
+            position += last_line if last_line > 0 else len(block) - 1
 
     def _read_line(self) -> bytes:
         line = self._file.readline(_BLOCK)
