@@ -23,6 +23,7 @@ from app.api.health_checks import Health
 from app.api.middleware import RequestEnvelope
 from app.api.routes import (
     batches,
+    bulk,
     documentation,
     health,
     inbox,
@@ -61,6 +62,7 @@ ROUTERS = [
         batches,
         uploads,
         tasks,
+        bulk,
         tutorial,
         health,
         inbox,
@@ -162,7 +164,7 @@ async def run(settings: Settings) -> AsyncIterator[BoardState]:
             queue.events.subscribe(receive)
 
         # 5. The worker, if this process has one
-        tools = Tools(mailer, settings.mail_from, recipients, store, pictures, engine)
+        tools = Tools(mailer, settings.mail_from, recipients, store, pictures, engine, queue)
         worker = await _start_worker(settings, queue, tools)
         if worker is not None:
             concurrency = settings.worker_concurrency

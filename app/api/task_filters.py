@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from afterward.filter import MOST_ABOUT, TaskFilter
+from afterward.filter import TaskFilter, storable_about
 from afterward.task import Status
 from app.api.schemas import SearchText
 
@@ -23,10 +23,6 @@ def _check_date_time(text: object) -> object:
             "In a URL, write + as %2B"
         )
     return text
-
-
-def _without_empty(text: object) -> object:
-    return None if text == "" else text
 
 
 Statuses = Annotated[
@@ -52,7 +48,7 @@ class TaskFilters(BaseModel):
         Annotated[
             SearchText,
             Field(
-                max_length=MOST_ABOUT,
+                max_length=1000,
                 description="Matched exactly: the recipient of a mail, or the id of an upload.",
             ),
         ]
@@ -65,8 +61,8 @@ class TaskFilters(BaseModel):
             SearchText,
             Field(
                 max_length=200,
-                description="A group of failed tasks: the type of the error, with its SMTP code if it "
-                "has one.",
+                description="A group of failed tasks: the type of the error, and its SMTP code if "
+                "it has one.",
                 examples=["PermanentError 550"],
             ),
         ]
@@ -81,7 +77,7 @@ class TaskFilters(BaseModel):
             client=client,
             statuses=tuple(map(Status, self.status.split(","))) if self.status else (),
             kind=self.kind,
-            about=self.about,
+            about=storable_about(self.about),
             batch_id=self.batch_id,
             request_id=self.request_id,
             error=self.error,
