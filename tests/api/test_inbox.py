@@ -32,6 +32,27 @@ HOSTILE = "<script>alert(1)</script>"
 Json = dict[str, Any]
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A client of one service for all tests."""
+    settings = settings_in(tmp_path_factory.mktemp("service"))
+    with TestClient(create_app(settings), follow_redirects=False) as client:
+        yield client
+
+
+@pytest.fixture
+def client(running: TestClient) -> TestClient:
+    """A client of the service with an empty inbox."""
+    assert running.delete("/inbox").status_code == 204
+    return running
+
+
+@pytest.fixture
+def directory(client: TestClient) -> Path:
+    """The directory with the files of the mails."""
+    return Path(client.app_state["settings"].catcher_directory)
+
+
 def deliver(port: int, mail: bytes, recipient: bytes = b"<ada@example.com>") -> None:
     """Send a mail to the catcher; the mail and the recipient can be any bytes."""
     with smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE) as smtp:
@@ -195,8 +216,10 @@ def test_a_client_that_prefers_html_gets_a_page_and_every_other_client_json(
     assert "Accept" in missing.headers["vary"]
 
 
-def test_a_client_without_the_header_gets_json(client: TestClient) -> None:
-    del client.headers["accept"]
+def test_a_client_without_the_header_gets_json(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(client.headers, "accept")
     assert client.get("/inbox").headers["content-type"] == "application/json"
 
 
@@ -235,15 +258,16 @@ def test_one_mail_or_all_mails_are_deleted(client: TestClient) -> None:
 
 
 def test_a_mail_that_cannot_be_deleted_is_an_error_with_its_reason_in_the_log(
-    client: TestClient, tmp_path: Path
+    client: TestClient, directory: Path
 ) -> None:
-    (tmp_path / "inbox" / f"{NO_ID}.eml").mkdir()
+    (directory / f"{NO_ID}.eml").mkdir()
     for path in ("/inbox", f"/inbox/{NO_ID}"):
         with capture_logs() as lines:
             problem_of(client.delete(path), 503)
         assert "mail not deleted" in [line["event"] for line in lines]
     problem_of(client.get(f"/inbox/{NO_ID}/source"), 404)
     assert client.get("/inbox").json()["data"][0]["subject"] == "(cannot be read: Is a directory)"
+    (directory / f"{NO_ID}.eml").rmdir()
 
 
 def test_the_document_has_the_json_of_the_inbox(client: TestClient) -> None:
@@ -521,12 +545,12 @@ ODD = {
 
 @pytest.mark.parametrize("mail", ODD.values(), ids=ODD)
 def test_a_malformed_mail_does_not_hide_other_mails(
-    client: TestClient, tmp_path: Path, mail: bytes
+    client: TestClient, directory: Path, mail: bytes
 ) -> None:
     port = client.app_state["settings"].smtp_port
     deliver(port, mail, b"<ad\xe9@example.com>")
     deliver(port, b"Subject: the other\r\n\r\nhi")
-    (tmp_path / "inbox" / f"{NO_ID}.eml").write_bytes(b"X-Envelope: {")
+    (directory / f"{NO_ID}.eml").write_bytes(b"X-Envelope: {")
     page = page_of(client, "/inbox")
     assert "the other" in page
     assert "ad\N{REPLACEMENT CHARACTER}@example.com" in page
