@@ -1,6 +1,7 @@
 """The filters of tasks, as the list, the actions on many tasks and the pages take them."""
 
 import re
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
@@ -81,6 +82,15 @@ class TaskFilters(BaseModel):
             batch_id=self.batch_id,
             request_id=self.request_id,
             error=self.error,
-            since=None if self.since is None else self.since.timestamp(),
-            until=None if self.until is None else self.until.timestamp(),
+            since=None if self.since is None else _seconds(self.since),
+            until=None if self.until is None else _seconds(self.until),
         )
+
+
+def _seconds(at: datetime) -> float:
+    """Return a time in seconds since the epoch, for the comparison with `created_at`.
+
+    The API shows `created_at` rounded to microseconds. A task that was created at 0.1234564 s is
+    shown with 0.123456 s, one from 0.1234556 s too; and `since` that time includes both.
+    """
+    return at.timestamp() - 0.5e-6

@@ -5,6 +5,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 
+from markupsafe import Markup
+
 from afterward.engine import Engine
 from afterward.filter import TaskFilter
 from afterward.queue import Queue
@@ -122,14 +124,28 @@ async def _count_unfinished(engine: Engine, client: str) -> tuple[int, int, floa
     return waiting, backlog.counts[Status.RUNNING], backlog.oldest_due_at
 
 
-def _charts(hour: Hour) -> list[tuple[str, str, int]]:
-    """Return the title, the SVG and the sum of each chart."""
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart of the last hour, and the numbers beside it."""
+
+    title: str
+    svg: Markup
+    total: int
+    highest: int
+
+
+def _charts(hour: Hour) -> list[Chart]:
     columns = [
         ("Accepted", hour.accepted, ""),
         ("Succeeded", hour.succeeded, "succeeded"),
         ("Failed", hour.failed, "failed"),
     ]
     return [
-        (title, bars(values, title=f"{title} tasks by minute", status=status), sum(values))
+        Chart(
+            title,
+            svg=bars(values, title=f"{title} tasks by minute", status=status),
+            total=sum(values),
+            highest=max(values),
+        )
         for title, values, status in columns
     ]

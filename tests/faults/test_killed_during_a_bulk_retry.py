@@ -109,8 +109,7 @@ def retry_with_kills(
         action = service.post("/tasks/retry", json=wanted).raise_for_status().json()
         for kill in range(kills):
             # The last kill comes before the last quarter, so that it hits the action too.
-            progress = random.uniform(kill, kill + 1) / kills * 0.75
-            until(lambda: _progress(service, action) >= progress, within=PATIENCE)
+            _wait_for_progress(service, action, random.uniform(kill, kill + 1) / kills * 0.75)
             service.kill()
             service.start()
         ended = service.wait_for(action["id"], at_most=PATIENCE)
@@ -119,9 +118,12 @@ def retry_with_kills(
     return ended
 
 
-def _progress(service: Service, action: Json) -> float:
-    task = service.get(f"/tasks/{action['id']}").raise_for_status().json()
-    return task["progress"] or 0.0
+def _wait_for_progress(service: Service, action: Json, progress: float) -> None:
+    def is_reached() -> bool:
+        task = service.get(f"/tasks/{action['id']}").raise_for_status().json()
+        return bool((task["progress"] or 0.0) >= progress)
+
+    until(is_reached, within=PATIENCE)
 
 
 def _unfinished(service: Service) -> list[Json]:

@@ -13,7 +13,7 @@ from afterward.task import Outcome, Status, Task, Writes, new_id, to_json
 KIND = "retired"  # no worker knows this kind, so its tasks keep their status
 
 
-def put_tasks(client: TestClient, number: int, **changes: Any) -> list[Task]:
+def put_tasks(client: TestClient, number: int, /, **changes: Any) -> list[Task]:
     """Put queued tasks, and return them, the newest first. Changes are fields of a task."""
     now = _queue(client).now()
     tasks = [_a_task(now, **changes) for _ in range(number)]
@@ -22,7 +22,7 @@ def put_tasks(client: TestClient, number: int, **changes: Any) -> list[Task]:
 
 
 def failed_tasks(
-    client: TestClient, number: int, *, smtp_code: int | None = None, **changes: Any
+    client: TestClient, number: int, /, *, smtp_code: int | None = None, **changes: Any
 ) -> list[Task]:
     """Put tasks that have failed with a PermanentError, and return them, the newest first."""
     tasks = put_tasks(client, number, **changes)

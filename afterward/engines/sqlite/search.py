@@ -12,6 +12,7 @@ and each range is sorted by id, so at most 50 entries of each are read.
 import sqlite3
 from collections.abc import Sequence
 from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from afterward.engines.sqlite.group_commit import in_chunks
@@ -51,14 +52,13 @@ def list_tasks(
 ) -> list[Task]:
     """Return a page of tasks, in descending order of their ids. See Engine.list_tasks."""
     newest = find(connection, wanted, after, limit)
+    if not newest:
+        return []
     rows = connection.execute(
-        f"""
-        SELECT {_LIST_COLUMNS} FROM tasks WHERE seq IN ({", ".join("?" * len(newest))})
-        ORDER BY id DESC
-        """,
+        f"SELECT {_LIST_COLUMNS} FROM tasks WHERE seq IN ({', '.join('?' * len(newest))})",
         [found.seq for found in newest],
     )
-    return [to_task(row) for row in rows]
+    return sorted(map(to_task, rows), key=attrgetter("id"), reverse=True)
 
 
 class Found(NamedTuple):
