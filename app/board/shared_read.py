@@ -8,9 +8,9 @@ from typing import Generic, TypeVar
 ResultT = TypeVar("ResultT")
 
 REUSED_SECONDS = 1.0
-# A result is reused for 20 times as long as the read took. So a slow read, such as a count of a
-# million tasks, takes at most 5 per cent of the time. But no result is older than LONGEST_REUSED.
-REUSED_TIMES = 20.0
+# A result is reused for ten times as long as the read took. So a slow read, such as a count of a
+# million tasks, takes at most a tenth of the time. But no result is older than LONGEST_REUSED.
+REUSED_TIMES = 10.0
 LONGEST_REUSED = 30.0
 
 _now = time.monotonic

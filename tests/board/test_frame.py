@@ -65,6 +65,12 @@ def test_a_page_names_its_place_in_the_navigation(browser: TestClient, path: str
     assert current == ([] if path == "/board/send" else [path])
 
 
+@pytest.mark.parametrize("path", ["/board", "/board/"])
+def test_the_board_is_the_overview(browser: TestClient, path: str) -> None:
+    response = browser.get(path)
+    assert (response.status_code, response.headers["location"]) == (303, "/")
+
+
 def test_every_table_has_column_headers_and_every_field_a_label(browser: TestClient) -> None:
     for path in PAGES:
         page = Page(browser.get(path).text)

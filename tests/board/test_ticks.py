@@ -60,8 +60,16 @@ def ticks(numbers: Numbers) -> Ticks:
 
 
 def change(client: str = "", kind: EventType = EventType.STARTED) -> Event:
-    times = {"created_at": 1.0, "updated_at": 1.0, "due_at": 1.0}
-    return Event(kind, Task(id="1", kind="send_email", arguments="{}", client=client, **times))
+    task = Task(
+        id="1",
+        kind="send_email",
+        arguments="{}",
+        client=client,
+        created_at=1.0,
+        updated_at=1.0,
+        due_at=1.0,
+    )
+    return Event(kind, task)
 
 
 async def next_frame(viewer: Viewer) -> bytes:

@@ -93,11 +93,11 @@ def test_a_worker_writes_its_heartbeat_again(
         engine = client.app_state["queue"].engine
 
         def seen_at() -> float:
-            async def read() -> list[Record]:
-                return await engine.list_records(COLLECTION, client="", after=None, limit=1)
+            async def read() -> float:
+                records = await engine.list_records(COLLECTION, client="", after=None, limit=1)
+                return float(records[0].body["seen_at"]) if records else 0.0
 
-            (record,) = client.portal.call(read) or [None]  # type: ignore[union-attr]
-            return record.body["seen_at"] if record else 0.0
+            return client.portal.call(read)  # type: ignore[union-attr]
 
         until(seen_at, within=5)
         first = seen_at()
