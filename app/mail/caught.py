@@ -170,12 +170,13 @@ def _read_first_line(file: BinaryIO) -> bytes:
 def _summary_fields(path: Path, beginning: _Beginning) -> dict[str, Any]:
     """Return the arguments of Summary."""
     envelope = _parse_envelope(beginning.line)
-    sender, recipients = envelope.get("sender"), envelope.get("recipients")
+    sender, recipients = str(envelope.get("sender") or ""), envelope.get("recipients")
     attachments = envelope.get("attachments")
     return {
         "id": path.stem,
         "received_at": datetime.fromtimestamp(int(path.stem[:19]) / 1e9, UTC),
-        "sender": without_surrogates(str(sender or "")),
+        # The client of a mail that must not be answered sends `MAIL FROM:<>`.
+        "sender": without_surrogates("" if sender == "<>" else sender),
         "recipients": tuple(
             map(without_surrogates, map(str, recipients if isinstance(recipients, list) else ()))
         ),
