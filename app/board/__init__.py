@@ -10,6 +10,7 @@ batches       /board/batches    the batches, with their progress
 send          /board/send       a form that sends a notification
 uploads       /board/uploads    the uploads, with the forms that add and delete one
 workers       /board/workers    the workers, with their heartbeat
+inbox         /inbox            the mails that the embedded catcher has received
 sign_in       /board/sign-in    the API key of a browser, in a cookie
 static        /board/static     the style sheet, the script and the icon
 
@@ -33,6 +34,7 @@ from app.board import (
     batches,
     bulk,
     failures,
+    inbox,
     live,
     overview,
     send,
@@ -58,6 +60,7 @@ ROUTERS = [
         send,
         uploads,
         workers,
+        inbox,
         sign_in,
         static,
     )

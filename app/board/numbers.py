@@ -102,16 +102,16 @@ class Overview:
 async def _count_unfinished(engine: Engine, client: str) -> tuple[int, int, float | None]:
     """Return the number of waiting and of running tasks, and when the oldest became due.
 
-    Where the service has API keys, a client's own tasks are counted, and the time is None: no
-    index leads to it.
+    Where the service has API keys, only the client's own tasks count, and only queued tasks are
+    asked for the oldest.
     """
     if client:
         of_status = partial(TaskFilter, client=client)
-        waiting, running = await asyncio.gather(
+        return await asyncio.gather(
             engine.count_tasks(of_status(statuses=WAITING)),
             engine.count_tasks(of_status(statuses=(Status.RUNNING,))),
+            engine.oldest_queued(client),
         )
-        return waiting, running, None
     backlog = await engine.backlog()
     waiting = sum(backlog.counts[status] for status in WAITING)
     return waiting, backlog.counts[Status.RUNNING], backlog.oldest_due_at
