@@ -47,7 +47,8 @@ class Published:
         """Return the path of a route, with the ids of existing things in it."""
         for name in PARAMETER.findall(path):
             assert name in self.places, f"add an example of {{{name}}} to the fixture `published`"
-        return path.format_map(self.places) + QUERIES.get(path, "")
+        address = PARAMETER.sub(lambda parameter: self.places[parameter[1]], path)
+        return address + QUERIES.get(path, "")
 
 
 def catch_a_mail_with_an_attachment(service: Service, port: int) -> str:
