@@ -47,6 +47,7 @@ DEFAULTS = {
     "RETENTION_DAYS": 7,
     "RETENTION_FAILED_DAYS": 30,
     "ACCESS_LOG": True,
+    "HIDE_ARGUMENTS": False,
     "LOG_LEVEL": "INFO",
 }
 
