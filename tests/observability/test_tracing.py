@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -132,7 +133,7 @@ def test_the_response_and_the_task_do_not_show_the_trace(client: TestClient) -> 
 def test_an_attempt_after_a_restart_has_a_link_to_the_request(tmp_path: Path) -> None:
     """The first process finds no SMTP server. Each process exports its spans before it ends."""
     with Collector() as collector:
-        settings = {"otel_exporter_otlp_endpoint": collector.url}
+        settings: dict[str, Any] = {"otel_exporter_otlp_endpoint": collector.url}
         with Service(tmp_path, **settings, catcher=False) as service:
             task = service.post(SEND).json()
             service.wait_for(task["id"], "retrying")
@@ -153,7 +154,7 @@ def test_a_worker_process_continues_the_trace_of_the_api(
     tmp_path: Path, database_url: str, smtp_server: SmtpServer
 ) -> None:
     with Collector() as collector:
-        settings = {
+        settings: dict[str, Any] = {
             "queue_url": database_url,
             "smtp_port": smtp_server.port,
             "catcher": False,
@@ -179,7 +180,7 @@ def test_a_dead_collector_is_one_log_line_and_does_not_hold_up_the_stop(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # it never answers
         port = listener.getsockname()[1] if collector_hangs else free_port()
-        settings = {
+        settings: dict[str, Any] = {
             "otel_exporter_otlp_endpoint": f"http://127.0.0.1:{port}",
             "otel_exporter_otlp_timeout": 1,
             "otel_bsp_schedule_delay": 50,
@@ -343,7 +344,7 @@ def test_without_the_packages_the_start_is_refused(
     name, value = variable.split("=")
     monkeypatch.setenv(name, value)
     monkeypatch.delitem(sys.modules, "app.observability.span_export")
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(BadSettings) as end:
         traces_by_environment()
     assert end.value.code == 2
