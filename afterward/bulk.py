@@ -1,13 +1,13 @@
 """Bulk actions: retry or cancel all tasks that match a filter, in slices.
 
 One transaction for 100,000 tasks would make every request wait for seconds. So a durable task does
-the work in slices of 500 tasks, and each slice is a transaction of its own. For example, 1,200
+the work in slices of 200 tasks, and each slice is a transaction of its own. For example, 500
 failed tasks are retried like this:
 
     slice   retries                                    writes into the record of the action
-      1     the newest 500                             cursor = id of the 500th, done = 500
-      2     the next 500, with ids below the cursor    cursor = id of the 1,000th, done = 1,000
-      3     the last 200                               cursor = id of the 1,200th, done = 1,200
+      1     the newest 200                             cursor = id of the 200th, done = 200
+      2     the next 200, with ids below the cursor    cursor = id of the 400th, done = 400
+      3     the last 100                               cursor = id of the 500th, done = 500
 
 The retried tasks and the record are in one transaction. So a kill at any instant neither repeats a
 slice nor loses its count: the next attempt of the durable task goes on below the cursor.
@@ -21,7 +21,7 @@ from enum import StrEnum
 
 from afterward.task import GIVEN_UP, WAITING, Record, Status, Task
 
-SLICE = 500  # tasks in one transaction, so that requests wait only briefly for it
+SLICE = 200  # tasks in one transaction; on SQLite, requests wait for about 4 ms meanwhile
 # The collection of the records. Retention removes a record after its task.
 COLLECTION = "afterward.bulk"
 

@@ -191,13 +191,13 @@ class Queue(Generic[ToolsT]):
         return task
 
     async def change_slice(self, task: Task, wanted: TaskFilter) -> Slice | None:
-        """Do the next slice of a bulk action: retry or cancel up to 500 tasks.
+        """Do the next slice of a bulk action: retry or cancel up to 200 tasks.
 
         A durable task calls this until the slice is the last one. `task` is that task, as the
         worker claimed it, and `wanted` is a filter made by TaskFilter.acted_on. Returns None if the
         worker has lost its claim; then nothing was changed.
 
-        With fewer places than 500 in the backlog, fewer tasks are retried. Raises BacklogFull if
+        With fewer places than 200 in the backlog, fewer tasks are retried. Raises BacklogFull if
         there is none, and QueueUnavailable. After CommitUnknown, the next call goes on where this
         one has come to. Raises ValueError for a filter without an action.
         """

@@ -17,6 +17,7 @@ static        /board/static     the style sheet, the script and the icon
 task_search   the form of the search, and the filter that it means
 timeline      the events of a task's life, from its row
 json_values   the arguments and the result of a task as texts
+counts        the counts on the pages of tasks, shared by all viewers
 
 numbers       reads the numbers of the overview, once for all viewers
 shared_read   a read that all viewers share

@@ -429,7 +429,7 @@ def test_a_mail_to_many_recipients_names_some_of_them_in_the_list(client: TestCl
 
 
 def mail_id_in(page: str) -> str:
-    return re.findall(r'href="/inbox/([0-9a-f-]+)"', page)[0]
+    return str(re.findall(r'href="/inbox/([0-9a-f-]+)"', page)[0])
 
 
 def test_a_mail_has_a_page_for_each_of_its_views(client: TestClient) -> None:

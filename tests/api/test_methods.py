@@ -30,6 +30,9 @@ READ = sorted({route.path for route in ROUTES if "GET" in (route.methods or ())}
 MOVING = {"x-request-id", "date", "transfer-encoding"}
 PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")  # in a path, such as {email:recipient}
 
+# The pages that need a query.
+QUERIES = dict.fromkeys(("/board/tasks/retry", "/board/tasks/cancel"), "?kind=save_data")
+
 PICTURE = picture(20, 10)
 
 
@@ -44,7 +47,8 @@ class Published:
         """Return the path of a route, with the ids of existing things in it."""
         for name in PARAMETER.findall(path):
             assert name in self.places, f"add an example of {{{name}}} to the fixture `published`"
-        return PARAMETER.sub(lambda parameter: self.places[parameter[1]], path)
+        example = PARAMETER.sub(lambda parameter: self.places[parameter[1]], path)
+        return example + QUERIES.get(path, "")
 
 
 def catch_a_mail_with_an_attachment(service: Service, port: int) -> str:

@@ -46,10 +46,26 @@ HOSTILE = [
 ]
 
 
+BOTH_ENGINES = pytest.mark.parametrize(
+    "queue_url",
+    ["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)],
+    indirect=True,
+)
+
+
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
+def queue_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database: SQLite, unless the test has BOTH_ENGINES."""
+    if getattr(request, "param", "sqlite") == "postgresql":
+        return str(request.getfixturevalue("database_url"))
+    return f"sqlite:///{tmp_path}/queue.db"
+
+
+@pytest.fixture
+def client(tmp_path: Path, queue_url: str) -> Iterator[TestClient]:
     """A service without a worker: the tests are its worker."""
-    with TestClient(create_app(settings_in(tmp_path, worker_concurrency=0))) as client:
+    settings = settings_in(tmp_path, queue_url=queue_url, worker_concurrency=0)
+    with TestClient(create_app(settings)) as client:
         yield client
 
 
@@ -138,6 +154,7 @@ def test_a_page_beyond_the_end_says_so(client: TestClient) -> None:
     assert page.targets["Go to the newest"] == "/board/tasks?status=queued"
 
 
+@BOTH_ENGINES
 def test_the_conditions_are_those_of_the_api(client: TestClient) -> None:
     saved = client.post("/save-data/?user_id=ada", json={}).json()["id"]
     failed, other = queue_mails(client, 2)
@@ -245,6 +262,7 @@ def test_a_row_has_the_duration_or_the_next_attempt_and_the_error(client: TestCl
 # One task
 
 
+@BOTH_ENGINES
 def test_the_page_of_a_task_tells_its_life(client: TestClient) -> None:
     (task_id,) = queue_mails(client)
     (task,) = claim(client)
@@ -281,6 +299,7 @@ def test_a_waiting_task_is_cancelled_and_then_retried(client: TestClient) -> Non
     assert client.get(f"/tasks/{task_id}").json()["status"] == "queued"
 
 
+@BOTH_ENGINES
 def test_a_retrying_task_can_be_run_now(client: TestClient) -> None:
     (task_id,) = queue_mails(client)
     (task,) = claim(client)
@@ -391,8 +410,8 @@ def test_tasks_of_other_clients_do_not_exist(tmp_path: Path) -> None:
 # Failures
 
 
+@BOTH_ENGINES
 def test_failures_are_grouped_by_kind_and_error(client: TestClient) -> None:
-    assert "No task has failed." in browse(client, "/board/failures").text
     queue_mails(client, 3)
     fail_all(client)
     (newest,) = queue_mails(client)
@@ -407,6 +426,10 @@ def test_failures_are_grouped_by_kind_and_error(client: TestClient) -> None:
     )
     assert f"/board/tasks/{newest}" in page.targets.values()
     assert len(ids(browse(client, page.targets["PermanentError 550"]))) == 3
+
+
+def test_no_failures_are_good_news(client: TestClient) -> None:
+    assert "No task has failed." in browse(client, "/board/failures").text
 
 
 def test_a_group_whose_newest_task_is_gone_is_shown(
@@ -442,11 +465,13 @@ def confirm(client: TestClient, action: str, query: str) -> tuple[Page, Form]:
     return page, page.form(f"/board/tasks/{action}")
 
 
+@BOTH_ENGINES
 def test_the_number_on_the_button_is_the_number_that_is_retried(
-    tmp_path: Path, smtp_server: SmtpServer
+    tmp_path: Path, queue_url: str, smtp_server: SmtpServer
 ) -> None:
     smtp_server.always["rcpt"] = "550 5.1.1 User unknown"
-    settings = settings_in(tmp_path, catcher=False, smtp_port=smtp_server.port)
+    port = smtp_server.port
+    settings = settings_in(tmp_path, queue_url=queue_url, catcher=False, smtp_port=port)
     with TestClient(create_app(settings)) as client:
         for task_id in queue_mails(client, 5):
             wait_for(client, task_id, "failed")
@@ -498,6 +523,7 @@ def test_a_period_is_fixed_when_it_is_confirmed(client: TestClient) -> None:
     assert json.loads(task.arguments)["kwargs"]["matched"] == 1
 
 
+@BOTH_ENGINES
 def test_a_form_that_is_sent_twice_is_one_action(client: TestClient) -> None:
     queue_mails(client, 2)
     _, form = confirm(client, "cancel", "kind=send_email")

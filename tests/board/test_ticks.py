@@ -248,6 +248,7 @@ async def test_at_the_stop_every_viewer_ends(ticks: Ticks) -> None:
 # Over HTTP
 
 
+@pytest.mark.thorough
 def test_the_stream_ticks_and_ends_when_the_service_stops(service: Service) -> None:
     """A stream that did not end would hold up the stop."""
     ticked = False

@@ -68,6 +68,7 @@ def test_a_worker_that_stops_removes_its_record(tmp_path: Path) -> None:
         assert rows(client) == {}
 
 
+@pytest.mark.thorough
 def test_the_record_of_a_killed_worker_stays_until_it_is_a_day_old(tmp_path: Path) -> None:
     with Service(tmp_path) as service:
         until(lambda: "alive" in service.get("/board/workers").text, within=5)

@@ -20,7 +20,7 @@ from tests.support.service import Json, Service, until
 from tests.support.smtp_server import SmtpServer
 from tests.support.torture import Tried, form
 
-MAILS = form(1_500, 10_000)
+MAILS = form(600, 10_000)
 KILLS = form(2, 10)
 SLICE = form(25, 100)
 PATIENCE = 60.0 + MAILS / 50  # seconds: for the leases of crashed tasks, and for the mails

@@ -181,7 +181,7 @@ def listing(**conditions: Any) -> Callable[[SQLite], Awaitable[object]]:
     """Return a function that lists and counts the tasks which meet these conditions."""
 
     async def find(engine: SQLite) -> None:
-        await put(engine, a_task(**({"client": "ada"} if "client" in conditions else {})))
+        await put(engine, a_task(client=conditions.get("client", "")))
         wanted = TaskFilter(**conditions)
         await engine.list_tasks(wanted, limit=10)
         await engine.count_tasks(wanted)

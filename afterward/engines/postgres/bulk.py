@@ -10,7 +10,7 @@ from afterward.filter import TaskFilter
 from afterward.retry import Bounds
 from afterward.task import Task, Writes
 
-# The arguments and the history of 500 tasks can take 500 MB.
+# The arguments and the histories of a slice can take hundreds of MB.
 _COLUMNS = TASK_COLUMNS.replace("tasks.arguments", "'' AS arguments").replace(
     "tasks.history", "NULL AS history"
 )

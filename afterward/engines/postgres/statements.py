@@ -488,6 +488,7 @@ async def lock_record(session: Session, record: Record) -> Record:
         to_json(record.body),
         record.created_at,
     )
+    assert row is not None
     return to_record(row)
 
 

@@ -11,7 +11,7 @@ from afterward.filter import TaskFilter
 from afterward.retry import Bounds
 from afterward.task import Task, Writes
 
-# The arguments and the history of 500 tasks can take 500 MB.
+# The arguments and the histories of a slice can take hundreds of MB.
 _COLUMNS = TASK_COLUMNS.replace("arguments", "'' AS arguments").replace(
     "history", "NULL AS history"
 )

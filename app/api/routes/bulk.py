@@ -1,7 +1,6 @@
 """POST /tasks/retry and POST /tasks/cancel: retry or cancel all tasks that match a filter."""
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
@@ -16,8 +15,6 @@ from app.api.task_actions import add_action, count_matches
 from app.api.task_filters import TaskFilters
 
 router = APIRouter(tags=["tasks"], route_class=ServiceRoute)
-
-RouteT = TypeVar("RouteT", bound=Callable[..., Any])
 
 
 def _check_not_empty(filters: TaskFilters) -> TaskFilters:
@@ -44,23 +41,14 @@ class Matches(BaseModel):
     matches: int
 
 
-_DRY_RUN = {200: {"model": Matches, "description": "The number of tasks, for a dry run."}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": Matches, "description": "The number of tasks, for a dry run."},
+    **documented(409, 413, 415, 422, 503, 507),
+}
 
 
-def _post(path: str) -> Callable[[RouteT], RouteT]:
-    """Decorate a route: it exists with and without a trailing slash."""
-
-    def add(route: RouteT) -> RouteT:
-        errors = documented(409, 413, 415, 422, 503, 507)
-        options = {"status_code": 202, "response_model": Queued, "responses": _DRY_RUN | errors}
-        router.post(path, **options)(route)
-        router.post(path + "/", **options, include_in_schema=False)(route)
-        return route
-
-    return add
-
-
-@_post("/tasks/retry")
+@router.post("/tasks/retry", status_code=202, response_model=Queued, responses=_RESPONSES)
+@router.post("/tasks/retry/", status_code=202, response_model=Queued, include_in_schema=False)
 async def retry_tasks(
     body: BulkAction, queue: QueueDep, client: ClientDep, durable_tasks: DurableTasks
 ) -> Queued | Response:
@@ -73,7 +61,8 @@ async def retry_tasks(
     return await _act("retry", body, queue, client, durable_tasks)
 
 
-@_post("/tasks/cancel")
+@router.post("/tasks/cancel", status_code=202, response_model=Queued, responses=_RESPONSES)
+@router.post("/tasks/cancel/", status_code=202, response_model=Queued, include_in_schema=False)
 async def cancel_tasks(
     body: BulkAction, queue: QueueDep, client: ClientDep, durable_tasks: DurableTasks
 ) -> Queued | Response:
