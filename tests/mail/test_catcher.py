@@ -8,6 +8,7 @@ import shutil
 import smtplib
 import socket
 import stat
+import tracemalloc
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
@@ -199,6 +200,23 @@ async def test_the_list_is_searched_and_has_pages(catcher: Catcher) -> None:
     assert catcher.list(after=newest.id, limit=1) == [middle]
     assert catcher.list(after="1735815845000000000-0123abcd") == []
     assert catcher.count() == 3
+
+
+async def test_a_search_keeps_only_what_it_returns_in_memory(
+    catcher: Catcher, tmp_path: Path
+) -> None:
+    """The heads of these 300 mails have 9 MB."""
+    head = b"Subject: one\r\n" + b"X: %b\r\n" % (b"x" * 900) * 30
+    for number in range(300):
+        name = f"{1735815845000000000 + number}-0123abcd.eml"
+        (tmp_path / "mail" / name).write_bytes(b"X-Envelope: {}\r\n" + head + b"\r\nx")
+    tracemalloc.start()
+    assert len(catcher.list(["one"], limit=3)) == 3
+    assert catcher.list(["two"]) == []
+    assert catcher.find("7f3a@x") is None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 async def test_a_mail_is_found_by_its_message_id(catcher: Catcher) -> None:
