@@ -94,7 +94,7 @@ def stable_headers(response: httpx2.Response) -> dict[str, str]:
     return {name: value for name, value in response.headers.items() if name not in moving}
 
 
-# Their bodies change or never end, they are redirects, or they refuse a request without a filter.
+# Their bodies change or never end, or they are redirects.
 SPECIAL = {
     "/metrics",
     "/events",
@@ -102,8 +102,6 @@ SPECIAL = {
     "/board/",
     "/board/live",
     "/board/sign-in",
-    "/board/tasks/cancel",
-    "/board/tasks/retry",
 }
 
 
