@@ -47,8 +47,8 @@ class Published:
         """Return the path of a route, with the ids of existing things in it."""
         for name in PARAMETER.findall(path):
             assert name in self.places, f"add an example of {{{name}}} to the fixture `published`"
-        example = PARAMETER.sub(lambda parameter: self.places[parameter[1]], path)
-        return example + QUERIES.get(path, "")
+        address = PARAMETER.sub(lambda parameter: self.places[parameter[1]], path)
+        return address + QUERIES.get(path, "")
 
 
 def catch_a_mail_with_an_attachment(service: Service, port: int) -> str:
@@ -94,7 +94,7 @@ def stable_headers(response: httpx2.Response) -> dict[str, str]:
     return {name: value for name, value in response.headers.items() if name not in moving}
 
 
-# Their bodies change or never end, they are redirects, or they refuse a request without a filter.
+# Their bodies change or never end, or they are redirects.
 SPECIAL = {
     "/metrics",
     "/events",
@@ -102,8 +102,6 @@ SPECIAL = {
     "/board/",
     "/board/live",
     "/board/sign-in",
-    "/board/tasks/cancel",
-    "/board/tasks/retry",
 }
 
 

@@ -262,7 +262,7 @@ def test_the_parts_of_a_mail_are_bounded() -> None:
     assert len(parts_of(MIXED + b"--b\r\n\r\n" * 2 * MOST_PARTS)) == MOST_PARTS
 
 
-LARGE = 2 * MB
+LARGE = MB
 HOSTILE = {
     "a large attachment": MIXED
     + b"--b\r\nContent-Transfer-Encoding: base64\r\n\r\n"
