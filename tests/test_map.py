@@ -20,7 +20,7 @@ LAYERS = [
     {"tasks", "observability"},
     {"api"},
     {"hardening"},
-    {"main", "server"},
+    {"main", "server", "terminal"},
     {"__main__"},
 ]
 SOURCES = sorted((ROOT / "app").rglob("*.py"))
@@ -94,6 +94,7 @@ def test_every_file_has_a_docstring(path: Path) -> None:
         "app/mail",
         "app/observability",
         "app/tasks",
+        "app/terminal",
         "app/uploads",
     ],
 )

@@ -1,0 +1,91 @@
+"""The event stream of the service, which is opened again whenever the connection is lost."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import httpx2
+
+from app.terminal.client import Client, Lost, task_path
+from app.terminal.output import Json, Trouble
+
+PAUSE = 3.0  # seconds before the stream is opened again, unless the service sets another time
+LONGEST_PAUSE = 60.0
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event of the stream: `task` or `end` with a task, `gap` with the detail."""
+
+    name: str
+    data: Json
+
+
+class _Place:
+    """The place in the stream: the id of the last event, and the pause before a reconnect."""
+
+    def __init__(self) -> None:
+        self.last_event_id: str | None = None
+        self.pause = PAUSE
+        self.is_known = False
+        """Whether the service has accepted a connection. Before that, an error ends the command."""
+
+    def advance(self, event: httpx2.ServerSentEvent) -> None:
+        """Note an event that has arrived."""
+        self.last_event_id = event.id or self.last_event_id
+        if event.retry is not None:
+            self.pause = min(event.retry / 1000, LONGEST_PAUSE)
+
+
+def follow(client: Client, task_id: str | None, report: Report) -> Iterator[Event]:
+    """Yield the events of one task until its `end`, or of all tasks without an end.
+
+    If the connection is lost, a line goes to `report`, and the stream goes on after the last event.
+    Raises Trouble if the first connection fails, or if the service refuses a later one.
+    """
+    path = "/events" if task_id is None else f"{task_path(task_id)}/events"
+    place, was_lost = _Place(), False
+    while True:
+        try:
+            with client.events(path, place.last_event_id) as source:
+                if was_lost:
+                    report("Connected again.")
+                was_lost = False
+                for event in _events(source, place):
+                    yield event
+                    if event.name == "end":
+                        return
+            reason = "The service has closed the event stream."
+        except Lost as error:
+            if not place.is_known:
+                raise Trouble(str(error)) from error
+            reason = str(error)
+        if not was_lost:
+            report(f"{reason} Connecting again ...")
+        was_lost = True
+        time.sleep(place.pause)
+
+
+def _events(source: httpx2.EventSource, place: _Place) -> Iterator[Event]:
+    """Yield the events of one connection, and keep the place."""
+    place.is_known = True
+    for sent in source:
+        place.advance(sent)
+        if (event := _parse(sent)) is not None:
+            yield event
+
+
+def _parse(sent: httpx2.ServerSentEvent) -> Event | None:
+    """Parse an event. None for a kind that is not known here."""
+    if sent.event not in ("task", "end", "gap"):
+        return None
+    try:
+        data = json.loads(sent.data)
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        raise Trouble("The service has sent an event that is no JSON object.")
+    return Event(sent.event, data)
