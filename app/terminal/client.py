@@ -71,7 +71,7 @@ class Client:
         while limit is None or limit > 0:
             size = LARGEST_PAGE if limit is None else min(limit, LARGEST_PAGE)
             page = self.get("/tasks", **filters, **after, limit=str(size))
-            tasks = _objects(page, "data")
+            tasks = objects(page, "data")
             yield from tasks
             if not (tasks and page.get("has_more")):
                 return
@@ -191,7 +191,8 @@ def _object(response: httpx2.Response) -> Json:
     raise Trouble(f"{response.url} does not answer like this service: the answer is no JSON object")
 
 
-def _objects(answer: Json, name: str) -> list[Json]:
+def objects(answer: Json, name: str) -> list[Json]:
+    """Return a list of objects in an answer of the service. Raises Trouble if there is none."""
     found = answer.get(name)
     if isinstance(found, list) and all(isinstance(item, dict) for item in found):
         return found

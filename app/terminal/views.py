@@ -153,6 +153,11 @@ def write_details(output: Output, task: Json) -> None:
         if value:
             output.line((f"  {name:<10}", _FAINT), value)
     output.line("")
+    write_timeline(output, task)
+
+
+def write_timeline(output: Output, task: Json) -> None:
+    """Print the events in the life of a task, in the order of time."""
     for moment, event, style in _timeline(task):
         output.line((f"  {time_text(moment)}  ", _FAINT), (event, style))
 
