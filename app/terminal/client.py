@@ -227,5 +227,5 @@ def _details(problem: Json) -> str:
 
 
 def _field_name(pointer: object) -> str:
-    """Return the last part of a JSON pointer: `/filter/status` is about the option --status."""
-    return str(pointer).rpartition("/")[2]
+    """Return a JSON pointer as a name: `/filter/status` is about the option --status."""
+    return str(pointer).removeprefix("/filter").removeprefix("/")

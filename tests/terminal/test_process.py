@@ -1,0 +1,165 @@
+"""`python -m app tasks` as a process: against a real service, with Ctrl-C, and in a pipe."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.service import COMMAND, PATIENCE, Service, environment, until
+
+TASKS = (*COMMAND, "tasks")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with an API key and a prefix, and three mails to each of two recipients."""
+    directory = tmp_path_factory.mktemp("service")
+    with Service(directory, api_keys="the-key", root_path="/mail") as service:
+        service.client.headers["Authorization"] = "Bearer the-key"
+        recipients = ["ada@example.com", "grace@example.com"] * 3
+        batch = service.post("/send-notifications", json={"recipients": recipients}).json()
+        for task in batch["tasks"]:
+            service.wait_for(task["id"])
+        yield service
+
+
+def settings_of(service: Service) -> dict[str, str]:
+    """Return the environment of a command in the service's directory. It finds the service."""
+    return environment(port=service.port, root_path="/mail", afterward_api_key="the-key")
+
+
+def tasks(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command."""
+    return subprocess.run(
+        [*TASKS, *arguments],
+        cwd=service.directory,
+        env=settings_of(service),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+def test_tasks_are_listed_shown_and_watched(service: Service) -> None:
+    listed = tasks(service, "list", "--about", "ada@example.com", "--limit", "2")
+    assert listed.returncode == 0
+    rows = [line.split("\t") for line in listed.stdout.splitlines()]
+    assert [row[1:4] for row in rows] == [["succeeded", "send_email", "ada@example.com"]] * 2
+
+    shown = tasks(service, "show", rows[0][0], "--json")
+    assert json.loads(shown.stdout) == service.get(f"/mail/tasks/{rows[0][0]}").json()
+
+    watched = tasks(service, "watch", rows[0][0])
+    assert watched.returncode == 0
+    assert watched.stdout.split("\t")[1] == "succeeded"
+
+    retried = tasks(service, "retry", rows[0][0])
+    assert retried.returncode == 1
+    assert retried.stderr.startswith("The service answered 409: ")
+
+
+def test_a_closed_pipe_ends_the_command_without_a_traceback(service: Service) -> None:
+    command = f"{' '.join(TASKS)} watch | head -n 1"
+    with subprocess.Popen(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=service.directory,
+        env=settings_of(service),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        until(lambda: _send_mail(service, process), within=PATIENCE)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert len(out.splitlines()) == 1
+    assert err == ""
+    assert process.returncode == 141
+
+
+def _send_mail(service: Service, process: subprocess.Popen[str]) -> bool:
+    """Cause changes, until the process has ended."""
+    service.post("/send-notification/ada@example.com").raise_for_status()
+    return process.poll() is not None
+
+
+def test_ctrl_c_ends_the_command_without_a_traceback(service: Service) -> None:
+    with subprocess.Popen(
+        [*TASKS, "watch"],
+        cwd=service.directory,
+        env=settings_of(service),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        until(lambda: _has_seen_a_mail(service, process), within=PATIENCE)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def _has_seen_a_mail(service: Service, process: subprocess.Popen[str]) -> bool:
+    """Cause changes, and return whether the process has printed one."""
+    assert process.stdout is not None
+    service.post("/send-notification/ada@example.com").raise_for_status()
+    return bool(process.stdout.read())
+
+
+def test_on_a_terminal_the_command_prints_a_table(service: Service) -> None:
+    """This is a real pseudo-terminal."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*TASKS, "list", "--limit", "1"],
+        cwd=service.directory,
+        env=settings_of(service) | {"TERM": "xterm", "COLUMNS": "80"},
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        said = _read_all(ours)
+    assert process.returncode == 0
+    assert "ABOUT" in said
+    assert "\x1b[32msucceeded" in said
+
+
+def _read_all(terminal: int) -> str:
+    """Read from a pseudo-terminal until its other side is closed, which Linux reports as EIO."""
+    read = b""
+    while True:
+        try:
+            some = os.read(terminal, 65536)
+        except OSError:
+            some = b""
+        if not some:
+            os.close(terminal)
+            return read.decode()
+        read += some
+
+
+# The other commands
+
+
+def test_the_help_names_every_command(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [*COMMAND, "--help"], env=environment(), check=True, capture_output=True, text=True
+    ).stdout
+    for command in ("serve", "worker", "catcher", "migrate", "tasks"):
+        assert f"\n    {command} " in said
+
+
+def test_the_service_does_not_import_the_terminal() -> None:
+    """Otherwise each start would take longer."""
+    code = "import sys, app.__main__, app.main, app.server; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "app.main" in loaded
+    assert not [name for name in loaded if name.startswith(("app.terminal", "rich"))]
