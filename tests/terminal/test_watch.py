@@ -56,13 +56,13 @@ def test_json_is_a_task_in_each_line(
 def test_a_terminal_gets_a_line_with_the_time_and_the_progress(
     stand_in: StandIn, run: Run, on_a_terminal: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in.answers(stream(event("task", RUNNING), event("end", failure())))
+    stand_in.answers(stream(event("task", RUNNING), event("end", failure("full"))))
     assert run("watch", ID) == 1
     said = capsys.readouterr().out
     assert "\x1b[34mrunning" in said
     assert without_styles(said).splitlines() == [
         f"14:00:01 {ID} running   40% send_email ada@example.com",
-        f"14:00:01 {ID} failed    send_email ada@example.com PermanentError 550: 550 no such mailbox",
+        f"14:00:01 {ID} failed    send_email ada@example.com PermanentError 550: full",
     ]
 
 
