@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.service import PATIENCE, ROOT, Service, environment, free_port
+from tests.support.smtp_server import SmtpServer
 
 DEMO = (sys.executable, "-m", "app.terminal.demo")
 
@@ -24,6 +25,7 @@ def demo(directory: Path, **variables: object) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.thorough
 def test_the_demo_shows_mails_that_are_deferred_and_refused(tmp_path: Path) -> None:
     with Service(tmp_path, api_keys="the-key", root_path="/mail") as service:
         url = f"{service.url}/mail"
@@ -37,9 +39,10 @@ def test_the_demo_shows_mails_that_are_deferred_and_refused(tmp_path: Path) -> N
     assert f"python -m app tasks list --status failed --url {url}" in shown.stdout
 
 
-def test_without_the_catcher_every_mail_is_taken(tmp_path: Path, smtp_port: int) -> None:
+@pytest.mark.thorough
+def test_without_the_catcher_every_mail_is_taken(tmp_path: Path, smtp_server: SmtpServer) -> None:
     """As with docker compose, where Mailpit takes the mail."""
-    with Service(tmp_path, catcher=False, smtp_port=smtp_port) as service:
+    with Service(tmp_path, catcher=False, smtp_port=smtp_server.port) as service:
         shown = demo(tmp_path, port=service.port)
     assert shown.returncode == 0
     assert "The end: 200 succeeded." in shown.stdout
