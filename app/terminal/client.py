@@ -81,7 +81,7 @@ class Client:
     def count(self, action: str, filters: Mapping[str, str]) -> int:
         """Return how many tasks an action would change now."""
         answer = self.post(f"/tasks/{action}", {"filter": filters, "dry_run": True})
-        return _integer(answer, "matches")
+        return integer(answer, "matches")
 
     def act_on_tasks(self, action: str, filters: Mapping[str, str]) -> Json:
         """Start an action on many tasks. Return the task that carries it out."""
@@ -183,12 +183,19 @@ def _checked(key: str) -> str:
     return key
 
 
+def as_object(value: Any) -> Json:
+    """Return a part of an answer that must be an object. Raises Trouble if it is none."""
+    if isinstance(value, dict):
+        return value
+    raise Trouble("The service has answered with something else than an object.")
+
+
 def _object(response: httpx2.Response) -> Json:
-    with contextlib.suppress(ValueError):  # the body is no JSON, or no text
-        body = response.json()
-        if isinstance(body, dict):
-            return body
-    raise Trouble(f"{response.url} does not answer like this service: the answer is no JSON object")
+    """Return the object in the body of a response."""
+    try:
+        return as_object(response.json())
+    except ValueError as error:  # the body is no JSON, or no text
+        raise Trouble(f"{response.url} does not answer with JSON, as this service does.") from error
 
 
 def objects(answer: Json, name: str) -> list[Json]:
@@ -199,7 +206,8 @@ def objects(answer: Json, name: str) -> list[Json]:
     raise Trouble(f"The service's answer has no list of objects {name}.")
 
 
-def _integer(answer: Json, name: str) -> int:
+def integer(answer: Json, name: str) -> int:
+    """Return a number in an answer of the service. Raises Trouble if there is none."""
     found = answer.get(name)
     if isinstance(found, int):
         return found

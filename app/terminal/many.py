@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Mapping
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
-from app.terminal.client import Client
+from app.terminal.client import Client, as_object, integer
 from app.terminal.following import follow
-from app.terminal.output import NOTHING_MATCHED, Json, Output, Trouble
+from app.terminal.output import NOT_SUCCEEDED, NOTHING_MATCHED, Json, Output, Trouble
 from app.terminal.views import error_text, field
 
-_VERBS = {"retry": ("Retry", "retried"), "cancel": ("Cancel", "cancelled")}
+_DONE = {"retry": "retried", "cancel": "cancelled"}
 
 
 def act_on_tasks(
@@ -23,9 +23,9 @@ def act_on_tasks(
     """
     number = client.count(action, filters)
     if not number:
-        raise Trouble(f"No task matches that can be {_VERBS[action][1]}.", NOTHING_MATCHED)
+        raise Trouble(f"No task matches that can be {_DONE[action]}.", NOTHING_MATCHED)
     if not confirmed:
-        _ask(f"{_VERBS[action][0]} {_tasks(number)}?")
+        _ask(f"{action.capitalize()} {_tasks(number)}?")
     task = client.act_on_tasks(action, filters)
     return _report(output, action, _wait(client, output, task, number))
 
@@ -51,7 +51,6 @@ def _wait(client: Client, output: Output, task: Json, number: int) -> Json:
     """Show the progress of the action's task until it has ended, and return the task."""
     task_id = str(task.get("id"))
     bar = Progress(
-        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         console=output.notes,
@@ -59,7 +58,7 @@ def _wait(client: Client, output: Output, task: Json, number: int) -> Json:
         disable=not output.notes.is_terminal,
     )
     with bar:
-        shown = bar.add_task(field(task, "kind"), total=number)
+        shown = bar.add_task("", total=number)
         try:
             for event in follow(client, task_id, output.note):
                 if event.name != "gap":
@@ -76,14 +75,11 @@ def _report(output: Output, action: str, task: Json) -> int:
     if output.as_json:
         output.json(task)
     if task.get("status") != "succeeded":
-        raise Trouble(
-            f"Task {field(task, 'id')} has {field(task, 'status')}: "
-            f"{error_text(task.get('error'))}",
-            1,
-        )
-    result = task.get("result")
-    done, skipped = (result.get(name, 0) for name in ("done", "skipped"))
+        status, error = field(task, "status"), error_text(task.get("error"))
+        raise Trouble(f"Task {field(task, 'id')} is {status}: {error}", NOT_SUCCEEDED)
+    result = as_object(task.get("result"))
+    done, skipped = (integer(result, name) for name in ("done", "skipped"))
     if not output.as_json:
         more = f", {skipped} skipped because they had changed" if skipped else ""
-        output.line(f"{_tasks(done)} {_VERBS[action][1]}{more}")
+        output.line(f"{_tasks(done)} {_DONE[action]}{more}")
     return 0

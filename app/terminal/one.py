@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from app.terminal.client import Client
 from app.terminal.following import Event, follow
-from app.terminal.output import NOTHING_MATCHED, Json, Output, Trouble, printable
+from app.terminal.output import NOT_SUCCEEDED, NOTHING_MATCHED, Json, Output, Trouble
 from app.terminal.views import (
     error_text,
     field,
@@ -17,7 +17,6 @@ from app.terminal.views import (
     write_task,
 )
 
-_NOT_SUCCEEDED = 1
 _DONE = {"retry": "Queued again", "cancel": "Cancelled"}
 
 
@@ -78,11 +77,11 @@ def watch_task(client: Client, output: Output, task_id: str) -> int:
         else:
             write_change(output, event.data)
             status = field(event.data, "status")
-    return 0 if status == "succeeded" else _NOT_SUCCEEDED
+    return 0 if status == "succeeded" else NOT_SUCCEEDED
 
 
 def _gap(event: Event) -> str:
-    return f"Some changes are missing here. {printable(event.data.get('detail'))}"
+    return f"Some changes are missing here. {event.data.get('detail')}"
 
 
 def _matches(task: Json, filters: Mapping[str, str]) -> bool:

@@ -15,6 +15,7 @@ from rich.text import Text
 Json = dict[str, Any]
 
 NOTHING_MATCHED = 1
+NOT_SUCCEEDED = 1  # the watched task, or the task that acts on many
 TROUBLE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PIPE_CLOSED = 141  # 128 + SIGPIPE

@@ -50,7 +50,7 @@ INVALID = [
         ),
         (
             httpx2.Response(200, text="<html>Hello"),
-            f"{URL}/tasks?limit=51 does not answer like this service: the answer is no JSON object",
+            f"{URL}/tasks?limit=51 does not answer with JSON, as this service does.",
         ),
         (
             httpx2.Response(200, json={"data": [1]}),

@@ -140,7 +140,7 @@ def test_the_exit_code_is_1_if_the_action_fails(
     failed = RETRY | {"status": "failed", "error": error}
     stand_in.answers({"matches": 1}, RETRY, stream(event("end", failed)))
     assert run("retry", "--status", "failed", "--yes") == 1
-    assert capsys.readouterr().err == f"Task {ID} has failed: ValueError: a bug\n"
+    assert capsys.readouterr().err == f"Task {ID} is failed: ValueError: a bug\n"
 
 
 @pytest.mark.parametrize("answer", [{}, {"matches": "many"}])
