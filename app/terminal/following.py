@@ -54,6 +54,8 @@ def follow(client: Client, task_id: str | None, report: Report) -> Iterator[Even
                 if was_lost:
                     report("Connected again.")
                 was_lost = False
+                if source.response.status_code == httpx2.codes.NO_CONTENT:
+                    return  # this client has read the end of the task before
                 for event in _events(source, place):
                     yield event
                     if event.name == "end":

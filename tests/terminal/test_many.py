@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -22,6 +23,9 @@ def done(**result: int) -> dict[str, object]:
     return RETRY | {"status": "succeeded", "progress": 1.0, "result": result}
 
 
+TypeAt = Callable[[str], None]
+
+
 class Keyboard(io.StringIO):
     """Standard input of a terminal, with the typed text."""
 
@@ -31,10 +35,14 @@ class Keyboard(io.StringIO):
 
 
 @pytest.fixture
-def answer(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A person at a terminal."""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    return monkeypatch
+def type_at(monkeypatch: pytest.MonkeyPatch) -> TypeAt:
+    """A person at a terminal, who types an answer to the question."""
+
+    def type_at(text: str) -> None:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdin", Keyboard(text))
+
+    return type_at
 
 
 # One task
@@ -158,11 +166,11 @@ def test_an_answer_without_a_number_is_exit_code_2(
 def test_a_yes_starts_the_action(
     stand_in: StandIn,
     run: Run,
-    answer: pytest.MonkeyPatch,
+    type_at: TypeAt,
     capsys: pytest.CaptureFixture[str],
     typed: str,
 ) -> None:
-    answer.setattr(sys, "stdin", Keyboard(typed))
+    type_at(typed)
     end = done(matched=1, done=1, skipped=0)
     stand_in.answers({"matches": 1}, RETRY, stream(event("end", end)))
     assert run("retry", "--status", "failed") == 0
@@ -175,11 +183,11 @@ def test_a_yes_starts_the_action(
 def test_another_answer_changes_nothing(
     stand_in: StandIn,
     run: Run,
-    answer: pytest.MonkeyPatch,
+    type_at: TypeAt,
     capsys: pytest.CaptureFixture[str],
     typed: str,
 ) -> None:
-    answer.setattr(sys, "stdin", Keyboard(typed))
+    type_at(typed)
     stand_in.answers({"matches": 312})
     assert run("cancel", "--kind", "send_email") == 1
     assert capsys.readouterr().err == "Cancel 312 tasks? [y/N] Nothing was changed.\n"
