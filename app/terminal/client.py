@@ -31,6 +31,8 @@ class Client:
     def __init__(
         self, url: str, key: str | None = None, transport: httpx2.BaseTransport | None = None
     ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise Trouble(f"{url} is no address of a service: it must begin with http://")
         self.url = url.rstrip("/")
         self._has_key = key is not None
         self._is_local = _is_loopback(self.url)
@@ -43,7 +45,7 @@ class Client:
                 trust_env=not self._is_local,  # no proxy of HTTP_PROXY stands before this machine
             )
         except httpx2.InvalidURL as error:
-            raise Trouble(f"{url} is not a URL: {error}") from error
+            raise Trouble(f"{url} is no address of a service: {error}") from error
 
     def __enter__(self) -> Self:
         """Return the client itself."""
@@ -125,7 +127,9 @@ class Client:
                     trouble = self._trouble(response, _NO_SUCH_TASK)
                     raise Lost(str(trouble)) if response.is_server_error else trouble
                 yield events
-        except (httpx2.SSEError, httpx2.UnsupportedProtocol) as error:
+        except UnicodeError as error:
+            raise Trouble(self._reason(error)) from error
+        except httpx2.SSEError as error:
             raise Trouble(f"{self.url} does not answer like this service: {error}") from error
         except httpx2.TransportError as error:
             raise Lost(self._reason(error)) from error
@@ -136,7 +140,7 @@ class Client:
     def _explained_errors(self) -> Iterator[None]:
         try:
             yield
-        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+        except (httpx2.RequestError, UnicodeError) as error:  # UnicodeError: no name of a host
             raise Trouble(self._reason(error)) from error
 
     def _reason(self, error: Exception) -> str:

@@ -103,8 +103,8 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_printed(
 @pytest.mark.parametrize(
     ("url", "line"),
     [
-        ("http://[", "http://[ is not a URL: "),
-        ("localhost:8000", "Cannot reach localhost:8000: "),
+        ("http://127.0.0.1:x", "http://127.0.0.1:x is no address of a service: Invalid port"),
+        ("localhost:8000", "localhost:8000 is no address of a service: it must begin with http://"),
         ("http://mail.example.com", "Cannot reach http://mail.example.com: refused"),
     ],
 )
@@ -114,6 +114,14 @@ def test_an_address_that_cannot_be_reached_is_named(
     stand_in.answers(httpx2.ConnectError("refused"))
     assert run("list", "--url", url) == 2
     assert capsys.readouterr().err.startswith(line)
+
+
+@pytest.mark.parametrize("command", ["list", "watch"])
+def test_a_name_that_is_no_name_of_a_host_is_an_error(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main([command, "--url", "http://a..b"]) == 2
+    assert capsys.readouterr().err.startswith("Cannot reach http://a..b: ")
 
 
 def test_nothing_answers_at_the_default_address(

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.service import COMMAND, PATIENCE, Service, environment, until
+from tests.support.service import COMMAND, PATIENCE, Process, Service, environment, until
 
 TASKS = (*COMMAND, "tasks")
 
@@ -23,15 +24,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with Service(directory, api_keys="the-key", root_path="/mail") as service:
         service.client.headers["Authorization"] = "Bearer the-key"
         recipients = ["ada@example.com", "grace@example.com"] * 3
-        batch = service.post("/send-notifications", json={"recipients": recipients}).json()
+        batch = service.post("/mail/send-notifications", json={"recipients": recipients}).json()
         for task in batch["tasks"]:
             service.wait_for(task["id"])
         yield service
 
 
-def settings_of(service: Service) -> dict[str, str]:
-    """Return the environment of a command in the service's directory. It finds the service."""
-    return environment(port=service.port, root_path="/mail", afterward_api_key="the-key")
+def of_the_client(service: Service) -> dict[str, Any]:
+    """Return the settings with which a command finds the service, and its API key."""
+    return {"port": service.port, "root_path": "/mail", "afterward_api_key": "the-key"}
 
 
 def tasks(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +40,7 @@ def tasks(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         [*TASKS, *arguments],
         cwd=service.directory,
-        env=settings_of(service),
+        env=environment(**of_the_client(service)),
         check=False,
         capture_output=True,
         text=True,
@@ -65,52 +66,29 @@ def test_tasks_are_listed_shown_and_watched(service: Service) -> None:
     assert retried.stderr.startswith("The service answered 409: ")
 
 
-def test_a_closed_pipe_ends_the_command_without_a_traceback(service: Service) -> None:
-    command = f"{' '.join(TASKS)} watch | head -n 1"
-    with subprocess.Popen(
-        ["bash", "-o", "pipefail", "-c", command],
-        cwd=service.directory,
-        env=settings_of(service),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        until(lambda: _send_mail(service, process), within=PATIENCE)
-        out, err = process.communicate(timeout=PATIENCE)
-    assert len(out.splitlines()) == 1
-    assert err == ""
-    assert process.returncode == 141
+def test_a_closed_pipe_ends_the_command_without_a_traceback(
+    service: Service, tmp_path: Path
+) -> None:
+    pipe = f"{' '.join(TASKS)} watch | head -n 1"
+    command = ("bash", "-o", "pipefail", "-c", pipe)
+    with Process(tmp_path, command=command, **of_the_client(service)) as process:
+        until(lambda: _send_mail(service) and process.ended, within=PATIENCE)
+        assert process.wait() == 141
+        (line,) = process.log.splitlines()
+    assert "ada@example.com" in line
 
 
-def _send_mail(service: Service, process: subprocess.Popen[str]) -> bool:
-    """Cause changes, until the process has ended."""
-    service.post("/send-notification/ada@example.com").raise_for_status()
-    return process.poll() is not None
+def test_ctrl_c_ends_the_command_without_a_traceback(service: Service, tmp_path: Path) -> None:
+    with Process(tmp_path, command=(*TASKS, "watch"), **of_the_client(service)) as process:
+        until(lambda: _send_mail(service) and process.log, within=PATIENCE)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait() == 130
+        assert all("ada@example.com" in line for line in process.log.splitlines())
 
 
-def test_ctrl_c_ends_the_command_without_a_traceback(service: Service) -> None:
-    with subprocess.Popen(
-        [*TASKS, "watch"],
-        cwd=service.directory,
-        env=settings_of(service),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        until(lambda: _has_seen_a_mail(service, process), within=PATIENCE)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 130
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
-
-
-def _has_seen_a_mail(service: Service, process: subprocess.Popen[str]) -> bool:
-    """Cause changes, and return whether the process has printed one."""
-    assert process.stdout is not None
-    service.post("/send-notification/ada@example.com").raise_for_status()
-    return bool(process.stdout.read())
+def _send_mail(service: Service) -> bool:
+    """Cause changes of a task, which `watch` then prints."""
+    return service.post("/mail/send-notification/ada@example.com").is_success
 
 
 def test_on_a_terminal_the_command_prints_a_table(service: Service) -> None:
@@ -119,7 +97,7 @@ def test_on_a_terminal_the_command_prints_a_table(service: Service) -> None:
     with subprocess.Popen(
         [*TASKS, "list", "--limit", "1"],
         cwd=service.directory,
-        env=settings_of(service) | {"TERM": "xterm", "COLUMNS": "80"},
+        env=environment(**of_the_client(service)) | {"TERM": "xterm", "COLUMNS": "80"},
         stdout=theirs,
         stderr=theirs,
     ) as process:
@@ -147,7 +125,7 @@ def _read_all(terminal: int) -> str:
 # The other commands
 
 
-def test_the_help_names_every_command(tmp_path: Path) -> None:
+def test_the_help_names_every_command() -> None:
     said = subprocess.run(
         [*COMMAND, "--help"], env=environment(), check=True, capture_output=True, text=True
     ).stdout
@@ -162,4 +140,4 @@ def test_the_service_does_not_import_the_terminal() -> None:
         [sys.executable, "-c", code], env=environment(), check=True, capture_output=True, text=True
     ).stdout.split()
     assert "app.main" in loaded
-    assert not [name for name in loaded if name.startswith(("app.terminal", "rich"))]
+    assert not [name for name in loaded if name.startswith(("app.terminal", "httpx2"))]
