@@ -12,7 +12,7 @@ from afterward.registry import Registry, TaskKind
 from afterward.retry import RetryPolicy
 from afterward.task import Answer, Record, Status, Writes, new_id
 from afterward.unit_of_work import Context, UnitOfWork
-from tests.library.support import LONGEST_WAITS, NO_WAITS, NOW, Clock, in_batch
+from tests.library.support import DAY, LONGEST_WAITS, NO_WAITS, NOW, Clock, in_batch
 
 
 async def greet(context: Context[None], name: str, *, times: int = 1) -> None:
@@ -41,6 +41,15 @@ def test_a_call_is_collected_as_a_task(durable_tasks: UnitOfWork[None]) -> None:
     assert (task.request_id, task.max_attempts) == ("request-1", 3)
     assert (task.status, task.attempts, task.next_attempt_at) == (Status.QUEUED, 0, None)
     assert task.created_at == task.updated_at == task.due_at == NOW
+
+
+def test_an_urgent_task_is_due_before_all_tasks_that_wait(clock: Clock) -> None:
+    registry = Registry[None](greet, TaskKind(another, urgent=True))
+    durable_tasks = UnitOfWork(registry, policy_of=lambda _: NO_WAITS, now=clock)
+    assert durable_tasks.add_task(greet, "Ada").due_at == NOW
+    urgent = durable_tasks.add_task(another)
+    assert urgent.due_at < NOW - 300 * DAY
+    assert urgent.created_at == urgent.updated_at == NOW
 
 
 def test_tasks_records_and_the_answer_are_collected_together(
