@@ -164,7 +164,7 @@ def test_the_tour_of_the_readme_and_of_the_tutorial_works(terminal: Terminal) ->
         ["make", "demo"], cwd=terminal.clone, env=terminal.environment, check=True, **AS_TEXT
     )
     assert "202 after" in demo.stdout
-    assert "The task is succeeded." in demo.stdout
+    assert "The end: succeeded." in demo.stdout
     terminal.press_ctrl_c()
 
     terminal.start("without-catcher")

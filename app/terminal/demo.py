@@ -109,7 +109,7 @@ def _show_one_that_was_deferred(client: Client, output: Output, batch: Json) -> 
     task = client.task(str(deferred.get("id")))
     if task.get("history"):
         _say_more(output, "One of the mails that the service tried again:")
-        write_timeline(output, task)
+        write_timeline(output, task, indent=2 * len(_INDENT))
 
 
 # The file, and the invalid request
@@ -120,7 +120,7 @@ def _upload_a_file(client: Client, output: Output) -> None:
     task = client.post("/upload", files={"file": (FILE.name, FILE.read_bytes())})
     _say_more(output, f"202: its bytes are on disk. The task {field(task, 'kind')} publishes them.")
     ended = _read_when_ended(client, str(task.get("id")))
-    _say_more(output, f"The task is {field(ended, 'status')}.")
+    _say_more(output, f"The end: {field(ended, 'status')}.")
 
 
 def _read_when_ended(client: Client, task_id: str) -> Json:

@@ -9,7 +9,7 @@ from app.terminal.client import Client
 from app.terminal.following import Event, follow
 from app.terminal.output import NOT_SUCCEEDED, NOTHING_MATCHED, Json, Output, Trouble
 from app.terminal.views import (
-    error_text,
+    error_group,
     field,
     write_change,
     write_details,
@@ -97,4 +97,4 @@ def _value(task: Json, name: str) -> str:
     """Return the value that a filter compares. Failed tasks are in a group of their error."""
     if name != "error":
         return str(task.get(name))
-    return error_text(task.get("error")).partition(":")[0] if task.get("status") == "failed" else ""
+    return error_group(task.get("error")) if task.get("status") == "failed" else ""

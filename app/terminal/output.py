@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 Json = dict[str, Any]
@@ -74,6 +76,17 @@ class Output:
             self.console.print(text, no_wrap=True, overflow="ellipsis")
         else:
             self.console.print(text, soft_wrap=True)
+
+    def item(self, name: str, text: str, style: str = "", *, indent: int = 2) -> None:
+        """Print a text beside its name. On a terminal, the lines of a long text stay beside it."""
+        if not self.is_terminal:
+            self.line(f"{' ' * indent}{name}  {text}")
+            return
+        row = Table.grid(padding=(0, 2, 0, 0))
+        row.add_column(no_wrap=True, style="dim")
+        row.add_column(overflow="fold")
+        row.add_row(Text(name), Text(text, style))
+        self.console.print(Padding(row, (0, 0, 0, indent)))
 
     def columns(self, values: Iterable[str]) -> None:
         """Print a line for other programs: the values, separated by tabs."""

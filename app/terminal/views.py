@@ -25,7 +25,7 @@ _FAINT = "dim"
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
 # The columns of a list on a terminal, with their widths. The last one may be longer.
-_COLUMNS = (("ID", 36), ("STATUS", 9), ("AGE", 4), ("KIND", 13), ("ABOUT", 5))
+_COLUMNS = (("ID", 36), ("STATUS", 9), ("AGE", 4), ("KIND", 11), ("ABOUT", 5))
 
 
 # Fields
@@ -37,12 +37,23 @@ def field(task: Json, name: str) -> str:
     return "" if value is None else printable(value)
 
 
-def error_text(error: Any) -> str:
-    """Return an error in one line: `PermanentError 550: no such mailbox`. Empty for no error."""
+def error_group(error: Any) -> str:
+    """Return the type of an error and its SMTP code: `PermanentError 550`. Empty for no error."""
     if not isinstance(error, dict):
         return "" if error is None else printable(error)
-    code = f" {field(error, 'smtp_code')}".rstrip()
-    return f"{field(error, 'type')}{code}: {field(error, 'detail')}"
+    return f"{field(error, 'type')} {field(error, 'smtp_code')}".strip()
+
+
+def error_text(error: Any) -> str:
+    """Return an error in one line: `PermanentError 550: no such mailbox`. Empty for no error.
+
+    The code is left out if the detail begins with it, as the reply of an SMTP server does.
+    """
+    if not isinstance(error, dict):
+        return error_group(error)
+    detail, code = field(error, "detail"), field(error, "smtp_code")
+    group = field(error, "type") if code and detail.startswith(code) else error_group(error)
+    return f"{group}: {detail}"
 
 
 def _status(task: Json) -> tuple[str, str]:
@@ -151,15 +162,15 @@ def write_details(output: Output, task: Json) -> None:
     output.line((f"{field(task, 'kind')}{about}: ", "bold"), (status, f"bold {style}".strip()))
     for name, value in _fields(task):
         if value:
-            output.line((f"  {name:<10}", _FAINT), value)
+            output.item(f"{name:<8}", value)
     output.line("")
     write_timeline(output, task)
 
 
-def write_timeline(output: Output, task: Json) -> None:
+def write_timeline(output: Output, task: Json, *, indent: int = 2) -> None:
     """Print the events in the life of a task, in the order of time."""
     for moment, event, style in _timeline(task):
-        output.line((f"  {time_text(moment)}  ", _FAINT), (event, style))
+        output.item(time_text(moment), event, style, indent=indent)
 
 
 def _fields(task: Json) -> Iterator[tuple[str, str]]:
@@ -201,9 +212,9 @@ def _timeline(task: Json) -> Iterator[tuple[object, str, str]]:
 
 
 def _failed_attempt(attempt: Json) -> str:
-    worker = f" on {field(attempt, 'worker')}" if attempt.get("worker") else ""
+    worker = f" (worker {field(attempt, 'worker')})" if attempt.get("worker") else ""
     error = error_text(attempt.get("error"))
-    return f"attempt {field(attempt, 'attempt')} failed after {_seconds(attempt)}{worker}: {error}"
+    return f"attempt {field(attempt, 'attempt')} failed after {_seconds(attempt)}: {error}{worker}"
 
 
 def _now(task: Json) -> Iterator[tuple[object, str, str]]:

@@ -26,7 +26,7 @@ def test_in_a_pipe_each_task_is_a_line_of_columns(
         "ada@example.com",
         "1",
         "2026-11-28T14:00:00Z",
-        "PermanentError 550: 550 no such mailbox",
+        "PermanentError: 550 no such mailbox",
     ]
     assert second.split("\t")[3] == ""
 
@@ -143,7 +143,7 @@ ATTEMPT = {
     "started_at": "2026-11-28T14:00:00Z",
     "seconds": 0.25,
     "worker": "w-1",
-    "error": {"type": "Deferred", "detail": "later", "smtp_code": 451},
+    "error": {"type": "Later", "detail": "full", "smtp_code": 451},
 }
 
 
@@ -164,7 +164,7 @@ def test_a_task_is_shown_with_its_fields_and_its_attempts(
         '  result    {"reply": "250 OK"}',
         "",
         "  2026-11-28 14:00:00 UTC  accepted",
-        "  2026-11-28 14:00:00 UTC  attempt 1 failed after 0.25 s on w-1: Deferred 451: later",
+        "  2026-11-28 14:00:00 UTC  attempt 1 failed after 0.25 s: Later 451: full (worker w-1)",
         "  2026-11-28 14:00:01 UTC  attempt 2 succeeded",
     ]
 

@@ -19,14 +19,14 @@ TASKS = (*COMMAND, "tasks")
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with an API key and a prefix, and three mails to each of two recipients."""
+    """A service with an API key and a prefix. It has sent three mails, and failed to send three."""
     directory = tmp_path_factory.mktemp("service")
     with Service(directory, api_keys="the-key", root_path="/mail") as service:
         service.client.headers["Authorization"] = "Bearer the-key"
-        recipients = ["ada@example.com", "grace@example.com"] * 3
+        recipients = ["ada@example.com", "refuse+550@example.com"] * 3
         batch = service.post("/mail/send-notifications", json={"recipients": recipients}).json()
         for task in batch["tasks"]:
-            service.wait_for(task["id"])
+            service.wait_for(task["id"], "failed" if "refuse" in task["email"] else "succeeded")
         yield service
 
 
@@ -64,6 +64,16 @@ def test_tasks_are_listed_shown_and_watched(service: Service) -> None:
     retried = tasks(service, "retry", rows[0][0])
     assert retried.returncode == 1
     assert retried.stderr.startswith("The service answered 409: ")
+
+
+def test_all_failed_tasks_are_retried(service: Service) -> None:
+    about = ("--about", "refuse+550@example.com")
+    retried = tasks(service, "retry", "--status", "failed", *about, "--yes")
+    assert (retried.stdout, retried.stderr, retried.returncode) == ("3 tasks retried\n", "", 0)
+
+    cancelled = tasks(service, "cancel", "--about", "nobody@example.com", "--yes")
+    assert (cancelled.stdout, cancelled.returncode) == ("", 1)
+    assert cancelled.stderr == "No task matches that can be cancelled.\n"
 
 
 def test_a_closed_pipe_ends_the_command_without_a_traceback(
