@@ -5,8 +5,7 @@ of one line import only from the lines below it:
 
     commands        the options of the command, and its exit codes
     demo            `make demo`: 200 mails, some of them refused at first, and a file
-    many            retry or cancel all the tasks of a filter
-    one             show, retry, cancel or watch one task; list and watch several
+    tasks, bulk     list, show and watch tasks, retry or cancel one; retry or cancel many
     views           a task as lines of text
     following       the event stream, with reconnects
     client          requests to the service, and their errors

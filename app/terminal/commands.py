@@ -15,10 +15,10 @@ import httpx2
 
 from app.listening import authority
 from app.settings import load_settings
+from app.terminal.bulk import act_on_tasks
 from app.terminal.client import Client
-from app.terminal.many import act_on_tasks
-from app.terminal.one import act_on_task, list_tasks, show_task, watch_task, watch_tasks
 from app.terminal.output import INTERRUPTED, PIPE_CLOSED, Output, Trouble, printable
+from app.terminal.tasks import act_on_task, list_tasks, show_task, watch_task, watch_tasks
 
 DEFAULT_LIMIT = 50
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - a HOST is read, not listened at
@@ -86,8 +86,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _service_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("the service")
-    group.add_argument("--url", help="its address (default: HOST, PORT and ROOT_PATH of .env)")
-    group.add_argument("--key", help="the API key (default: AFTERWARD_API_KEY, which ps hides)")
+    group.add_argument("--url", help="its address (default: HOST and PORT of the settings)")
+    group.add_argument("--key", help="the API key (default: the variable AFTERWARD_API_KEY)")
     group.add_argument("--json", action="store_true", help="one JSON object a line, as in the API")
     return options
 
@@ -149,18 +149,23 @@ def main(arguments: Sequence[str], transport: httpx2.BaseTransport | None = None
 
 def _run(client: Client, options: argparse.Namespace, filters: dict[str, str]) -> int:
     output, command = Output(as_json=options.json), options.command
-    match command, getattr(options, "id", None):
-        case "list", _:
-            return list_tasks(client, output, filters, None if options.all else options.limit)
-        case "show", task_id:
+    task_id: str | None = getattr(options, "id", None)
+    if command == "list":
+        return list_tasks(client, output, filters, None if options.all else options.limit)
+    if task_id is not None:
+        return _run_on_task(client, output, command, task_id)
+    if command == "watch":
+        return watch_tasks(client, output, filters)
+    return act_on_tasks(client, output, command, filters, confirmed=options.yes)
+
+
+def _run_on_task(client: Client, output: Output, command: str, task_id: str) -> int:
+    match command:
+        case "show":
             return show_task(client, output, task_id)
-        case "watch", None:
-            return watch_tasks(client, output, filters)
-        case "watch", task_id:
+        case "watch":
             return watch_task(client, output, task_id)
-        case _, None:
-            return act_on_tasks(client, output, command, filters, confirmed=options.yes)
-        case _, task_id:
+        case _:
             return act_on_task(client, output, command, task_id)
 
 

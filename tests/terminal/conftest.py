@@ -5,7 +5,6 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
-from app.terminal import following
 from app.terminal.commands import main
 from tests.terminal.stand_in import StandIn
 
@@ -22,7 +21,7 @@ def stand_in() -> StandIn:
 def run(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command against the stand-in, without a pause, and return its exit code."""
     monkeypatch.delenv("AFTERWARD_API_KEY", raising=False)
-    monkeypatch.setattr(following.time, "sleep", lambda _: None)
+    monkeypatch.setattr("app.terminal.following.time.sleep", lambda _: None)
 
     def run(*arguments: str) -> int:
         url = () if "--url" in arguments else ("--url", "http://127.0.0.1:8000")

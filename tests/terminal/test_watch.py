@@ -5,7 +5,6 @@ import json
 import httpx2
 import pytest
 
-from app.terminal import following
 from tests.terminal.conftest import Run
 from tests.terminal.stand_in import (
     ID,
@@ -87,7 +86,7 @@ def test_a_lost_stream_goes_on_after_the_last_event(
 ) -> None:
     """The service restarts meanwhile, and says how long to wait."""
     pauses: list[float] = []
-    monkeypatch.setattr(following.time, "sleep", pauses.append)
+    monkeypatch.setattr("app.terminal.following.time.sleep", pauses.append)
     stand_in.answers(
         stream(b"retry: 250\n", event("task", RUNNING, id="1.5-a"), breaks=breaks),
         httpx2.ConnectError("refused"),
