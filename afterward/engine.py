@@ -83,6 +83,18 @@ class Engine(Protocol):
         """Return the groups of a client's failed tasks, the largest first."""
 
     @abstractmethod
+    async def list_changed(
+        self, client: str, *, since: float, now: float, limit: int
+    ) -> list[Task] | None:
+        """Return a client's tasks that have changed since then, ordered by their last change.
+
+        Each task is listed once, as it is now. Its `arguments` are empty, and its `history` is
+        None. Returns None if more than `limit` rows would have to be read. Among these rows are
+        some that the list leaves out: tasks of other clients that have finished since then, and
+        running and retrying tasks that have not changed.
+        """
+
+    @abstractmethod
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
         """Count the tasks of a client's batch in each status. Raises BatchNotFound.
 

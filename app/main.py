@@ -21,6 +21,7 @@ from app.api import errors
 from app.api.event_stream import EventStream
 from app.api.health_checks import Health
 from app.api.middleware import RequestEnvelope
+from app.api.replay import Replay
 from app.api.routes import (
     batches,
     bulk,
@@ -209,6 +210,7 @@ async def run(settings: Settings) -> AsyncIterator[BoardState]:
             recipients=recipients,
             metrics=metrics,
             event_stream=event_stream,
+            replay=Replay(engine, queue.now, settings.retention_days * DAY),
             catcher=catcher,
             health=health,
             board=board,

@@ -12,6 +12,7 @@ middleware          the id of a request, the prefix of a proxy, HEAD, unexpected
 paths               removes and adds the prefix of a proxy
 downloads           sends the bytes of an upload, or a range of them
 event_stream        hands each change of a task to the clients that follow it
+replay              reads the changes that a returning client has missed
 server_sent_events  writes these changes as a streaming response
 health_checks       runs the checks behind /readyz
 turns               limits how many requests are answered at once while tasks run

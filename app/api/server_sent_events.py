@@ -55,7 +55,8 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 }
 
 FELL_BEHIND = (
-    "The client read too slowly, so events are missing. Read the tasks again, then reconnect."
+    "The client read too slowly, so events are missing. Reconnect with the id of this event as "
+    "Last-Event-ID to get them."
 )
 WAS_AWAY = "Events between the last one you read and now are missing. Read the tasks again."
 REMOVED = "The task was removed after its retention time, so its last event is missing."
@@ -131,6 +132,11 @@ async def _discard_when_disconnected(receive: Receive, reader: Discardable) -> N
 def change_event(change: Change, *, last: bool = False) -> bytes:
     """Write a change as an event: `end` if it is the last event of the stream, or else `task`."""
     return _event("end" if last else "task", change.id, change.data)
+
+
+def position(id: str) -> bytes:  # noqa: A002
+    """Write a block with an id and no event: a client that reconnects sends this id."""
+    return b"id: %b\n\n" % id.encode()
 
 
 def gap_event(detail: str, last_id: str) -> bytes:

@@ -12,6 +12,7 @@ from app.terminal.output import Json, Trouble
 
 PAUSE = 3.0  # seconds before the stream is opened again, unless the service sets another time
 LONGEST_PAUSE = 60.0
+MOST_REMEMBERED = 5_000  # changes, so that one that comes twice is shown once
 
 Report = Callable[[str], None]
 
@@ -30,6 +31,7 @@ class _Place:
     def __init__(self) -> None:
         self.last_event_id: str | None = None
         self.pause = PAUSE
+        self._read: dict[str, None] = {}  # the ids of the newest changes, oldest first
         self.is_known = False
         """Whether the service has accepted a connection. Before that, an error ends the command."""
 
@@ -38,6 +40,19 @@ class _Place:
         self.last_event_id = event.id or self.last_event_id
         if event.retry is not None:
             self.pause = min(event.retry / 1000, LONGEST_PAUSE)
+
+    def has_read(self, event: httpx2.ServerSentEvent) -> bool:
+        """Return whether this change of a task came before, and note it.
+
+        After a reconnect the service sends some changes again, with the same id.
+        """
+        if event.event != "task":
+            return False
+        is_repeated = event.id in self._read
+        self._read[event.id] = None
+        if len(self._read) > MOST_REMEMBERED:
+            del self._read[next(iter(self._read))]
+        return is_repeated
 
 
 def follow(client: Client, task_id: str | None, report: Report) -> Iterator[Event]:
@@ -76,7 +91,7 @@ def _events(source: httpx2.EventSource, place: _Place) -> Iterator[Event]:
     place.is_known = True
     for sent in source:
         place.advance(sent)
-        if (event := _parse(sent)) is not None:
+        if not place.has_read(sent) and (event := _parse(sent)) is not None:
             yield event
 
 

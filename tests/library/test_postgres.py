@@ -273,6 +273,7 @@ async def test_no_operation_reads_more_rows_than_it_needs(postgres: Postgres) ->
         for statuses in ((), (Status.FAILED,)):
             wanted = TaskFilter(statuses=statuses)
             await engine.list_tasks(wanted, after=tasks[0].id, limit=10)
+        await engine.list_changed("", since=NOW, now=NOW, limit=10)
     await eventually(lambda: sql(ROWS_READ) not in {"", "0"})
     assert int(sql(ROWS_READ)) < 1000
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,22 @@ def test_ctrl_c_ends_the_command_without_a_traceback(service: Service, tmp_path:
 def _send_mail(service: Service) -> bool:
     """Cause changes of a task, which `watch` then prints."""
     return service.post("/mail/send-notification/ada@example.com").is_success
+
+
+@pytest.mark.thorough
+def test_the_command_goes_on_after_a_restart_of_the_service(tmp_path: Path) -> None:
+    watch = (*TASKS, "watch")
+    with (
+        Service(tmp_path / "data") as service,
+        Process(tmp_path, command=watch, port=service.port) as watching,
+    ):
+        send = partial(service.post, "/send-notification/ada@example.com")
+        until(lambda: send() and watching.log, within=PATIENCE)
+        service.kill()
+        service.start()
+        until(lambda: "Connected again." in watching.log, within=PATIENCE)
+        task_id = send().json()["id"]
+        until(lambda: f"{task_id}\tsucceeded" in watching.log, within=PATIENCE)
 
 
 def test_on_a_terminal_the_command_prints_a_table(service: Service) -> None:

@@ -104,6 +104,19 @@ def test_a_lost_stream_goes_on_after_the_last_event(
     assert back == "Connected again."
 
 
+def test_a_change_that_comes_again_after_a_reconnect_is_printed_once(
+    stand_in: StandIn,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("app.terminal.following.MOST_REMEMBERED", 2)
+    first, second, third = (event("task", task(id=f"{n}"), id=f"{n}") for n in (1, 2, 3))
+    stand_in.answers(stream(first, second), stream(first, second, third), ENOUGH)
+    run("watch")
+    assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2", "3"]
+
+
 def test_a_task_whose_end_was_read_before_is_not_waited_for(stand_in: StandIn, run: Run) -> None:
     """The service answers 204 to a client that has read the end."""
     stand_in.answers(stream(event("task", task())), httpx2.Response(204))
@@ -181,6 +194,6 @@ def test_filters_select_changes(
     options: list[str],
     number: int,
 ) -> None:
-    stand_in.answers(stream(event("task", task()), event("task", failure())), ENOUGH)
+    stand_in.answers(stream(event("task", task(), "1"), event("task", failure(), "2")), ENOUGH)
     run("watch", *options)
     assert len(capsys.readouterr().out.splitlines()) == number

@@ -9,7 +9,7 @@ import asyncpg
 
 from afterward.bulk import COLLECTION, Action, Slice
 from afterward.engine import Engine
-from afterward.engines.postgres import bulk, search, statements
+from afterward.engines.postgres import bulk, changes, search, statements
 from afterward.engines.postgres.batcher import Batcher
 from afterward.engines.postgres.callers_transaction import insert_through
 from afterward.engines.postgres.connections import (
@@ -147,6 +147,12 @@ class Postgres(Engine):
     async def count_failures(self, client: str) -> list[FailureGroup]:
         async with self._pool.session(reads_only=True) as session:
             return await search.count_failures(session, client)
+
+    async def list_changed(
+        self, client: str, *, since: float, now: float, limit: int
+    ) -> list[Task] | None:
+        async with self._pool.session(reads_only=True) as session:
+            return await changes.list_changed(session, client, since, now, limit)
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
         async with self._pool.session(reads_only=True) as session:
