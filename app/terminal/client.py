@@ -125,7 +125,7 @@ class Client:
                 if not response.is_success:
                     response.read()
                     trouble = self._trouble(response, _NO_SUCH_TASK)
-                    raise Lost(str(trouble)) if response.is_server_error else trouble
+                    raise Lost(str(trouble)) if _is_temporary(response) else trouble
                 yield events
         except UnicodeError as error:
             raise Trouble(self._reason(error)) from error
@@ -171,6 +171,10 @@ class Client:
 def task_path(task_id: str) -> str:
     """Return the path of a task, whatever its id contains."""
     return f"/tasks/{quote(task_id, safe='')}"
+
+
+def _is_temporary(response: httpx2.Response) -> bool:
+    return response.is_server_error or response.status_code == HTTPStatus.TOO_MANY_REQUESTS
 
 
 def _is_loopback(url: str) -> bool:

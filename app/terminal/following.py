@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import httpx2
@@ -32,8 +32,8 @@ class _Place:
         self.last_event_id: str | None = None
         self.pause = PAUSE
         self._read: dict[str, None] = {}  # the ids of the newest changes, oldest first
-        self.is_known = False
-        """Whether the service has accepted a connection. Before that, an error ends the command."""
+        self.is_known = False  # whether the service has accepted a connection
+        self.is_lost = False  # whether that connection has been lost since
 
     def advance(self, event: httpx2.ServerSentEvent) -> None:
         """Note an event that has arrived."""
@@ -62,37 +62,40 @@ def follow(client: Client, task_id: str | None, report: Report) -> Iterator[Even
     Raises Trouble if the first connection fails, or if the service refuses a later one.
     """
     path = "/events" if task_id is None else f"{task_path(task_id)}/events"
-    place, was_lost = _Place(), False
+    place = _Place()
     while True:
         try:
-            with client.events(path, place.last_event_id) as source:
-                if was_lost:
-                    report("Connected again.")
-                was_lost = False
-                if source.response.status_code == httpx2.codes.NO_CONTENT:
-                    return  # this client has read the end of the task before
-                for event in _events(source, place):
-                    yield event
-                    if event.name == "end":
-                        return
+            if (yield from _read(client, path, place, report)):
+                return
             reason = "The service has closed the event stream."
         except Lost as error:
             if not place.is_known:
                 raise Trouble(str(error)) from error
             reason = str(error)
-        if not was_lost:
+        if not place.is_lost:
             report(f"{reason} Connecting again ...")
-        was_lost = True
+        place.is_lost = True
         time.sleep(place.pause)
 
 
-def _events(source: httpx2.EventSource, place: _Place) -> Iterator[Event]:
-    """Yield the events of one connection, and keep the place."""
-    place.is_known = True
-    for sent in source:
-        place.advance(sent)
-        if not place.has_read(sent) and (event := _parse(sent)) is not None:
-            yield event
+def _read(client: Client, path: str, place: _Place, report: Report) -> Generator[Event, None, bool]:
+    """Yield the events of one connection. Return whether the task has ended.
+
+    The service answers 204 to a client that has read the end of the task before.
+    """
+    with client.events(path, place.last_event_id) as source:
+        if place.is_lost:
+            report("Connected again.")
+        place.is_known, place.is_lost = True, False
+        if source.response.status_code == httpx2.codes.NO_CONTENT:
+            return True
+        for sent in source:
+            place.advance(sent)
+            if not place.has_read(sent) and (event := _parse(sent)) is not None:
+                yield event
+                if event.name == "end":
+                    return True
+    return False
 
 
 def _parse(sent: httpx2.ServerSentEvent) -> Event | None:
