@@ -67,6 +67,7 @@ def test_tasks_are_listed_shown_and_watched(service: Service) -> None:
     assert retried.stderr.startswith("The service answered 409: ")
 
 
+@pytest.mark.thorough
 def test_all_failed_tasks_are_retried(service: Service) -> None:
     about = ("--about", "refuse+550@example.com")
     retried = tasks(service, "retry", "--status", "failed", *about, "--yes")
@@ -77,6 +78,7 @@ def test_all_failed_tasks_are_retried(service: Service) -> None:
     assert cancelled.stderr == "No task matches that can be cancelled.\n"
 
 
+@pytest.mark.thorough
 def test_a_closed_pipe_ends_the_command_without_a_traceback(
     service: Service, tmp_path: Path
 ) -> None:
@@ -118,6 +120,7 @@ def test_the_command_goes_on_after_a_restart_of_the_service(tmp_path: Path) -> N
         until(lambda: f"{task_id}\tsucceeded" in watching.log, within=PATIENCE)
 
 
+@pytest.mark.thorough
 def test_on_a_terminal_the_command_prints_a_table(service: Service) -> None:
     """This is a real pseudo-terminal."""
     ours, theirs = pty.openpty()
