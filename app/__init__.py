@@ -14,3 +14,21 @@ lines below it:
     mail, uploads, shutdown  SMTP and the mail catcher; the stores of files; the stop at a signal
     listening, queue_url     open sockets, and the database of the tasks
 """
+
+import sys
+
+
+def _import_structlog_without_rich() -> None:
+    """Import structlog as if rich was not installed, which saves 65 ms of each start.
+
+    structlog imports rich for its tracebacks, which this service does not use. Only the command
+    `tasks` needs rich, and imports it later.
+    """
+    if "rich" not in sys.modules:
+        sys.modules["rich"] = None  # type: ignore[assignment]  # makes `import rich` fail
+        import structlog  # noqa: F401
+
+        del sys.modules["rich"]
+
+
+_import_structlog_without_rich()

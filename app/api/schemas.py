@@ -26,6 +26,8 @@ LogText = Annotated[Text, Field(max_length=1000)]
 # A name or an id to search for. PostgreSQL raises an error if a query contains a NUL character.
 SearchText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$", examples=["ada"])]
+_LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
 JsonObject = Annotated[dict[str, JsonValue], Field(examples=[{"colour": "green"}])]
 
 
@@ -320,7 +322,8 @@ class Problem(BaseModel):
 
 
 def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+    """Return a stored time. Damaged times are moved into the years that a datetime can have."""
+    return datetime.fromtimestamp(min(max(0.0, seconds), _LATEST), UTC)
 
 
 def _time_or_none(seconds: float | None) -> datetime | None:

@@ -12,7 +12,7 @@ from starlette.types import Message
 
 from afterward.events import Event, EventType
 from afterward.task import Task
-from app.api.event_stream import EventStream, Reader
+from app.api.event_stream import EventStream
 from app.api.replay import Replay
 from app.api.routes import tasks as routes
 from app.api.server_sent_events import EventStreamResponse

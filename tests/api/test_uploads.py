@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from afterward.errors import CommitUnknown, QueueUnavailable
 from afterward.task import Record, Writes, new_id
+from app.api.schemas import UploadView
 from app.tasks import pending_uploads as pending
 from app.tasks.uploads import COLLECTION
 from app.uploads.local import LocalStore
@@ -429,3 +430,9 @@ def test_the_file_of_a_committed_upload_stays_even_if_the_commit_reports_an_erro
     problem_of(upload_of().send(client), 503)
     (upload,) = client.get("/uploads").json()["data"]
     assert [Path(file).name for file in files_below(tmp_path / "uploads")] == [upload["id"]]
+
+
+@pytest.mark.parametrize("created_at", [1e300, -1e300, float("inf"), float("nan")])
+def test_an_upload_whose_stored_time_is_damaged_can_still_be_listed(created_at: float) -> None:
+    view = UploadView.of(Record(COLLECTION, "", "an id", {}, created_at))
+    assert 1970 <= view.created_at.year <= 9999
