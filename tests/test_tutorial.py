@@ -42,7 +42,8 @@ pytestmark = [
     pytest.mark.skipif(
         bool(OWN),
         reason=f"the tutorial was followed here, because app/tasks has {', '.join(OWN)}. If this "
-        "task belongs to the service, add it to SERVICE in this test",
+        "task belongs to the service, add it to SERVICE in this test, and update the lines that "
+        "the tutorial quotes",
     ),
 ]
 

@@ -308,4 +308,4 @@ def test_a_real_server_answers_in_the_same_way(service: Service, call: Call) -> 
     assert response.status_code == 202
     assert response.elapsed < timedelta(seconds=PATIENCE)
     if call.kind:
-        assert service.wait_for(response.json()["id"])["kind"] == call.kind
+        assert service.wait_for(response.json()["id"], call.ends)["kind"] == call.kind

@@ -3,6 +3,7 @@
 import json
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta, timezone
@@ -278,6 +279,17 @@ def test_a_task_between_two_attempts_can_be_cancelled(
         (task_id,) = queue_mails(service.client)
         service.wait_for(task_id, "retrying")
         assert service.post(f"/tasks/{task_id}/cancel").json()["status"] == "cancelled"
+
+
+def test_control_a_test_does_not_wait_for_a_status_that_can_no_longer_come(
+    idle_client: TestClient,
+) -> None:
+    (task_id,) = queue_mails(idle_client)
+    idle_client.post(f"/tasks/{task_id}/cancel")
+    began = time.monotonic()
+    with pytest.raises(AssertionError, match="the task is not succeeded"):
+        wait_for(idle_client, task_id)
+    assert time.monotonic() < began + PATIENCE / 2
 
 
 # Retry.

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import httpx2
 
+from afterward.task import FINISHED
 from app.mail.catcher import Catcher
 from app.mail.caught import Caught
 from app.settings import Settings
@@ -69,13 +70,17 @@ def free_port() -> int:
 def wait_for(
     client: httpx2.Client, task_id: str, status: str = "succeeded", *, at_most: float = PATIENCE
 ) -> Json:
-    """Wait until a task has this status, and return the task."""
+    """Wait until a task has this status, and return the task.
+
+    Raise AssertionError after `at_most` seconds, or at once if the task has another final status.
+    """
     deadline = time.monotonic() + at_most
     while True:
         task: Json = client.get(f"/tasks/{task_id}").raise_for_status().json()
         if task["status"] == status:
             return task
-        assert time.monotonic() < deadline, f"the task is not {status}: {task}"
+        in_time = task["status"] not in FINISHED and time.monotonic() < deadline
+        assert in_time, f"the task is not {status}: {task}"
         time.sleep(0.01)
 
 
