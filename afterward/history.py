@@ -19,6 +19,8 @@ def error_group(error: str | None) -> str | None:
     if error is None:
         return None
     described = json.loads(error)
+    if not isinstance(described, dict):
+        return "Unknown"
     kind, code = described.get("type", "Unknown"), described.get("smtp_code")
     return f"{kind}" if code is None else f"{kind} {code}"
 

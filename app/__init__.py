@@ -15,7 +15,12 @@ lines below it:
     listening, queue_url     open sockets, and the database of the tasks
 """
 
+import signal
 import sys
+
+if sys.argv[0] == "-m":  # until `python -m app` has imported this package
+    # While Python imports the modules, Ctrl-C ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _import_structlog_without_rich() -> None:

@@ -1,14 +1,9 @@
 """The commands: `python -m app [serve | worker | catcher | migrate | tasks]`."""
 
-import signal
-
-if __name__ == "__main__":
-    # While Python imports the modules, Ctrl-C ends the process without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 import argparse
 import asyncio
 import gc
+import signal
 import sys
 
 import structlog

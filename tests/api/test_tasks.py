@@ -121,14 +121,14 @@ def test_tasks_can_be_filtered_by_the_time_of_their_creation(idle_client: TestCl
     first, second = queue_mails(idle_client)[0], queue_mails(idle_client)[0]
     at = idle_client.get(f"/tasks/{second}").json()["created_at"]
     same = datetime.fromisoformat(at).astimezone(timezone(timedelta(hours=5, minutes=30)))
-    for time in (at, at.replace("T", " "), at.lower(), same.isoformat()):
+    for moment in (at, at.replace("T", " "), at.lower(), same.isoformat()):
         for query, found in {
             "since": [second],
             "until": [first],
             "status=queued&since": [second],
             "kind=send_email&until": [first],
         }.items():
-            assert ids(idle_client.get(f"/tasks?{query}={quote(time)}")) == found, (query, time)
+            assert ids(idle_client.get(f"/tasks?{query}={quote(moment)}")) == found, (query, moment)
     assert ids(idle_client.get(f"/tasks?since={quote(at)}&until={quote(at)}")) == []
     assert ids(idle_client.get("/tasks?since=0001-01-01T00:00:00%2B14:00")) == [second, first]
     assert ids(idle_client.get("/tasks?until=9999-12-31T23:59:59-14:00")) == [second, first]

@@ -20,7 +20,7 @@ ANSWERS: Mapping[tuple[str, str], ASGIApp] = {
     ("GET", "/readyz"): PlainTextResponse("It broke.", 500),
     ("PUT", "/livez"): PlainTextResponse("It lives now."),
     ("GET", "/metrics"): PlainTextResponse("I am a teapot.", 418),
-    ("GET", "/"): PlainTextResponse("Come in, whoever you are."),
+    ("GET", "/inbox"): PlainTextResponse("Come in, whoever you are."),
     ("GET", "/events"): PlainTextResponse("data: x\n\n", media_type="text/event-stream"),
     ("GET", "/tasks"): problem("/tasks", 401, "How to show a key is a secret."),
     ("GET", "/uploads"): JSONResponse({"data": "none", "has_more": "perhaps"}),
@@ -45,7 +45,7 @@ class FaultyService:
         if scope["type"] == "http":
             method, path = scope["method"], scope["path"]
             shown = dict(scope["headers"]).get(b"authorization")
-            if shown in AUTHORIZATION.values() or path == "/":
+            if shown in AUTHORIZATION.values() or path == "/inbox":
                 serve = ANSWERS.get((method, path), serve)
                 if method == "DELETE" and path.rpartition("/")[0] == "/uploads":
                     serve = Response(status_code=204)  # without deleting the upload

@@ -93,6 +93,8 @@ def _newest(ranges: tuple[str, ...]) -> str:
 
 def count_tasks(connection: sqlite3.Connection, wanted: TaskFilter) -> int:
     """Return the number of tasks that match."""
+    if not wanted.possible_statuses:
+        return 0
     if not wanted.is_by_value:  # then SQLite counts the entries of an index, and reads no task
         wanted = replace(wanted, statuses=wanted.possible_statuses)
     ranges, values = _ranges(connection, wanted)
