@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from afterward.call import call, error_as_json, with_timeout
-from afterward.errors import QueueUnavailable, ServiceUnavailable
+from afterward.errors import QueueUnavailable, ServiceUnavailable, WorkerStopped
 from afterward.events import EventType
 from afterward.keep_trying import keep_trying
 from afterward.pauses import OutageEnd, Pauses
@@ -19,7 +19,7 @@ from afterward.retry import is_unexpected
 from afterward.task import WAITING, Outcome, Status, Task, to_json
 from afterward.unit_of_work import Context
 
-OUTCOME_TRIES = 3
+OUTCOME_TRIES = 3  # the reason is in Attempt._settle
 
 # Written instead of an outcome that the database has refused OUTCOME_TRIES times.
 _OUTCOME_NOT_WRITTEN = Outcome(
@@ -31,6 +31,10 @@ _OUTCOME_NOT_WRITTEN = Outcome(
         }
     ),
     unexpected=True,
+)
+
+_ONLY_ATTEMPT_CUT_OFF = (
+    "the worker stopped during the only attempt of this task, so the work may be done or not"
 )
 
 ToolsT = TypeVar("ToolsT")
@@ -53,11 +57,12 @@ def given_back(now: float) -> Outcome:
 
 
 class Attempt(Generic[ToolsT]):
-    """One claimed task while this worker runs and settles it, in an asyncio task of its own.
+    """One claimed task while this worker runs and settles it. It starts when it is made.
 
-    `timeout` is the longest time for the function, in seconds. `on_settled` is called when the
-    settlement has ended, so that the worker frees the slot. `worker_ends` tells whether the worker
-    stops, or is cancelled together with the whole program.
+    It runs in an asyncio task of its own. `timeout` is the longest time for the function, in
+    seconds. `on_settled` is called when the settlement has ended, so that the worker frees the
+    slot. `worker_ends` tells whether the worker stops, or is cancelled together with the whole
+    program.
 
     `earlier` has attempts of the same task that still run on this worker. It is empty as a rule.
     For example, a worker hangs for longer than its lease, another worker re-queues the task, and
@@ -89,6 +94,7 @@ class Attempt(Generic[ToolsT]):
         """Whether the function has ended. From then on the outcome is being written."""
         self.found_outage = False
         """Whether the function raised ServiceUnavailable."""
+        self._has_begun = False  # whether the function has been called
         self._is_called_off = False  # whether the worker has cancelled this attempt
         self._queue = queue
         self._tools = tools
@@ -101,7 +107,10 @@ class Attempt(Generic[ToolsT]):
         self.asyncio_task = asyncio.create_task(self._run_and_settle(), name=task.id)
 
     def cancel(self) -> None:
-        """Cancel the attempt. Unless its function returns all the same, its task is given back."""
+        """Cancel the attempt. Unless its function returns all the same, its task is given back.
+
+        A task with a single attempt fails instead, once its function has been called.
+        """
         self._is_called_off = True
         self.asyncio_task.cancel()
 
@@ -142,6 +151,7 @@ class Attempt(Generic[ToolsT]):
         try:
             await self._wait_for_earlier()
             self._queue.events.emit(EventType.STARTED, task)
+            self._has_begun = True
             result = await with_timeout(self._timeout, call(signature, context, task.arguments))
         except BaseException as error:  # noqa: BLE001 -- a task's function may raise any error
             return self._ended_with(error)
@@ -167,14 +177,19 @@ class Attempt(Generic[ToolsT]):
             self._is_called_off = True
         called_off = self._is_called_off
         outage_end = self._pauses.end(self.task, self._permit, error, called_off=called_off)
-        if called_off:
+        if called_off and not (self._has_begun and self.task.max_attempts == 1):
             return _Ended(given_back(self._queue.now()), error, outage_end)
+        if called_off:
+            # For example, the function waits for the reply to a mail that it has sent. A policy of
+            # one attempt forbids a second mail. So this attempt counts, as it does after a crash.
+            error = WorkerStopped(_ONLY_ATTEMPT_CUT_OFF)
         self.found_outage = isinstance(error, ServiceUnavailable)
-        return _Ended(self._outcome_of_failure(error), error, outage_end)
+        resumes_at = self._pauses.resumes_at(self.task.kind) if self.found_outage else None
+        return _Ended(self._outcome_of_failure(error, resumes_at), error, outage_end)
 
-    def _outcome_of_failure(self, error: BaseException) -> Outcome:
+    def _outcome_of_failure(self, error: BaseException, resumes_at: float | None) -> Outcome:
+        """Return RETRYING or FAILED. `resumes_at` is the end of a pause, if the service is away."""
         task, policy = self.task, self._queue.policy_of(self.task.kind)
-        resumes_at = self._pauses.resumes_at(task.kind) if self.found_outage else None
         due_at: float | None = None
         try:
             due_at = policy.next_attempt_at(task, error, self._queue.now(), resumes_at=resumes_at)
@@ -201,7 +216,9 @@ class Attempt(Generic[ToolsT]):
     # Settle
 
     async def _settle(self, outcome: Outcome) -> tuple[Outcome, Task | None]:
-        """Write the outcome. Return what was written, and the task, or None if its claim was lost.
+        """Write the outcome. Return the outcome that was written, and the task after that.
+
+        The task is None if its claim was lost. Then nothing was written.
 
         While the database is unavailable, the worker keeps trying. If the database refuses this
         outcome three times for another reason, the task fails instead: otherwise the worker would
@@ -231,6 +248,7 @@ class Attempt(Generic[ToolsT]):
         if settled is None:
             events.emit(EventType.LOST, self.task, seconds=seconds, exception=error)
             return
+        # SUCCEEDED, RETRYING and FAILED have the same values in Status and in EventType.
         event_type = EventType(written.status) if written.counts else EventType.GIVEN_BACK
         events.emit(event_type, settled, seconds=seconds, exception=error)
         for follow_up in written.follow_ups.tasks:

@@ -1,4 +1,4 @@
-"""Call the function of a task, and describe the error that it raises."""
+"""Call the function of a task. Its result, or the error that it raises, becomes JSON."""
 
 import asyncio
 import inspect
@@ -69,6 +69,11 @@ def _encode_result(result: object) -> str | None:
 
 
 def _to_jsonable(value: object) -> object:
+    """Return a value of _RESULT_TYPES, or a dataclass, in types of JSON. Raises TypeError.
+
+    Pydantic would also turn a set into a list, and bytes into text. Such a result is refused, so
+    that it is not changed silently. So is the class of a dataclass: only an instance is a value.
+    """
     if isinstance(value, _RESULT_TYPES) or (is_dataclass(value) and not isinstance(value, type)):
         return to_jsonable_python(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")

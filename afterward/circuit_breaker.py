@@ -23,7 +23,9 @@ class Admits(Enum):
 class Ended(Enum):
     """The end of an attempt, as far as the service is concerned."""
 
-    WORKED = auto()  # the attempt succeeded, or its error is not about the service
+    # The attempt succeeded, or raised any error but ServiceUnavailable: for example, the server
+    # replied 450 to the recipient of a mail, or the attempt took too long.
+    WORKED = auto()
     AWAY = auto()
     UNKNOWN = auto()  # the worker cancelled the attempt
 
@@ -41,12 +43,15 @@ class Breaker:
 
               an attempt finds the service away          the pause is over
         CLOSED ----------------------------------> OPEN --------------------> HALF-OPEN
-          ^   all tasks run                         ^   no task is begun        |     |
-          |                                         |   (1 s, 2 s, ... 30 s)    |     |
+          ^   all tasks are claimed                 ^   none is claimed         |  one is claimed:
+          |                                         |   (1 s, 2 s, ... 30 s)    |  the probe
           |                                         +---------------------------+     |
           |                                        the probe finds the service away   |
           +---------------------------------------------------------------------------+
-                      the probe, which is one task, ends in any other way
+                          the probe succeeds, or fails for another reason
+
+    If the worker cancels the probe, the breaker stays half-open, and the next task is the probe. A
+    task that was claimed before the pause may begin during it. The first such task is a probe too.
 
     With ten slots, ten attempts may find the service away at almost the same time. The first of
     them opens the breaker. The other nine began in the phase before, so they change nothing. The
@@ -80,7 +85,7 @@ class Breaker:
         return self._resumes_at - now
 
     def begin(self) -> Permit:
-        """Note that an attempt begins. While the breaker is half-open, it is the probe."""
+        """Note that an attempt begins. If the service is away, the first attempt is the probe."""
         is_probe = self.away_since is not None and not self._probing
         self._probing = self._probing or is_probe
         return Permit(self._phase, is_probe)

@@ -16,7 +16,7 @@ class Engine(Protocol):
     method may raise one of four errors:
 
         QueueUnavailable  the database cannot be reached, or it refuses; nothing has changed
-        QueueFull         the disk of the database is full; nothing has changed
+        DiskFull          the disk of the database is full; nothing has changed
         QueueDamaged      the file of the database is damaged; nothing has changed
         CommitUnknown     the reply to a commit was lost; all changes were written, or none
 

@@ -39,7 +39,7 @@ class CommitUnknown(QueueUnavailable):
     """The outcome of the commit is unknown. Try again, with the same Idempotency-Key if any."""
 
 
-class QueueFull(QueueUnavailable):
+class DiskFull(QueueUnavailable):
     """The database's disk is full; nothing was accepted. Try again."""
 
 
@@ -90,7 +90,12 @@ class TemporaryError(TaskError):
 
 
 class ServiceUnavailable(TemporaryError):
-    """The service that all tasks of this kind need is away. They all wait for its return."""
+    """The service that all tasks of this kind need is away, so the worker pauses all of them.
+
+    After each pause, one task runs as a probe, and this is an attempt of that task. With the
+    default policy of 8 attempts, a task that waits alone is each probe, and fails after about 1.5
+    minutes. So give tasks that may have to wait for longer a RetryPolicy with `give_up_after`.
+    """
 
 
 class PermanentError(TaskError):
@@ -99,3 +104,10 @@ class PermanentError(TaskError):
 
 class UnusableResult(PermanentError):
     """The task has run, but its result has no JSON form. It does not run again."""
+
+
+class WorkerStopped(PermanentError):
+    """The worker stopped during the only attempt that the task has. It does not run again.
+
+    The work may be done or not. A policy that allows one attempt asks for no second run.
+    """

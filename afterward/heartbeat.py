@@ -1,5 +1,7 @@
 """The heartbeat of a worker: extend its leases, and cancel the attempts that have lost theirs.
 
+It also makes retries due that would wait for too long, because the clock was set back.
+
 With a lease of 30 seconds, the leases are extended every 10 seconds. A worker that crashes, hangs
 or loses its network stops doing so. Then its leases expire, and another worker re-queues its tasks.
 If the first worker is only slow, its next heartbeat finds that it no longer holds those tasks.
@@ -17,8 +19,8 @@ from afterward.queue import Queue
 class Heartbeat:
     """Extends the leases of one worker, and finds out which of them are lost.
 
-    `owner` is the worker's name in the database, `attempts` its current attempts, and `lease` the
-    length of a lease in seconds.
+    `owner` is the worker's name in the database, and `lease` the length of a lease in seconds.
+    `attempts` is the worker's own set of unsettled attempts. The worker changes it all the time.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""Repeat a database operation until it succeeds, with growing pauses and a log line each time."""
+"""Repeat a database operation until it succeeds, with growing pauses.
+
+Each failure is a log line, except QueueDamaged: the engine has logged the damage itself.
+"""
 
 import asyncio
 import contextlib
@@ -45,7 +48,7 @@ async def keep_trying(
 
 def _log(error: Exception, pause: float) -> None:
     if isinstance(error, QueueDamaged):
-        return  # the engine has logged it, and it lasts until the next start
+        return  # it lasts until the next start, so there would be a line every five seconds
     if isinstance(error, QueueUnavailable):
         log.warning("database refuses", error=repr(error.__cause__ or error), again_in=pause)
     else:

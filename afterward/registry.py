@@ -69,7 +69,8 @@ class Registry(Generic[ToolsT]):
         # Not `is`: each access to a method of an object makes another bound method.
         if name not in self._kinds or self._kinds[name].function != function:
             raise TypeError(
-                f"{name} is not in the registry of tasks: add it to Afterward(tasks=[...])"
+                f"{name} is not in the registry of tasks: name it in the tasks of your Afterward "
+                "or Registry"
             )
         return name
 

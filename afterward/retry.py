@@ -33,6 +33,9 @@ class RetryPolicy:
     TemporaryErrors, for the last time when the time is over. Then only unexpected errors count
     against `attempts`, because these are most likely bugs.
 
+    With `attempts=1`, and without `give_up_after`, a task runs at most once. If a crash or a stop
+    interrupts it, the task fails, and only a person can retry it.
+
     `uniform(low, high)` draws the random wait; tests replace it.
     """
 

@@ -45,11 +45,12 @@ class Afterward(Generic[ToolsT]):
     `tools` as `context.tools`: a mailer, for example.
 
     `concurrency` is the number of tasks that run at once. With 0 there is no worker: processes of
-    their own run the tasks. `lease_seconds` is the time after which a crashed worker's tasks run
-    again. One attempt may take `timeout_seconds`. When the app stops, running tasks have
-    `grace_seconds` to finish; after that they are given back, and run again later. Finished tasks
-    are removed after `retention_days`, failed ones after `retention_failed_days`. With
-    `max_backlog` unfinished tasks, new ones are refused.
+    their own run the tasks. On PostgreSQL, other workers run a worker's tasks again if it sends no
+    heartbeat for `lease_seconds`. On SQLite, the tasks of a crash run again right after the
+    restart. One attempt may take `timeout_seconds`. When the app stops, running tasks have
+    `grace_seconds` to finish; after that they are given back, and run again later, or fail if they
+    have a single attempt. Finished tasks are removed after `retention_days`, failed ones after
+    `retention_failed_days`. With `max_backlog` unfinished tasks, new ones are refused.
 
     Each change of a task is logged. A task that fails for good is logged at level ERROR.
     """

@@ -10,7 +10,9 @@
 /orders: the order and the task of its mail are rows of one database, and one commit writes both.
 Kill the server at any moment (`pkill -9 -f 'uvicorn examples.4'`), and start it again: within
 seconds every order has its mail. An order with `?in_stock=false` is refused after the task was
-added, and leaves no task.
+added, and leaves no task. DurableRoute has no task to commit here, but it answers 503 while too
+many tasks are unfinished, or the queue is away. An Idempotency-Key does not protect an order: the
+route of a repeated request runs again.
 
 /invoices: the invoice is in a SQLite file, and the queue in another database, so no commit can
 write both. Instead, the transaction of the invoice also writes a row to an outbox table. A relay
@@ -31,6 +33,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from afterward import Afterward, Context, QueueUnavailable
 from afterward.engines import make_tables
+from afterward.fastapi import DurableRoute
 
 URL = os.environ["DATABASE_URL"]
 shop = create_async_engine(URL.replace("postgresql://", "postgresql+asyncpg://"))
@@ -75,19 +78,20 @@ async def relay() -> None:
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
     """Create the tables, and run a worker and the relay beside the API."""
     await make_tables(URL)
     async with shop.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
-    async with afterward.lifespan(app):
+    async with afterward.lifespan(app) as state:
         relaying = asyncio.create_task(relay())
-        yield
+        yield state  # DurableRoute finds the queue in it
         relaying.cancel()
     await shop.dispose()
 
 
 app = FastAPI(lifespan=lifespan)
+app.router.route_class = DurableRoute
 
 
 @app.post("/orders/{email}", status_code=202)

@@ -19,7 +19,10 @@ _KEY = re.compile(r'"([!#-~]{1,255})"|([!#-~][!-~]{0,254})')
 
 
 class IdempotencyKeyReused(HTTPException):
-    """The key was used for another request before. The response is 422."""
+    """The key was used for another request before. The response is 422.
+
+    `RequestUnitOfWork.commit` raises it.
+    """
 
     def __init__(self) -> None:
         super().__init__(422, "This Idempotency-Key was used before, for another request.")

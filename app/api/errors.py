@@ -20,8 +20,8 @@ from afterward.errors import (
     BacklogFull,
     BatchNotFound,
     CommitUnknown,
+    DiskFull,
     QueueDamaged,
-    QueueFull,
     QueueUnavailable,
     RecordNotFound,
     TaskHasStarted,
@@ -58,7 +58,7 @@ _STATUS: dict[type[Exception], HTTPStatus] = {
     QueueUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     QueueDamaged: HTTPStatus.SERVICE_UNAVAILABLE,
     StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
-    QueueFull: HTTPStatus.INSUFFICIENT_STORAGE,
+    DiskFull: HTTPStatus.INSUFFICIENT_STORAGE,
     StoreFull: HTTPStatus.INSUFFICIENT_STORAGE,
 }
 # The names of RFC 9110, which HTTPStatus has since Python 3.13.

@@ -221,7 +221,10 @@ class BatchView(BaseModel):
 
 
 class TaskPage(BaseModel):
-    """A page of tasks, newest first."""
+    """A page of tasks, newest first.
+
+    If `has_more` is true, the next page has the tasks `after` the last id of this page.
+    """
 
     data: list[TaskView]
     has_more: bool
@@ -266,7 +269,10 @@ class UploadView(BaseModel):
 
 
 class UploadPage(BaseModel):
-    """A page of uploads, newest first."""
+    """A page of uploads, newest first.
+
+    If `has_more` is true, the next page has the uploads `after` the last id of this page.
+    """
 
     data: list[UploadView]
     has_more: bool

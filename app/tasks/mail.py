@@ -48,8 +48,8 @@ def retry_policy(settings: Settings) -> RetryPolicy:
     """Return the policy for mails: retry for days (RFC 5321, 4.5.4.1: "at least 4-5 days").
 
     The first waits last seconds, and later ones up to a quarter of an hour. With
-    MAIL_RETRY_SECONDS=0 a mail has one attempt, even if a crash interrupts it. Then the recipient
-    gets at most one copy.
+    MAIL_RETRY_SECONDS=0 a mail has one attempt, even if a crash or a stop interrupts it. So the
+    recipient gets at most one copy, unless a client retries the failed task.
     """
     patience = settings.mail_retry_seconds
     return RetryPolicy(

@@ -70,10 +70,10 @@ async def file_part(
 
     Args:
         content_type: the request's Content-Type header.
-        body: the chunks of the request's body as they arrive.
+        body: the chunks of the request's body as they arrive. A chunk may be empty.
 
     This function and the iterator raise NotMultipart, MalformedMultipart, InvalidForm,
-    UnknownEncoding and MalformedEncoding.
+    UnknownEncoding and MalformedEncoding, and the errors of `body`.
     """
     events = _events(_boundary(content_type), body)
     async for event in events:

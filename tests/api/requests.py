@@ -1,6 +1,6 @@
 """A valid request for each route that queues tasks, and a check of the form of every problem."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx2
@@ -16,6 +16,7 @@ class Call:
     path: str
     options: dict[str, Any] = field(default_factory=dict)
     kind: str | None = None  # the kind of the queued task; None for a courtesy
+    ends: str = "succeeded"  # the last status of the task
 
     def send(self, client: httpx2.Client, **headers: str) -> httpx2.Response:
         """Send the request with additional headers."""
@@ -26,7 +27,7 @@ class Call:
         """Return the same request with a trailing slash added, or removed if there is one."""
         path, question_mark, query = self.path.partition("?")
         path = path[:-1] if path.endswith("/") else path + "/"
-        return Call(path + question_mark + query, self.options, self.kind)
+        return replace(self, path=path + question_mark + query)
 
 
 def upload_of(content: bytes = b"Hello", name: str = "hello.txt", kind: str = "text/plain") -> Call:

@@ -71,17 +71,18 @@ def test_a_promise_is_answered_with_202_and_the_task(client: TestClient, call: C
     assert response.headers["location"] == f"/tasks/{queued['id']}"
     assert queued.keys() - {"upload", "item_id"} == QUEUED
     assert (queued["kind"], queued["status"]) == (call.kind, "queued")
-    assert queued["message"].split()[1] == "queued"
+    assert queued["message"]
     assert is_utc(queued["created_at"])
 
 
 @each_promise
 def test_the_location_header_leads_to_the_task(client: TestClient, call: Call) -> None:
     response = call.send(client)
-    task = wait_for(client, response.json()["id"])
+    task = wait_for(client, response.json()["id"], call.ends)
     assert client.get(response.headers["location"]).json() == task
     assert task.keys() == TASK
-    assert (task["attempts"], task["error"]) == (1, None)
+    assert task["attempts"] == 1
+    assert (task["error"] is None) == (call.ends == "succeeded")
     # The bound is that of the kind's policy; tests/tasks/test_registry.py has a table of them.
     policy = registry(Settings(_env_file=None)).policy(str(call.kind)) or RetryPolicy()
     by_time = policy.give_up_after is not None

@@ -13,7 +13,7 @@ from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI
 from fastapi.testclient import TestClient
 from starlette.exceptions import HTTPException
 
-from afterward.errors import QueueFull, QueueUnavailable
+from afterward.errors import DiskFull, QueueUnavailable
 from afterward.fastapi import DurableTasks
 from app.api.dependencies import LogFileDep
 from app.api.routes import notifications
@@ -75,7 +75,7 @@ def assert_no_trace_is_left(client: TestClient, directory: Path) -> None:
     assert not (directory / "log.txt").exists()
 
 
-@pytest.mark.parametrize(("error", "status"), [(QueueUnavailable(), 503), (QueueFull(), 507)])
+@pytest.mark.parametrize(("error", "status"), [(QueueUnavailable(), 503), (DiskFull(), 507)])
 @pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "7f3a"}], ids=["no key", "key"])
 @pytest.mark.parametrize("call", PROMISES, ids=lambda call: call.path)
 def test_a_failed_commit_is_never_answered_202(
@@ -95,7 +95,7 @@ def test_a_failed_commit_is_never_answered_202(
     assert call.send(client, **key).status_code == 202
 
 
-@pytest.mark.parametrize(("error", "status"), [(QueueUnavailable(), 503), (QueueFull(), 507)])
+@pytest.mark.parametrize(("error", "status"), [(QueueUnavailable(), 503), (DiskFull(), 507)])
 @pytest.mark.parametrize(("action", "kept"), [("cancel", "queued"), ("retry", "cancelled")])
 def test_a_cancellation_or_retry_that_cannot_be_written_is_refused(
     idle_client: TestClient, action: str, kept: str, error: Exception, status: int

@@ -228,6 +228,11 @@ def test_orders_invoices_and_their_mails_survive_a_kill(tmp_path: Path, postgres
             until(
                 lambda: invoices.execute("SELECT * FROM outbox").fetchall() == [], within=PATIENCE
             )
+        postgres.sql("INSERT INTO afterward.counts VALUES ('queued', 1000000)", url)
+        full = server.post("/orders/carol@example.com")
+        assert full.status_code == httpx2.codes.SERVICE_UNAVAILABLE
+        assert "Retry-After" in full.headers
+        assert postgres.sql("SELECT email FROM orders", url) == "ada@example.com"
         server.stop()
         assert "Traceback" not in server.log
 

@@ -22,7 +22,7 @@ from fastapi import BackgroundTasks, FastAPI, UploadFile
 from fastapi.testclient import TestClient
 
 from afterward.engines.sqlite.engine import SQLite
-from afterward.errors import QueueFull
+from afterward.errors import DiskFull
 from app.tasks.log_file import LogFile
 from tests.library.support import a_task, claim_one, opened, put
 from tests.support.disks import Disk, LimitedFiles, SmallDisk, small_disk
@@ -157,7 +157,7 @@ async def test_a_full_database_refuses_writes_and_serves_reads(tmp_path: Path) -
         refused, read = await asyncio.gather(
             put(engine, large), engine.backlog(), return_exceptions=True
         )
-        assert isinstance(refused, QueueFull)
+        assert isinstance(refused, DiskFull)
         assert "disk is full; nothing was accepted" in str(refused)
         assert not isinstance(read, BaseException)
         await limit_pages(engine, at_most=1_000_000)

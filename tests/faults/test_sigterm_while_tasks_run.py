@@ -1,7 +1,8 @@
 """SIGTERM arrives while tasks run that take longer than the grace period.
 
 The worker gives them back without counting an attempt. The process ends within the grace period
-plus a second, with exit code 0. After the next start every task is done.
+plus a second, with exit code 0. After the next start every task is done. Only a task with a single
+attempt fails, because its work may be done.
 """
 
 import subprocess
@@ -71,6 +72,29 @@ def test_the_service_ends_in_time_and_loses_no_task(
     )
     assert code == 0
     assert attempts == [1] * TASKS
+
+
+def test_a_mail_with_one_attempt_is_not_sent_again_after_a_stop(
+    tmp_path: Path, smtp_server: SmtpServer
+) -> None:
+    """The server has the mail, but has not replied to the final dot when the grace is over."""
+    smtp_server.always["dot"] = HANG
+    with Service(
+        tmp_path,
+        catcher=False,
+        smtp_port=smtp_server.port,
+        shutdown_grace_seconds=0,
+        mail_retry_seconds=0,
+    ) as service:
+        task_id = service.post(SEND).json()["id"]
+        until(lambda: len(smtp_server.received) == 1, within=PATIENCE)
+        stop(service)
+
+        smtp_server.always.clear()
+        service.start()
+        task = service.wait_for(task_id, status="failed")
+    assert (task["attempts"], task["error"]["type"]) == (1, "WorkerStopped")
+    assert len(smtp_server.received) == 1
 
 
 def test_a_worker_process_gives_its_tasks_back_to_other_workers(

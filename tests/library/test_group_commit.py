@@ -16,7 +16,7 @@ from afterward.engines.sqlite import group_commit
 from afterward.engines.sqlite.database_file import open_database
 from afterward.engines.sqlite.engine import SQLite
 from afterward.engines.sqlite.group_commit import CHUNK_SIZE, GroupCommit, in_chunks
-from afterward.errors import CannotStart, CommitUnknown, QueueFull, QueueUnavailable
+from afterward.errors import CannotStart, CommitUnknown, DiskFull, QueueUnavailable
 from tests.library.support import opened
 
 pytestmark = pytest.mark.anyio
@@ -409,7 +409,7 @@ async def failing(tmp_path: Path) -> AsyncIterator[tuple[GroupCommit, dict[str, 
     [
         ("COMMIT", sqlite3.SQLITE_IOERR_FSYNC, CommitUnknown),
         ("COMMIT", sqlite3.SQLITE_BUSY, QueueUnavailable),
-        ("COMMIT", sqlite3.SQLITE_FULL, QueueFull),
+        ("COMMIT", sqlite3.SQLITE_FULL, DiskFull),
         ("BEGIN IMMEDIATE", sqlite3.SQLITE_IOERR_READ, QueueUnavailable),
         ("INSERT INTO numbers VALUES (?)", sqlite3.SQLITE_IOERR_READ, QueueUnavailable),
     ],

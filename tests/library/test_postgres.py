@@ -19,7 +19,7 @@ from afterward.engines.postgres import listener as postgres_listener
 from afterward.engines.postgres import statements as postgres_statements
 from afterward.engines.postgres.engine import Postgres as Engine
 from afterward.engines.postgres.outages import Outages
-from afterward.errors import CommitUnknown, KeyTaken, QueueFull, QueueUnavailable, TaskNotFound
+from afterward.errors import CommitUnknown, DiskFull, KeyTaken, QueueUnavailable, TaskNotFound
 from afterward.events import Event, EventType
 from afterward.filter import TaskFilter
 from afterward.retry import WORKER_DIED
@@ -288,7 +288,7 @@ async def test_a_full_disk_raises_queue_full(engine: Engine, sql: Sql) -> None:
         "CREATE TRIGGER no_room BEFORE INSERT ON afterward.tasks EXECUTE FUNCTION no_room()"
     )
     try:
-        with pytest.raises(QueueFull):
+        with pytest.raises(DiskFull):
             await put(engine, task := a_task())
     finally:
         sql("DROP TRIGGER no_room ON afterward.tasks; DROP FUNCTION no_room()")

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, cast
 
@@ -723,7 +723,7 @@ async def test_two_attempts_of_a_task_never_run_at_once_in_one_worker(
 async def test_a_worker_waits_for_an_earlier_attempt_that_ends_slowly(
     engine: Engine, clock: Clock
 ) -> None:
-    """The earlier attempt cleans up for longer than GIVE_BACK_SECONDS; then the next one runs."""
+    """The earlier attempt cleans up for longer than LAST_STEP_SECONDS; then the next one runs."""
     steps = []
     cleaned = asyncio.Event()
 
@@ -745,7 +745,7 @@ async def test_a_worker_waits_for_an_earlier_attempt_that_ends_slowly(
         clock.now = NOW + LEASE
         while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
-        await asyncio.sleep(worker_module.GIVE_BACK_SECONDS + 0.1)
+        await asyncio.sleep(worker_module.LAST_STEP_SECONDS + 0.1)
         cleaned.set()
         await recorder.until(EventType.SUCCEEDED)
     assert steps == ["begins 1", "ends 1", "begins 2"]
@@ -914,8 +914,16 @@ async def test_an_idle_worker_stops_at_once(
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 60.0)
     async with working(queue_of(engine, now=clock)) as worker:
         await asyncio.sleep(0.05)
-        async with asyncio.timeout(worker_module.GIVE_BACK_SECONDS / 2):
+        async with asyncio.timeout(worker_module.LAST_STEP_SECONDS / 2):
             await worker.stop(grace=60)
+
+
+async def test_a_worker_starts_once(engine: Engine, clock: Clock) -> None:
+    """After its stop it would claim nothing, so the error comes at the second start."""
+    async with working(queue_of(engine, now=clock)) as worker:
+        pass
+    with pytest.raises(RuntimeError, match="this worker was started before: make a new one"):
+        await worker.start()
 
 
 async def test_a_task_that_a_stopping_worker_has_just_claimed_runs(
@@ -947,8 +955,8 @@ async def test_a_stop_waits_for_the_claim_under_way(
         return claimed
 
     monkeypatch.setattr(engine, "claim", claim_slowly)
-    monkeypatch.setattr(worker_module, "GIVE_BACK_SECONDS", 0.2 if grace else 30)
-    queue = queue_of(engine, wait_forever, now=clock, policy=replace(LONGEST_WAITS, attempts=1))
+    monkeypatch.setattr(worker_module, "LAST_STEP_SECONDS", 0.2 if grace else 30)
+    queue = queue_of(engine, wait_forever, now=clock)
     task = await promise(queue, wait_forever)
     worker = Worker(queue, None)
     await worker.start()
@@ -966,7 +974,7 @@ async def test_the_tasks_of_a_claim_that_outlasts_the_grace_period_are_given_bac
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If they stayed claimed, each would wait for the end of its lease, and count as crashed."""
-    monkeypatch.setattr(worker_module, "GIVE_BACK_SECONDS", 0.05)
+    monkeypatch.setattr(worker_module, "LAST_STEP_SECONDS", 0.05)
     answered = asyncio.Event()
     claim = engine.claim
 
@@ -999,7 +1007,7 @@ async def test_a_claim_that_the_database_answers_after_the_stop_of_the_engine_ex
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its tasks cannot be given back any more, so another worker re-queues them."""
-    monkeypatch.setattr(worker_module, "GIVE_BACK_SECONDS", 0.05)
+    monkeypatch.setattr(worker_module, "LAST_STEP_SECONDS", 0.05)
     database = refusing(engine)
     answered = asyncio.Event()
 
@@ -1064,7 +1072,7 @@ async def test_tasks_are_given_back_if_the_whole_program_is_cancelled(
     engine: Engine, clock: Clock
 ) -> None:
     """At a second Ctrl-C, asyncio.run cancels all asyncio tasks, and nobody calls `stop`."""
-    queue = queue_of(engine, wait_forever, now=clock, policy=replace(NO_WAITS, attempts=1))
+    queue = queue_of(engine, wait_forever, now=clock)
     recorder = EventRecorder(queue)
     task = await promise(queue, wait_forever)
     worker = Worker(queue, None)
@@ -1081,7 +1089,7 @@ async def test_tasks_are_given_back_if_the_whole_program_is_cancelled(
 async def test_an_attempt_that_cancels_itself_during_the_grace_has_the_grace_to_settle(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "GIVE_BACK_SECONDS", 0.01)
+    monkeypatch.setattr(worker_module, "LAST_STEP_SECONDS", 0.01)
     settle, stopping = engine.settle, asyncio.Event()
 
     async def settle_slowly(*arguments: Any) -> Task | None:
@@ -1124,6 +1132,54 @@ async def test_a_task_that_turns_its_cancellation_into_an_error_is_given_back_at
         await recorder.until(EventType.STARTED)
     task = await engine.get(task.id)
     assert (task.status, task.attempts, task.errors) == (Status.QUEUED, 0, 0)
+
+
+async def hide_the_cancellation(_: Context[None]) -> None:
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        raise TemporaryError("the mail may have been sent") from None
+
+
+@pytest.mark.parametrize("function", [wait_forever, hide_the_cancellation])
+async def test_a_task_with_one_attempt_does_not_run_again_after_a_stop(
+    engine: Engine, clock: Clock, function: Callable[[Context[None]], Coroutine[Any, Any, None]]
+) -> None:
+    """Its work may be done: a mail may have been sent. So the attempt counts, as after a crash."""
+    queue = queue_of(engine, function, now=clock, policy=replace(NO_WAITS, attempts=1))
+    recorder = EventRecorder(queue)
+    task = await promise(queue, function)
+    async with working(queue):
+        await recorder.until(EventType.STARTED)
+    task = await engine.get(task.id)
+    assert (task.status, task.attempts, task.errors) == (Status.FAILED, 1, 0)
+    assert error_of(task)["type"] == "WorkerStopped"
+    assert recorder.event_types == ["queued", "started", "failed"]
+
+
+async def test_a_task_with_one_attempt_is_given_back_if_its_function_was_not_called(
+    engine: Engine, clock: Clock
+) -> None:
+    """A person has retried it, but an earlier attempt of it still runs on the same worker."""
+
+    async def slow_to_end(_: Context[None]) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.Event().wait()
+
+    queue = queue_of(engine, slow_to_end, now=clock, policy=replace(NO_WAITS, attempts=1))
+    recorder = EventRecorder(queue)
+    task = await promise(queue, slow_to_end)
+    async with working(queue):
+        await recorder.until(EventType.STARTED)
+        (failed,) = await recover(engine, "another worker", now=NOW + LEASE)
+        clock.now = NOW + LEASE
+        await queue.retry(failed)
+        while (await engine.get(task.id)).status is not Status.RUNNING:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    task = await engine.get(task.id)
+    assert (failed.status, task.status, task.attempts) == (Status.FAILED, Status.QUEUED, 0)
 
 
 async def test_a_worker_stops_even_while_the_database_refuses_writes(

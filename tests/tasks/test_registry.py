@@ -26,4 +26,7 @@ def test_each_kind_of_task_is_tried_for_as_long_as_this_table_says() -> None:
     }
     kinds = registry(Settings(_env_file=None))
     bounds = {kind: (policy := kinds.policy(kind)) and policy.give_up_after for kind in kinds}
-    assert bounds == table, "registry() in app/tasks has other kinds or bounds than this table"
+    assert bounds == table, (
+        "registry() in app/tasks has other kinds or bounds than this table in "
+        "tests/tasks/test_registry.py: add yours"
+    )

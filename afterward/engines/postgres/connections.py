@@ -12,7 +12,7 @@ import asyncpg
 import structlog
 
 from afterward.engines.postgres.outages import Outages
-from afterward.errors import CannotStart, CommitUnknown, QueueFull, QueueUnavailable
+from afterward.errors import CannotStart, CommitUnknown, DiskFull, QueueUnavailable
 
 Session: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 POOL_SIZE = 5  # connections of one process, besides the one that listens
@@ -141,7 +141,7 @@ def _place(url: str) -> str:
 class Pool:
     """Keeps up to POOL_SIZE connections, and translates their errors for callers of the engine.
 
-    A session or a transaction raises QueueFull, CommitUnknown or QueueUnavailable. Errors that mean
+    A session or a transaction raises DiskFull, CommitUnknown or QueueUnavailable. Errors that mean
     a bug, in a statement or in the use of asyncpg, are raised as they are.
     """
 
@@ -226,12 +226,12 @@ def _note_misuse(session: Session, commit: _Commit) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _translate_errors() -> Iterator[_Commit]:
-    """Raise errors of the database as QueueFull, CommitUnknown or QueueUnavailable."""
+    """Raise errors of the database as DiskFull, CommitUnknown or QueueUnavailable."""
     commit = _Commit()
     try:
         yield commit
     except asyncpg.DiskFullError as error:
-        raise QueueFull from error
+        raise DiskFull from error
     except DATABASE_ERRORS as error:
         if commit.is_misuse or is_statement_error(error):
             raise

@@ -87,7 +87,7 @@ def check_database(path: Path) -> bool:
     program, or if a newer version has written it.
     """
     # If the disk failed under an earlier process, the last pages of the WAL may only be in the page
-    # cache (see forget_cached_log). Transactions that are appended behind such pages would be lost
+    # cache (see drop_cached_wal). Transactions that are appended behind such pages would be lost
     # together with them, although they are synced. So drop the cached pages, and read the WAL from
     # the disk. The database itself may stay in the cache: SQLite keeps the WAL until the pages that
     # it has copied from there are synced, and copies them again after a failure.
@@ -125,7 +125,7 @@ def _refusing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def forget_cached_log(connection: sqlite3.Connection) -> None:
+def drop_cached_wal(connection: sqlite3.Connection) -> None:
     """Drop the WAL from the page cache, so that it is read from the disk. Call after a disk error.
 
     After a failed fsync, Linux marks the pages as clean, although they are not on the disk

@@ -120,7 +120,7 @@ class SQLite(Engine):
         match writes:
             # The common case: a request adds one task and nothing else. Such requests share an
             # INSERT.
-            case Writes((task,), (), None, ()):
+            case Writes(tasks=(task,), records=(), answer=None, batch_id=None, removed=()):
                 await self._commits.run_merged(statements.insert_tasks, task)
             case _:
                 await self._commits.run(lambda connection: statements.put(connection, writes))
@@ -223,8 +223,9 @@ class SQLite(Engine):
         Raises TaskNotFound, and `refusal` if the UPDATE does not match the task.
         """
 
-        def update_task(connection: sqlite3.Connection) -> Task:
-            # Refuse before the first write, because a refusal after it splits the group commit.
+        def update_or_refuse(connection: sqlite3.Connection) -> Task:
+            # Refuse before the first write. After a write, the whole group would be rolled back,
+            # and each of its calls run again alone.
             answer = None if writes is None else writes.answer
             if answer is not None:
                 statements.check_key(connection, answer)
@@ -236,7 +237,7 @@ class SQLite(Engine):
                 statements.write(connection, writes)
             return task
 
-        return await self._commits.run(update_task)
+        return await self._commits.run(update_or_refuse)
 
     async def backlog(self) -> Backlog:
         def count(connection: sqlite3.Connection) -> Backlog:

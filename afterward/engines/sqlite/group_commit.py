@@ -2,7 +2,11 @@
 
 A commit waits until the disk has the data (fsync). This takes as long for one task as for sixty. So
 operations wait in a queue, and each transaction takes all operations that have arrived. Under load,
-durability costs a request almost nothing, and an idle app answers as fast as its disk allows.
+one fsync serves many requests. As a rule, a request waits for at most two: the one under way, and
+its own. In an idle app, it waits for one.
+
+Reads go through the same queue, because one connection runs all operations. So a read waits for the
+fsync of its group. In return, it never shows a change that a power cut could still undo.
 
 For example, requests B, C and D share one commit, because they arrive during the commit of A. Time
 runs from top to bottom, and an fsync takes 5 ms here:
@@ -10,7 +14,8 @@ runs from top to bottom, and an fsync takes 5 ms here:
             event loop                            thread of the connection
 
      0 ms   A calls run()
-            the group [A] is handed over  ---->   BEGIN, statement of A, COMMIT
+            WAKE_ITERATIONS of the loop later:
+            [A] is handed over            ---->   BEGIN, statement of A, COMMIT
      1 ms   B calls run(), and waits                 |
      2 ms   C calls run(), and waits                 | fsync
      4 ms   D calls run(), and waits                 |
@@ -21,7 +26,9 @@ runs from top to bottom, and an fsync takes 5 ms here:
     10 ms   run() returns to B, C and D   <----   B, C and D are durable
 
 If the statement of C raises an error, the transaction is rolled back. Then B, C and D run again,
-each in a transaction of its own, so that only C gets the error.
+each in a transaction of its own, so that only C gets the error. There are two exceptions. If every
+call would meet the same error, for example because the file is locked, B, C and D all get it at
+once. And a QueueError before the first write, such as TaskNotFound, is just the result of C.
 """
 
 import asyncio
@@ -34,12 +41,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from afterward.engines.sqlite.damage_check import is_damage
-from afterward.engines.sqlite.database_file import forget_cached_log
+from afterward.engines.sqlite.database_file import drop_cached_wal
 from afterward.errors import (
     CommitUnknown,
+    DiskFull,
     QueueDamaged,
     QueueError,
-    QueueFull,
     QueueUnavailable,
 )
 
@@ -54,9 +61,18 @@ CHUNK_SIZE = 100
 GATHER_ITERATIONS = 4
 
 # Wait this many loop iterations before the first commit after a rest. A new task wakes the idle
-# worker of this process, which asks for it within six iterations. So its claim joins the commit of
-# the task, and the task starts after one fsync instead of two. An iteration of an idle loop takes a
-# few microseconds.
+# worker of this process. In the seventh iteration, the worker calls `run` for its claim:
+#
+#     1. the wait for new tasks ends
+#     2. asyncio.wait notices this
+#     3. the claim loop cancels its other wait
+#     4. the other wait ends
+#     5. asyncio.gather notices this
+#     6. the claim loop starts an asyncio task for the claim
+#     7. this asyncio task calls `run`
+#
+# So the claim joins the commit of the task, and the task starts after one fsync instead of two. An
+# iteration of an idle loop takes a few microseconds.
 WAKE_ITERATIONS = 8
 
 _NOT_RUNNING = "The queue is not running."
@@ -69,7 +85,8 @@ Row = tuple[Any, ...]
 BulkOperation = Callable[[sqlite3.Connection, Sequence[ItemT]], Sequence[ResultT]]
 """Does the same for each of several items, and returns a result for each item.
 
-It executes one statement for up to CHUNK_SIZE items.
+It executes one statement for up to CHUNK_SIZE items. It may be called twice, if another operation
+of its group fails, so it has no effect outside of the connection.
 """
 
 
@@ -166,8 +183,13 @@ class GroupCommit:
         await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
 
     async def run(self, operation: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
-        """Run an operation, and return its result when its changes are durable."""
+        """Run an operation, and return its result when its changes are durable.
 
+        If another operation of the group fails, this one is rolled back and called again. So it
+        must be repeatable, and have no effect outside of the connection.
+        """
+
+        # Each call of `run` makes a new function, so `_commit` never merges two of them.
         def run_alone(
             connection: sqlite3.Connection, _: Sequence[None]
         ) -> list[ResultT | _Refusal]:
@@ -287,7 +309,7 @@ class GroupCommit:
             with contextlib.suppress(sqlite3.Error):
                 _roll_back(connection)
             if _is_disk_error(error):
-                forget_cached_log(connection)
+                drop_cached_wal(connection)
             if is_damage(error):
                 self._report_damage(error)
 
@@ -366,7 +388,7 @@ def _translate(error: Exception, may_be_written: bool) -> Exception:
         return error
     translated: QueueUnavailable
     if _is_full(error):
-        translated = QueueFull()
+        translated = DiskFull()
     elif is_damage(error):
         translated = QueueDamaged()
     elif may_be_written and _is_disk_error(error):
