@@ -22,6 +22,9 @@ Read in this order:
     signature        the arguments of a function: to JSON, and back by its annotations
     retry            when a failed task is tried again
     task             a task as it is stored, and its states
+    filter           the conditions that select tasks, for lists, counts and bulk actions
+    bulk             retries or cancels many tasks in slices
+    history          the failed attempts of a task
     errors           the errors of the queue, and the errors that tasks raise
     events           changes of tasks, for subscribers; task_log writes them as log lines
     retention        removes old tasks and stored responses
@@ -31,9 +34,10 @@ Read in this order:
     engine           the operations that a database must have; engines has SQLite and PostgreSQL
 
 Most apps need only the names of this module and of `afterward.fastapi`. An app that wires the parts
-itself, as the service of this repository does, may also use `engine`, `engines`, `errors`,
-`events`, `queue`, `registry`, `retention`, `retry`, `task`, `task_log`, `unit_of_work` and
-`worker`. The other modules, and names that begin with an underscore, may change with any version.
+itself, as the service of this repository does, may also use `bulk`, `engine`, `engines`, `errors`,
+`events`, `filter`, `history`, `queue`, `registry`, `retention`, `retry`, `task`, `task_log`,
+`unit_of_work` and `worker`. The other modules, and names that begin with an underscore, may change
+with any version.
 """
 
 from afterward.errors import (

@@ -34,14 +34,29 @@ class BacklogLimit:
 
     async def reserve(self, tasks: int) -> None:
         """Reserve a place for each task of a commit that is about to begin. Raises BacklogFull."""
+        await self._update_count(tasks)
+        if self._is_full(tasks):
+            raise BacklogFull
+        self._add(tasks)
+
+    async def reserve_up_to(self, tasks: int) -> int:
+        """Reserve at most so many places, and return their number. Raises BacklogFull for none."""
+        await self._update_count(tasks)
+        places = min(tasks, self._limit - self._unfinished)
+        if places <= 0:
+            raise BacklogFull
+        self._add(places)
+        return places
+
+    async def _update_count(self, tasks: int) -> None:
         asked_at = time.monotonic()
         if self._needs_count(tasks, asked_at):
             async with self._lock():
                 # Another request may have counted while this one waited for the lock.
                 if self._needs_count(tasks, asked_at):
                     await self._count_again()
-        if self._is_full(tasks):
-            raise BacklogFull
+
+    def _add(self, tasks: int) -> None:
         self._unfinished += tasks
         self._reserved += tasks
 

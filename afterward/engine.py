@@ -1,11 +1,13 @@
 """The operations that the queue needs from a database. `afterward.engines` implements them."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from afterward.bulk import Slice
 from afterward.events import Event, Subscriber
 from afterward.filter import FailureGroup, TaskFilter
+from afterward.retry import Bounds
 from afterward.task import Backlog, Claim, Outcome, Record, Status, Task, Writes
 
 
@@ -89,6 +91,14 @@ class Engine(Protocol):
         """
 
     @abstractmethod
+    async def list_batches(self, client: str, *, after: str | None = None, limit: int) -> list[str]:
+        """Return the ids of up to `limit` batches of a client, newest first.
+
+        `after` is the last id of the previous page. A batch is listed until retention removes the
+        last of its tasks.
+        """
+
+    @abstractmethod
     async def cancel(self, task_id: str, now: float) -> Task:
         """Cancel a queued or retrying task. Raises TaskNotFound, and TaskHasStarted otherwise."""
 
@@ -107,6 +117,13 @@ class Engine(Protocol):
         Its attempts, errors and crashes are counted from 0 again. `writes` contains an answer or is
         empty, and is written in the same transaction. Raises TaskNotFound, KeyTaken, and
         TaskNotGivenUp if the task is neither failed nor cancelled.
+        """
+
+    @abstractmethod
+    async def run_now(self, task_id: str, now: float) -> Task:
+        """Make the next attempt of a retrying task due now.
+
+        Raises TaskNotFound, and TaskNotRetrying if the task does not wait for its next attempt.
         """
 
     @abstractmethod
@@ -171,6 +188,27 @@ class Engine(Protocol):
         """
 
     @abstractmethod
+    async def change_slice(
+        self,
+        task: Task,
+        wanted: TaskFilter,
+        *,
+        limit: int,
+        bounds_of: Callable[[str], Bounds],
+        now: float,
+    ) -> Slice | None:
+        """Do the next slice of a bulk action, and write how far it came. See afterward.bulk.
+
+        `task` is the durable task of the action, as it was claimed; `wanted.allows` is the action.
+        Up to `limit` tasks are changed, in descending order of their ids. `bounds_of` returns the
+        bounds of a retried task, by its kind. If the worker has lost its claim, no task is changed,
+        and the method returns None.
+
+        A slice sets `crashes` of `task` to 0. So the durable task of an action survives any number
+        of crashes, as long as there is a slice between them.
+        """
+
+    @abstractmethod
     async def pull_forward(self, *, now: float, longest_wait: float) -> None:
         """Make each retry due that would have to wait for more than `longest_wait` seconds.
 
@@ -194,6 +232,7 @@ class Engine(Protocol):
         """Remove old tasks and old answers, at most `limit` of each, and return their number.
 
         Tasks that ended before `finished_before` are removed, failed ones before `failed_before`.
+        The record of a bulk action is removed after its task.
         """
 
     # Records: documents that are stored beside the tasks

@@ -31,6 +31,10 @@ class TaskNotGivenUp(QueueError):
     """Only a failed or a cancelled task can be retried."""
 
 
+class TaskNotRetrying(QueueError):
+    """Only a task that waits for its next attempt can be run now."""
+
+
 class QueueUnavailable(QueueError):
     """The database does not answer just now. Try again, with the same Idempotency-Key if any."""
 

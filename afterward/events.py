@@ -22,6 +22,7 @@ class EventType(StrEnum):
     RETRYING = "retrying"  # failed for now
     FAILED = "failed"  # failed for good
     CANCELLED = "cancelled"
+    PULLED_FORWARD = "pulled_forward"  # RETRYING, and its next attempt is due now: a client asked
     RECOVERED = "recovered"  # re-queued, because its worker crashed; it is RETRYING
     GIVEN_BACK = "given_back"  # its worker stopped first; it is QUEUED again
     LOST = "lost"  # it ended on a worker that had lost its claim, so nothing was written

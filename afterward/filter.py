@@ -1,7 +1,9 @@
 """TaskFilter: the conditions that select tasks, for lists, counts and actions on many tasks."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
+from afterward.bulk import Action
 from afterward.task import Status, lowest_id
 
 MOST_ABOUT = 255  # characters of a task's `about` that are stored
@@ -12,9 +14,11 @@ class TaskFilter:
     """Conditions that a task must all meet. None, or an empty tuple, is no condition.
 
     `client` is always a condition, because a client only sees its own tasks. `about` is matched
-    exactly. `error` is the group of a failed task's error (see
-    afterward.history.error_group). `since` and `until`
-    are seconds since the epoch: tasks that were created at or after `since`, and before `until`.
+    exactly. `error` is the group of a failed task's error (see afterward.history.error_group).
+    `since` and `until` are seconds since the epoch: tasks that were created at or after `since`,
+    and before `until`. `finished_by` is one more time: tasks that ended then, or earlier.
+
+    `allows` selects the tasks on which this action can act: for RETRY, failed and cancelled ones.
     """
 
     client: str = ""
@@ -26,6 +30,22 @@ class TaskFilter:
     error: str | None = None
     since: float | None = None
     until: float | None = None
+    finished_by: float | None = None
+    allows: Action | None = None
+
+    def acted_on(self, action: Action, accepted_at: float) -> "TaskFilter":
+        """Return the filter of the tasks on which an action acts that was accepted at this time.
+
+        A retry acts on the tasks that had ended by then, a cancellation on those that had been
+        created. So a task is not retried twice if it fails again during the action.
+        """
+        if action is Action.RETRY:
+            return replace(self, allows=action, finished_by=accepted_at)
+        # `until` itself is excluded, so take the next number above the time of acceptance.
+        until = math.nextafter(accepted_at, math.inf)
+        if self.until is not None:
+            until = min(until, self.until)
+        return replace(self, allows=action, until=until)
 
     @property
     def is_by_value(self) -> bool:
@@ -35,13 +55,17 @@ class TaskFilter:
     @property
     def selects_states(self) -> bool:
         """Whether tasks of some statuses are left out."""
-        return bool(self.statuses or self.error is not None)
+        return bool(self.statuses or self.error is not None or self.allows)
 
     @property
     def possible_statuses(self) -> tuple[Status, ...]:
         """The statuses that a task can have: only failed tasks are in a group of errors."""
-        statuses = self.statuses or tuple(Status)
-        return statuses if self.error is None else tuple({Status.FAILED} & {*statuses})
+        statuses = set(self.statuses or Status)
+        if self.error is not None:
+            statuses &= {Status.FAILED}
+        if self.allows is not None:
+            statuses &= set(self.allows.statuses)
+        return tuple(sorted(statuses))
 
     @property
     def first_id(self) -> str | None:
@@ -53,8 +77,10 @@ class TaskFilter:
 
         A page of tasks begins below `after`, the last id of the page before it.
         """
-        # A task of the same millisecond can be created before `until`, so go on by one.
-        until = None if self.until is None else lowest_id(self.until + 0.001)
+        # An id has the millisecond of its task. A task of the same millisecond as `until` can be
+        # created before it, so go on to the next one; and to the second, because 1 ms more can be
+        # rounded to the same millisecond.
+        until = None if self.until is None else lowest_id(self.until + 0.002)
         return min(filter(None, (after, until)), default=None)
 
 

@@ -4,6 +4,7 @@ An attempt that succeeds adds nothing, because the row has its start, its end an
 """
 
 import json
+from typing import Any
 
 from afterward.task import Task, to_json
 
@@ -38,4 +39,13 @@ def with_failure(task: Task, error: str | None, ended_at: float) -> str:
         "worker": task.owner,
         "error": None if error is None else json.loads(error),
     }
-    return to_json([*json.loads(task.history or "[]"), attempt][-MOST_KEPT:])
+    return to_json([*_attempts(task.history), attempt][-MOST_KEPT:])
+
+
+def _attempts(history: str | None) -> list[Any]:
+    """Parse a stored history. A damaged one is dropped, because the outcome must be written."""
+    try:
+        attempts = json.loads(history or "[]")
+    except ValueError:
+        return []
+    return attempts if isinstance(attempts, list) else []

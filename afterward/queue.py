@@ -1,20 +1,25 @@
 """The queue: commit, cancel and retry tasks, and tell subscribers of each change."""
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from afterward.backlog_limit import BacklogLimit
+from afterward.bulk import SLICE, Action, Slice
 from afterward.engine import Engine
 from afterward.events import Events, EventType
+from afterward.filter import TaskFilter
 from afterward.registry import Registry
-from afterward.retry import RetryPolicy
+from afterward.retry import Bounds, RetryPolicy
 from afterward.task import Answer, Task, Writes
 from afterward.unit_of_work import Context, UnitOfWork
 
 P = ParamSpec("P")
 ToolsT = TypeVar("ToolsT")
+
+EVENTS_AT_ONCE = 50  # then other work gets a chance to run, because each subscriber takes some time
 
 
 class Queue(Generic[ToolsT]):
@@ -152,6 +157,17 @@ class Queue(Generic[ToolsT]):
         self.events.emit(EventType.CANCELLED, task)
         return task
 
+    async def run_now(self, task_id: str) -> Task:
+        """Make the next attempt of a task due now. A worker begins it as soon as it has a slot.
+
+        If the service that the task needs is away, its worker waits for the end of the pause.
+        Raises TaskNotFound, TaskNotRetrying if the task does not wait for its next attempt, and
+        QueueUnavailable.
+        """
+        task = await self.engine.run_now(task_id, self.now())
+        self.events.emit(EventType.PULLED_FORWARD, task)
+        return task
+
     async def retry(self, task: Task, answer: Answer | None = None) -> Task:
         """Queue a failed or cancelled task again, with all of its attempts or its time.
 
@@ -173,3 +189,44 @@ class Queue(Generic[ToolsT]):
             self._backlog_limit.release(1)
         self.events.emit(EventType.QUEUED, task)
         return task
+
+    async def change_slice(self, task: Task, wanted: TaskFilter) -> Slice | None:
+        """Do the next slice of a bulk action: retry or cancel up to 200 tasks.
+
+        A durable task calls this until the slice is the last one. `task` is that task, as the
+        worker claimed it, and `wanted` is a filter made by TaskFilter.acted_on. Returns None if the
+        worker has lost its claim; then nothing was changed.
+
+        With fewer places than 200 in the backlog, fewer tasks are retried. Raises BacklogFull if
+        there is none, and QueueUnavailable. After CommitUnknown, the next call goes on where this
+        one has come to. Raises ValueError for a filter without an action.
+        """
+        if wanted.allows is None:
+            raise ValueError("call TaskFilter.acted_on, which says what is done to the tasks")
+        retries = wanted.allows is Action.RETRY
+        limit = await self._backlog_limit.reserve_up_to(SLICE) if retries else SLICE
+        now = self.now()
+
+        def bounds_of(kind: str) -> Bounds:
+            return self.policy_of(kind).bounds(now)
+
+        try:
+            piece = await self.engine.change_slice(
+                task, wanted, limit=limit, bounds_of=bounds_of, now=now
+            )
+        finally:
+            self._backlog_limit.release(limit if retries else 0)
+        if piece is not None:
+            event_type = EventType.QUEUED if retries else EventType.CANCELLED
+            await self._emit_all(event_type, piece.changed)
+        return piece
+
+    async def _emit_all(self, event_type: EventType, tasks: Iterable[Task]) -> None:
+        """Emit an event for each task, with pauses for other work.
+
+        The oldest task comes first. Workers claim in this order, so STARTED comes after QUEUED.
+        """
+        for number, task in enumerate(sorted(tasks, key=lambda task: task.id), 1):
+            self.events.emit(event_type, task)
+            if number % EVENTS_AT_ONCE == 0:
+                await asyncio.sleep(0)

@@ -19,11 +19,15 @@ class TaskKind:
 
     `about` names a parameter of the function. Its value is stored with each task, so that people
     find the tasks that are about it: all mails to a recipient, all tasks of an upload.
+
+    An `urgent` task begins before all tasks that wait already. For example, a task that cancels
+    waiting tasks would come too late behind them.
     """
 
     function: Function
     retry: RetryPolicy | None = None
     about: str | None = None
+    urgent: bool = False
 
 
 class Registry(Generic[ToolsT]):
@@ -91,6 +95,10 @@ class Registry(Generic[ToolsT]):
         """Return the retry policy of this kind; None if it has none of its own, or is unknown."""
         kind = self._kinds.get(name)
         return kind.retry if kind else None
+
+    def is_urgent(self, name: str) -> bool:
+        """Return whether tasks of this kind begin before others. Raises KeyError without it."""
+        return self._kinds[name].urgent
 
 
 def _name_of(function: Function) -> str:

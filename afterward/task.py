@@ -21,6 +21,7 @@ class Status(StrEnum):
 
 
 WAITING = (Status.QUEUED, Status.RETRYING)
+GIVEN_UP = (Status.FAILED, Status.CANCELLED)
 FINISHED = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
 ANSWERS_LIVE_SECONDS = 24 * 3600.0  # a stored response, for repeated requests
 
@@ -131,7 +132,7 @@ class Backlog:
     """The number of tasks in each state, and the due time of the oldest waiting task."""
 
     counts: dict[Status, int]
-    oldest_due_at: float | None
+    oldest_due_at: float | None  # not before its creation, if the task is urgent
 
 
 class _Sequence:

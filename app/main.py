@@ -23,6 +23,7 @@ from app.api.health_checks import Health
 from app.api.middleware import RequestEnvelope
 from app.api.routes import (
     batches,
+    bulk,
     documentation,
     health,
     inbox,
@@ -59,6 +60,7 @@ ROUTERS = [
         batches,
         uploads,
         tasks,
+        bulk,
         tutorial,
         health,
         inbox,
@@ -156,7 +158,7 @@ async def run(settings: Settings) -> AsyncIterator[State]:
             queue.events.subscribe(receive)
 
         # 5. The worker, if this process has one
-        tools = Tools(mailer, settings.mail_from, recipients, store, pictures, engine)
+        tools = Tools(mailer, settings.mail_from, recipients, store, pictures, engine, queue)
         worker = await _start_worker(settings, queue, tools)
 
         # 6. The stop. A signal begins it at once. Otherwise the server would first wait for its

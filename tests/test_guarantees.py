@@ -9,7 +9,7 @@ from tests.support.service import ROOT
 from tests.support.torture import row_of, rows
 
 ROWS = [f"F{number}" for number in range(1, 26)] + [f"S{number}" for number in range(1, 18)]
-ROWS += ["F27", "F28", "F29", "F30", "S18"]
+ROWS += ["F27", "F28", "F29", "F30", "F31", "S18"]
 MODULES: dict[str, list[Path]] = {}
 for path in sorted((ROOT / "tests").glob("*/test_*.py")):
     if row := row_of(path.as_posix()):

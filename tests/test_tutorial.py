@@ -31,7 +31,10 @@ STEPS = _STEP.findall(TUTORIAL)
 
 # The steps cannot be applied to a tree in which a reader has followed them, perhaps with a task of
 # their own: some lines that the steps show are changed, and others are there already.
-SERVICE = {"send_email", "save_upload", "make_thumbnail", "remove_upload", "save_data"}
+SERVICE = {
+    *("send_email", "save_upload", "make_thumbnail", "remove_upload", "save_data"),
+    *("retry_tasks", "cancel_tasks"),
+}
 OWN = sorted(set(registry(Settings(_env_file=None))) - SERVICE)
 
 pytestmark = [

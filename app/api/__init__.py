@@ -3,6 +3,8 @@
 route               ServiceRoute, the route class: strict JSON, and turns with the tasks
 dependencies        the parameters of routes, as Annotated aliases
 schemas             the JSON of requests and responses
+task_filters        the filters of tasks, as the list and the bulk actions take them
+task_actions        counts the tasks of a bulk action, and queues the action
 json_body           reads strict JSON, and checks the headers of a body
 errors              answers errors with problem+json (RFC 9457)
 middleware          the id of a request, the prefix of a proxy, HEAD, unexpected errors

@@ -27,6 +27,7 @@ from afterward.errors import (
     TaskHasStarted,
     TaskNotFound,
     TaskNotGivenUp,
+    TaskNotRetrying,
 )
 from afterward.fastapi import IdempotencyKeyReused
 from app.api.schemas import Problem as ProblemSchema
@@ -52,6 +53,7 @@ _STATUS: dict[type[Exception], HTTPStatus] = {
     NoSuchUpload: HTTPStatus.NOT_FOUND,
     TaskHasStarted: HTTPStatus.CONFLICT,
     TaskNotGivenUp: HTTPStatus.CONFLICT,
+    TaskNotRetrying: HTTPStatus.CONFLICT,
     UploadTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     BacklogFull: HTTPStatus.SERVICE_UNAVAILABLE,
     CommitUnknown: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -166,8 +166,10 @@ class FailedAttempt(BaseModel):
     """An attempt that failed, or that ended because its worker crashed."""
 
     attempt: int
-    started_at: datetime
-    seconds: float
+    started_at: datetime | None
+    seconds: Annotated[
+        float | None, Field(description="Null after a crash, because the length is unknown.")
+    ]
     worker: str | None
     error: TaskFailure | None
 
@@ -180,8 +182,10 @@ class TaskDetail(TaskView):
     @classmethod
     def of(cls, task: Task, **more: Any) -> Self:
         """Return the public fields of a task, and its history."""
-        attempts = json.loads(task.history or "[]")
-        return super().of(task, history=attempts, **more)
+        try:
+            return super().of(task, history=json.loads(task.history or "[]"), **more)
+        except ValueError:  # the stored history is damaged, but the task can still be shown
+            return super().of(task, history=[], **more)
 
 
 class BatchTask(BaseModel):

@@ -1,11 +1,12 @@
 """The filters of tasks, as the list, the actions on many tasks and the pages take them."""
 
 import re
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from afterward.filter import MOST_ABOUT, TaskFilter
+from afterward.filter import TaskFilter, storable_about
 from afterward.task import Status
 from app.api.schemas import SearchText
 
@@ -23,10 +24,6 @@ def _check_date_time(text: object) -> object:
             "In a URL, write + as %2B"
         )
     return text
-
-
-def _without_empty(text: object) -> object:
-    return None if text == "" else text
 
 
 Statuses = Annotated[
@@ -52,7 +49,7 @@ class TaskFilters(BaseModel):
         Annotated[
             SearchText,
             Field(
-                max_length=MOST_ABOUT,
+                max_length=1000,
                 description="Matched exactly: the recipient of a mail, or the id of an upload.",
             ),
         ]
@@ -65,8 +62,8 @@ class TaskFilters(BaseModel):
             SearchText,
             Field(
                 max_length=200,
-                description="A group of failed tasks: the type of the error, with its SMTP code if it "
-                "has one.",
+                description="A group of failed tasks: the type of the error, and its SMTP code if "
+                "it has one.",
                 examples=["PermanentError 550"],
             ),
         ]
@@ -81,10 +78,19 @@ class TaskFilters(BaseModel):
             client=client,
             statuses=tuple(map(Status, self.status.split(","))) if self.status else (),
             kind=self.kind,
-            about=self.about,
+            about=storable_about(self.about),
             batch_id=self.batch_id,
             request_id=self.request_id,
             error=self.error,
-            since=None if self.since is None else self.since.timestamp(),
-            until=None if self.until is None else self.until.timestamp(),
+            since=None if self.since is None else _seconds(self.since),
+            until=None if self.until is None else _seconds(self.until),
         )
+
+
+def _seconds(at: datetime) -> float:
+    """Return a time in seconds since the epoch, for the comparison with `created_at`.
+
+    The API shows `created_at` rounded to microseconds. A task that was created at 0.1234564 s is
+    shown with 0.123456 s, one from 0.1234556 s too; and `since` that time includes both.
+    """
+    return at.timestamp() - 0.5e-6

@@ -9,6 +9,7 @@ good. To add a promise, write an `async def` whose first parameter is a Context,
     uploads          save_upload, make_thumbnail, remove_upload
     pending_uploads  uploads that have begun and are not committed
     data             save_data
+    bulk             retry_tasks, cancel_tasks: many tasks, in slices
     courtesies       write_log and the other functions that BackgroundTasks runs
     clean_up         removes old tasks and abandoned uploads, every ten seconds
     log_file         a text file to which courtesies append lines
@@ -17,7 +18,8 @@ good. To add a promise, write an `async def` whose first parameter is a Context,
 
 from afterward.registry import Registry, TaskKind
 from app.settings import Settings
-from app.tasks import mail, uploads
+from app.tasks import bulk, mail, uploads
+from app.tasks.bulk import cancel_tasks, retry_tasks
 from app.tasks.data import save_data
 from app.tasks.mail import send_email
 from app.tasks.tools import Tools
@@ -27,10 +29,13 @@ from app.tasks.uploads import make_thumbnail, remove_upload, save_upload
 def registry(settings: Settings) -> Registry[Tools]:
     """Return the registry of all durable tasks. A task without a policy here has the queue's."""
     upload_retry = uploads.retry_policy(settings)
+    bulk_retry = bulk.retry_policy(settings)
     return Registry(
         TaskKind(send_email, retry=mail.retry_policy(settings), about="recipient"),
         TaskKind(save_upload, retry=upload_retry, about="upload_id"),
         TaskKind(make_thumbnail, retry=upload_retry, about="upload_id"),
         TaskKind(remove_upload, retry=upload_retry, about="upload_id"),
         TaskKind(save_data, about="user_id"),
+        TaskKind(retry_tasks, retry=bulk_retry, urgent=True),
+        TaskKind(cancel_tasks, retry=bulk_retry, urgent=True),
     )

@@ -41,6 +41,8 @@ PROMISES = [
     Call("/save-data/?user_id=ada", {"json": {"colour": "green"}}, "save_data"),
     Call("/items/7", kind="send_email"),
     upload_of(),
+    Call("/tasks/retry", {"json": {"filter": {"kind": "send_email"}}}, "retry_tasks"),
+    Call("/tasks/cancel", {"json": {"filter": {"kind": "save_data"}}}, "cancel_tasks"),
 ]
 COURTESIES = [
     Call("/multiple-tasks/"),

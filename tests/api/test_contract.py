@@ -27,6 +27,10 @@ TASK = QUEUED - {"message"} | {
     "progress",
     "result",
     "error",
+    "about",
+    "batch_id",
+    "request_id",
+    "worker",
 }
 UPLOAD = {"id", "filename", "size", "sha256", "content_type"}
 SHA256_OF_HELLO = "185f8db32271fe25f561a6fc938b2e264306ec304eda518007d1764826381969"
@@ -80,9 +84,10 @@ def test_the_location_header_leads_to_the_task(client: TestClient, call: Call) -
     response = call.send(client)
     task = wait_for(client, response.json()["id"], call.ends)
     assert client.get(response.headers["location"]).json() == task
-    assert task.keys() == TASK
+    assert task.keys() == TASK | {"history"}
     assert task["attempts"] == 1
     assert (task["error"] is None) == (call.ends == "succeeded")
+    assert not task["history"] or call.ends != "succeeded"
     # The bound is that of the kind's policy; tests/tasks/test_registry.py has a table of them.
     policy = registry(Settings(_env_file=None)).policy(str(call.kind)) or RetryPolicy()
     by_time = policy.give_up_after is not None
@@ -179,7 +184,9 @@ def test_tasks_are_listed_in_pages(client: TestClient) -> None:
     wait_for(client, queued["id"])
     page = client.get("/tasks").json()
     assert page.keys() == {"data", "has_more"}
-    assert page["data"] == [client.get(f"/tasks/{queued['id']}").json()]
+    read = client.get(f"/tasks/{queued['id']}").json()
+    assert read.pop("history") == []
+    assert page["data"] == [read]
 
 
 def test_an_upload_is_listed_and_read_with_its_status(client: TestClient) -> None:

@@ -42,7 +42,7 @@ class Published:
         """Return the path of a route, with the ids of existing things in it."""
         for name in PARAMETER.findall(path):
             assert name in self.places, f"add an example of {{{name}}} to the fixture `published`"
-        return path.format_map(self.places)
+        return PARAMETER.sub(lambda match: self.places[match[1]], path)
 
 
 @pytest.fixture(scope="module")

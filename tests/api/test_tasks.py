@@ -1,18 +1,24 @@
 """The routes of tasks: lists, cancellation, retries, and event streams."""
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
+from afterward.filter import storable_about
 from tests.api.requests import problem_of
+from tests.support.gate import bearing, served
 from tests.support.service import PATIENCE, Json, Service, wait_for
 from tests.support.smtp_server import SmtpServer
+from tests.support.stored import crash, failed_tasks, put_tasks
 
 NOWHERE: Json = {"smtp_port": 1, "catcher": False}  # no server listens on port 1
 
@@ -79,6 +85,168 @@ def test_tasks_can_be_filtered_by_status_and_by_kind(idle_client: TestClient) ->
         f"status=queued&after={queued}": [saved],
     }.items():
         assert ids(idle_client.get(f"/tasks?{query}")) == found, query
+
+
+def test_each_filter_selects_the_tasks_that_match_exactly(idle_client: TestClient) -> None:
+    (mine,) = put_tasks(
+        idle_client, 1, about="ada@example.com", batch_id="batch-1", request_id="request-1"
+    )
+    others = put_tasks(
+        idle_client, 2, about="adam@example.com", batch_id="batch-10", request_id="request-10"
+    )
+    (failed,) = failed_tasks(idle_client, 1, smtp_code=550, about="grace@example.com")
+    (other,) = failed_tasks(idle_client, 1, smtp_code=551)
+    for query, found in {
+        "about=ada@example.com": [mine],
+        "about=ADA@example.com": [],
+        "about=ada": [],
+        "batch_id=batch-1": [mine],
+        "request_id=request-1": [mine],
+        "request_id=request-1&about=grace@example.com": [],
+        "error=PermanentError+550": [failed],
+        "error=PermanentError%20550&kind=retired": [failed],
+        "error=PermanentError": [],
+        "error=PermanentError+550&status=queued": [],
+        "status=queued,failed": [other, failed, *others, mine],
+        "status=failed,failed": [other, failed],
+        "status=queued&about=ada@example.com": [mine],
+        "status=running": [],
+    }.items():
+        assert ids(idle_client.get(f"/tasks?{query}")) == [task.id for task in found], query
+
+
+def test_tasks_can_be_filtered_by_the_time_of_their_creation(idle_client: TestClient) -> None:
+    """`since` is included, and `until` is not. Any offset from UTC is understood."""
+    first, second = queue_mails(idle_client)[0], queue_mails(idle_client)[0]
+    at = idle_client.get(f"/tasks/{second}").json()["created_at"]
+    same = datetime.fromisoformat(at).astimezone(timezone(timedelta(hours=5, minutes=30)))
+    for time in (at, at.replace("T", " "), at.lower(), same.isoformat()):
+        for query, found in {
+            "since": [second],
+            "until": [first],
+            "status=queued&since": [second],
+            "kind=send_email&until": [first],
+        }.items():
+            assert ids(idle_client.get(f"/tasks?{query}={quote(time)}")) == found, (query, time)
+    assert ids(idle_client.get(f"/tasks?since={quote(at)}&until={quote(at)}")) == []
+    assert ids(idle_client.get("/tasks?since=0001-01-01T00:00:00%2B14:00")) == [second, first]
+    assert ids(idle_client.get("/tasks?until=9999-12-31T23:59:59-14:00")) == [second, first]
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer"),
+    [
+        ("status=lost", "/status"),
+        ("status=queued,lost", "/status"),
+        ("status=queued,,failed", "/status"),
+        ("status=queued%20", "/status"),
+        ("status=queued%0A", "/status"),
+        ("status=", "/status"),
+        ("since=yesterday", "/since"),
+        ("since=1700000000", "/since"),
+        ("since=2026-01-31", "/since"),
+        ("since=2026-01-31T12:00:00", "/since"),
+        ("since=2026-01-31T12:00:00+01:00", "/since"),  # + is a space here
+        ("until=2026-02-30T12:00:00Z", "/until"),
+        ("until=2026-01-31T25:00:00Z", "/until"),
+        ("until=2026-01-31T12:00:00Z%00", "/until"),
+        ("about=%00", "/about"),
+        (f"about={'a' * 1001}", "/about"),
+        ("batch_id=%00", "/batch_id"),
+        (f"batch_id={'a' * 101}", "/batch_id"),
+        ("request_id=%00", "/request_id"),
+        ("error=%00", "/error"),
+        ("kind=%00", "/kind"),
+        ("limit=0", "/limit"),
+        ("limit=101", "/limit"),
+        ("after=task", "/after"),
+    ],
+)
+def test_a_filter_that_cannot_be_understood_is_refused(
+    idle_client: TestClient, query: str, pointer: str
+) -> None:
+    problem = problem_of(idle_client.get(f"/tasks?{query}"), 422)
+    assert [error["pointer"] for error in problem["errors"]] == [pointer]
+
+
+def test_tasks_are_found_by_a_long_recipient(idle_client: TestClient) -> None:
+    """The first 255 characters are stored, so the filter compares as many."""
+    about = storable_about("ä" * 300)
+    (task,) = put_tasks(idle_client, 1, about=about)
+    assert ids(idle_client.get(f"/tasks?about={'ä' * 300}")) == [task.id]
+    assert ids(idle_client.get(f"/tasks?about={'ä' * 255}")) == [task.id]
+    assert ids(idle_client.get(f"/tasks?about={'ä' * 254}")) == []
+
+
+def test_filters_show_no_task_of_another_client(tmp_path: Path) -> None:
+    with served(tmp_path, worker_concurrency=0, api_keys="ada: ada-key, eve: eve-key") as client:
+        put_tasks(client, 1, client="ada", about="a", batch_id="b", request_id="r")
+        failed_tasks(client, 1, client="ada", smtp_code=550)
+        for query in ("", "about=a", "batch_id=b", "request_id=r", "error=PermanentError+550"):
+            mine = client.get(f"/tasks?{query}", headers=bearing("ada-key"))
+            others = client.get(f"/tasks?{query}", headers=bearing("eve-key"))
+            assert (len(ids(mine)) > 0, ids(others)) == (True, []), query
+
+
+# One task.
+
+
+def test_a_mail_is_about_its_recipient_and_an_upload_about_its_id(client: TestClient) -> None:
+    response = client.post("/send-email/?email=Ada@example.COM", headers={"X-Request-ID": "7f3a"})
+    mail = wait_for(client, response.json()["id"])
+    assert (mail["about"], mail["request_id"]) == ("Ada@example.com", "7f3a")
+    assert mail["batch_id"] is None
+    assert re.fullmatch(r".+:\d+:[0-9a-f]{12}", mail["worker"])
+    uploaded = client.post("/upload", files={"file": ("a.txt", b"Hello")}).json()
+    upload = wait_for(client, uploaded["id"])
+    assert upload["about"] == uploaded["upload"]["id"]
+    assert ids(client.get(f"/tasks?about={upload['about']}")) == [upload["id"]]
+    assert ids(client.get("/tasks?request_id=7f3a")) == [mail["id"]]
+
+
+def test_a_waiting_task_has_no_worker_and_no_history(idle_client: TestClient) -> None:
+    (task_id,) = queue_mails(idle_client)
+    task = idle_client.get(f"/tasks/{task_id}").json()
+    assert (task["worker"], task["history"]) == (None, [])
+
+
+def test_a_task_tells_its_failed_attempts_and_the_list_does_not(
+    tmp_path: Path, smtp_server: SmtpServer
+) -> None:
+    smtp_server.always["rcpt"] = "451 4.7.1 Greylisted"
+    settings = {"catcher": False, "smtp_port": smtp_server.port, "retry_base_seconds": 0.001}
+    with served(tmp_path, **settings) as client:
+        (task_id,) = queue_mails(client)
+        while len(client.get(f"/tasks/{task_id}").json()["history"]) < 3:
+            pass
+        del smtp_server.always["rcpt"]
+        task = wait_for(client, task_id)
+        assert "history" not in client.get("/tasks").json()["data"][0]
+    history = task["history"]
+    assert [attempt["attempt"] for attempt in history] == [*range(1, len(history) + 1)][-20:]
+    for attempt in history:
+        assert attempt.keys() == {"attempt", "started_at", "seconds", "worker", "error"}
+        assert attempt["seconds"] >= 0
+        assert attempt["worker"] == task["worker"]
+        assert attempt["error"]["smtp_code"] == 451
+        assert attempt["started_at"].endswith("Z")
+
+
+def test_an_attempt_that_ended_with_a_crash_has_no_length(idle_client: TestClient) -> None:
+    (task,) = put_tasks(idle_client, 1)
+    crash(idle_client, task)
+    (attempt,) = idle_client.get(f"/tasks/{task.id}").raise_for_status().json()["history"]
+    assert (attempt["attempt"], attempt["seconds"]) == (1, None)
+    assert attempt["error"]["type"] == "WorkerDied"
+
+
+@pytest.mark.parametrize("history", ["{", "1", '[{"attempt": "no number"}]', "[null]"])
+def test_a_damaged_history_is_left_out(tmp_path: Path, history: str) -> None:
+    with served(tmp_path, worker_concurrency=0) as client:
+        (task,) = put_tasks(client, 1)
+        with closing(sqlite3.connect(tmp_path / "queue.db")) as database, database:
+            database.execute("UPDATE tasks SET history = ?", (history,))
+        assert client.get(f"/tasks/{task.id}").raise_for_status().json()["history"] == []
 
 
 # Cancel.
@@ -168,7 +336,7 @@ def test_the_stream_of_a_task_goes_on_until_the_task_is_finished(service: Servic
     with events(service, f"/tasks/{task_id}/events") as changes:
         seen = list(changes)
     assert {task["id"] for task in seen} == {task_id}
-    assert seen[-1] == service.get(f"/tasks/{task_id}").json()
+    assert seen[-1] | {"history": []} == service.get(f"/tasks/{task_id}").json()
     assert seen[-1]["status"] == "succeeded"
 
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -128,8 +127,8 @@ async def an_hour_of(begin: Trouble, end: Trouble, directory: Path, policy: Retr
     async with opened(directory / "queue.db") as engine, SmtpServer() as server:
         await begin(server)
         mailer = Mailer(host="127.0.0.1", port=server.port, connections=CONNECTIONS)
-        tools = _tools(mailer, directory, engine)
         queue = Queue(engine, Registry[Tools](TaskKind(send_email, policy)), policy, now=clock)
+        tools = _tools(mailer, directory, queue)
         queue.events.subscribe(TaskLog(now=clock).write)
         worker = Worker(queue, tools, concurrency=WORKER_CONCURRENCY)
         collected = queue.collect()
@@ -169,9 +168,9 @@ async def _work(worker: Worker[Tools], clock: Clock, *, until: float) -> None:
         clock.now += STEP
 
 
-def _tools(mailer: Mailer, directory: Path, engine: Any) -> Tools:
+def _tools(mailer: Mailer, directory: Path, queue: Queue[Tools]) -> Tools:
     store = open_store(f"file:{directory}/uploads")
-    return Tools(mailer, SENDER, Recipients(), store, Pictures(), engine)
+    return Tools(mailer, SENDER, Recipients(), store, Pictures(), queue.engine, queue)
 
 
 def test_a_short_real_outage_fails_no_mail(tmp_path: Path, tried: Tried) -> None:

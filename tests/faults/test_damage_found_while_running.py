@@ -154,7 +154,7 @@ async def refuses_new_work(engine: SQLite, task_id: str) -> None:
         put(engine, a_task()),
         retry(engine, task_id, NOW, Writes()),
         claim(engine),
-        engine.purge(finished_before=NOW, answered_before=NOW, limit=10),
+        engine.purge(finished_before=NOW, failed_before=NOW, answered_before=NOW, limit=10),
         engine.check(),
     ):
         with pytest.raises(QueueDamaged):

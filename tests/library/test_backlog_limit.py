@@ -164,3 +164,16 @@ async def pauses(number: int) -> None:
     """Let other tasks of the loop run for so many iterations."""
     for _ in range(number):
         await asyncio.sleep(0)
+
+
+async def test_as_many_places_are_reserved_as_there_are() -> None:
+    tasks = Tasks(unfinished=7)
+    limit = BacklogLimit(tasks.count, 10)
+    assert await limit.reserve_up_to(2) == 2
+    await tasks.put(2)
+    limit.release(2)
+    assert await limit.reserve_up_to(500) == 1
+    with pytest.raises(BacklogFull):
+        await limit.reserve_up_to(500)
+    limit.release(1)  # its commit has failed
+    assert await limit.reserve_up_to(500) == 1

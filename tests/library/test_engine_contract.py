@@ -387,7 +387,7 @@ async def test_a_retry_that_would_wait_too_long_is_pulled_forward(engine: Engine
 async def test_a_claim_takes_tasks_of_the_named_kinds_only(engine: Engine) -> None:
     """The oldest tasks of all named kinds come first; tasks of other kinds wait unchanged."""
     greeting, mail, old = a_task(), a_task(kind="send_email"), a_task(due_at=NOW - 9)
-    unknown = a_task(kind="unknown", due_at=NOW - 99)
+    unknown = a_task(kind="unknown", at=NOW - 99)
     await put(engine, greeting, mail, unknown, old)
 
     async def claim_kinds(*kinds: str, limit: int = 9) -> list[str]:
@@ -958,12 +958,25 @@ async def test_a_purge_removes_at_most_its_limit_of_each_kind(engine: Engine) ->
 
 async def test_the_backlog_says_since_when_its_oldest_task_is_due(engine: Engine) -> None:
     assert (await engine.backlog()).oldest_due_at is None
-    await put(engine, a_task(due_at=NOW - 5), a_task(due_at=NOW - 9))
+    await put(engine, a_task(at=NOW - 9, due_at=NOW - 5), a_task(at=NOW - 9))
     assert (await engine.backlog()).oldest_due_at == NOW - 9
     await claim_one(engine)
     backlog = await engine.backlog()
     assert backlog.oldest_due_at == NOW - 5
     assert (backlog.counts[Status.QUEUED], backlog.counts[Status.RUNNING]) == (1, 1)
+
+
+async def test_an_urgent_task_is_claimed_first_and_waits_since_its_creation(
+    engine: Engine,
+) -> None:
+    """It is due long before it was created, but that is not how long it waits."""
+    urgent = a_task(kind="work", at=NOW + 5, due_at=NOW - 365 * DAY)
+    await put(engine, a_task(), urgent)
+    assert (await engine.backlog()).oldest_due_at == NOW
+    assert (await claim_one(engine, now=NOW + 5)).id == urgent.id
+    await claim_one(engine, now=NOW + 5)
+    await put(engine, a_task(kind="work", at=NOW + 9, due_at=NOW - 365 * DAY))
+    assert (await engine.backlog()).oldest_due_at == NOW + 9
 
 
 async def test_the_backlog_counts_exactly_after_any_operations(engine: Engine) -> None:

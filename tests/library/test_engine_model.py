@@ -26,17 +26,23 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from afterward.bulk import Action
 from afterward.engine import Engine
-from afterward.errors import BatchNotFound, TaskHasStarted, TaskNotFound, TaskNotGivenUp
+from afterward.errors import (
+    BatchNotFound,
+    TaskHasStarted,
+    TaskNotFound,
+    TaskNotGivenUp,
+    TaskNotRetrying,
+)
 from afterward.filter import TaskFilter
 from afterward.history import MOST_KEPT
-from afterward.retry import MAX_CRASHES, WORKER_DIED
-from afterward.task import FINISHED, WAITING, Outcome, Status, Task, Writes
+from afterward.retry import MAX_CRASHES, WORKER_DIED, Bounds
+from afterward.task import FINISHED, GIVEN_UP, WAITING, Outcome, Status, Task, Writes
 from tests.library import time_machine
 from tests.library.support import KINDS, LEASE, NOW, a_task, in_batch
 from tests.support.torture import LONG, form
 
-GIVEN_UP = (Status.FAILED, Status.CANCELLED)
 KIND = st.sampled_from(KINDS[:3])
 BOUNDS = st.none() | st.integers(1, 5)
 OWNERS = st.sampled_from(["worker-1", "worker-2"])
@@ -87,6 +93,7 @@ class _EngineMachine(RuleBasedStateMachine):
         self.batches: dict[str, list[str]] = {}
         self.removed: dict[str, Status] = {}
         self.failures = Counter[str]()  # failed attempts of each task
+        self.actions: dict[str, tuple[str, int]] = {}  # the cursor and the count of each action
         self.now = NOW
 
     def ask(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -109,9 +116,9 @@ class _EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.model) < 2)
     @rule(target=ids, number=st.integers(1, 2))
     def put_batch(self, number: int) -> MultipleResults[str]:
-        tasks = [a_task(at=self.now) for _ in range(number)]
-        batch_id = f"batch of {tasks[0].id}"
-        self.ask(self.engine.put(Writes(in_batch(batch_id, *tasks))))
+        batch_id = f"batch {len(self.batches):03}"
+        tasks = in_batch(batch_id, *(a_task(at=self.now) for _ in range(number)))
+        self.ask(self.engine.put(Writes(tasks)))
         self.model |= {task.id: task for task in tasks}
         self.batches[batch_id] = [task.id for task in tasks]
         return multiple(*self.batches[batch_id])
@@ -217,7 +224,7 @@ class _EngineMachine(RuleBasedStateMachine):
                 status=ending,
                 attempts=claimed.attempts - (not counts),
                 errors=claimed.errors + unexpected,
-                crashes=0 if counts else claimed.crashes,
+                crashes=0 if counts else self.model[claimed.id].crashes,
                 due_at=self.now,
                 finished_at=self.now if ending in FINISHED else None,
                 result="1",
@@ -249,21 +256,60 @@ class _EngineMachine(RuleBasedStateMachine):
             task_id, self.now, Writes(), max_attempts=max_attempts, gives_up_at=gives_up_at
         )
         if self.done(retrying, refusal):
-            self.change(
-                task_id,
-                max_attempts=max_attempts,
-                gives_up_at=gives_up_at,
-                status=Status.QUEUED,
-                attempts=0,
-                errors=0,
-                crashes=0,
-                due_at=self.now,
-                started_at=None,
-                finished_at=None,
-                progress=None,
-                result=None,
-                error=None,
+            self.begin_anew(task_id, max_attempts, gives_up_at)
+
+    def begin_anew(self, task_id: str, max_attempts: int | None, gives_up_at: float | None) -> None:
+        self.change(
+            task_id,
+            max_attempts=max_attempts,
+            gives_up_at=gives_up_at,
+            status=Status.QUEUED,
+            attempts=0,
+            errors=0,
+            crashes=0,
+            due_at=self.now,
+            started_at=None,
+            finished_at=None,
+            progress=None,
+            result=None,
+            error=None,
+        )
+
+    @rule(task_id=ids)
+    def run_now(self, task_id: str) -> None:
+        refusal = self.refusal(task_id, (Status.RETRYING,), TaskNotRetrying)
+        if self.done(self.engine.run_now(task_id, self.now), refusal):
+            self.change(task_id, due_at=self.now)
+
+    @rule(claimed=claims, action=st.sampled_from(Action), limit=st.integers(1, 2))
+    def change_slice(self, claimed: Task, action: Action, limit: int) -> None:
+        """Let any running task act as the durable task of a bulk action."""
+        cursor, done = self.actions.get(claimed.id, ("~", 0))
+        below = [task_id for task_id in self.model if task_id < cursor][::-1]
+        found = [task_id for task_id in below if self.model[task_id].status in action.statuses]
+        piece = self.runner.run(
+            self.engine.change_slice(
+                claimed,
+                TaskFilter().acted_on(action, self.now),
+                limit=limit,
+                bounds_of=lambda _: Bounds(max_attempts=5),
+                now=self.now,
             )
+        )
+        if not self.holds(claimed):
+            assert piece is None
+            return
+        changed, is_last = found[:limit], len(found) <= limit
+        self.model[claimed.id] = replace(self.model[claimed.id], crashes=0)
+        for task_id in changed:
+            if action is Action.RETRY:
+                self.begin_anew(task_id, 5, None)
+            else:
+                self.change(task_id, status=Status.CANCELLED, finished_at=self.now)
+        self.actions[claimed.id] = changed[-1] if changed else cursor, done + len(changed)
+        assert piece is not None
+        assert {task.id for task in piece.changed} == set(changed)
+        assert (piece.done, piece.is_last) == (done + len(changed), is_last)
 
     @rule()
     def purge(self) -> None:
@@ -296,6 +342,13 @@ class _EngineMachine(RuleBasedStateMachine):
         assert backlog.counts == {status: counts[status] for status in Status}
         due = [task.due_at for task in self.tasks_with_status(*WAITING)]
         assert backlog.oldest_due_at == min(due, default=None)
+
+    @invariant()
+    def both_list_the_same_batches(self) -> None:
+        there = [
+            batch_id for batch_id, tasks in self.batches.items() if self.model.keys() & set(tasks)
+        ]
+        assert self.ask(self.engine.list_batches("", limit=1_000)) == there[::-1]
 
     @invariant()
     def both_know_the_same_of_each_batch(self) -> None:

@@ -1,15 +1,40 @@
 """The queue: it writes each change to the database first, and then publishes its event."""
 
+import asyncio
 import contextlib
 from unittest.mock import Mock
 
 import pytest
 
+from afterward import queue as queue_module
+from afterward.backlog_limit import BacklogLimit
+from afterward.bulk import Action
 from afterward.engine import Engine
-from afterward.errors import KeyTaken, TaskHasStarted, TaskNotFound, TaskNotGivenUp
-from afterward.task import Answer, Status, Writes
+from afterward.errors import (
+    BacklogFull,
+    KeyTaken,
+    TaskHasStarted,
+    TaskNotFound,
+    TaskNotGivenUp,
+    TaskNotRetrying,
+)
+from afterward.filter import TaskFilter
+from afterward.queue import Queue
+from afterward.registry import Registry, TaskKind
+from afterward.retry import RetryPolicy
+from afterward.task import Answer, Outcome, Status, Task, Writes
 from afterward.unit_of_work import Context
-from tests.library.support import NOW, Clock, EventRecorder, claim_one, promise, queue_of
+from tests.library.support import (
+    NO_WAITS,
+    NOW,
+    Clock,
+    EventRecorder,
+    a_task,
+    claim_one,
+    promise,
+    put,
+    queue_of,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -102,3 +127,125 @@ async def test_a_refused_cancellation_or_retry_publishes_no_event(
     with pytest.raises(TaskNotGivenUp, match="failed or a cancelled task"):
         await queue.retry(running)
     assert recorder.events == []
+
+
+async def test_a_retrying_task_can_be_run_now(engine: Engine, clock: Clock) -> None:
+    queue = queue_of(engine, greet, now=clock)
+    task = await promise(queue, greet, "Ada")
+    recorder = EventRecorder(queue)
+    with pytest.raises(TaskNotRetrying):
+        await queue.run_now(task.id)
+    await engine.settle(await claim_one(engine), Outcome(Status.RETRYING, due_at=NOW + 60), NOW)
+    clock.now = NOW + 1
+    due = await queue.run_now(task.id)
+    assert (due.status, due.next_attempt_at) == (Status.RETRYING, NOW + 1)
+    assert [(event.type, event.task) for event in recorder.events] == [("pulled_forward", due)]
+
+
+# Bulk actions
+
+
+RETRIES = TaskFilter(kind="greet").acted_on(Action.RETRY, NOW)
+CANCELS = TaskFilter(kind="greet").acted_on(Action.CANCEL, NOW)
+
+
+async def cancelled_tasks(engine: Engine, number: int) -> list[Task]:
+    tasks = [a_task() for _ in range(number)]
+    await put(engine, *tasks)
+    return [await engine.cancel(task.id, NOW) for task in tasks]
+
+
+async def an_action(engine: Engine) -> Task:
+    await put(engine, a_task(kind="work", due_at=NOW - 1))
+    return await claim_one(engine)
+
+
+async def test_a_slice_publishes_an_event_for_each_task_the_oldest_first(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_module, "EVENTS_AT_ONCE", 2)
+    queue = queue_of(engine, greet, now=clock)
+    tasks = await cancelled_tasks(engine, 5)
+    action, recorder = await an_action(engine), EventRecorder(queue)
+    for wanted, event_type in ((RETRIES, "queued"), (CANCELS, "cancelled")):
+        piece = await queue.change_slice(action, wanted)
+        assert piece is not None
+        assert (len(piece.changed), piece.done) == (5, 5)
+        assert [event.type.value for event in recorder.events] == [event_type] * 5
+        assert [event.task.id for event in recorder.events] == [task.id for task in tasks]
+        assert [event.task for event in recorder.events] == sorted(
+            piece.changed, key=lambda task: task.id
+        )
+        recorder.events.clear()
+        action = await an_action(engine)
+
+
+async def test_other_work_runs_between_the_events_of_a_slice(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_module, "EVENTS_AT_ONCE", 10)
+    queue = queue_of(engine, greet, now=clock)
+    await cancelled_tasks(engine, 40)
+    action, recorder = await an_action(engine), EventRecorder(queue)
+    seen: set[int] = set()
+
+    async def watch() -> None:
+        while len(recorder.events) < 40:
+            seen.add(len(recorder.events))
+            await asyncio.sleep(0)
+
+    await asyncio.gather(queue.change_slice(action, RETRIES), watch())
+    assert {0, 10, 20, 30} <= seen
+
+
+async def test_a_retried_task_of_a_slice_gets_the_bounds_of_its_kind(
+    engine: Engine, clock: Clock
+) -> None:
+    registry = Registry[None](TaskKind(greet, retry=RetryPolicy(give_up_after=60.0)))
+    queue = Queue(engine, registry, NO_WAITS, now=clock)
+    await cancelled_tasks(engine, 1)
+    await put(engine, unknown := a_task(kind="retired"))
+    await engine.cancel(unknown.id, NOW)
+    wanted = TaskFilter().acted_on(Action.RETRY, NOW)
+    clock.now = NOW + 1
+    piece = await queue.change_slice(await an_action(engine), wanted)
+    assert piece is not None
+    assert {(task.kind, task.max_attempts, task.gives_up_at) for task in piece.changed} == {
+        ("greet", None, NOW + 61),
+        ("retired", NO_WAITS.attempts, None),
+    }
+
+
+async def test_a_slice_retries_only_as_many_tasks_as_the_backlog_takes(
+    engine: Engine, clock: Clock
+) -> None:
+    """A cancellation needs no place in the backlog."""
+    queue = Queue(engine, Registry[None](greet), NO_WAITS, max_backlog=4, now=clock)
+    await cancelled_tasks(engine, 5)
+    action = await an_action(engine)  # it is unfinished, so three places are left
+    piece = await queue.change_slice(action, RETRIES)
+    assert piece is not None
+    assert (piece.done, piece.is_last) == (3, False)
+    with pytest.raises(BacklogFull):
+        await queue.change_slice(action, RETRIES)
+    cancelled = await queue.change_slice(await an_action(engine), CANCELS)
+    assert cancelled is not None
+    assert len(cancelled.changed) == 3
+    piece = await queue.change_slice(action, RETRIES)
+    assert piece is not None
+    assert (piece.done, piece.is_last) == (5, True)
+
+
+async def test_a_slice_without_a_claim_publishes_nothing(engine: Engine, clock: Clock) -> None:
+    queue = queue_of(engine, greet, now=clock)
+    await cancelled_tasks(engine, 1)
+    recorder = EventRecorder(queue)
+    assert await queue.change_slice(a_task(), RETRIES) is None
+    assert recorder.events == []
+    assert await BacklogLimit(engine.backlog, 1).reserve_up_to(9) == 1
+
+
+async def test_a_filter_without_an_action_changes_nothing(engine: Engine, clock: Clock) -> None:
+    queue = queue_of(engine, greet, now=clock)
+    with pytest.raises(ValueError, match="acted_on"):
+        await queue.change_slice(await an_action(engine), TaskFilter())

@@ -49,7 +49,7 @@ async def test_an_error_is_logged_and_the_next_round_tries_again(
 
     monkeypatch.setattr(engine, "purge", purge, raising=False)
     with capture_logs() as lines:
-        rounds = asyncio.create_task(remove_regularly(queue_of(engine, now=clock), DAY))
+        rounds = asyncio.create_task(remove_regularly(queue_of(engine, now=clock), DAY, DAY))
         await asyncio.wait_for(went_on.wait(), 5)
         rounds.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -76,7 +76,7 @@ async def test_a_log_on_a_full_disk_does_not_end_it(
 
     monkeypatch.setattr(engine, "purge", purge, raising=False)
     monkeypatch.setattr(retention, "_log", write)
-    rounds = asyncio.create_task(remove_regularly(queue_of(engine, now=clock), DAY))
+    rounds = asyncio.create_task(remove_regularly(queue_of(engine, now=clock), DAY, DAY))
     await asyncio.wait_for(went_on.wait(), 5)
     rounds.cancel()
     await asyncio.wait([rounds])
@@ -97,7 +97,7 @@ async def test_a_cancellation_that_the_driver_hides_ends_it(
         return 0
 
     monkeypatch.setattr(engine, "purge", purge, raising=False)
-    rounds = asyncio.create_task(remove_regularly(queue_of(engine, now=clock), DAY))
+    rounds = asyncio.create_task(remove_regularly(queue_of(engine, now=clock), DAY, DAY))
     await asyncio.wait_for(asked.wait(), 5)
     rounds.cancel()
     await asyncio.wait([rounds], timeout=5)

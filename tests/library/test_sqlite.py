@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+from afterward.bulk import Action
 from afterward.engines.sqlite.engine import SQLite
 from afterward.errors import CannotStart, KeyTaken, TaskNotFound, TaskNotGivenUp
 from afterward.events import EventType
 from afterward.filter import TaskFilter
+from afterward.retry import Bounds
 from afterward.task import Answer, Status, Writes
 from afterward.unit_of_work import Context
 from tests.library.support import (
@@ -27,6 +29,7 @@ from tests.library.support import (
     EventRecorder,
     a_task,
     claim_all,
+    claim_one,
     in_batch,
     opened,
     promise,
@@ -170,8 +173,31 @@ async def count_batch(engine: SQLite) -> None:
     await engine.count_batch("batch", client="")
 
 
-def list_failed(engine: SQLite) -> Awaitable[object]:
-    return engine.list_tasks(TaskFilter(statuses=(Status.FAILED,)), limit=10)
+def list_batches(engine: SQLite) -> Awaitable[object]:
+    return engine.list_batches("", limit=10)
+
+
+def listing(**conditions: Any) -> Callable[[SQLite], Awaitable[object]]:
+    """Return a function that lists and counts the tasks which meet these conditions."""
+
+    async def find(engine: SQLite) -> None:
+        await put(engine, a_task(client=conditions.get("client", "")))
+        wanted = TaskFilter(**conditions)
+        await engine.list_tasks(wanted, limit=10)
+        await engine.count_tasks(wanted)
+
+    return find
+
+
+def slice_of(action: Action) -> Callable[[SQLite], Awaitable[object]]:
+    async def change_slice(engine: SQLite) -> None:
+        await put(engine, a_task(), other := a_task())
+        task = await claim_one(engine)
+        await engine.cancel(other.id, NOW)
+        wanted = TaskFilter().acted_on(action, NOW)
+        await engine.change_slice(task, wanted, limit=9, bounds_of=lambda _: Bounds(8), now=NOW)
+
+    return change_slice
 
 
 @pytest.mark.parametrize(
@@ -181,8 +207,17 @@ def list_failed(engine: SQLite) -> Awaitable[object]:
         (SQLite.backlog, {"tasks_due"}),
         (pull_forward, {"tasks_due"}),
         (extend, {"tasks_held"}),
-        (list_failed, {"tasks_by_status"}),
+        (listing(statuses=(Status.FAILED,)), {"tasks_by_state"}),
+        (listing(kind="greet", statuses=(Status.QUEUED,), since=NOW), {"tasks_by_state"}),
+        (listing(error="PermanentError 550"), {"tasks_by_error"}),
+        (listing(client="ada"), {"tasks_by_client"}),
+        (listing(about="ada@example.com"), {"tasks_about"}),
+        (listing(request_id="request-1"), {"tasks_by_request"}),
+        (listing(batch_id="batch-1", statuses=(Status.FAILED,)), {"tasks_by_batch"}),
+        (list_batches, {"tasks_by_batch"}),
         (count_batch, {"tasks_by_batch"}),
+        (slice_of(Action.RETRY), {"tasks_by_state"}),
+        (slice_of(Action.CANCEL), {"tasks_by_state"}),
         (purge, {"tasks_finished", "answers_by_age", "tasks_by_batch"}),
     ],
 )

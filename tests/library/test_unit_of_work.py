@@ -12,7 +12,7 @@ from afterward.registry import Registry, TaskKind
 from afterward.retry import RetryPolicy
 from afterward.task import Answer, Record, Status, Writes, new_id
 from afterward.unit_of_work import Context, UnitOfWork
-from tests.library.support import LONGEST_WAITS, NO_WAITS, NOW, Clock, in_batch
+from tests.library.support import DAY, LONGEST_WAITS, NO_WAITS, NOW, Clock, in_batch
 
 
 async def greet(context: Context[None], name: str, *, times: int = 1) -> None:
@@ -41,6 +41,41 @@ def test_a_call_is_collected_as_a_task(durable_tasks: UnitOfWork[None]) -> None:
     assert (task.request_id, task.max_attempts) == ("request-1", 3)
     assert (task.status, task.attempts, task.next_attempt_at) == (Status.QUEUED, 0, None)
     assert task.created_at == task.updated_at == task.due_at == NOW
+
+
+def test_a_task_is_about_the_value_of_the_named_parameter(clock: Clock) -> None:
+    """Databases can store it: it is a text of at most 255 characters, without NUL."""
+
+    async def send(
+        context: Context[None], subject: str, recipient: str | int | None = None
+    ) -> None: ...
+
+    registry = Registry[None](TaskKind(send, about="recipient"), greet)
+    durable_tasks = UnitOfWork(registry, policy_of=lambda _: NO_WAITS, now=clock)
+    for task, about in [
+        (durable_tasks.add_task(send, "Hello", "ada@example.com"), "ada@example.com"),
+        (durable_tasks.add_task(send, "Hello", recipient="grace@example.com"), "grace@example.com"),
+        (durable_tasks.add_task(send, "Hello", 7), "7"),
+        (durable_tasks.add_task(send, "Hello", "a\0b" + "c" * 300), "ab" + "c" * 252),
+        (durable_tasks.add_task(send, "Hello"), None),
+        (durable_tasks.add_task(greet, "Ada"), None),
+    ]:
+        assert task.about == about
+
+
+@pytest.mark.parametrize("name", ["sender", "context"])
+def test_a_task_can_only_be_about_an_argument(name: str) -> None:
+    with pytest.raises(TypeError, match=f"greet has no parameter `{name}`"):
+        Registry[None](TaskKind(greet, about=name))
+
+
+def test_an_urgent_task_is_due_before_all_tasks_that_wait(clock: Clock) -> None:
+    registry = Registry[None](greet, TaskKind(another, urgent=True))
+    durable_tasks = UnitOfWork(registry, policy_of=lambda _: NO_WAITS, now=clock)
+    assert durable_tasks.add_task(greet, "Ada").due_at == NOW
+    urgent = durable_tasks.add_task(another)
+    assert urgent.due_at < NOW - 300 * DAY
+    assert urgent.created_at == urgent.updated_at == NOW
 
 
 def test_tasks_records_and_the_answer_are_collected_together(

@@ -40,9 +40,9 @@ class TaskRunner:
         self.clock = Clock()
         self._engine = engine
         known = Registry[Tools](*kinds) if kinds else registry(Settings(_env_file=None))
-        self._queue = Queue(engine, known, RetryPolicy(), now=self.clock)
-        self._queue.events.subscribe(_print_unexpected_error)
-        self._worker = Worker(self._queue, cast("Tools", tools))
+        self.queue = Queue(engine, known, RetryPolicy(), now=self.clock)
+        self.queue.events.subscribe(_print_unexpected_error)
+        self._worker = Worker(self.queue, cast("Tools", tools))
 
     async def add(
         self,
@@ -51,7 +51,7 @@ class TaskRunner:
         **kwargs: P.kwargs,
     ) -> Task:
         """Queue a task, as a request does."""
-        async with self._queue.transaction() as transaction:
+        async with self.queue.transaction() as transaction:
             return transaction.add_task(function, *args, **kwargs)
 
     async def run(self, *, seconds: float = 0.0) -> None:

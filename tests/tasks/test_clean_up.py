@@ -30,6 +30,7 @@ pytestmark = pytest.mark.anyio
 
 NOW = 1_750_000_000.0
 WEEK = 7 * DAY
+KEEP = {"keep_seconds": WEEK, "keep_failed_seconds": 30 * DAY}
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ async def test_a_postponed_step_is_done_at_the_next_clean_up(
 
     monkeypatch.setattr(engine, "purge", reluctant)
     with capture_logs() as lines:
-        cleaning = asyncio.create_task(clean_up_regularly(queue, uploads, pending, 7))
+        cleaning = asyncio.create_task(clean_up_regularly(queue, uploads, pending, **KEEP))
         async with asyncio.timeout(PATIENCE):
             while await exists(engine, old):  # noqa: ASYNC110 -- a test may poll
                 await asyncio.sleep(0.01)
@@ -228,7 +229,7 @@ async def test_a_cancellation_that_the_driver_hides_ends_the_clean_up(
         return 0
 
     monkeypatch.setattr(queue.engine, "purge", purge)
-    cleaning = asyncio.create_task(clean_up_regularly(queue, uploads, pending, 7))
+    cleaning = asyncio.create_task(clean_up_regularly(queue, uploads, pending, **KEEP))
     await asyncio.wait_for(asked.wait(), PATIENCE)
     cleaning.cancel()
     await asyncio.wait([cleaning], timeout=PATIENCE)

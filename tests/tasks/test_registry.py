@@ -11,6 +11,8 @@ def test_the_names_of_the_tasks_do_not_change() -> None:
         "save_upload",
         "make_thumbnail",
         "save_data",
+        "retry_tasks",
+        "cancel_tasks",
     }
 
 
@@ -23,6 +25,8 @@ def test_each_kind_of_task_is_tried_for_as_long_as_this_table_says() -> None:
         "make_thumbnail": four_days,
         "remove_upload": four_days,
         "save_data": None,
+        "retry_tasks": four_days,
+        "cancel_tasks": four_days,
     }
     kinds = registry(Settings(_env_file=None))
     bounds = {kind: (policy := kinds.policy(kind)) and policy.give_up_after for kind in kinds}
@@ -30,3 +34,9 @@ def test_each_kind_of_task_is_tried_for_as_long_as_this_table_says() -> None:
         "registry() in app/tasks has other kinds or bounds than this table in "
         "tests/tasks/test_registry.py: add yours"
     )
+
+
+def test_bulk_actions_begin_before_the_tasks_that_wait() -> None:
+    """A cancellation would come too late behind the tasks that it cancels."""
+    kinds = registry(Settings(_env_file=None))
+    assert {kind for kind in kinds if kinds.is_urgent(kind)} == {"retry_tasks", "cancel_tasks"}

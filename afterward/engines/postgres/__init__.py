@@ -2,6 +2,8 @@
 
 engine       implements Engine
 statements   the SQL of claims, of insertions and of outcomes
+search       finds tasks by a filter
+bulk         does a slice of a bulk action
 batcher      lets operations that arrive together share one transaction
 callers_transaction
              writes a task through the caller's own connection

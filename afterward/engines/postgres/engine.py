@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import asyncpg
 
+from afterward.bulk import COLLECTION, Action, Slice
 from afterward.engine import Engine
-from afterward.engines.postgres import search, statements
+from afterward.engines.postgres import bulk, search, statements
 from afterward.engines.postgres.batcher import Batcher
 from afterward.engines.postgres.callers_transaction import insert_through
 from afterward.engines.postgres.connections import (
@@ -26,11 +27,17 @@ from afterward.engines.postgres.statements import (
     TASKS_CHANNEL,
     Settlement,
 )
-from afterward.errors import BatchNotFound, RecordNotFound, TaskHasStarted, TaskNotGivenUp
+from afterward.errors import (
+    BatchNotFound,
+    RecordNotFound,
+    TaskHasStarted,
+    TaskNotGivenUp,
+    TaskNotRetrying,
+)
 from afterward.events import Event, Subscriber
 from afterward.filter import FailureGroup, TaskFilter
 from afterward.history import error_group
-from afterward.retry import WORKER_DIED
+from afterward.retry import WORKER_DIED, Bounds
 from afterward.task import Backlog, Claim, Outcome, Record, Status, Task, Writes, to_json
 
 
@@ -160,20 +167,16 @@ class Postgres(Engine):
             raise BatchNotFound
         return dict.fromkeys(Status, 0) | {Status(row["status"]): row["tasks"] for row in rows}
 
+    async def list_batches(self, client: str, *, after: str | None = None, limit: int) -> list[str]:
+        async with self._pool.session(reads_only=True) as session:
+            return await search.list_batches(session, client, after, limit)
+
     async def cancel(self, task_id: str, now: float) -> Task:
         async with self._pool.session() as session:
-            row = await session.fetchrow(
-                f"""
-                UPDATE afterward.tasks SET status = 'cancelled', updated_at = $2, finished_at = $2
-                WHERE id = $1 AND status IN ('queued', 'retrying') RETURNING {TASK_COLUMNS}
-                """,
-                task_id,
-                now,
-            )
-            if row is None:
-                await statements.read_task(session, task_id)  # raises TaskNotFound
-                raise TaskHasStarted
-            return statements.to_task(row)
+            for row in await statements.cancel(session, [task_id], now):
+                return statements.to_task(row)
+            await statements.read_task(session, task_id)  # raises TaskNotFound
+            raise TaskHasStarted
 
     async def retry(
         self,
@@ -188,25 +191,29 @@ class Postgres(Engine):
             (key_taken,) = await statements.insert_answers(session, [writes.answer])
             if key_taken is not None:
                 raise key_taken
+            bounds = {task_id: Bounds(max_attempts, gives_up_at)}
+            rows = await statements.queue_again(session, bounds, now)
+            if not rows:
+                await statements.read_task(session, task_id)  # raises TaskNotFound
+                raise TaskNotGivenUp
+            task = statements.to_task(rows[0])
+        self._tasks_added.set()
+        return task
+
+    async def run_now(self, task_id: str, now: float) -> Task:
+        async with self._pool.session() as session:
             row = await session.fetchrow(
                 f"""
                 WITH woken AS (SELECT pg_notify('{TASKS_CHANNEL}', ''))
-                UPDATE afterward.tasks
-                SET status = 'queued', attempts = 0, max_attempts = $3, gives_up_at = $4,
-                    errors = 0, crashes = 0, progress = NULL, result = NULL, error = NULL,
-                    error_group = NULL, started_at = NULL, finished_at = NULL, updated_at = $2,
-                    due_at = $2, ready_at = now()
-                FROM woken
-                WHERE id = $1 AND status IN ('failed', 'cancelled') RETURNING {TASK_COLUMNS}
+                UPDATE afterward.tasks SET due_at = $2, updated_at = $2, ready_at = now()
+                FROM woken WHERE id = $1 AND status = 'retrying' RETURNING {TASK_COLUMNS}
                 """,
                 task_id,
                 now,
-                max_attempts,
-                gives_up_at,
             )
             if row is None:
                 await statements.read_task(session, task_id)  # raises TaskNotFound
-                raise TaskNotGivenUp
+                raise TaskNotRetrying
             task = statements.to_task(row)
         self._tasks_added.set()
         return task
@@ -338,6 +345,21 @@ class Postgres(Engine):
             )
         return None if row is None else statements.to_task(row)
 
+    async def change_slice(
+        self,
+        task: Task,
+        wanted: TaskFilter,
+        *,
+        limit: int,
+        bounds_of: Callable[[str], Bounds],
+        now: float,
+    ) -> Slice | None:
+        async with self._pool.transaction() as session:
+            piece = await bulk.change_slice(session, task, wanted, limit, bounds_of, now)
+        if wanted.allows is Action.RETRY:
+            self._tasks_added.set()
+        return piece
+
     async def pull_forward(self, *, now: float, longest_wait: float) -> None:
         async with self._pool.session() as session:
             await session.execute(statements.PULL_FORWARD, now, timedelta(seconds=longest_wait))
@@ -388,9 +410,18 @@ class Postgres(Engine):
             await session.execute(
                 """
                 DELETE FROM afterward.removed WHERE NOT EXISTS (
-                    SELECT FROM afterward.tasks WHERE tasks.batch_id = removed.batch_id
+                    SELECT FROM afterward.tasks
+                    WHERE tasks.client = removed.client AND tasks.batch_id = removed.batch_id
                 )
                 """
+            )
+            # The record of a bulk action goes with its task.
+            await session.execute(
+                """
+                DELETE FROM afterward.records WHERE collection = $1
+                AND NOT EXISTS (SELECT FROM afterward.tasks WHERE tasks.id = records.id)
+                """,
+                COLLECTION,
             )
             # Replace the rows of afterward.counts by their sums.
             await session.execute(

@@ -16,7 +16,7 @@ CREATE TABLE afterward.tasks (
     request_id   text,
     about        text,                             -- people search for it: a mail's recipient
     client       text             NOT NULL DEFAULT '',
-    batch_id     text,                             -- the same for all tasks of a batch
+    batch_id     text COLLATE "C",                 -- the same for all tasks of a batch
     status       text             NOT NULL,
     attempts     integer          NOT NULL DEFAULT 0,
     max_attempts integer,                          -- NULL if retries are bounded by time
@@ -66,7 +66,8 @@ CREATE INDEX tasks_by_error ON afterward.tasks (client, kind, error_group, id) W
 CREATE INDEX tasks_by_client ON afterward.tasks (client, id) WHERE client <> '';
 CREATE INDEX tasks_about ON afterward.tasks (about, id) WHERE about IS NOT NULL;
 CREATE INDEX tasks_by_request ON afterward.tasks (request_id, id) WHERE request_id IS NOT NULL;
-CREATE INDEX tasks_by_batch ON afterward.tasks (batch_id, id) WHERE batch_id IS NOT NULL;
+-- Also for count_batch and list_batches.
+CREATE INDEX tasks_by_batch ON afterward.tasks (client, batch_id, id) WHERE batch_id IS NOT NULL;
 
 -- The number of tasks in a status is the sum of its rows: with ('queued', 3) and ('queued', -1), 2
 -- tasks are queued. Each statement that changes tasks adds rows of its own, because transactions

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from afterward.engines.postgres.connections import Session
-from afterward.engines.postgres.statements import TASK_COLUMNS, to_task
+from afterward.engines.postgres.statements import TASK_COLUMNS, Row, to_task
 from afterward.filter import FailureGroup, TaskFilter
 from afterward.task import Status, Task
 
@@ -25,17 +25,32 @@ async def list_tasks(
     session: Session, wanted: TaskFilter, after: str | None, limit: int
 ) -> list[Task]:
     """Return a page of tasks, in descending order of their ids. See Engine.list_tasks."""
+    return [to_task(row) for row in await _page(session, _LIST_COLUMNS, wanted, after, limit)]
+
+
+async def find(
+    session: Session, wanted: TaskFilter, after: str | None, limit: int
+) -> Sequence[Row]:
+    """Find up to `limit` tasks below the id `after`, in descending order of their ids.
+
+    Returns the id and the kind of each. It locks none.
+    """
+    return await _page(session, "tasks.id, tasks.kind", wanted, after, limit)
+
+
+async def _page(
+    session: Session, columns: str, wanted: TaskFilter, after: str | None, limit: int
+) -> Sequence[Row]:
     ranges, where, values = _ranges(wanted, after)
-    rows = await session.fetch(
+    return await session.fetch(
         f"""
         {ranges} SELECT found.* FROM ranges, LATERAL (
-            SELECT {_LIST_COLUMNS} FROM afterward.tasks WHERE {where} ORDER BY id DESC LIMIT $1
+            SELECT {columns} FROM afterward.tasks WHERE {where} ORDER BY id DESC LIMIT $1
         ) AS found ORDER BY id DESC LIMIT $1
         """,
         limit,
         *values,
     )
-    return [to_task(row) for row in rows]
 
 
 async def count_tasks(session: Session, wanted: TaskFilter) -> int:
@@ -76,6 +91,7 @@ def _ranges(wanted: TaskFilter, after: str | None = None) -> tuple[str, str, Seq
         "id <": wanted.before_id(after),
         "created_at >=": wanted.since,
         "created_at <": wanted.until,
+        "finished_at <=": wanted.finished_by,
     }
     where = [f"{sql} {parameter(value)}" for sql, value in given.items() if value is not None]
     statuses = wanted.possible_statuses if wanted.selects_states else tuple(Status)
@@ -125,3 +141,28 @@ async def count_failures(session: Session, client: str) -> list[FailureGroup]:
         client,
     )
     return [FailureGroup(**row) for row in rows]
+
+
+async def list_batches(session: Session, client: str, after: str | None, limit: int) -> list[str]:
+    """Return the ids of a client's batches, newest first, by a loose index scan.
+
+    Look up the last id in the index, then the last id below it, and so on. So a batch of 1,000
+    tasks costs one look-up.
+    """
+    rows = await session.fetch(
+        """
+        WITH RECURSIVE batches AS (
+            SELECT $2::text COLLATE "C" AS id
+            UNION ALL
+            SELECT (SELECT batch_id FROM afterward.tasks
+                    WHERE client = $1 AND batch_id < batches.id AND batch_id IS NOT NULL
+                    ORDER BY batch_id DESC LIMIT 1)
+            FROM batches WHERE batches.id IS NOT NULL
+        )
+        SELECT id FROM batches WHERE id IS NOT NULL LIMIT $3 OFFSET 1
+        """,
+        client,
+        after or "~",  # above every id
+        limit,
+    )
+    return [row["id"] for row in rows]

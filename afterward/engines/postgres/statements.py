@@ -9,7 +9,7 @@ from typing import Any
 from afterward.engines.postgres.connections import Session
 from afterward.errors import KeyTaken, RecordNotFound, TaskNotFound
 from afterward.history import error_group, with_failure
-from afterward.retry import MAX_CRASHES
+from afterward.retry import MAX_CRASHES, Bounds
 from afterward.task import (
     ANSWERS_LIVE_SECONDS,
     FINISHED,
@@ -111,10 +111,12 @@ CLAIM = f"""
         UPDATE afterward.tasks
         SET crashes = crashes + 1, lease_until = NULL, error = $10, error_group = $11,
             updated_at = $6, due_at = $6, ready_at = now(),
-            -- Add an attempt to the JSON array, or to a new one. Nobody knows how long it ran.
-            history = (coalesce(history::jsonb, '[]') || jsonb_build_array(jsonb_build_object(
+            -- Add an attempt to the JSON array, or to a new one: '[{...}' || ',' || '{...}' || ']'.
+            -- The text is not parsed, because a claim must not fail for any history. It is unknown
+            -- how long the attempt ran.
+            history = coalesce(left(history, -1) || ',', '[') || json_build_object(
                 'attempt', attempts, 'started_at', started_at, 'seconds', NULL, 'worker', owner,
-                'error', $10::text::jsonb)))::text,
+                'error', $10::text::json) || ']',
             status = CASE WHEN failed THEN 'failed' ELSE 'retrying' END,
             finished_at = CASE WHEN failed THEN $6::float8 END
         FROM crashed WHERE tasks.seq = crashed.seq
@@ -141,17 +143,18 @@ _WAITING_KINDS = """
 # The due time of the waiting task that has been ready for longest. Within a kind, the index
 # tasks_ready is sorted by (timed, ready_at). So there are two candidates for each kind: the first
 # entry that is not timed, and the first timed one. Suspects have an index of their own, and give
-# one more candidate.
+# one more candidate. An urgent task is due long before it was created, but has not waited since
+# then.
 OLDEST = f"""
     WITH RECURSIVE {_WAITING_KINDS}
     SELECT least(
         (SELECT min(due_at) FROM kinds, (VALUES (false), (true)) AS ranges (timed), LATERAL (
-            SELECT due_at FROM afterward.tasks
+            SELECT greatest(due_at, created_at) AS due_at FROM afterward.tasks
             WHERE status IN ('queued', 'retrying') AND crashes = 0
             AND tasks.kind = kinds.kind AND tasks.timed = ranges.timed
             ORDER BY ready_at, seq LIMIT 1
         ) AS oldest),
-        (SELECT due_at FROM afterward.tasks
+        (SELECT greatest(due_at, created_at) FROM afterward.tasks
          WHERE status IN ('queued', 'retrying') AND crashes > 0
          ORDER BY ready_at, seq LIMIT 1)
     )
@@ -416,6 +419,46 @@ async def read_already_settled(
     return {(row["id"], row["claims"]): to_task(row) for row in rows}
 
 
+async def cancel(
+    session: Session, task_ids: Sequence[str], now: float, columns: str = TASK_COLUMNS
+) -> Sequence[Row]:
+    """Cancel the waiting ones of these tasks, and return their rows."""
+    return await session.fetch(
+        f"""
+        UPDATE afterward.tasks SET status = 'cancelled', updated_at = $2, finished_at = $2
+        WHERE id = ANY($1) AND status IN ('queued', 'retrying') RETURNING {columns}
+        """,
+        task_ids,
+        now,
+    )
+
+
+async def queue_again(
+    session: Session, bounds: Mapping[str, Bounds], now: float, columns: str = TASK_COLUMNS
+) -> Sequence[Row]:
+    """Queue the failed and the cancelled ones of these tasks again, and return their rows.
+
+    `bounds` has the new bounds of each task, by its id.
+    """
+    return await session.fetch(
+        f"""
+        WITH woken AS (SELECT pg_notify('{TASKS_CHANNEL}', ''))
+        UPDATE afterward.tasks
+        SET status = 'queued', attempts = 0, max_attempts = given.max_attempts,
+            gives_up_at = given.gives_up_at, errors = 0, crashes = 0, progress = NULL,
+            result = NULL, error = NULL, error_group = NULL, started_at = NULL, finished_at = NULL,
+            updated_at = $4, due_at = $4, ready_at = now()
+        FROM woken, unnest($1::text[], $2::int[], $3::float8[])
+            AS given (id, max_attempts, gives_up_at)
+        WHERE tasks.id = given.id AND status IN ('failed', 'cancelled') RETURNING {columns}
+        """,
+        [*bounds],
+        [each.max_attempts for each in bounds.values()],
+        [each.gives_up_at for each in bounds.values()],
+        now,
+    )
+
+
 async def read_task(session: Session, task_id: str) -> Task:
     """Return a task. Raises TaskNotFound."""
     row = await session.fetchrow(
@@ -430,6 +473,23 @@ def to_task(row: Row) -> Task:
     """Make a Task from a row with TASK_COLUMNS."""
     values = {column: row[column] for column in _TASK_FIELDS}
     return Task(**values | {"status": Status(values["status"])})
+
+
+async def lock_record(session: Session, record: Record) -> Record:
+    """Lock a record until the end of the transaction, and return it. A missing one is written."""
+    row = await session.fetchrow(
+        f"""
+        INSERT INTO afterward.records (collection, client, id, body, created_at)
+        VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT (collection, client, id) DO UPDATE SET body = records.body
+        RETURNING {RECORD_COLUMNS}
+        """,
+        *record_key(record),
+        to_json(record.body),
+        record.created_at,
+    )
+    assert row is not None
+    return to_record(row)
 
 
 def to_record(row: Row) -> Record:

@@ -2,6 +2,8 @@
 
 engine         implements Engine
 statements     the SQL of claims, of insertions and of outcomes
+search         finds tasks by a filter
+bulk           does a slice of a bulk action
 group_commit   lets operations that arrive together share one transaction, and one fsync
 database_file  locks the file against a second process, opens it, and checks it
 damage_check   looks for damage, at the start and in the background

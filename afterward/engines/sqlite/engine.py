@@ -4,14 +4,15 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from afterward.bulk import COLLECTION, Action, Slice
 from afterward.engine import Engine
-from afterward.engines.sqlite import search, statements
+from afterward.engines.sqlite import bulk, search, statements
 from afterward.engines.sqlite.damage_check import BackgroundCheck
 from afterward.engines.sqlite.database_file import (
     SCHEMA_VERSION,
@@ -27,10 +28,23 @@ from afterward.errors import (
     RecordNotFound,
     TaskHasStarted,
     TaskNotGivenUp,
+    TaskNotRetrying,
 )
 from afterward.events import Event, Subscriber
 from afterward.filter import FailureGroup, TaskFilter
-from afterward.task import WAITING, Backlog, Claim, Outcome, Record, Status, Task, Writes, to_json
+from afterward.retry import Bounds
+from afterward.task import (
+    GIVEN_UP,
+    WAITING,
+    Backlog,
+    Claim,
+    Outcome,
+    Record,
+    Status,
+    Task,
+    Writes,
+    to_json,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -171,12 +185,14 @@ class SQLite(Engine):
 
         return await self._commits.run(count)
 
+    async def list_batches(self, client: str, *, after: str | None = None, limit: int) -> list[str]:
+        return await self._commits.run(
+            lambda connection: search.list_batches(connection, client, after, limit)
+        )
+
     async def cancel(self, task_id: str, now: float) -> Task:
         return await self._update_task(
-            f"""
-            UPDATE tasks SET status = 'cancelled', updated_at = :now, finished_at = :now
-            WHERE id = :id AND status IN {status_list(WAITING)}
-            """,
+            f"{statements.CANCEL} WHERE id = :id AND status IN {status_list(WAITING)}",
             {"id": task_id, "now": now},
             TaskHasStarted,
         )
@@ -193,14 +209,7 @@ class SQLite(Engine):
         self._refuse_if_damaged()
         self._wake_worker()
         return await self._update_task(
-            """
-            UPDATE tasks
-            SET status = 'queued', attempts = 0, max_attempts = :max_attempts,
-                gives_up_at = :gives_up_at, errors = 0, crashes = 0, progress = NULL,
-                result = NULL, error = NULL, error_group = NULL, started_at = NULL,
-                finished_at = NULL, updated_at = :now, due_at = :now
-            WHERE id = :id AND status IN ('failed', 'cancelled')
-            """,
+            f"{statements.QUEUE_AGAIN} WHERE id = :id AND status IN {status_list(GIVEN_UP)}",
             {
                 "id": task_id,
                 "now": now,
@@ -209,6 +218,17 @@ class SQLite(Engine):
             },
             TaskNotGivenUp,
             writes,
+        )
+
+    async def run_now(self, task_id: str, now: float) -> Task:
+        self._wake_worker()
+        return await self._update_task(
+            """
+            UPDATE tasks SET due_at = :now, updated_at = :now
+            WHERE id = :id AND status = 'retrying'
+            """,
+            {"id": task_id, "now": now},
+            TaskNotRetrying,
         )
 
     async def _update_task(
@@ -324,6 +344,22 @@ class SQLite(Engine):
             )
         )
 
+    async def change_slice(
+        self,
+        task: Task,
+        wanted: TaskFilter,
+        *,
+        limit: int,
+        bounds_of: Callable[[str], Bounds],
+        now: float,
+    ) -> Slice | None:
+        self._refuse_if_damaged()
+        if wanted.allows is Action.RETRY:
+            self._wake_worker()
+        return await self._commits.run(
+            lambda connection: bulk.change_slice(connection, task, wanted, limit, bounds_of, now)
+        )
+
     async def pull_forward(self, *, now: float, longest_wait: float) -> None:
         def pull_forward(connection: sqlite3.Connection) -> None:
             connection.execute(statements.PULL_FORWARD, {"now": now, "latest": now + longest_wait})
@@ -379,9 +415,19 @@ class SQLite(Engine):
             # The counts of a batch go with the last of its tasks.
             connection.execute(
                 """
-                DELETE FROM removed
-                WHERE NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.batch_id = removed.batch_id)
+                DELETE FROM removed WHERE NOT EXISTS (
+                    SELECT 1 FROM tasks
+                    WHERE tasks.client = removed.client AND tasks.batch_id = removed.batch_id
+                )
                 """
+            )
+            # The record of a bulk action goes with its task.
+            connection.execute(
+                """
+                DELETE FROM records WHERE collection = ?
+                AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.id = records.id)
+                """,
+                (COLLECTION,),
             )
             return tasks + answers
 

@@ -12,7 +12,8 @@ and each range is sorted by id, so at most 50 entries of each are read.
 import sqlite3
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from afterward.engines.sqlite.group_commit import in_chunks
 from afterward.engines.sqlite.statements import TASK_COLUMNS, status_list, to_task
@@ -33,6 +34,7 @@ _CONDITIONS = {
     "before_id": "id < :before_id",
     "since": "created_at >= :since",
     "until": "created_at < :until",
+    "finished_by": "finished_at <= :finished_by",
 }
 
 # The indexes by a value that few tasks have. The other conditions choose from these tasks.
@@ -49,26 +51,41 @@ def list_tasks(
     connection: sqlite3.Connection, wanted: TaskFilter, after: str | None, limit: int
 ) -> list[Task]:
     """Return a page of tasks, in descending order of their ids. See Engine.list_tasks."""
-    ranges, values = _ranges(connection, wanted, after)
-    newest: list[tuple[str, int]] = []
-    for some in in_chunks(ranges):
-        newest += connection.execute(_newest(tuple(some)), values | {"limit": limit})
-    newest = sorted(newest, reverse=True)[:limit]
+    newest = find(connection, wanted, after, limit)
+    if not newest:
+        return []
     rows = connection.execute(
-        f"""
-        SELECT {_LIST_COLUMNS} FROM tasks WHERE seq IN ({", ".join("?" * len(newest))})
-        ORDER BY id DESC
-        """,
-        [seq for _, seq in newest],
+        f"SELECT {_LIST_COLUMNS} FROM tasks WHERE seq IN ({', '.join('?' * len(newest))})",
+        [found.seq for found in newest],
     )
-    return [to_task(row) for row in rows]
+    return sorted(map(to_task, rows), key=attrgetter("id"), reverse=True)
+
+
+class Found(NamedTuple):
+    """A task that matches a filter."""
+
+    id: str
+    seq: int
+    kind: str
+
+
+def find(
+    connection: sqlite3.Connection, wanted: TaskFilter, after: str | None, limit: int
+) -> list[Found]:
+    """Find up to `limit` tasks below the id `after`, in descending order of their ids."""
+    ranges, values = _ranges(connection, wanted, after)
+    newest: list[Found] = []
+    for some in in_chunks(ranges):
+        rows = connection.execute(_newest(tuple(some)), values | {"limit": limit})
+        newest += map(Found._make, rows)
+    return sorted(newest, reverse=True)[:limit]
 
 
 @cache
 def _newest(ranges: tuple[str, ...]) -> str:
     """Return the query for the newest tasks of each range, up to :limit."""
     return " UNION ALL ".join(
-        f"SELECT * FROM (SELECT id, seq FROM {tasks} ORDER BY id DESC LIMIT :limit)"
+        f"SELECT * FROM (SELECT id, seq, kind FROM {tasks} ORDER BY id DESC LIMIT :limit)"
         for tasks in ranges
     )
 
@@ -98,10 +115,14 @@ def _ranges(
         "before_id": wanted.before_id(after),
         "since": wanted.since,
         "until": wanted.until,
+        "finished_by": wanted.finished_by,
     }
     given = {name: sql for name, sql in _CONDITIONS.items() if values[name] is not None}
+    statuses = wanted.possible_statuses
+    if not statuses:  # for example, failed tasks among the queued ones
+        return [], values
     if wanted.selects_states:
-        given["status"] = f"status IN {status_list(wanted.possible_statuses)}"
+        given["status"] = f"status IN {status_list(statuses)}"
 
     # 1. By a value that few tasks have.
     for name, index in _BY_VALUE.items():
@@ -122,11 +143,11 @@ def _ranges(
     ranges = [
         _range(index, f"kind = :{kind}", f"status = '{status}'", "status <> 'running'", *others)
         for kind in of_kind
-        for status in wanted.possible_statuses
+        for status in statuses
         if status is not Status.RUNNING
     ]
     # Running tasks are few, and have an index of their own.
-    if Status.RUNNING in wanted.possible_statuses:
+    if Status.RUNNING in statuses:
         ranges.append(_range("tasks_held", "status = 'running'", *given.values()))
     return ranges, values | of_kind
 
@@ -164,3 +185,28 @@ def count_failures(connection: sqlite3.Connection, client: str) -> list[FailureG
         (client,),
     )
     return [FailureGroup(*row) for row in rows]
+
+
+def list_batches(
+    connection: sqlite3.Connection, client: str, after: str | None, limit: int
+) -> list[str]:
+    """Return the ids of a client's batches, newest first, by a loose index scan.
+
+    Look up the last id in the index, then the last id below it, and so on. So a batch of 1,000
+    tasks costs one look-up.
+    """
+    rows = connection.execute(
+        """
+        WITH RECURSIVE batches (id) AS (
+            SELECT :after
+            UNION ALL
+            SELECT (SELECT max(batch_id) FROM tasks INDEXED BY tasks_by_batch
+                    WHERE client = :client AND batch_id < batches.id AND batch_id IS NOT NULL)
+            FROM batches WHERE batches.id IS NOT NULL
+            LIMIT :limit + 1
+        )
+        SELECT id FROM batches WHERE id IS NOT NULL LIMIT :limit OFFSET 1
+        """,
+        {"client": client, "after": after or "~", "limit": limit},  # "~" is above every id
+    )
+    return [batch_id for (batch_id,) in rows]

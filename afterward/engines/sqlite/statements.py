@@ -74,15 +74,17 @@ _WAITING_KINDS = f"""
 # The earliest due time of all waiting tasks. Within a kind, the index tasks_due is sorted by
 # (timed, due_at). So there are two candidates for each kind: the first entry with timed = 0, and
 # the first entry with timed = 1. Suspects have an index of their own, and give one more candidate.
+# An urgent task is due long before it was created, but has not waited since then.
 OLDEST = f"""
     WITH RECURSIVE {_WAITING_KINDS}
     SELECT min(due_at) FROM (
-        SELECT (SELECT min(due_at) FROM tasks INDEXED BY tasks_due
-                WHERE {_WAITS} AND tasks.kind = kinds.kind AND timed = ranges.timed) AS due_at
+        SELECT (SELECT max(due_at, created_at) FROM tasks INDEXED BY tasks_due
+                WHERE {_WAITS} AND tasks.kind = kinds.kind AND timed = ranges.timed
+                ORDER BY tasks.due_at LIMIT 1) AS due_at
         FROM kinds, (SELECT 0 AS timed UNION ALL SELECT 1) AS ranges
         UNION ALL
-        SELECT min(due_at) FROM tasks INDEXED BY tasks_suspect
-        WHERE status IN {status_list(WAITING)} AND crashes > 0
+        SELECT (SELECT max(due_at, created_at) FROM tasks INDEXED BY tasks_suspect
+                WHERE status IN {status_list(WAITING)} AND crashes > 0 ORDER BY due_at LIMIT 1)
     )
 """
 
@@ -160,11 +162,12 @@ def requeue_expired(connection: sqlite3.Connection, owner: str, now: float) -> l
             error_group = :crash_group, updated_at = :now, due_at = :now,
             status = iif(crashes + 1 >= :most OR attempts >= max_attempts, 'failed', 'retrying'),
             finished_at = iif(crashes + 1 >= :most OR attempts >= max_attempts, :now, NULL),
-            -- Add an attempt to the JSON array, or to a new array: '$[#]' is behind the last one.
-            -- Nobody knows how long it ran.
-            history = json_insert(coalesce(history, '[]'), '$[#]', json_object(
+            -- Add an attempt to the JSON array, or to a new one: '[{...}' || ',' || '{...}' || ']'.
+            -- The text is not parsed, because a claim must not fail for any history. It is unknown
+            -- how long the attempt ran.
+            history = coalesce(substr(history, 1, length(history) - 1) || ',', '[') || json_object(
                 'attempt', attempts, 'started_at', started_at, 'seconds', NULL, 'worker', owner,
-                'error', json(:crash)))
+                'error', json(:crash)) || ']'
         WHERE status = 'running' AND lease_expires_at <= :now AND owner <> :owner
         RETURNING {TASK_COLUMNS}
         """,
@@ -334,6 +337,17 @@ def check_key(connection: sqlite3.Connection, answer: Answer) -> None:
         raise KeyTaken(Answer(*row))
 
 
+# Changes by hand: a WHERE follows. They are for one task, or for a slice of a bulk action.
+
+CANCEL = "UPDATE tasks SET status = 'cancelled', updated_at = :now, finished_at = :now"
+QUEUE_AGAIN = """
+    UPDATE tasks
+    SET status = 'queued', attempts = 0, max_attempts = :max_attempts, gives_up_at = :gives_up_at,
+        errors = 0, crashes = 0, progress = NULL, result = NULL, error = NULL, error_group = NULL,
+        started_at = NULL, finished_at = NULL, updated_at = :now, due_at = :now
+"""
+
+
 # Single tasks, and rows
 
 
@@ -365,6 +379,15 @@ def to_task(row: Row) -> Task:
     values = dict(zip(_TASK_FIELDS, row, strict=True))
     values["status"] = _STATUSES[values["status"]]
     return Task(**values)
+
+
+def find_record(connection: sqlite3.Connection, record: Record) -> Record | None:
+    """Return the stored record with the key of this one, or None."""
+    row = connection.execute(
+        f"SELECT {RECORD_COLUMNS} FROM records WHERE collection = ? AND client = ? AND id = ?",
+        (record.collection, record.client, record.id),
+    ).fetchone()
+    return None if row is None else to_record(row)
 
 
 def to_record(row: Row) -> Record:

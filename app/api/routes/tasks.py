@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import ConfigDict, Field
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from afterward.engine import Engine
 from afterward.errors import QueueUnavailable, TaskNotFound
@@ -30,6 +31,18 @@ from app.api.server_sent_events import (
 from app.api.task_filters import TaskFilters
 
 router = APIRouter(tags=["tasks"], route_class=ServiceRoute)
+
+
+class TaskIdConvertor(StringConvertor):
+    """Matches the id of a task, but not the last part of /tasks/retry and /tasks/cancel.
+
+    Those paths only have POST. Without this, GET would look for a task of that name.
+    """
+
+    regex = "(?!(?:retry|cancel)$)[^/]+"
+
+
+register_url_convertor("task_id", TaskIdConvertor())
 
 
 class TaskQuery(TaskFilters):
@@ -72,7 +85,7 @@ async def _existing_task(task_id: SearchText, queue: QueueDep, client: ClientDep
 ExistingTask = Annotated[Task, Depends(_existing_task)]
 
 
-@router.get("/tasks/{task_id}", responses=documented(404, 422, 503))
+@router.get("/tasks/{task_id:task_id}", responses=documented(404, 422, 503))
 async def read_task(task: ExistingTask) -> TaskDetail:
     """Read one task, with its failed attempts."""
     return TaskDetail.of(task)

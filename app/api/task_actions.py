@@ -1,0 +1,44 @@
+"""Bulk actions, as the routes and the pages offer them: count the tasks, and queue the action."""
+
+from typing import Any, Literal
+
+from afterward.bulk import Action
+from afterward.filter import TaskFilter
+from afterward.queue import Queue
+from afterward.task import Task
+from afterward.unit_of_work import UnitOfWork
+from app.api.task_filters import TaskFilters
+from app.tasks.bulk import cancel_tasks, retry_tasks
+
+
+async def count_matches(
+    queue: Queue[Any],
+    action: Literal["retry", "cancel"],
+    wanted: TaskFilter,
+    accepted_at: float | None = None,
+) -> int:
+    """Return the number of tasks on which an action would act that is accepted at this time.
+
+    Without `accepted_at`, the time is now. Raises QueueUnavailable.
+    """
+    at = queue.now() if accepted_at is None else accepted_at
+    return await queue.engine.count_tasks(wanted.acted_on(Action(action), at))
+
+
+def add_action(
+    durable_tasks: UnitOfWork[Any],
+    action: Literal["retry", "cancel"],
+    filters: TaskFilters,
+    client: str,
+    accepted_at: float,
+    matched: int,
+) -> Task:
+    """Add the durable task that retries or cancels all tasks of a client that match the filters.
+
+    `matched` is their number at `accepted_at`, as `count_matches` returned it. The set of the tasks
+    is fixed by that time: take it before they are counted.
+    """
+    function = retry_tasks if Action(action) is Action.RETRY else cancel_tasks
+    return durable_tasks.add_task(
+        function, wanted=filters.for_client(client), accepted_at=accepted_at, matched=matched
+    )
