@@ -83,6 +83,18 @@ class Engine(Protocol):
         """Return the groups of a client's failed tasks, the largest first."""
 
     @abstractmethod
+    async def list_changed(
+        self, client: str, *, since: float, now: float, limit: int
+    ) -> list[Task] | None:
+        """Return a client's tasks that have changed since then, ordered by their last change.
+
+        Each task is listed once, as it is now. Its `arguments` are empty, and its `history` is
+        None. Returns None if more than `limit` rows would have to be read. Among these rows are
+        some that the list leaves out: tasks of other clients that have finished since then, and
+        running and retrying tasks that have not changed.
+        """
+
+    @abstractmethod
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
         """Count the tasks of a client's batch in each status. Raises BatchNotFound.
 
@@ -273,3 +285,12 @@ class Engine(Protocol):
     @abstractmethod
     def subscribe(self, *subscribers: Subscriber) -> None:
         """Call `subscribers` with each event that another process publishes from now on."""
+
+    @abstractmethod
+    def subscribe_to_gaps(self, *subscribers: Callable[[float], None]) -> None:
+        """Call `subscribers` when events of other processes may have been lost.
+
+        That is so after the connection for events has broken, and after the start. The argument is
+        the time of the first event that may be lost, in seconds since the epoch. The call comes
+        when events arrive again, so the record has all changes that these events would have told.
+        """

@@ -144,6 +144,11 @@ class Worker(Generic[ToolsT]):
         """Whether a task began or ended within QUIET_SECONDS, for app.api.turns of the service."""
         return time.monotonic() - self._last_step_at < QUIET_SECONDS
 
+    @property
+    def running(self) -> int:
+        """The number of tasks that this worker has claimed, and not settled yet."""
+        return len(self._attempts)
+
     # Claim
 
     async def _claim_until_stopped(self) -> None:

@@ -6,6 +6,7 @@ lines below it:
     __main__                 the commands: serve, worker, catcher, migrate
     main, server             main makes the app and starts what it needs; server runs uvicorn
     hardening                protection against hostile clients, attached by main and __main__
+    board                    the dashboard: HTML pages for people
     api                      the HTTP API: routes, schemas, errors, the event stream
     tasks, observability     the background work, one function for each kind; log lines, metrics
     settings                 every setting

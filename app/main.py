@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,11 +17,12 @@ from afterward.queue import Queue
 from afterward.retry import RetryPolicy
 from afterward.task_log import TaskLog
 from afterward.worker import Worker
+from app import board as dashboard
 from app.api import errors
-from app.api.dependencies import State
 from app.api.event_stream import EventStream
 from app.api.health_checks import Health
 from app.api.middleware import RequestEnvelope
+from app.api.replay import Replay
 from app.api.routes import (
     batches,
     bulk,
@@ -33,6 +35,7 @@ from app.api.routes import (
     uploads,
 )
 from app.api.turns import Turns
+from app.board.dependencies import Board, BoardState
 from app.hardening import harden
 from app.listening import authority
 from app.mail.catcher import Catcher
@@ -49,6 +52,7 @@ from app.tasks.clean_up import DAY, clean_up_regularly
 from app.tasks.log_file import LogFile
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
+from app.tasks.workers import announced
 from app.uploads.open_store import open_store
 from app.uploads.pictures import Pictures
 from app.uploads.store import CannotOpenStore, Store
@@ -66,7 +70,7 @@ ROUTERS = [
         inbox,
         documentation,
     )
-]
+] + dashboard.ROUTERS
 
 log = structlog.get_logger(__name__)
 
@@ -119,19 +123,22 @@ def _check_root_path(root_path: str | None, app: FastAPI) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _run_with_api(settings: Settings) -> AsyncIterator[State]:
+async def _run_with_api(settings: Settings) -> AsyncIterator[BoardState]:
     """Run the service, and show the API the events of other processes, too."""
     async with run(settings) as state:
         if settings.is_open and not settings.on_loopback:
             log.warning(
                 "anyone who reaches the service can use it: set API_KEYS", host=settings.host
             )
-        state["queue"].engine.subscribe(state["metrics"].record, state["event_stream"].publish)
+        receivers = state["metrics"].record, state["event_stream"].publish, state["board"].record
+        engine, replay = state["queue"].engine, state["replay"]
+        engine.subscribe(*receivers)
+        engine.subscribe_to_gaps(partial(replay.catch_up, state["event_stream"]))
         yield state
 
 
 @contextlib.asynccontextmanager
-async def run(settings: Settings) -> AsyncIterator[State]:
+async def run(settings: Settings) -> AsyncIterator[BoardState]:
     """Start everything that the API and the worker need; at the end, stop it in reverse order."""
     async with contextlib.AsyncExitStack() as stack:
         # 1. Files
@@ -154,17 +161,24 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         queue = _make_queue(settings, engine)
         metrics = Metrics(smtp_connections=lambda: mailer.open_connections)
         event_stream = EventStream()
-        for receive in (TaskLog().write, metrics.record, event_stream.publish, engine.publish):
+        health = Health(engine, store, mailer)
+        board = Board.make(queue, health)
+        receivers = (TaskLog().write, metrics.record, event_stream.publish, board.record)
+        for receive in (*receivers, engine.publish):
             queue.events.subscribe(receive)
 
         # 5. The worker, if this process has one
         tools = Tools(mailer, settings.mail_from, recipients, store, pictures, engine, queue)
         worker = await _start_worker(settings, queue, tools)
+        if worker is not None:
+            concurrency = settings.worker_concurrency
+            await stack.enter_async_context(announced(queue, worker, concurrency))
 
         # 6. The stop. A signal begins it at once. Otherwise the server would first wait for its
         # open requests, and event streams do not end by themselves.
         async def stop_working() -> None:
             event_stream.close()
+            board.ticks.close()
             if worker is not None:
                 log.info("stopping", grace_seconds=settings.shutdown_grace_seconds)
                 await worker.stop(settings.shutdown_grace_seconds)
@@ -189,7 +203,7 @@ async def run(settings: Settings) -> AsyncIterator[State]:
         # 8. The state of the requests. They take turns with the tasks only while this process has a
         # worker that is busy: see app.api.turns.
         log.info("started", **_locations(settings))
-        yield State(
+        yield BoardState(
             settings=settings,
             queue=queue,
             uploads=store,
@@ -199,8 +213,10 @@ async def run(settings: Settings) -> AsyncIterator[State]:
             recipients=recipients,
             metrics=metrics,
             event_stream=event_stream,
+            replay=Replay(engine, queue.now, settings.retention_days * DAY),
             catcher=catcher,
-            health=Health(engine, store, mailer),
+            health=health,
+            board=board,
             turns=Turns(
                 is_busy=lambda: worker is not None and worker.is_busy,
                 tasks=settings.worker_concurrency,

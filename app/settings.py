@@ -243,6 +243,7 @@ class Settings(BaseSettings):
     retention_failed_days: Seconds = 30
 
     access_log: bool = True
+    hide_arguments: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = Field(default_factory=_default_log_format)
 

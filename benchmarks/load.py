@@ -19,6 +19,7 @@ from benchmarks.harness import Failed
 ROOT = Path(__file__).parents[1]
 CONNECTIONS = 64
 SECONDS = 3
+MB = 1_000_000
 LONGEST_START = 20  # seconds
 STOP_SECONDS = 5  # after these a server that does not stop is killed
 
@@ -143,6 +144,12 @@ def server(
         yield Server(port, process, log)
     finally:
         stop_process(process)
+
+
+def megabytes(running: Server) -> float:
+    """Return the resident memory of a server."""
+    status = Path(f"/proc/{running.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / MB
 
 
 def run_module(module: str, *arguments: object, python: str, longest_seconds: float) -> str:

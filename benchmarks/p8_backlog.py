@@ -19,13 +19,12 @@ from afterward.engine import Engine
 from afterward.engines import open_engine
 from afterward.task import Outcome, Status
 from benchmarks.harness import Result, Series, Spread, Target, compared, in_turn, progress
-from benchmarks.load import Server, server, wrk, wrk_script
+from benchmarks.load import Server, megabytes, server, wrk, wrk_script
 from benchmarks.p4_drain import database_with_mails
 
 BACKLOGS = (0, 10_000, 100_000, 1_000_000)
 CLAIMS = 50  # in each round
 AT_ONCE = 10  # tasks of each claim
-MB = 1_000_000
 
 Figures = dict[str, list[float]]
 
@@ -116,7 +115,7 @@ def _measure_accepting(
         def accept(backlog: int, running: Server) -> tuple[float, float]:
             rate = wrk(running.port, script).rate
             _delete_beyond(paths[backlog], backlog)
-            return rate, _megabytes(running)
+            return rate, megabytes(running)
 
         contestants = {}
         for backlog, path in paths.items():
@@ -141,11 +140,6 @@ def _delete_beyond(path: Path, backlog: int) -> None:
     """Delete the tasks accepted in this round, to restore the backlog. No process writes now."""
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DELETE FROM tasks WHERE seq > ?", (backlog,))
-
-
-def _megabytes(running: Server) -> float:
-    status = Path(f"/proc/{running.process.pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / MB
 
 
 # Claiming tasks

@@ -11,8 +11,14 @@ middleware          the id of a request, the prefix of a proxy, HEAD, unexpected
 paths               removes and adds the prefix of a proxy
 downloads           sends the bytes of an upload, or a range of them
 event_stream        hands each change of a task to the clients that follow it
+replay              reads the changes that a returning client has missed
 server_sent_events  writes these changes as a streaming response
 health_checks       runs the checks behind /readyz
 turns               limits how many requests are answered at once while tasks run
 pages               renders the HTML pages
+page_texts          times, numbers and links as the pages show them
+error_pages         makes pages of the problems that browsers get
+forms               reads the forms of the pages
+key_cookie          the cookie of a browser that has signed in
+static_files        the style sheet and the script of the pages
 """

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from afterward.queue import Queue
 from app.api.event_stream import EventStream
 from app.api.health_checks import Health
+from app.api.replay import Replay
 from app.api.turns import Turns
 from app.mail.catcher import Catcher
 from app.mail.recipients import Recipients
@@ -33,6 +34,7 @@ class State(TypedDict):
     recipients: Recipients
     metrics: Metrics
     event_stream: EventStream
+    replay: Replay
     catcher: Catcher | None
     health: Health
     turns: Turns
@@ -63,6 +65,7 @@ PendingUploadsDep = Annotated[PendingUploads, Depends(_state("pending_uploads"))
 LogFileDep = Annotated[LogFile, Depends(_state("log_file"))]
 MetricsDep = Annotated[Metrics, Depends(_state("metrics"))]
 EventStreamDep = Annotated[EventStream, Depends(_state("event_stream"))]
+ReplayDep = Annotated[Replay, Depends(_state("replay"))]
 HealthDep = Annotated[Health, Depends(_state("health"))]
 CatcherDep = Annotated[Catcher | None, Depends(_state("catcher"))]
 

@@ -1,8 +1,9 @@
 """The event stream: hands each change of a task to the clients that follow it."""
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -12,13 +13,16 @@ from afterward.task import FINISHED, Task
 from app.api.schemas import TaskView
 
 QUIET_SECONDS = 5.0  # without a change, after which a client gets a heartbeat
+# The longest time from a change to its event, and the largest difference between two machines'
+# clocks, that a replay allows for.
+MARGIN_SECONDS = 5.0
 # The limits of one reader. A single batch makes 1,000 changes of about 500 bytes at once.
 MOST_UNREAD = 5_000
 MOST_UNREAD_BYTES = 2 * 1024 * 1024
 _BYTES_PER_READ = 16 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Change:
     """A task as it is after a change, in JSON and without the task's arguments.
 
@@ -57,6 +61,10 @@ class Reader:
     """
 
     def __init__(self) -> None:
+        self._missed: deque[Change] = deque()
+        self._replayed: dict[str, float] = {}
+        """For each replayed task, the time of the change that was replayed."""
+        self._replayed_until = -math.inf
         self._unread: deque[Change] = deque()
         self._unread_bytes = 0
         self._news = asyncio.Event()
@@ -70,49 +78,90 @@ class Reader:
 
     async def __anext__(self) -> Sequence[Change]:
         """Wait for changes."""
-        if not self._unread and not self._closed:
+        if not self._missed and not self._unread and not self._closed:
             self._news.clear()
             try:
                 async with asyncio.timeout(QUIET_SECONDS):
                     await self._news.wait()
             except TimeoutError:
                 return []
+        if self._missed:
+            return self._next_missed()
         if not self._unread:
             raise StopAsyncIteration
-        return self._next_changes()
+        return self._next_unread()
 
-    def _next_changes(self) -> Sequence[Change]:
-        """Remove and return the oldest changes: about _BYTES_PER_READ, but at least one change."""
-        changes: list[Change] = []
-        left = _BYTES_PER_READ
-        while self._unread and left > 0:
-            change = self._unread.popleft()
-            left -= len(change.data)
-            changes.append(change)
-        self._unread_bytes -= sum(len(change.data) for change in changes)
+    def replay(self, missed: Iterable[Change]) -> bool:
+        """Give these changes first, in this order, and then the changes that are added.
+
+        Returns False if the reader has fallen behind, because it has not read its last replay.
+        """
+        if self._missed:
+            self.fall_behind()
+            return False
+        if not self._closed:
+            self._missed.extend(missed)
+            self._news.set()
+        return True
+
+    def _next_missed(self) -> Sequence[Change]:
+        changes = _take_oldest(self._missed)
+        self._replayed |= {change.task_id: change.updated_at for change in changes}
+        self._replayed_until = changes[-1].updated_at
         return changes
+
+    def _next_unread(self) -> Sequence[Change]:
+        changes = _take_oldest(self._unread)
+        self._unread_bytes -= sum(len(change.data) for change in changes)
+        # Leave out a change if the replay has told it, or a later change of the same task. Such
+        # changes come soon after the replay, or not at all.
+        if changes[0].updated_at > self._replayed_until + MARGIN_SECONDS:
+            self._replayed.clear()
+        replayed_at = self._replayed
+        return [c for c in changes if c.updated_at > replayed_at.get(c.task_id, -math.inf)]
 
     def add(self, change: Change) -> bool:
         """Add a change. Returns False if the reader has fallen behind, and is closed for that."""
         self._unread.append(change)
         self._unread_bytes += len(change.data)
         if len(self._unread) > MOST_UNREAD or self._unread_bytes > MOST_UNREAD_BYTES:
-            self.fell_behind = True
-            self.discard()
+            self.fall_behind()
             return False
         self._news.set()
         return True
 
+    def fall_behind(self) -> None:
+        """End the reader at once, because changes are missing."""
+        self.fell_behind = True
+        self.discard()
+
     def close(self) -> None:
-        """End the reader after the changes that still wait."""
+        """End the reader after the changes that still wait.
+
+        If there are missed changes among them, end it at once. The client returns, and the next
+        replay begins after the last event that it has read.
+        """
+        if self._missed:
+            self.discard()
         self._closed = True
         self._news.set()
 
     def discard(self) -> None:
         """End the reader at once, and drop the changes that still wait."""
+        self._missed.clear()
         self._unread.clear()
         self._unread_bytes = 0
         self.close()
+
+
+def _take_oldest(changes: deque[Change]) -> list[Change]:
+    """Remove and return the oldest changes: about _BYTES_PER_READ, but at least one change."""
+    taken: list[Change] = []
+    left = _BYTES_PER_READ
+    while changes and left > 0:
+        taken.append(changes.popleft())
+        left -= len(taken[-1].data)
+    return taken
 
 
 Topic = tuple[str, str | None]
@@ -151,6 +200,23 @@ class EventStream:
             for reader in tuple(self._readers[topic]):
                 if not reader.add(change):
                     self._remove(topic, reader)
+
+    @property
+    def clients(self) -> list[str]:
+        """The clients that follow all of their tasks."""
+        return [client for client, task_id in self._readers if task_id is None]
+
+    def replay(self, client: str, missed: Sequence[Change] | None) -> None:
+        """Give changes that were not published to a client's readers. None means too many.
+
+        Then the readers end as if they had fallen behind. A reader of a single task needs nothing,
+        because its stream also reads the task now and then.
+        """
+        for reader in tuple(self._readers.get((client, None), ())):
+            if missed is None:
+                reader.fall_behind()
+            if reader.fell_behind or not reader.replay(missed or ()):
+                self._remove((client, None), reader)
 
     def close(self) -> None:
         """Close every reader, because a server that stops waits for its responses to end."""

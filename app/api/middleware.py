@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afterward.errors import CannotStart
+from app.api.error_pages import with_error_pages
 from app.api.errors import problem
 from app.api.paths import with_prefix
 
@@ -33,9 +34,10 @@ class RequestEnvelope:
        path of the server (`uvicorn --root-path`). A route that writes a URL into the body of its
        response has to add the prefix itself.
     2. HEAD is answered like GET, without the body (RFC 9110, 9.3.2).
-    3. The request gets an id: the client's X-Request-ID if it is valid, or else a new one. The
+    3. An error in response to a browser's request for a page becomes a page.
+    4. The request gets an id: the client's X-Request-ID if it is valid, or else a new one. The
        response returns it, and every log line of the request has it.
-    4. An unexpected error is logged with its traceback, and answered with 500.
+    5. An unexpected error is logged with its traceback, and answered with 500.
     """
 
     def __init__(self, app: ASGIApp, root_path: str = "") -> None:
@@ -56,7 +58,9 @@ class RequestEnvelope:
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
             receive, send = _head_only(send)
-        # 3. The id
+        # 3. The errors of pages
+        send = with_error_pages(scope, send)
+        # 4. The id
         request_id = _request_id(scope)
         response_headers = [(b"x-request-id", request_id.encode())]
         scope.setdefault("state", {}).update(
@@ -72,7 +76,7 @@ class RequestEnvelope:
                 message["headers"] = [*message.get("headers", ()), *response_headers]
             await send(message)
 
-        # 4. The app, and its errors
+        # 5. The app, and its errors
         try:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:

@@ -6,10 +6,17 @@ the path of a route.
 
 from starlette.types import Scope
 
+_PAGES = ("/board/", "/inbox/")
+
 
 def route_path(scope: Scope) -> str:
     """Return the path of a request without the prefix, as the routes have it."""
     return scope["path"][len(scope.get("root_path", "")) :]  # type: ignore[no-any-return]
+
+
+def is_page(path: str) -> bool:
+    """Whether the path of a route belongs to the pages for people."""
+    return path == "/" or path.startswith(_PAGES) or path in {"/board", "/inbox"}
 
 
 def with_prefix(scope: Scope, prefix: str) -> Scope:

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, aclosing
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from afterward.task import to_json
-from app.api.event_stream import Change, Reader
+from app.api.event_stream import Change
 
 MEDIA_TYPE = "text/event-stream"
 # A client that has lost its connection comes back after this many milliseconds.
@@ -55,25 +55,39 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 }
 
 FELL_BEHIND = (
-    "The client read too slowly, so events are missing. Read the tasks again, then reconnect."
+    "The client read too slowly, so events are missing. Reconnect with the id of this event as "
+    "Last-Event-ID to get them."
 )
 WAS_AWAY = "Events between the last one you read and now are missing. Read the tasks again."
 REMOVED = "The task was removed after its retention time, so its last event is missing."
 
-WriteEvents = Callable[[Reader], AsyncGenerator[bytes, None]]
+
+class Discardable(Protocol):
+    """A source of events that ends when it is discarded."""
+
+    def discard(self) -> None:
+        """End at once."""
+        ...
 
 
-class EventStreamResponse(Response):
-    """A response that streams the changes of a reader until the client disconnects.
+ReaderT = TypeVar("ReaderT", bound=Discardable)
 
-    `write` turns the reader's changes into the bytes to send. The response itself opens and closes
+
+class EventStreamResponse(Response, Generic[ReaderT]):
+    """A response that streams the events of a reader until the client disconnects.
+
+    `write` turns the reader's events into the bytes to send. The response itself opens and closes
     the reader, because a generator that the server drops would stay open until the garbage
     collector finds it. An error before the first bytes becomes an ordinary error response.
     """
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, reader: AbstractContextManager[Reader], write: WriteEvents) -> None:
+    def __init__(
+        self,
+        reader: AbstractContextManager[ReaderT],
+        write: Callable[[ReaderT], AsyncGenerator[bytes, None]],
+    ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["Content-Length"]
         self._reader = reader
@@ -93,7 +107,7 @@ class EventStreamResponse(Response):
             finally:
                 watch.cancel()
 
-    async def _send(self, reader: Reader, send: Send) -> None:
+    async def _send(self, reader: ReaderT, send: Send) -> None:
         head = {
             "type": "http.response.start",
             "status": self.status_code,
@@ -109,7 +123,7 @@ class EventStreamResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _discard_when_disconnected(receive: Receive, reader: Reader) -> None:
+async def _discard_when_disconnected(receive: Receive, reader: Discardable) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     reader.discard()
@@ -118,6 +132,11 @@ async def _discard_when_disconnected(receive: Receive, reader: Reader) -> None:
 def change_event(change: Change, *, last: bool = False) -> bytes:
     """Write a change as an event: `end` if it is the last event of the stream, or else `task`."""
     return _event("end" if last else "task", change.id, change.data)
+
+
+def position(id: str) -> bytes:  # noqa: A002
+    """Write a block with an id and no event: a client that reconnects sends this id."""
+    return b"id: %b\n\n" % id.encode()
 
 
 def gap_event(detail: str, last_id: str) -> bytes:

@@ -3,7 +3,7 @@
 app.main attaches it to the app with `harden`. app.__main__ attaches `deadlines` to the server.
 
 request_checks  refuses ambiguous requests and large bodies
-access          asks for an API key, and refuses web pages of other sites
+access          asks for an API key, and refuses web pages and forms of other sites
 api_keys        reads the API keys, and finds the client of a key
 rate_limit      limits the requests of each client
 origins         lets the web pages of listed origins use the API (CORS)
@@ -34,6 +34,8 @@ def harden(app: FastAPI, settings: Settings) -> None:
     keys = _api_keys(settings)
     rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
     access = AccessCheck(keys, rate_limit, settings.cors_origins)
+    if keys is not None:
+        app.state.client_of_key = keys.client_of  # for the page to sign in
     form_limit = largest_form(settings.max_upload_bytes)
     # Starlette runs the first middleware of this list first: what is appended is innermost.
     app.user_middleware += [
@@ -41,7 +43,7 @@ def harden(app: FastAPI, settings: Settings) -> None:
         Middleware(
             BodyLimit,
             limit=settings.max_body_bytes,
-            limits={"/upload": form_limit, "/upload/": form_limit},
+            limits=dict.fromkeys(("/upload", "/upload/", "/board/uploads"), form_limit),
         ),
     ]
     if settings.cors_origins:

@@ -9,17 +9,24 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Scope
 
+from app.api.error_pages import SIGN_IN
 from app.api.errors import problem
+from app.api.key_cookie import key_in_cookie
 from app.api.paths import route_path
 from app.api.routes import documentation
+from app.api.static_files import STATIC_PATHS
 from app.hardening.api_keys import ApiKeys
 from app.hardening.rate_limit import RateLimit
 
-# Paths without access control: the health checks and the documentation.
-PUBLIC = frozenset(("/livez", "/readyz", *documentation.PATHS))
+# Paths without access control: the health checks, the documentation and the files of the pages.
+PUBLIC = frozenset(("/livez", "/readyz", *documentation.PATHS, *STATIC_PATHS))
 
 NO_KEY = "Send an API key: Authorization: Bearer KEY, or X-API-Key: KEY."
 WRONG_KEY = "The API key is not valid."
+FORM_OF_ANOTHER_PAGE = (
+    "This request changes something, and it does not come from a page of this service. Reload the "
+    "page, and send the form again. A program sends its API key in a header."
+)
 CROSS_SITE = (
     "This service has no API keys, so it refuses requests from web pages of other sites and "
     "requests to a public host name."
@@ -28,7 +35,12 @@ TOO_MANY_REQUESTS = "Too many requests. Retry-After says how many seconds to wai
 
 # A response to a request with a key must not reach another client from a shared cache. Caches
 # follow this rule for Authorization (RFC 9111, 3.5), but they do not know X-API-Key.
-_PRIVATE_RESPONSE = [(b"cache-control", b"private"), (b"vary", b"Authorization, X-API-Key")]
+_PRIVATE_RESPONSE = [
+    (b"cache-control", b"private"),
+    (b"vary", b"Authorization, X-API-Key, Cookie"),
+]
+_FORMS = ("/board/", "/inbox/")  # the pages that have forms
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")  # RFC 9110, section 9.2.1
 
 # Top-level domains that nobody can register (RFC 6761, RFC 6762, and ICANN for `internal`).
 _PRIVATE_DOMAINS = ("localhost", "local", "internal", "test")
@@ -42,11 +54,14 @@ log = structlog.get_logger(__name__)
 class AccessCheck:
     """A check for RequestChecks: each request needs an API key, and must be within the rate limit.
 
-    It stores the owner of the key, the client, in the state of the request.
+    It stores the owner of the key, the client, in the state of the request. A program sends the
+    key in a header. A browser that has signed in sends it in a cookie, even if the page of another
+    site makes it do so. So a request with a cookie may change something only if a page of this
+    service sends it.
 
     Without keys, everyone who reaches the port may use the service, except web pages of other
     sites. Such a page could otherwise use it through the browser of a visitor in this network.
-    Pages of `origins` are allowed.
+    Pages of `origins` are allowed, but their forms may not go to the dashboard.
     """
 
     def __init__(
@@ -65,12 +80,13 @@ class AccessCheck:
         if self._keys is not None:
             # Requests of one connection share a logging context, so remove the previous client.
             structlog.contextvars.unbind_contextvars("client")
-        if route_path(scope) in PUBLIC:
+        path = route_path(scope)
+        if path in PUBLIC:
             return None
         if self._keys is not None:
             state["response_headers"] += _PRIVATE_RESPONSE
         try:
-            state["client"] = client = self._authenticate(scope["headers"])
+            state["client"] = client = self._authenticate(scope, path)
             if self._rate_limit is not None:
                 # Without keys, each network counts as one client.
                 quota = self._rate_limit.count_request(client or _network(_address(scope)))
@@ -83,16 +99,26 @@ class AccessCheck:
             return problem(scope["path"], status, detail, headers=headers)
         return None
 
-    def _authenticate(self, headers: Headers) -> str:
+    def _authenticate(self, scope: Scope, path: str) -> str:
         """Return the client that sent a request; "" where the service has no keys. Raises Refused.
 
-        A request with several keys is refused like one with a wrong key.
+        The page to sign in needs no key, either. A request with several keys is refused like one
+        with a wrong key. A key in a header counts rather than the one in the cookie.
         """
+        headers = scope["headers"]
         if self._keys is None:
             if _is_cross_site(headers, self._origins):
                 raise Refused(403, CROSS_SITE, {})
+            if path.startswith(_FORMS) and scope["method"] == "POST":
+                _check_form(scope)
+            return ""
+        if path == SIGN_IN:
+            _check_form(scope)
             return ""
         sent = _keys_in(headers)
+        if not sent and (key := key_in_cookie(headers)) is not None:
+            _check_form(scope)
+            sent = [key]
         if not sent:
             raise Refused(401, NO_KEY, {"WWW-Authenticate": "Bearer"})
         client = self._keys.client_of(sent[0]) if len(sent) == 1 else None
@@ -116,6 +142,25 @@ def _keys_in(headers: Headers) -> list[bytes]:
             match = _BEARER.fullmatch(value)
             keys.append(match[1] if match else b"")
     return keys
+
+
+def _check_form(scope: Scope) -> None:
+    """Raise Refused if the request changes something, and no page of this service sent it.
+
+    A browser names the sender in Sec-Fetch-Site. It leaves the header out if it is old, or if the
+    service is reached by http and not on loopback. Then the Origin must be this service itself.
+    """
+    if scope["method"] in _SAFE_METHODS:
+        return
+    found = dict(scope["headers"])
+    site = found.get(b"sec-fetch-site")
+    if site is None:
+        host = found.get(b"origin", b"").partition(b"://")[2]
+        is_own = bool(host) and host.lower() == found.get(b"host", b"").lower()
+    else:
+        is_own = site == b"same-origin"
+    if not is_own:
+        raise Refused(403, FORM_OF_ANOTHER_PAGE, {})
 
 
 def _is_cross_site(headers: Headers, allowed_origins: Collection[bytes]) -> bool:

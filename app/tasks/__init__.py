@@ -11,6 +11,7 @@ good. To add a promise, write an `async def` whose first parameter is a Context,
     data             save_data
     bulk             retry_tasks, cancel_tasks: many tasks, in slices
     courtesies       write_log and the other functions that BackgroundTasks runs
+    workers          the record of each worker, which the pages show
     clean_up         removes old tasks and abandoned uploads, every ten seconds
     log_file         a text file to which courtesies append lines
     tools            the objects that durable tasks work with

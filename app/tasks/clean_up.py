@@ -1,4 +1,4 @@
-"""Periodic work of each process: remove old tasks, old idempotency keys and abandoned uploads."""
+"""Periodic work of each process: remove old tasks, idempotency keys, uploads and workers."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -10,6 +10,7 @@ from afterward.queue import Queue
 from afterward.retention import raise_if_cancelled, remove_old
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
+from app.tasks.workers import remove_silent_workers
 from app.uploads.store import Store, StoreError, reason_of
 
 DAY = 24 * 3600.0
@@ -50,13 +51,14 @@ async def clean_up(
 ) -> None:
     """Remove old finished tasks, old responses of idempotency keys, and abandoned uploads.
 
-    The times are in seconds since the epoch. A step that fails is logged, and the
-    other steps still run; the next round tries it again.
+    The records of crashed workers are removed, too. The times are in seconds since the epoch. A
+    step that fails is logged, and the other steps still run; the next round tries it again.
     """
     await _run_step(pending.write_heartbeats())
     await _run_step(remove_old(queue, finished_before=finished_before, failed_before=failed_before))
     await _run_step(uploads.sweep(older_than=ABANDONED_SECONDS))
     await _run_step(pending.remove_abandoned(silent_for=ABANDONED_SECONDS))
+    await _run_step(remove_silent_workers(queue.engine, seen_before=queue.now() - DAY))
 
 
 async def _run_step(step: Awaitable[object]) -> None:

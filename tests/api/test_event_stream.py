@@ -1,66 +1,41 @@
 """Event streams: each sends the changes of its own client's tasks, uses little memory, and ends."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
-from starlette.types import Message
 
 from afterward.errors import QueueUnavailable, TaskNotFound
 from afterward.events import Event, EventType
 from afterward.task import Status, Task
 from app.api import event_stream as stream_module
-from app.api.event_stream import Change, EventStream, Reader, event_id
+from app.api.event_stream import Change, EventStream, Reader
 from app.api.routes import tasks as routes
 from app.api.server_sent_events import HEARTBEAT, EventStreamResponse
 from tests.api.requests import problem_of
+from tests.api.streams import (
+    ADA,
+    Connection,
+    SlowConnection,
+    StreamEvent,
+    a_task,
+    events_in,
+    eventually,
+    publish_tasks,
+    served,
+    stream_of_all_tasks,
+)
 from tests.support.service import PATIENCE, Json, Service, wait_for
 
-ADA = "ada's key"
 SEND = "/send-notification/ada@example.com"
-
-
-def a_task(**facts: Any) -> Task:
-    given = {"id": "1", "kind": "send_email", "arguments": '"secret"', "client": ADA}
-    times = {"created_at": 1.0, "updated_at": 1.0, "due_at": 1.0}
-    return Task(**given | times | {"max_attempts": 8} | facts)
-
-
-def publish_tasks(event_stream: EventStream, *tasks: Task) -> None:
-    for task in tasks:
-        event_stream.publish(Event(EventType.STARTED, task))
-
-
-@dataclass(frozen=True)
-class StreamEvent:
-    """An event of a stream, as an EventSource reads it."""
-
-    event: str
-    id: str
-    data: Json
-
-    @classmethod
-    def of(cls, block: str) -> Self:
-        """Parse an event, which must have the fields event, id and data."""
-        fields = dict(line.split(": ", 1) for line in block.splitlines())
-        assert fields.keys() - {"retry"} == {"event", "id", "data"}
-        return cls(fields["event"], fields["id"], json.loads(fields["data"]))
-
-
-def events_in(text: str) -> list[StreamEvent]:
-    """Return the events in the text of a stream, without heartbeats."""
-    return [
-        StreamEvent.of(block)
-        for block in text.split("\n\n")
-        if block.strip(": \n") and "data" in block
-    ]
 
 
 # The readers of an event stream.
@@ -157,59 +132,46 @@ async def test_a_reader_that_comes_after_the_stop_is_dropped_at_once() -> None:
         assert [changes async for changes in reader] == []
 
 
+@pytest.mark.anyio
+async def test_a_reader_gives_missed_changes_first_and_leaves_out_what_they_have_told() -> None:
+    """A change was published while the record was read, so the record may have it, or a later one.
+
+    In the order of this test, 2 is in both; of 1, the record has the later change; 3 is new.
+    """
+    event_stream = EventStream()
+    with event_stream.reader(ADA) as reader:
+        publish_tasks(event_stream, a_task(id="1", updated_at=1.0), a_task(id="2", updated_at=2.0))
+        missed = a_task(id="2", updated_at=2.0), a_task(id="1", updated_at=3.0)
+        reader.replay(map(Change.of, missed))
+        publish_tasks(event_stream, a_task(id="3", updated_at=4.0), a_task(id="2", updated_at=4.0))
+        told = [change.id for change in await anext(reader)]
+        told += [change.id for change in await anext(reader)]
+    assert told == ["2.000000-2", "3.000000-1", "4.000000-3", "4.000000-2"]
+
+
+@pytest.mark.anyio
+async def test_a_reader_forgets_its_replay_when_the_changes_are_newer() -> None:
+    """Until then it remembers an entry for each replayed task."""
+    event_stream = EventStream()
+    with event_stream.reader(ADA) as reader:
+        reader.replay([Change.of(a_task(id="1", updated_at=3.0))])
+        await anext(reader)
+        for at, remembered in ((7.9, 1), (8.1, 0)):
+            publish_tasks(event_stream, a_task(id="2", updated_at=at))
+            await anext(reader)
+            assert len(reader._replayed) == remembered
+
+
+@pytest.mark.anyio
+async def test_a_reader_that_is_closed_already_replays_nothing() -> None:
+    event_stream = EventStream()
+    event_stream.close()
+    with event_stream.reader(ADA) as reader:
+        reader.replay([Change.of(a_task())])
+        assert await unread(reader) == []
+
+
 # The response, called as a server calls it.
-
-
-class Connection:
-    """The server's side of an event stream: it keeps sent messages, and reports a disconnect."""
-
-    def __init__(self) -> None:
-        self.sent: list[Message] = []
-        self.gone = asyncio.Event()
-        self._requests = [{"type": "http.request", "body": b"", "more_body": False}]
-
-    async def receive(self) -> Message:
-        """Return the request, and the disconnect once the client is gone (ASGI)."""
-        if self._requests:
-            return self._requests.pop()
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Message) -> None:
-        """Keep a message of the response (ASGI)."""
-        self.sent.append(message)
-
-    @property
-    def text(self) -> str:
-        """The part of the body that was sent so far."""
-        return b"".join(message.get("body", b"") for message in self.sent).decode()
-
-
-@asynccontextmanager
-async def served(stream: EventStreamResponse, connection: Connection) -> AsyncIterator[None]:
-    """Serve a stream, which has begun when the block begins; then wait for the stream's end."""
-    serving = asyncio.create_task(stream({"type": "http"}, connection.receive, connection.send))
-    try:
-        await eventually(lambda: len(connection.sent) > 1 or serving.done())
-        yield
-        await asyncio.wait_for(serving, PATIENCE)
-    finally:
-        serving.cancel()
-
-
-async def eventually(true: Any) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not true():  # noqa: ASYNC110 - the awaited change has no event
-            await asyncio.sleep(0.001)
-
-
-def stream_of_all_tasks(
-    event_stream: EventStream, *, came_back: bool = False
-) -> EventStreamResponse:
-    """Make the stream of `GET /events`, as its route does."""
-    return EventStreamResponse(
-        event_stream.reader(ADA), partial(routes._write_all_events, event_id(5.0), came_back)
-    )
 
 
 class Records:
@@ -226,7 +188,7 @@ class Records:
         return self.answer
 
 
-def stream_of_task_1(event_stream: EventStream, records: Records) -> EventStreamResponse:
+def stream_of_task_1(event_stream: EventStream, records: Records) -> EventStreamResponse[Reader]:
     """Make the stream of `GET /tasks/1/events`, as its route does."""
     engine: Any = records
     return EventStreamResponse(
@@ -279,13 +241,79 @@ async def test_a_client_that_reads_too_slowly_gets_a_gap_event(
 
 
 @pytest.mark.anyio
-async def test_a_client_that_reconnects_gets_a_gap_event() -> None:
+async def test_a_new_client_learns_its_position_without_an_event() -> None:
+    """If its connection breaks before the first event, an EventSource returns with this id.
+
+    A block without data sets the id, and dispatches no event (WHATWG HTML, 9.2.6).
+    """
     event_stream, connection = EventStream(), Connection()
-    async with served(stream_of_all_tasks(event_stream, came_back=True), connection):
+    async with served(stream_of_all_tasks(event_stream), connection):
         connection.gone.set()
-    (gap,) = events_in(connection.text)
-    assert (gap.event, gap.id) == ("gap", "5.000000-")
+    assert connection.text == "retry: 3000\nid: 5.000000-\n\n"
+
+
+@pytest.mark.anyio
+async def test_a_client_that_returns_gets_the_changes_in_the_record_and_then_new_ones() -> None:
+    event_stream, connection = EventStream(), Connection()
+    missed = [a_task(id="1", updated_at=2.0), a_task(id="2", updated_at=3.0)]
+    returned = stream_of_all_tasks(event_stream, missed, last_event_id="1.000000-1")
+    async with served(returned, connection):
+        publish_tasks(event_stream, a_task(id="3", updated_at=5.0))
+        await eventually(lambda: "5.000000-3" in connection.text)
+        connection.gone.set()
+    told = [(event.event, event.id) for event in events_in(connection.text)]
+    assert told == [("task", "2.000000-1"), ("task", "3.000000-2"), ("task", "5.000000-3")]
+
+
+@pytest.mark.parametrize("last_event_id", ["", "1", "x", "\xe9", "nan-1", "1.000000-1", "x" * 5000])
+@pytest.mark.anyio
+async def test_a_client_that_returns_gets_a_gap_event_if_nothing_can_be_replayed(
+    last_event_id: str,
+) -> None:
+    """The id is not an id of an event, or the record has too many changes."""
+    event_stream, connection = EventStream(), Connection()
+    returned = stream_of_all_tasks(event_stream, None, last_event_id=last_event_id)
+    async with served(returned, connection):
+        await eventually(lambda: "gap" in connection.text)
+        publish_tasks(event_stream, a_task(id="3", updated_at=5.0))
+        await eventually(lambda: "5.000000-3" in connection.text)
+        connection.gone.set()
+    gap, new = events_in(connection.text)
+    assert (gap.event, gap.id, new.event) == ("gap", "5.000000-", "task")
     assert "are missing" in gap.data["detail"]
+
+
+@pytest.mark.anyio
+async def test_a_client_that_reads_too_slowly_during_a_replay_returns_to_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The gap event has the id of the last event that was sent, so the next replay begins there."""
+    monkeypatch.setattr(stream_module, "MOST_UNREAD", 3)
+    monkeypatch.setattr(stream_module, "_BYTES_PER_READ", 1)
+    event_stream, connection = EventStream(), SlowConnection(blocks=2)
+    missed = [a_task(id=str(number), updated_at=2.0) for number in range(9)]
+    returned = stream_of_all_tasks(event_stream, missed, last_event_id="1.000000-1")
+    async with served(returned, connection):
+        await eventually(lambda: "2.000000-0" in connection.text)
+        publish_tasks(event_stream, *(a_task(id=str(number), updated_at=5.0) for number in "abcd"))
+        connection.reads_again.set()
+    told, gap = events_in(connection.text)
+    assert (told.event, gap.event, gap.id) == ("task", "gap", told.id)
+
+
+@pytest.mark.anyio
+async def test_a_server_that_stops_ends_a_replay_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No later event is sent, so the client returns for the rest."""
+    monkeypatch.setattr(stream_module, "_BYTES_PER_READ", 1)
+    event_stream, connection = EventStream(), SlowConnection(blocks=2)
+    missed = [a_task(id=str(number), updated_at=2.0) for number in range(9)]
+    returned = stream_of_all_tasks(event_stream, missed, last_event_id="1.000000-1")
+    async with served(returned, connection):
+        await eventually(lambda: "2.000000-0" in connection.text)
+        publish_tasks(event_stream, a_task(id="new", updated_at=5.0))
+        event_stream.close()
+        connection.reads_again.set()
+    assert [event.id for event in events_in(connection.text)] == ["2.000000-0"]
 
 
 @pytest.mark.parametrize(
@@ -397,10 +425,7 @@ def test_an_eventsource_does_not_reconnect_after_the_end_of_its_task(client: Tes
     task_id = a_finished_task(client)
     first = client.get(f"/tasks/{task_id}/events")
     (end,) = events_in(first.text)
-    assert (end.event, end.data | {"history": []}) == (
-        "end",
-        client.get(f"/tasks/{task_id}").json(),
-    )
+    assert (end.event, end.data) == ("end", in_a_list(client.get(f"/tasks/{task_id}").json()))
     assert first.text.startswith("retry: ")
 
     second = client.get(f"/tasks/{task_id}/events", headers={"Last-Event-ID": end.id})
@@ -471,10 +496,45 @@ def test_each_change_of_a_task_is_an_event_with_a_name_and_an_id(service: Servic
     assert len({event.id for event in told}) == 3
 
 
-def test_a_client_that_reconnects_to_all_events_gets_a_gap_event_and_then_new_events(
+def test_a_client_that_returns_to_all_events_gets_what_it_has_missed(service: Service) -> None:
+    """It was away while two tasks succeeded. Of each, it gets one event."""
+    with stream_of(service, "/events") as events:
+        service.post(SEND)
+        last = next(events)
+    missed = [service.wait_for(service.post(SEND).json()["id"])["id"] for _ in range(2)]
+    with stream_of(service, "/events", **{"Last-Event-ID": last.id}) as events:
+        task_id = service.post(SEND).json()["id"]
+        told = list(takewhile(lambda event: event.data["id"] != task_id, events))
+    assert {event.event for event in told} == {"task"}
+    assert [event.data["id"] for event in told if event.data["id"] in missed] == missed
+    assert told[-1].data["status"] == "succeeded"
+    assert told[-1].data == in_a_list(service.get(f"/tasks/{missed[-1]}").json())
+
+
+def in_a_list(task: Json) -> Json:
+    """Return a task with the fields that lists and events have."""
+    return {name: value for name, value in task.items() if name != "history"}
+
+
+def test_a_client_with_an_id_from_long_ago_gets_a_gap_event_and_then_new_events(
     service: Service,
 ) -> None:
+    """Retention may have removed tasks since then."""
     with stream_of(service, "/events", **{"Last-Event-ID": "1.000000-x"}) as events:
         assert next(events).event == "gap"
         task_id = service.post(SEND).json()["id"]
         assert next(events).data["id"] == task_id
+
+
+@pytest.mark.thorough
+def test_a_client_returns_to_a_service_that_has_restarted(tmp_path: Path) -> None:
+    """No process has told it of the change, because the service was killed at once."""
+    with Service(tmp_path, worker_concurrency=0) as service:
+        with stream_of(service, "/events") as events:
+            service.post(SEND)
+            last = next(events)
+        task_id = service.post(SEND).json()["id"]
+        service.kill()
+        service.start()
+        with stream_of(service, "/events", **{"Last-Event-ID": last.id}) as events:
+            assert next(events).data["id"] == task_id

@@ -177,6 +177,6 @@ def test_shared_caches_may_not_keep_a_response_behind_an_api_key(tmp_path: Path)
         for headers in ({}, {"X-API-Key": KEY}, bearing(KEY)):
             answer = client.get("/tasks", headers=headers)
             assert answer.headers["cache-control"] == "private"
-            assert answer.headers["vary"] == "Authorization, X-API-Key"
+            assert answer.headers["vary"] == "Authorization, X-API-Key, Cookie"
         for path in ("/livez", "/docs", "/openapi.json"):
             assert "vary" not in client.get(path).headers

@@ -95,7 +95,7 @@ def test_every_link_on_a_page_works(client: httpx2.Client, page: str) -> None:
     wait_for(client, client.post("/send-notification/ada@example.com").json()["id"])
     addresses = ADDRESS.findall(client.get(page).text)
     assert addresses
-    for address in map(unescape, addresses):
+    for address in set(map(unescape, addresses)) - {"#main"}:
         assert client.head(behind(address)).status_code == 200
 
 

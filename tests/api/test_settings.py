@@ -46,6 +46,7 @@ DEFAULTS = {
     "SHUTDOWN_GRACE_SECONDS": 8,
     "RETENTION_DAYS": 7,
     "ACCESS_LOG": True,
+    "HIDE_ARGUMENTS": False,
     "LOG_LEVEL": "INFO",
 }
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,10 @@ def test_a_worker_runs_the_tasks_of_the_api_and_the_api_shows_their_progress(
         assert next(own)["status"] == "queued"
         with worker:
             assert [change["status"] for change in own] == ["running", "succeeded"]
-            assert [next(of_all)["status"] for _ in range(2)] == ["running", "succeeded"]
+            # An API that has just started tells once more what is waiting, in case it missed it.
+            statuses = (change["status"] for change in of_all)
+            told = takewhile(lambda status: status != "succeeded", statuses)
+            assert [status for status in told if status != "queued"] == ["running"]
             assert api.wait_for(task["id"])["attempts"] == 1
     assert len(smtp_server.received) == 1
 

@@ -137,6 +137,7 @@ def locked(path: Path, how: str = "EXCLUSIVE") -> Iterator[None]:
 def test_requests_during_a_lock_are_answered_503_and_the_service_recovers(
     service: Service, tried: Tried
 ) -> None:
+    """Lists are answered all the same, because in WAL mode a lock stops only writers."""
     accepted, answers, seconds = list[str](), list[httpx2.Response](), list[float]()
     files = files_below(service.directory / "uploads")
     with ThreadPoolExecutor(8) as clients:
@@ -145,8 +146,9 @@ def test_requests_during_a_lock_are_answered_503_and_the_service_recovers(
             with locked(service.directory / "queue.db"):
                 asked = [clients.submit(mail_to, service) for _ in range(4)]
                 asked += [clients.submit(upload_to, service)]
-                asked += [clients.submit(service.get, path) for path in ("/tasks", "/metrics")]
+                asked += [clients.submit(service.get, "/metrics")]
                 assert service.get("/livez").status_code == 200
+                assert service.get("/tasks").status_code == 200
                 answers += [answer.result() for answer in asked]
                 wait_for_checks(service, {"database": "failing", "uploads": "ok", "smtp": "ok"})
             began = time.monotonic()

@@ -344,6 +344,14 @@ class _EngineMachine(RuleBasedStateMachine):
         assert backlog.oldest_due_at == min(due, default=None)
 
     @invariant()
+    def both_list_the_same_changes(self) -> None:
+        for since in (self.now, self.now - LEASE):
+            listing = self.engine.list_changed("", since=since, now=self.now, limit=1_000)
+            changed = [task for task in self.model.values() if task.updated_at >= since]
+            changed.sort(key=lambda task: (task.updated_at, task.id))
+            assert self.ask(listing) == [replace(task, arguments="") for task in changed]
+
+    @invariant()
     def both_list_the_same_batches(self) -> None:
         there = [
             batch_id for batch_id, tasks in self.batches.items() if self.model.keys() & set(tasks)

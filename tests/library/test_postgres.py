@@ -273,6 +273,7 @@ async def test_no_operation_reads_more_rows_than_it_needs(postgres: Postgres) ->
         for statuses in ((), (Status.FAILED,)):
             wanted = TaskFilter(statuses=statuses)
             await engine.list_tasks(wanted, after=tasks[0].id, limit=10)
+        await engine.list_changed("", since=NOW, now=NOW, limit=10)
     await eventually(lambda: sql(ROWS_READ) not in {"", "0"})
     assert int(sql(ROWS_READ)) < 1000
 
@@ -505,6 +506,44 @@ async def test_an_event_reaches_other_processes(engine: Engine, database_url: st
     bare = replace(task, arguments="")
     assert heard == [Event(EventType.STARTED, bare), Event(EventType.SUCCEEDED, bare, seconds=0.5)]
     assert own == []
+
+
+async def test_a_gap_in_the_events_is_told_when_they_arrive_again(
+    engine: Engine, database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is one at the start, and one when the connection breaks. Tasks show what was lost."""
+    monkeypatch.setattr(postgres_events, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(postgres_listener, "PAUSE_SECONDS", 0.05)
+    heard: list[Event] = []
+    gaps: list[float] = []
+    began = time.time()
+    async with another(database_url, heard) as other:
+        other.subscribe_to_gaps(gaps.append)
+        await eventually(lambda: len(gaps) == 1)
+        engine.publish(Event(EventType.STARTED, a_task()))
+        await eventually(lambda: len(heard) == 1)
+        broken_at = time.time()
+        sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE query LIKE 'LISTEN%' OR query = 'SELECT 1'"
+        )
+        await eventually(lambda: len(gaps) == 2)
+        engine.publish(Event(EventType.STARTED, a_task()))
+        await eventually(lambda: len(heard) == 2)
+    assert began <= gaps[0] <= gaps[1] <= broken_at
+
+
+async def test_two_gaps_that_follow_each_other_are_told_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_events, "_SILENCE_SECONDS", 0.05)
+    relay, gaps = engine._event_relay, list[float]()
+    engine.subscribe_to_gaps(gaps.append)
+    relay.tell_of_gap(5.0)
+    relay.tell_of_gap(7.0)
+    await eventually(lambda: len(gaps) == 1)
+    await asyncio.sleep(0.1)
+    assert gaps == [5.0]
 
 
 async def test_a_task_that_is_too_long_for_a_notification_is_read_from_its_row(

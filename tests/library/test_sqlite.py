@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -16,8 +17,15 @@ from typing import Any
 import pytest
 
 from afterward.bulk import Action
+from afterward.engines.sqlite import engine as sqlite_engine
 from afterward.engines.sqlite.engine import SQLite
-from afterward.errors import CannotStart, KeyTaken, TaskNotFound, TaskNotGivenUp
+from afterward.errors import (
+    CannotStart,
+    KeyTaken,
+    QueueUnavailable,
+    TaskNotFound,
+    TaskNotGivenUp,
+)
 from afterward.events import EventType
 from afterward.filter import TaskFilter
 from afterward.retry import Bounds
@@ -39,6 +47,7 @@ from tests.library.support import (
     retry,
     working,
 )
+from tests.support.service import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -200,6 +209,11 @@ def slice_of(action: Action) -> Callable[[SQLite], Awaitable[object]]:
     return change_slice
 
 
+async def list_changed(engine: SQLite) -> None:
+    await put(engine, a_task())
+    await engine.list_changed("", since=NOW, now=NOW, limit=10)
+
+
 @pytest.mark.parametrize(
     ("ask", "indexes"),
     [
@@ -207,6 +221,7 @@ def slice_of(action: Action) -> Callable[[SQLite], Awaitable[object]]:
         (SQLite.backlog, {"tasks_due"}),
         (pull_forward, {"tasks_due"}),
         (extend, {"tasks_held"}),
+        (list_changed, {"tasks_finished", "tasks_held", "tasks_by_state", "tasks_due"}),
         (listing(statuses=(Status.FAILED,)), {"tasks_by_state"}),
         (listing(kind="greet", statuses=(Status.QUEUED,), since=NOW), {"tasks_by_state"}),
         (listing(error="PermanentError 550"), {"tasks_by_error"}),
@@ -226,9 +241,11 @@ async def test_every_operation_uses_an_index_and_sorts_nothing(
 ) -> None:
     """Because of that, a backlog of 100,000 tasks slows no operation down."""
     statements: list[str] = []
-    await engine._commits.run(lambda connection: connection.set_trace_callback(statements.append))
+    for thread in (engine._commits, engine._searches):
+        await thread.run(lambda connection: connection.set_trace_callback(statements.append))
     await ask(engine)
-    await engine._commits.run(lambda connection: connection.set_trace_callback(None))
+    for thread in (engine._commits, engine._searches):
+        await thread.run(lambda connection: connection.set_trace_callback(None))
     steps = [
         step
         for statement in statements
@@ -237,6 +254,51 @@ async def test_every_operation_uses_an_index_and_sorts_nothing(
     ]
     assert indexes <= {word for step in steps for word in step.split()}
     assert not {"SCAN tasks", "SCAN answers", "USE TEMP B-TREE FOR ORDER BY"} & set(steps)
+
+
+async def test_a_commit_does_not_wait_for_a_search(engine: SQLite) -> None:
+    """A count of a million tasks takes 0.3 s. A search sees what is committed when it begins."""
+    commit_is_done = threading.Event()
+
+    def count(connection: sqlite3.Connection) -> int:
+        commit_is_done.wait(PATIENCE)
+        return len(connection.execute("SELECT 1 FROM tasks").fetchall())
+
+    search = asyncio.create_task(engine._searches.run(count))
+    await put(engine, a_task())
+    commit_is_done.set()
+    assert await search == 1
+
+
+async def test_searches_can_write_nothing(engine: SQLite) -> None:
+    await put(engine, a_task())
+    with pytest.raises(QueueUnavailable):
+        await engine._searches.run(lambda connection: connection.execute("DELETE FROM tasks"))
+    assert len(await engine.list_tasks(TaskFilter(), limit=9)) == 1
+
+
+async def test_a_start_without_searches_fails_and_can_be_repeated(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example, the process may open no more files."""
+
+    def fail(_: Path) -> sqlite3.Connection:
+        raise CannotStart("too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite_engine, "open_for_searches", fail)
+        with pytest.raises(CannotStart, match="too many"):
+            await SQLite(path).start()
+    async with opened(path) as engine:
+        await put(engine, a_task())
+
+
+async def test_a_stop_leaves_no_write_ahead_log(path: Path) -> None:
+    """SQLite only removes it if a connection that may write is the last one to be closed."""
+    async with opened(path) as engine:
+        await put(engine, a_task())
+        assert len(await engine.list_tasks(TaskFilter(), limit=9)) == 1
+    assert {file.name for file in path.parent.iterdir()} == {"queue.db", "queue.db.lock"}
 
 
 # The file

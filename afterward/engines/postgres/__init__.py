@@ -3,6 +3,7 @@
 engine       implements Engine
 statements   the SQL of claims, of insertions and of outcomes
 search       finds tasks by a filter
+changes      finds the tasks that have changed since a time
 bulk         does a slice of a bulk action
 batcher      lets operations that arrive together share one transaction
 callers_transaction

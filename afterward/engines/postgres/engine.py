@@ -9,7 +9,7 @@ import asyncpg
 
 from afterward.bulk import COLLECTION, Action, Slice
 from afterward.engine import Engine
-from afterward.engines.postgres import bulk, search, statements
+from afterward.engines.postgres import bulk, changes, search, statements
 from afterward.engines.postgres.batcher import Batcher
 from afterward.engines.postgres.callers_transaction import insert_through
 from afterward.engines.postgres.connections import (
@@ -68,8 +68,7 @@ class Postgres(Engine):
         self._held: dict[tuple[str, int], Task] = {}
         self._event_relay = EventRelay(self._notify, self.get)
         self._listener = ListeningConnection(
-            lambda: asyncpg.connect(**connection_options(self._url)),
-            on_gap=self._tasks_added.set,
+            lambda: asyncpg.connect(**connection_options(self._url))
         )
 
     async def start(self) -> None:
@@ -82,7 +81,11 @@ class Postgres(Engine):
             # A step failed, or the start was cancelled. The server may hang, so do not wait for it.
             connection.terminate()
             raise
-        self._listener.listen(TASKS_CHANNEL, lambda _: self._tasks_added.set())
+        self._listener.listen(
+            TASKS_CHANNEL,
+            receive=lambda _: self._tasks_added.set(),
+            on_gap=lambda _: self._tasks_added.set(),
+        )
         self._listener.start(connection)
 
     async def stop(self) -> None:
@@ -147,6 +150,12 @@ class Postgres(Engine):
     async def count_failures(self, client: str) -> list[FailureGroup]:
         async with self._pool.session(reads_only=True) as session:
             return await search.count_failures(session, client)
+
+    async def list_changed(
+        self, client: str, *, since: float, now: float, limit: int
+    ) -> list[Task] | None:
+        async with self._pool.session(reads_only=True) as session:
+            return await changes.list_changed(session, client, since, now, limit)
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
         async with self._pool.session(reads_only=True) as session:
@@ -498,7 +507,12 @@ class Postgres(Engine):
 
     def subscribe(self, *subscribers: Subscriber) -> None:
         self._event_relay.subscribe(subscribers)
-        self._listener.listen(CHANNEL, self._event_relay.receive)
+        self._listener.listen(
+            CHANNEL, receive=self._event_relay.receive, on_gap=self._event_relay.tell_of_gap
+        )
+
+    def subscribe_to_gaps(self, *subscribers: Callable[[float], None]) -> None:
+        self._event_relay.subscribe_to_gaps(subscribers)
 
     async def _notify(self, payloads: Sequence[str]) -> bool:
         async with self._pool.session(reads_only=True) as session:

@@ -22,6 +22,8 @@ _SENT_FIELDS = tuple(field.name for field in fields(Task) if field.name != "argu
 
 log = structlog.get_logger(__name__)
 
+GapSubscriber = Callable[[float], None]
+
 
 class EventRelay:
     """Sends the events of this process to the others, and passes theirs on to its subscribers.
@@ -46,6 +48,8 @@ class EventRelay:
         self._unsent: list[Event] = []
         self._silent_until = -math.inf
         self._subscribers: tuple[Subscriber, ...] = ()
+        self._gap_subscribers: tuple[GapSubscriber, ...] = ()
+        self._gap: tuple[float, asyncio.TimerHandle] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def publish(self, event: Event) -> None:
@@ -63,6 +67,29 @@ class EventRelay:
         """Pass the events of other processes to these subscribers."""
         self._subscribers = tuple(subscribers)
 
+    def subscribe_to_gaps(self, subscribers: Sequence[GapSubscriber]) -> None:
+        """Tell these subscribers of gaps. See Engine.subscribe_to_gaps."""
+        self._gap_subscribers = tuple(subscribers)
+
+    def tell_of_gap(self, since: float) -> None:
+        """Tell the subscribers that events since then may be lost, as soon as events arrive again.
+
+        This process listens from now on, but the others may send nothing for _SILENCE_SECONDS more,
+        until they ask again whether a process listens.
+        """
+        if self._gap is not None:
+            earlier, call = self._gap
+            call.cancel()
+            since = min(since, earlier)
+        loop = asyncio.get_running_loop()
+        wait = _SILENCE_SECONDS + _GATHER_SECONDS
+        self._gap = since, loop.call_later(wait, self._tell_of_gap_now, since)
+
+    def _tell_of_gap_now(self, since: float) -> None:
+        self._gap = None
+        for subscriber in self._gap_subscribers:
+            subscriber(since)
+
     def receive(self, payload: str) -> None:
         """Pass on the events of a payload, unless this process has sent it."""
         sender, *events = json.loads(payload)
@@ -77,6 +104,8 @@ class EventRelay:
 
     async def finish(self) -> None:
         """Wait until all events are sent or dropped."""
+        if self._gap is not None:
+            self._gap[1].cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _run(self, coroutine: Awaitable[None]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ PING_SECONDS = 5.0  # between two checks that the connection still works
 PAUSE_SECONDS = 1.0  # before another try to connect
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[Any]"]]
+Receive = Callable[[str], None]
+OnGap = Callable[[float], None]
 
 # PostgreSQL does not tell which sessions listen to a channel. So each listening session also holds
 # a shared advisory lock for the channel, and other sessions find this lock in pg_locks.
@@ -38,13 +41,13 @@ class ListeningConnection:
     """Calls a function with each payload that arrives on a channel.
 
     If the connection breaks, it opens another one. Notifications that are sent in between are lost,
-    so it calls `on_gap` each time it has begun to listen to a channel.
+    so it calls `on_gap` of a channel each time it has begun to listen to it.
     """
 
-    def __init__(self, connect: Connect, on_gap: Callable[[], None]) -> None:
+    def __init__(self, connect: Connect) -> None:
         self._connect = connect
-        self._on_gap = on_gap
-        self._channels: dict[str, Callable[[str], None]] = {}
+        self._channels: dict[str, tuple[Receive, OnGap]] = {}
+        self._worked_at = time.time()  # when the connection was last known to work
         self._listening: set[str] = set()
         self._wake = asyncio.Event()
         self._server_process: int | None = None
@@ -59,9 +62,12 @@ class ListeningConnection:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    def listen(self, channel: str, receive: Callable[[str], None]) -> None:
-        """Call `receive` with each payload of this channel, beginning soon after this call."""
-        self._channels[channel] = receive
+    def listen(self, channel: str, receive: Receive, on_gap: OnGap) -> None:
+        """Call `receive` with each payload of this channel, beginning soon after this call.
+
+        `on_gap` gets the time since which payloads may be lost, in seconds since the epoch.
+        """
+        self._channels[channel] = receive, on_gap
         self._wake.set()
 
     async def notify(self, session: Session, channel: str, payloads: Sequence[str]) -> bool:
@@ -69,7 +75,8 @@ class ListeningConnection:
         return bool(await session.fetch(_NOTIFY_IF_HEARD, channel, payloads, self._server_process))
 
     def _receive(self, _: object, __: object, channel: str, payload: object) -> None:
-        self._channels[channel](str(payload))
+        receive, _ = self._channels[channel]
+        receive(str(payload))
 
     async def _keep_listening(self, connection: "asyncpg.Connection[Any] | None") -> None:
         while True:
@@ -96,12 +103,15 @@ class ListeningConnection:
                     await connection.execute(_MARK_AS_LISTENING, channel)
                     await connection.add_listener(channel, self._receive)
                     self._listening.add(channel)
-                    self._on_gap()
+                    _, on_gap = self._channels[channel]
+                    on_gap(self._worked_at)
                 # 2. Wait for another channel, for the end of the connection, or for the next ping.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PING_SECONDS):
                         await self._wake.wait()
                 # 3. Ping the server. This raises an error if the connection is broken.
+                pinged_at = time.time()
                 await connection.execute("SELECT 1")
+                self._worked_at = pinged_at
         finally:
             connection.terminate()

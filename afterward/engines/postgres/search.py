@@ -115,11 +115,11 @@ def _ranges(wanted: TaskFilter, after: str | None = None) -> tuple[str, str, Seq
         return f"WITH ranges AS (SELECT {of_status})", " AND ".join(where), values
     where.append("kind = ranges.kind")
     ranges = f"ranges AS (SELECT kind, status FROM kinds, {of_status} WHERE kind IS NOT NULL)"
-    return f"WITH RECURSIVE {_KINDS}, {ranges}", " AND ".join(where), values
+    return f"WITH RECURSIVE {KINDS}, {ranges}", " AND ".join(where), values
 
 
-# The kinds of a client's tasks, by a loose index scan: see statements._WAITING_KINDS.
-_KINDS = """
+# The kinds of the tasks of the client $2, by a loose index scan: see statements._WAITING_KINDS.
+KINDS = """
     kinds AS (
         (SELECT kind FROM afterward.tasks WHERE client = $2 ORDER BY kind LIMIT 1)
         UNION ALL

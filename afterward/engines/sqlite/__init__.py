@@ -3,6 +3,7 @@
 engine         implements Engine
 statements     the SQL of claims, of insertions and of outcomes
 search         finds tasks by a filter
+changes        finds the tasks that have changed since a time
 bulk           does a slice of a bulk action
 group_commit   lets operations that arrive together share one transaction, and one fsync
 database_file  locks the file against a second process, opens it, and checks it

@@ -115,6 +115,22 @@ def open_database(path: Path) -> sqlite3.Connection:
         return connection
 
 
+def open_for_searches(path: Path) -> sqlite3.Connection:
+    """Open the database for a thread that only reads, beside the connection of open_database.
+
+    A read-only connection writes no WAL and makes no checkpoint, so it is outside the WAL-reset bug
+    (see `lock`). Raises CannotStart.
+    """
+    with _refusing(path):
+        return sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro",
+            uri=True,
+            timeout=LOCKED_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
+
 @contextlib.contextmanager
 def _refusing(path: Path) -> Iterator[None]:
     try:

@@ -12,13 +12,14 @@ import structlog
 
 from afterward.bulk import COLLECTION, Action, Slice
 from afterward.engine import Engine
-from afterward.engines.sqlite import bulk, search, statements
+from afterward.engines.sqlite import bulk, changes, search, statements
 from afterward.engines.sqlite.damage_check import BackgroundCheck
 from afterward.engines.sqlite.database_file import (
     SCHEMA_VERSION,
     check_database,
     lock,
     open_database,
+    open_for_searches,
 )
 from afterward.engines.sqlite.group_commit import GroupCommit
 from afterward.engines.sqlite.statements import RECORD_COLUMNS, status_list
@@ -53,14 +54,19 @@ class SQLite(Engine):
     """An Engine on one SQLite file. Engine documents the methods.
 
     Every operation goes through `GroupCommit`, which lets operations share a transaction and its
-    fsync. `lock` keeps a second process from opening the file. Once damage to the file is found, no
-    task is accepted or claimed. The next start checks the file again.
+    fsync. Searches have a connection and a thread of their own: a count of a million tasks takes
+    0.3 s, and no commit waits for it. `lock` keeps a second process from opening the file. Once
+    damage to the file is found, no task is accepted or claimed. The next start checks the file
+    again.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock: int
         self._commits = GroupCommit(self._open, self._report_damage)
+        self._searches = GroupCommit(
+            lambda: open_for_searches(path), self._report_damage, reads_only=True
+        )
         self._check: BackgroundCheck | None = None  # None if the start has checked the whole file
         self._damage: Exception | None = None
         self._tasks_added = asyncio.Event()
@@ -68,18 +74,15 @@ class SQLite(Engine):
     async def start(self) -> None:
         self._tasks_added = asyncio.Event()
         self._lock = lock(self._path)
-        try:
+        async with contextlib.AsyncExitStack() as after_an_error:
+            after_an_error.callback(self._unlock)
             await self._commits.start()
-        except BaseException:
-            self._unlock()
-            raise
-        if self._check is not None:
-            try:
-                self._check.start()
-            except RuntimeError:  # the system allows no more threads
-                await self._commits.stop()
-                self._unlock()
-                raise
+            after_an_error.push_async_callback(self._commits.stop)
+            await self._searches.start()
+            after_an_error.push_async_callback(self._searches.stop)
+            if self._check is not None:
+                self._check.start()  # raises RuntimeError if the system allows no more threads
+            after_an_error.pop_all()
 
     def _open(self) -> sqlite3.Connection:
         is_checked = check_database(self._path)
@@ -108,16 +111,14 @@ class SQLite(Engine):
             raise QueueDamaged from self._damage
 
     async def stop(self) -> None:
-        try:
-            # The check ends first: SQLite removes the WAL when the last connection is closed, if
-            # that connection may write.
+        async with contextlib.AsyncExitStack() as steps:  # the last step first
+            steps.callback(self._unlock)
+            steps.push_async_callback(self._commits.stop)
+            # SQLite removes the WAL when the last connection is closed, if that connection may
+            # write. So the connections that only read are closed before.
+            steps.push_async_callback(self._searches.stop)
             if self._check is not None:
-                await asyncio.to_thread(self._check.stop)
-        finally:
-            try:
-                await self._commits.stop()
-            finally:
-                self._unlock()
+                steps.push_async_callback(asyncio.to_thread, self._check.stop)
 
     def _unlock(self) -> None:
         # If the disk hangs, a commit may still be under way. Then this process holds the lock until
@@ -153,15 +154,29 @@ class SQLite(Engine):
     async def list_tasks(
         self, wanted: TaskFilter, *, after: str | None = None, limit: int
     ) -> list[Task]:
-        return await self._commits.run(
+        return await self._searches.run(
             lambda connection: search.list_tasks(connection, wanted, after, limit)
         )
 
     async def count_tasks(self, wanted: TaskFilter) -> int:
-        return await self._commits.run(lambda connection: search.count_tasks(connection, wanted))
+        return await self._searches.run(lambda connection: search.count_tasks(connection, wanted))
 
     async def count_failures(self, client: str) -> list[FailureGroup]:
-        return await self._commits.run(lambda connection: search.count_failures(connection, client))
+        return await self._searches.run(
+            lambda connection: search.count_failures(connection, client)
+        )
+
+    async def list_changed(
+        self,
+        client: str,
+        *,
+        since: float,
+        now: float,  # noqa: ARG002 - all times are by the clock of the one process
+        limit: int,
+    ) -> list[Task] | None:
+        return await self._searches.run(
+            lambda connection: changes.list_changed(connection, client, since, limit)
+        )
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
         def count(connection: sqlite3.Connection) -> dict[Status, int]:
@@ -183,10 +198,10 @@ class SQLite(Engine):
                 raise BatchNotFound
             return dict.fromkeys(Status, 0) | counts
 
-        return await self._commits.run(count)
+        return await self._searches.run(count)
 
     async def list_batches(self, client: str, *, after: str | None = None, limit: int) -> list[str]:
-        return await self._commits.run(
+        return await self._searches.run(
             lambda connection: search.list_batches(connection, client, after, limit)
         )
 
@@ -490,4 +505,7 @@ class SQLite(Engine):
         """Do nothing, because no other process uses the file."""
 
     def subscribe(self, *subscribers: Subscriber) -> None:
+        """Do nothing, because no other process uses the file."""
+
+    def subscribe_to_gaps(self, *subscribers: Callable[[float], None]) -> None:
         """Do nothing, because no other process uses the file."""

@@ -114,16 +114,21 @@ class GroupCommit:
     """Runs operations on one connection, which belongs to one thread, in shared transactions.
 
     `connect` opens the connection in autocommit mode. `report_damage` gets an error of an operation
-    that has met a damaged page. Both are called in the thread.
+    that has met a damaged page. Both are called in the thread. With `reads_only`, the operations
+    write nothing.
     """
 
     def __init__(
         self,
         connect: Callable[[], sqlite3.Connection],
         report_damage: Callable[[Exception], None],
+        *,
+        reads_only: bool = False,
     ) -> None:
         self._connect = connect
         self._report_damage = report_damage
+        self._begin = "BEGIN" if reads_only else "BEGIN IMMEDIATE"
+        self._thread_name = "queue-searches" if reads_only else "queue-commits"
         self._waiting: list[_Call] = []
         self._committing = False  # True from the first call of a group to its results
         self._is_open = False
@@ -141,7 +146,7 @@ class GroupCommit:
         self._waiting, self._committing = [], False
         self._groups = queue.SimpleQueue()
         self._thread = threading.Thread(
-            target=self._commit_groups, name="queue-commits", daemon=True
+            target=self._commit_groups, name=self._thread_name, daemon=True
         )
         self._thread.start()
         try:
@@ -288,7 +293,7 @@ class GroupCommit:
             #    because no statement of this group may join it.
             _roll_back(connection)
             if not is_one_statement:
-                connection.execute("BEGIN IMMEDIATE")
+                connection.execute(self._begin)
 
             # 4. Run the operations, and collect the result of each call.
             for operation, calls in merged.items():

@@ -53,8 +53,8 @@ CREATE INDEX tasks_by_state ON tasks (client, kind, status, id) WHERE status <> 
 CREATE INDEX tasks_by_error ON tasks (client, kind, error_group, id) WHERE status = 'failed';
 -- The client is '' if the app does not tell its clients apart.
 CREATE INDEX tasks_by_client ON tasks (client, id) WHERE client <> '';
-CREATE INDEX tasks_about ON tasks (about, id) WHERE about IS NOT NULL;
-CREATE INDEX tasks_by_request ON tasks (request_id, id) WHERE request_id IS NOT NULL;
+CREATE INDEX tasks_about ON tasks (client, about, id) WHERE about IS NOT NULL;
+CREATE INDEX tasks_by_request ON tasks (client, request_id, id) WHERE request_id IS NOT NULL;
 -- Also for count_batch and list_batches. The status is not in the index: a look-up of each task costs less than an
 -- update of the index at each change of a status.
 CREATE INDEX tasks_by_batch ON tasks (client, batch_id, id) WHERE batch_id IS NOT NULL;

@@ -1,25 +1,17 @@
-"""Routes for operators: the home page, liveness, readiness and metrics."""
+"""Routes for operators: liveness, readiness and metrics."""
 
 from http import HTTPStatus
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 
-from app.api.dependencies import HealthDep, MetricsDep, QueueDep, SettingsDep
+from app.api.dependencies import HealthDep, MetricsDep, QueueDep
 from app.api.errors import documented
 from app.api.health_checks import Passed
-from app.api.pages import example, page
 from app.api.route import ServiceRoute, without_turn
 from app.api.schemas import Readiness
 
 router = APIRouter(tags=["health"], route_class=ServiceRoute)
-
-
-@router.get("/", response_class=HTMLResponse, responses=documented())
-@without_turn
-async def home(request: Request, settings: SettingsDep) -> HTMLResponse:
-    """Return a page with links to the others."""
-    return page(request, "home.html", catcher=settings.catcher, example=example(request))
 
 
 @router.get("/livez", response_class=PlainTextResponse)

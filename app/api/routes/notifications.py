@@ -1,6 +1,6 @@
 """POST /send-notification/{email}, which adds a promise and a courtesy in one request."""
 
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import APIRouter, BackgroundTasks, Body, Depends, Request
@@ -8,6 +8,8 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
 from afterward.fastapi import DurableTasks
+from afterward.task import Task
+from afterward.unit_of_work import UnitOfWork
 from app.api.dependencies import check_recipient
 from app.api.errors import documented
 from app.api.route import ServiceRoute
@@ -60,13 +62,27 @@ async def send_notification(
 ) -> Queued:
     """Queue a mail to `email`. The task is on disk before the 202, and the mail is sent later."""
     _check_slashes(request)
-    check_recipient(request, email)
     mail = notification or Notification()
+    task = add_notification(request, email, mail, background_tasks, durable_tasks)
+    return Queued.of(task, "Notification queued")
+
+
+def add_notification(
+    request: Request,
+    email: str,
+    mail: Notification,
+    background_tasks: BackgroundTasks,
+    durable_tasks: UnitOfWork[Any],
+) -> Task:
+    """Add the promise to send a mail, and the courtesy of a line in the log file.
+
+    Raises HTTPException 403 unless ALLOWED_RECIPIENTS permits mail to this address.
+    """
+    check_recipient(request, email)
     background_tasks.add_task(write_log, request.state.log_file, f"message to {email}")
-    task = durable_tasks.add_task(
+    return durable_tasks.add_task(
         send_email, recipient=email, subject=mail.subject, message=mail.message
     )
-    return Queued.of(task, "Notification queued")
 
 
 def _check_slashes(request: Request) -> None:

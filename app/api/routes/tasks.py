@@ -1,5 +1,6 @@
 """The routes under /tasks and /events: list, read, cancel, retry and follow tasks."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from functools import partial
 from typing import Annotated
@@ -12,9 +13,10 @@ from afterward.engine import Engine
 from afterward.errors import QueueUnavailable, TaskNotFound
 from afterward.fastapi import DurableTasks
 from afterward.task import FINISHED, Task
-from app.api.dependencies import ClientDep, EventStreamDep, QueueDep
+from app.api.dependencies import ClientDep, EventStreamDep, QueueDep, ReplayDep
 from app.api.errors import documented
-from app.api.event_stream import Change, Reader, event_id
+from app.api.event_stream import QUIET_SECONDS, Change, Reader, event_id
+from app.api.replay import Replay
 from app.api.route import ServiceRoute
 from app.api.schemas import Queued, SearchText, TaskDetail, TaskPage, TaskView
 from app.api.server_sent_events import (
@@ -27,6 +29,7 @@ from app.api.server_sent_events import (
     EventStreamResponse,
     change_event,
     gap_event,
+    position,
 )
 from app.api.task_filters import TaskFilters
 
@@ -184,8 +187,10 @@ async def _read_missed_change(engine: Engine, last: Change) -> list[Change]:
     retention has removed the task.
     """
     try:
-        change = Change.of(await engine.get(last.task_id))
-    except QueueUnavailable:
+        # A database that hangs must not delay the next heartbeat for long.
+        async with asyncio.timeout(QUIET_SECONDS):
+            change = Change.of(await engine.get(last.task_id))
+    except (QueueUnavailable, TimeoutError):
         return []  # the stream goes on, and reads the task again later
     return [] if change.id == last.id else [change]
 
@@ -193,24 +198,35 @@ async def _read_missed_change(engine: Engine, last: Change) -> list[Change]:
 @router.get("/events", response_class=Response, responses=DOCUMENTED | documented(422))
 async def all_events(
     event_stream: EventStreamDep,
+    replay: ReplayDep,
     client: ClientDep,
-    queue: QueueDep,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Follow all tasks: each change from now on. With API keys, only the client's own tasks.
 
-    A `gap` says that events are missing, because the client was disconnected or reads too slowly.
+    A client that returns with `Last-Event-ID` first gets the tasks that have changed in the
+    meantime, each once, as it is now. Some events may come twice. A `gap` says that events are
+    missing, because the client reads too slowly, or too much has changed since it was here.
     """
-    reconnected = last_event_id is not None
     return EventStreamResponse(
-        event_stream.reader(client), partial(_write_all_events, event_id(queue.now()), reconnected)
+        event_stream.reader(client), partial(_write_all_events, replay, client, last_event_id)
     )
 
 
 async def _write_all_events(
-    last_id: str, reconnected: bool, reader: Reader
+    replay: Replay, client: str, last_event_id: str | None, reader: Reader
 ) -> AsyncGenerator[bytes, None]:
-    yield RETRY + (gap_event(WAS_AWAY, last_id) if reconnected else b"")
+    last_id = replay.position
+    yield RETRY
+    # 1. Begin with the changes that the client has missed: see app.api.replay.
+    if last_event_id is None:
+        yield position(last_id)
+    elif (missed := await replay.missed(client, last_event_id)) is not None:
+        last_id = last_event_id
+        reader.replay(missed)
+    else:
+        yield gap_event(WAS_AWAY, last_id)
+    # 2. Go on with the changes from now on.
     async for changes in reader:
         yield b"".join(map(change_event, changes)) or HEARTBEAT
         last_id = changes[-1].id if changes else last_id

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
@@ -10,8 +10,10 @@ from starlette.exceptions import HTTPException
 
 from afterward.engine import Engine
 from afterward.errors import QueueError, RecordNotFound
-from afterward.fastapi import DurableTasks
-from afterward.task import Record, new_id
+from afterward.fastapi import DurableTasks, RequestUnitOfWork
+from afterward.queue import Queue
+from afterward.task import Record, Task, new_id
+from afterward.unit_of_work import UnitOfWork
 from app.api.dependencies import (
     ClientDep,
     PendingUploadsDep,
@@ -25,6 +27,7 @@ from app.api.json_body import check_coding
 from app.api.route import ServiceRoute
 from app.api.schemas import QueuedUpload, SearchText, UploadPage, UploadSummary, UploadView
 from app.tasks.pending_uploads import PendingUploads
+from app.tasks.tools import Tools
 from app.tasks.uploads import COLLECTION, remove_upload, save_upload
 from app.uploads.multipart import (
     OVERHEAD_BYTES,
@@ -46,7 +49,7 @@ _FORM_ERRORS = (NotMultipart, UnknownEncoding, MalformedMultipart, MalformedEnco
 
 router = APIRouter(tags=["uploads"], route_class=ServiceRoute)
 
-_FORM = {
+FILE_FORM = {
     "requestBody": {
         "required": True,
         "content": {
@@ -176,21 +179,28 @@ ArrivalDep = Annotated[Arrival, Depends(_arrival, scope="function")]
     "/upload",
     status_code=202,
     responses=documented(409, 413, 415, 422, 503, 507),
-    openapi_extra=_FORM,
+    openapi_extra=FILE_FORM,
 )
 @router.post("/upload/", status_code=202, include_in_schema=False)
 async def upload(
     request: Request, arrival: ArrivalDep, queue: QueueDep, durable_tasks: DurableTasks
 ) -> QueuedUpload:
     """Store a file, and queue the task that publishes it. The bytes are on disk before the 202."""
+    summary, task = await store_upload(request, arrival, queue, durable_tasks)
+    return QueuedUpload.of(task, "Upload queued", upload=summary)
+
+
+async def store_upload(
+    request: Request, arrival: Arrival, queue: Queue[Tools], durable_tasks: RequestUnitOfWork
+) -> tuple[UploadSummary, Task]:
+    """Store the file of a request, and add the record and the task of the upload to its commit."""
     summary = await arrival.receive(request, new_id(queue.now()))
     assert arrival.pending is not None
     facts = summary.model_dump(exclude={"id"})
     durable_tasks.body_digest = f"{summary.filename}\n{summary.sha256}".encode()
     durable_tasks.remove_record(arrival.pending)
     durable_tasks.add_record(COLLECTION, summary.id, facts | {"status": "received"})
-    task = durable_tasks.add_task(save_upload, upload_id=summary.id)
-    return QueuedUpload.of(task, "Upload queued", upload=summary)
+    return summary, durable_tasks.add_task(save_upload, upload_id=summary.id)
 
 
 @router.get("/uploads", responses=documented(422, 503))
@@ -265,5 +275,10 @@ async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Respons
 @router.delete("/uploads/{upload_id}", status_code=204, responses=documented(404, 422, 503, 507))
 async def delete_upload(upload: ExistingUpload, durable_tasks: DurableTasks) -> None:
     """Remove an upload from the list, and queue the removal of its bytes, in one transaction."""
+    add_removal(upload, durable_tasks)
+
+
+def add_removal(upload: Record, durable_tasks: UnitOfWork[Any]) -> None:
+    """Add the removal of an upload to a unit of work: of its record, and of its bytes."""
     durable_tasks.remove_record(upload)
     durable_tasks.add_task(remove_upload, upload_id=upload.id)

@@ -1,0 +1,64 @@
+"""GET /board/failures: the failed tasks in groups of the same kind and error."""
+
+import asyncio
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
+
+from afterward.engine import Engine
+from afterward.errors import TaskNotFound
+from afterward.filter import FailureGroup
+from afterward.task import Task
+from app.api.dependencies import ClientDep, QueueDep
+from app.api.pages import page
+from app.api.route import ServiceRoute
+from app.api.schemas import TaskFailure
+
+MOST_GROUPS = 100
+
+router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """A group of failed tasks with its newest task, which is None if retention has removed it."""
+
+    group: FailureGroup
+    newest: Task | None
+
+    @property
+    def detail(self) -> str:
+        """The first line of the newest task's error."""
+        if self.newest is None or self.newest.error is None:
+            return ""
+        lines = TaskFailure.of(self.newest.error).detail.strip().splitlines()
+        return lines[0] if lines else ""
+
+    @property
+    def query(self) -> str:
+        """The query of a search for the tasks of this group."""
+        return urlencode({"status": "failed", "kind": self.group.kind, "error": self.group.error})
+
+
+@router.get("/board/failures")
+async def read_failures(request: Request, queue: QueueDep, client: ClientDep) -> HTMLResponse:
+    """Show the groups, the largest first."""
+    groups = await queue.engine.count_failures(client)
+    shown = groups[:MOST_GROUPS]
+    newest = await asyncio.gather(*(_find(queue.engine, group.newest) for group in shown))
+    return page(
+        request,
+        "board/failures.html",
+        failures=[Failures(group, task) for group, task in zip(shown, newest, strict=True)],
+        left_out=len(groups) - len(shown),
+        total=sum(group.tasks for group in groups),
+    )
+
+
+async def _find(engine: Engine, task_id: str) -> Task | None:
+    try:
+        return await engine.get(task_id)
+    except TaskNotFound:
+        return None

@@ -1,0 +1,74 @@
+"""The arguments and the result of a task as texts for people."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+LONG = 200  # characters; a longer text, or one of several lines, is folded
+MOST_SHOWN = 20_000  # characters of one text
+
+
+@dataclass(frozen=True, slots=True)
+class NamedValue:
+    """A value from JSON as a text. `size` is its length in characters; a long text is cut."""
+
+    name: str
+    text: str
+    size: int
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the page folds it."""
+        return self.size > LONG or "\n" in self.text
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the text is not all of the value."""
+        return self.size > len(self.text)
+
+
+def arguments(stored: str) -> list[NamedValue]:
+    """Return the arguments of a task, from the JSON in its row: those without names first."""
+    call = _parse(stored)
+    if not isinstance(call, dict):
+        return [_named("arguments", stored)]
+    positional, by_name = call.get("args"), call.get("kwargs")
+    return [
+        *(_named(f"argument {n}", value) for n, value in enumerate(_list(positional), start=1)),
+        *(_named(name, value) for name, value in _dict(by_name).items()),
+    ]
+
+
+def result(stored: str | None) -> list[NamedValue]:
+    """Return the result of a task, from the JSON in its row: the fields of an object by name."""
+    value = None if stored is None else _parse(stored)
+    if value is None:
+        return []
+    fields = value if isinstance(value, dict) else {"result": value}
+    return [_named(name, field) for name, field in fields.items()]
+
+
+def _parse(stored: str) -> Any:
+    """Parse stored JSON. The text of damaged JSON stands for itself."""
+    try:
+        return json.loads(stored)
+    except (ValueError, RecursionError):
+        return stored
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _named(name: str, value: object) -> NamedValue:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+    return NamedValue(_encodable(name), _encodable(text[:MOST_SHOWN]), len(text))
+
+
+def _encodable(text: str) -> str:
+    """Replace halves of surrogate pairs: JSON may have them, but UTF-8 has no form for them."""
+    return text.encode(errors="replace").decode()

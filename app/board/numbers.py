@@ -1,0 +1,151 @@
+"""The numbers of the overview: read once a second for all viewers of a client."""
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import partial
+
+from markupsafe import Markup
+
+from afterward.engine import Engine
+from afterward.filter import TaskFilter
+from afterward.queue import Queue
+from afterward.task import WAITING, Status
+from app.api.health_checks import Health, Passed
+from app.api.pages import render
+from app.api.schemas import TaskView
+from app.board.activity import Activity, Hour
+from app.board.charts import bars
+from app.board.shared_read import SharedRead
+from app.tasks.tools import Tools
+from app.tasks.workers import WorkerView, list_workers
+
+MOST_CLIENTS = 1000  # whose numbers are kept for reuse
+NEWEST_FAILURES = 5
+# A check writes to the disk, and logs in to the SMTP server. So an open dashboard asks for it less
+# often than for the numbers, and no page waits long for it.
+HEALTH_REUSED_SECONDS = 10.0
+HEALTH_WAIT_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The state of a client's tasks, or of all tasks where the service has no API keys."""
+
+    waiting: int
+    running: int
+    oldest_due_at: float | None
+    hour: Hour
+    failures: list[TaskView]
+    workers: list[WorkerView]
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether the last hour, or the queue, has any task."""
+        return bool(self.waiting or self.running or self.failures or sum(self.hour.accepted))
+
+
+class Overview:
+    """Reads and renders the numbers of the overview."""
+
+    def __init__(self, queue: Queue[Tools], health: Health, activity: Activity) -> None:
+        self._queue = queue
+        self.now = queue.now
+        self._activity = activity
+        self._health = SharedRead(health.check, reused=HEALTH_REUSED_SECONDS)
+        self._last_health: Passed | None = None
+        self._reads: OrderedDict[str, SharedRead[Numbers]] = OrderedDict()
+
+    def numbers_of(self, client: str) -> SharedRead[Numbers]:
+        """Return the shared read of a client's numbers. It raises QueueUnavailable."""
+        if client not in self._reads:
+            self._reads[client] = SharedRead(partial(self._read, client))
+            if len(self._reads) > MOST_CLIENTS:
+                self._reads.popitem(last=False)
+        self._reads.move_to_end(client)
+        return self._reads[client]
+
+    async def html(self, client: str, prefix: str) -> str:
+        """Return the part of the overview that changes. Raises QueueUnavailable."""
+        numbers = await self.numbers_of(client).get()
+        return render(
+            "board/numbers.html",
+            prefix=prefix,
+            numbers=numbers,
+            charts=_charts(numbers.hour),
+            failed_in_hour=sum(numbers.hour.failed),
+            health=await self._current_health(),
+            now=self._queue.now(),
+        )
+
+    async def _read(self, client: str) -> Numbers:
+        engine = self._queue.engine
+        failed = TaskFilter(client=client, statuses=(Status.FAILED,))
+        (waiting, running, oldest_due_at), hour, failures, workers = await asyncio.gather(
+            _count_unfinished(engine, client),
+            self._activity.last_hour(client),
+            engine.list_tasks(failed, limit=NEWEST_FAILURES),
+            list_workers(engine, self._queue.now()),
+        )
+        return Numbers(
+            waiting=waiting,
+            running=running,
+            oldest_due_at=oldest_due_at,
+            hour=hour,
+            failures=[TaskView.of(task) for task in failures],
+            workers=workers,
+        )
+
+    async def _current_health(self) -> Passed | None:
+        """Return the last result of the health checks; None while the first checks still run."""
+        try:
+            async with asyncio.timeout(HEALTH_WAIT_SECONDS):
+                self._last_health = await self._health.get()
+        except TimeoutError:
+            pass
+        return self._last_health
+
+
+async def _count_unfinished(engine: Engine, client: str) -> tuple[int, int, float | None]:
+    """Return the number of waiting and of running tasks, and when the oldest became due.
+
+    Where the service has API keys, a client's own tasks are counted, and the time is None: no
+    index leads to it.
+    """
+    if client:
+        of_status = partial(TaskFilter, client=client)
+        waiting, running = await asyncio.gather(
+            engine.count_tasks(of_status(statuses=WAITING)),
+            engine.count_tasks(of_status(statuses=(Status.RUNNING,))),
+        )
+        return waiting, running, None
+    backlog = await engine.backlog()
+    waiting = sum(backlog.counts[status] for status in WAITING)
+    return waiting, backlog.counts[Status.RUNNING], backlog.oldest_due_at
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart of the last hour, and the numbers beside it."""
+
+    title: str
+    svg: Markup
+    total: int
+    highest: int
+
+
+def _charts(hour: Hour) -> list[Chart]:
+    columns = [
+        ("Accepted", hour.accepted, ""),
+        ("Succeeded", hour.succeeded, "succeeded"),
+        ("Failed", hour.failed, "failed"),
+    ]
+    return [
+        Chart(
+            title,
+            svg=bars(values, title=f"{title} tasks by minute", status=status),
+            total=sum(values),
+            highest=max(values),
+        )
+        for title, values, status in columns
+    ]

@@ -1,0 +1,26 @@
+"""GET /: the overview."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
+from markupsafe import Markup
+
+from app.api.dependencies import ClientDep
+from app.api.pages import example, page
+from app.api.route import ServiceRoute
+from app.board.dependencies import BoardDep
+
+router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
+
+
+@router.get("/")
+async def read_overview(request: Request, board: BoardDep, client: ClientDep) -> HTMLResponse:
+    """Show how the tasks and the parts of the service are doing."""
+    html = await board.overview.html(client, request.scope.get("root_path", ""))
+    numbers = await board.overview.numbers_of(client).get()
+    return page(
+        request,
+        "board/overview.html",
+        numbers_html=Markup(html),  # noqa: S704 -- it was rendered with escaping
+        is_empty=not numbers.has_tasks,
+        example=example(request),
+    )

@@ -1,0 +1,95 @@
+"""/board/tasks/{id}: one task with its timeline, and the forms that cancel, retry or run it."""
+
+from collections.abc import Awaitable
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
+
+from afterward.errors import QueueError, TaskHasStarted, TaskNotGivenUp, TaskNotRetrying
+from afterward.queue import Queue
+from afterward.task import FINISHED, WAITING, Status, Task
+from app.api.dependencies import QueueDep
+from app.api.forms import see_other
+from app.api.pages import page
+from app.api.route import ServiceRoute
+from app.api.routes.tasks import ExistingTask
+from app.api.schemas import TaskFailure
+from app.board import json_values
+from app.board.timeline import timeline
+from app.tasks.tools import Tools
+
+_REFUSALS = (TaskHasStarted, TaskNotGivenUp, TaskNotRetrying)
+_OF_UPLOADS = {"save_upload", "make_thumbnail"}
+
+router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
+
+
+@router.get("/board/tasks/{task_id}")
+async def read_task(request: Request, task: ExistingTask, queue: QueueDep) -> HTMLResponse:
+    """Show a task."""
+    return _task_page(request, queue, task)
+
+
+@router.post("/board/tasks/{task_id}/retry")
+async def retry_task(request: Request, task: ExistingTask, queue: QueueDep) -> Response:
+    """Queue a failed or cancelled task again."""
+    return await _act(request, queue, task, queue.retry(task))
+
+
+@router.post("/board/tasks/{task_id}/cancel")
+async def cancel_task(request: Request, task: ExistingTask, queue: QueueDep) -> Response:
+    """Cancel a task that waits for its first or its next attempt."""
+    return await _act(request, queue, task, queue.cancel(task.id))
+
+
+@router.post("/board/tasks/{task_id}/run-now")
+async def run_task_now(request: Request, task: ExistingTask, queue: QueueDep) -> Response:
+    """Make the next attempt of a failed task due at once."""
+    return await _act(request, queue, task, queue.run_now(task.id))
+
+
+async def _act(
+    request: Request, queue: Queue[Tools], task: Task, action: Awaitable[Task]
+) -> Response:
+    """Carry out an action, and show the task. If the task has changed meanwhile, tell why not.
+
+    A form that is sent twice does no harm: the second one is refused like this.
+    """
+    try:
+        await action
+    except _REFUSALS as refusal:
+        now_task = await queue.get(task.id)
+        return _task_page(request, queue, now_task, refusal=refusal)
+    return see_other(f"/board/tasks/{task.id}")
+
+
+def _task_page(
+    request: Request, queue: Queue[Tools], task: Task, *, refusal: QueueError | None = None
+) -> HTMLResponse:
+    settings = request.state.settings
+    return page(
+        request,
+        "board/task.html",
+        status=200 if refusal is None else 409,
+        refusal=refusal,
+        task=task,
+        events=timeline(task, queue.now()),
+        error=None if task.error is None else TaskFailure.of(task.error),
+        arguments=None if settings.hide_arguments else json_values.arguments(task.arguments),
+        result=json_values.result(task.result),
+        mail=_mail(task) if settings.catcher else None,
+        upload=task.about if task.kind in _OF_UPLOADS else None,
+        is_finished=task.status in FINISHED,
+        is_waiting=task.status in WAITING,
+        can_run_now=task.status is Status.RETRYING and task.due_at > queue.now(),
+        can_retry=task.status in {Status.FAILED, Status.CANCELLED},
+    )
+
+
+def _mail(task: Task) -> str | None:
+    """Return the path of the page with the mail that the catcher has received from this task."""
+    fields: dict[str, Any] = {value.name: value.text for value in json_values.result(task.result)}
+    message_id = fields.get("message_id", "") if task.kind == "send_email" else ""
+    return f"/inbox/by-message-id/{quote(message_id.strip('<>'), safe='@')}" if message_id else None

@@ -1,0 +1,107 @@
+"""GET /board/tasks: the search for tasks, and its results page by page."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
+
+from afterward.filter import TaskFilter
+from afterward.queue import Queue
+from afterward.task import Status, Task
+from app.api.dependencies import ClientDep, QueueDep
+from app.api.page_texts import query_with
+from app.api.pages import example, page
+from app.api.route import ServiceRoute
+from app.api.schemas import TaskFailure
+from app.api.task_actions import count_matches
+from app.board.task_search import PERIODS, TaskSearch, is_local_time
+from app.tasks.tools import Tools
+
+LISTED = 50
+ERROR_LENGTH = 300  # characters of an error in a row of the table
+
+_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NO_MATCHES = {"retry": 0, "cancel": 0}
+_BAD_AFTER = "This is no page of a list. Go to the newest tasks."
+
+router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A task as a row of the table. `seconds` is the duration of its latest attempt."""
+
+    task: Task
+    seconds: float | None
+    error: str
+
+    @classmethod
+    def of(cls, task: Task, now: float) -> "TaskRow":
+        """Return the row of a task."""
+        end = now if task.status is Status.RUNNING else task.finished_at
+        has_run = task.status in {Status.RUNNING, Status.SUCCEEDED, Status.FAILED}
+        known = has_run and task.started_at is not None and end is not None
+        seconds = max(0.0, end - task.started_at) if known else None  # type: ignore[operator]
+        return cls(task, seconds, error_line(task.error))
+
+
+def error_line(error: str | None) -> str:
+    """Return a stored error as one line: "PermanentError: 550 5.1.1 User unknown"."""
+    if error is None:
+        return ""
+    failure = TaskFailure.of(error)
+    line = " ".join(f"{failure.type}: {failure.detail}".split())
+    return line if len(line) <= ERROR_LENGTH else line[:ERROR_LENGTH] + "…"
+
+
+@router.get("/board/tasks")
+async def read_tasks(request: Request, queue: QueueDep, client: ClientDep) -> HTMLResponse:
+    """Show the form, and a page of the tasks that match it, newest first."""
+    now = queue.now()
+    search = TaskSearch.read(request.query_params, now)
+    after = request.query_params.get("after") or None
+    if after is not None and not _ID.fullmatch(after):
+        search.errors["after"] = _BAD_AFTER
+    if search.errors:
+        return _tasks_page(request, queue, search, status=422)
+    wanted = search.filters.for_client(client)
+    tasks = await queue.engine.list_tasks(wanted, after=after, limit=LISTED + 1)
+    return _tasks_page(
+        request,
+        queue,
+        search,
+        status=200 if tasks or after is None else 404,
+        rows=[TaskRow.of(task, now) for task in tasks[:LISTED]],
+        older=query_with(request, after=tasks[LISTED - 1].id) if len(tasks) > LISTED else None,
+        is_first=after is None,
+        matches=await _count_matches(queue, wanted) if search.has_conditions else _NO_MATCHES,
+    )
+
+
+async def _count_matches(queue: Queue[Tools], wanted: TaskFilter) -> dict[str, int]:
+    """Return the number of tasks that each action on the whole result would change."""
+    return {
+        "retry": await count_matches(queue, "retry", wanted),
+        "cancel": await count_matches(queue, "cancel", wanted),
+    }
+
+
+def _tasks_page(
+    request: Request, queue: Queue[Tools], search: TaskSearch, *, status: int, **found: Any
+) -> HTMLResponse:
+    nothing: dict[str, Any] = {"rows": [], "older": None, "is_first": True, "matches": _NO_MATCHES}
+    return page(
+        request,
+        "board/tasks.html",
+        status=status,
+        search=search,
+        kinds=sorted({*queue.registry, search.typed["kind"]} - {""}),
+        statuses=list(Status),
+        periods=PERIODS,
+        is_local_time=is_local_time,
+        example=example(request),
+        newest=query_with(request, after=None),
+        **(nothing | found),
+    )

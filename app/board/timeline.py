@@ -1,0 +1,328 @@
+"""The timeline of a task: the events of its life, as its row tells them.
+
+A row keeps the acceptance, the newest failed attempts and the latest attempt. It does not keep
+everything, and an event says where something is missing:
+
+- A row has the newest 20 failed attempts (`afterward.history.MOST_KEPT`), and the older ones are
+  gone.
+- When a client retries a task, its attempts are counted from 1 again. The time of this is only kept
+  until the next attempt begins. After that the numbers of the attempts show it: 1, 2, 3, 1, 2.
+- When a worker stops, it gives its running tasks back, and these attempts do not count. The row
+  counts all claims, so the number of such attempts is known, but their times are not.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from pydantic import TypeAdapter
+
+from afterward.history import MOST_KEPT
+from afterward.retry import MAX_CRASHES
+from afterward.task import Status, Task
+from app.api.schemas import FailedAttempt, TaskFailure
+
+# Seconds by which a time may be earlier than the time before it, without a clock that was set back:
+# workers on several machines write these times, and their clocks differ a little.
+CLOCKS_DIFFER = 1.0
+SHORTEST_WAIT = 0.001  # seconds; a shorter one is not worth telling
+
+_HISTORY = TypeAdapter(list[FailedAttempt])
+_PERMANENT = {"PermanentError", "UnusableResult"}  # see afterward.errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimelineEvent:
+    """One event of a task. Times are seconds since the epoch, durations are seconds.
+
+    An event has the colour of `status`. `since_last` is the time from the end of the event before
+    it to its own beginning. `total` is the time from the acceptance to its beginning.
+    """
+
+    title: str
+    status: Status = Status.QUEUED
+    at: float | None = None  # None if the row does not keep the time
+    seconds: float | None = None
+    since_last: float | None = None
+    total: float | None = None
+    worker: str | None = None
+    error: TaskFailure | None = None
+    progress: float | None = None
+    text: str = ""
+    is_planned: bool = False  # it lies in the future
+
+    @property
+    def waited(self) -> float | None:
+        """The time for which the task waited for this attempt, None if it was no wait."""
+        if self.since_last is None or self.since_last < SHORTEST_WAIT or self.total is not None:
+            return None
+        return self.since_last
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its duration is final."""
+        return self.status is not Status.RUNNING and not self.is_planned
+
+    @property
+    def is_before_last(self) -> bool:
+        """Whether it began before the last event ended: then the clock was set back."""
+        return self.since_last is not None and self.since_last < -CLOCKS_DIFFER
+
+
+def timeline(task: Task, now: float) -> list[TimelineEvent]:
+    """Return the events of a task in the order in which they happened. The last is its state now.
+
+    For example, these are the events of a mail that the server has refused once:
+
+        Accepted            12:00:00
+        Attempt 1 failed    12:00:01, and took 0.2 s
+        Attempt 2 is next   12:00:05, 3.8 s later
+        Gives up            four days after 12:00:00
+    """
+    life = _Life(task, _parse(task.history))
+    events = [
+        TimelineEvent(title="Accepted", at=task.created_at),
+        *_missing(life),
+        *_failures(life.history),
+        *_latest_retry(life),
+        *_given_back(life),
+        *_present(task, now),
+    ]
+    return _with_gaps(events)
+
+
+def _parse(history: str | None) -> list[FailedAttempt]:
+    """Return the failed attempts of a stored history; none if it is damaged."""
+    try:
+        return _HISTORY.validate_json(history or "[]")
+    except ValueError:
+        return []
+
+
+def _with_gaps(events: list[TimelineEvent]) -> list[TimelineEvent]:
+    """Return the events with their `since_last`, measured from the last event with a time."""
+    with_gaps: list[TimelineEvent] = []
+    end: float | None = None
+    for event in events:
+        since_last = None if event.at is None or end is None else event.at - end
+        with_gaps.append(replace(event, since_last=since_last))
+        if event.at is not None:
+            end = event.at + (event.seconds or 0.0)
+    return with_gaps
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """A task with its parsed history, and the conclusions from both."""
+
+    task: Task
+    history: list[FailedAttempt]
+
+    @property
+    def has_attempt(self) -> bool:
+        """Whether the latest attempt runs or has succeeded, and so is not in the history."""
+        return self.task.status in {Status.RUNNING, Status.SUCCEEDED}
+
+    @property
+    def is_unreadable(self) -> bool:
+        return bool(self.task.history) and not self.history
+
+    @property
+    def unlisted(self) -> int:
+        """The number of claims whose attempts are not in the history, nor the latest one."""
+        return self.task.claims - len(self.history) - self.has_attempt
+
+    @property
+    def may_be_cut(self) -> bool:
+        return self.unlisted > 0 and len(self.history) >= MOST_KEPT
+
+    @property
+    def retried_at(self) -> float | None:
+        """The time of a retry on request, until the next attempt begins.
+
+        Acceptance and such a retry both make a task due at once, and the retry removes the start of
+        the latest attempt.
+        """
+        task = self.task
+        is_retried = task.started_at is None and task.due_at != task.created_at
+        return task.due_at if is_retried else None
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether a client has retried the task after the last attempt of its history."""
+        if self.retried_at is not None:
+            return True
+        last = self.history[-1].attempt if self.history else 0
+        return self.task.attempts < last + self.has_attempt
+
+    @property
+    def is_given_back(self) -> bool:
+        """Whether a worker has given the task back, and no worker has claimed it since."""
+        return self.task.status is Status.QUEUED and self.task.started_at is not None
+
+
+# The past
+
+
+def _missing(life: _Life) -> Iterator[TimelineEvent]:
+    """Yield an event for the attempts that the row keeps no longer, if there are any."""
+    if life.is_unreadable:
+        yield TimelineEvent(
+            title="Failed attempts", text="The stored list of failed attempts cannot be read."
+        )
+    elif life.may_be_cut:
+        first = life.history[0].attempt
+        yield TimelineEvent(
+            title="Earlier attempts",
+            text=f"A task keeps its newest {MOST_KEPT} failed attempts. "
+            + (
+                f"Those before attempt {first} are gone."
+                if first > 1
+                else "If there were others before a retry on request, they are gone."
+            ),
+        )
+
+
+def _failures(history: list[FailedAttempt]) -> Iterator[TimelineEvent]:
+    before = 0
+    for attempt in history:
+        if attempt.attempt <= before:
+            yield _retried(None)
+        yield _failure(attempt)
+        before = attempt.attempt
+
+
+def _failure(attempt: FailedAttempt) -> TimelineEvent:
+    has_crashed = attempt.seconds is None
+    return TimelineEvent(
+        title=f"Attempt {attempt.attempt} {'crashed' if has_crashed else 'failed'}",
+        status=Status.FAILED,
+        at=None if attempt.started_at is None else attempt.started_at.timestamp(),
+        seconds=attempt.seconds,
+        worker=attempt.worker,
+        error=attempt.error,
+        text="The worker died while it ran the task." if has_crashed else "",
+    )
+
+
+def _latest_retry(life: _Life) -> Iterator[TimelineEvent]:
+    if life.is_retried:
+        yield _retried(life.retried_at)
+
+
+def _retried(at: float | None) -> TimelineEvent:
+    return TimelineEvent(
+        title="Retried on request", at=at, text="Its attempts are counted from 1 again."
+    )
+
+
+def _given_back(life: _Life) -> Iterator[TimelineEvent]:
+    """Yield an event for the attempts that stopping workers did not let finish."""
+    is_counted = not life.is_unreadable and not life.may_be_cut
+    times = life.unlisted if is_counted else int(life.is_given_back)
+    if times > 0:
+        yield TimelineEvent(
+            title="Given back" if times == 1 else f"Given back {times} times",
+            at=life.task.updated_at if life.is_given_back else None,
+            text="A worker that stopped did not let the attempt finish, so it does not count.",
+        )
+
+
+# The present
+
+
+def _present(task: Task, now: float) -> list[TimelineEvent]:
+    match task.status:
+        case Status.QUEUED:
+            return [_waiting(task, now)]
+        case Status.RUNNING:
+            return [_running(task, now)]
+        case Status.RETRYING:
+            return [_next_attempt(task, now), *_last_attempt(task)]
+        case Status.SUCCEEDED:
+            return [_success(task), _end(task, "Succeeded")]
+        case Status.FAILED:
+            return [_end(task, "Failed for good", _why_failed(task))]
+        case Status.CANCELLED:
+            return [_end(task, "Cancelled")]
+
+
+def _waiting(task: Task, now: float) -> TimelineEvent:
+    return TimelineEvent(
+        title="Waiting for a worker", seconds=_between(task.due_at, now), is_planned=True
+    )
+
+
+def _running(task: Task, now: float) -> TimelineEvent:
+    return TimelineEvent(
+        title=f"Attempt {task.attempts} is running",
+        status=Status.RUNNING,
+        at=task.started_at,
+        seconds=_between(task.started_at, now),
+        worker=task.owner,
+        progress=task.progress,
+    )
+
+
+def _next_attempt(task: Task, now: float) -> TimelineEvent:
+    text = "" if task.max_attempts is None else f"It has {task.max_attempts} attempts at most. "
+    if task.due_at <= now:
+        text += "It is due, and waits for a worker."
+    if task.crashes:
+        text += " After a crash, a worker runs only one such task at a time."
+    return TimelineEvent(
+        title=f"Attempt {task.attempts + 1} is next",
+        status=Status.RETRYING,
+        at=task.due_at,
+        text=text.strip(),
+        is_planned=True,
+    )
+
+
+def _last_attempt(task: Task) -> list[TimelineEvent]:
+    if task.gives_up_at is None:
+        return []
+    text = "If no attempt has succeeded by then, one more is made, and it is the last."
+    total = _between(task.created_at, task.gives_up_at)
+    return [
+        TimelineEvent(
+            title="Gives up", at=task.gives_up_at, total=total, text=text, is_planned=True
+        )
+    ]
+
+
+def _success(task: Task) -> TimelineEvent:
+    return TimelineEvent(
+        title=f"Attempt {task.attempts} succeeded",
+        status=Status.SUCCEEDED,
+        at=task.started_at,
+        seconds=_between(task.started_at, task.finished_at),
+        worker=task.owner,
+    )
+
+
+def _end(task: Task, title: str, text: str = "") -> TimelineEvent:
+    return TimelineEvent(
+        title=title,
+        status=task.status,
+        at=task.finished_at,
+        total=_between(task.created_at, task.finished_at),
+        text=text,
+    )
+
+
+def _why_failed(task: Task) -> str:
+    """Return the reason why a failed task is not tried again: see afterward.retry."""
+    if task.error is not None and TaskFailure.of(task.error).type in _PERMANENT:
+        return "The error is permanent: another attempt would fail as well."
+    if task.crashes >= MAX_CRASHES:
+        return f"Its worker has crashed {task.crashes} times in a row."
+    if task.max_attempts is not None and task.attempts >= task.max_attempts:
+        return f"It has used all of its attempts: {task.max_attempts}."
+    if task.gives_up_at is not None and (task.finished_at or 0.0) >= task.gives_up_at:
+        return "The time for its attempts was over."
+    return f"It has had too many unexpected errors: {task.errors}." if task.errors else ""
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    """Return the seconds between two times: 0 if the clock was set back, None if one is unknown."""
+    return None if start is None or end is None else max(0.0, end - start)

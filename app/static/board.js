@@ -1,0 +1,346 @@
+// The script of every page. The pages work without it; it adds four things:
+//
+//   times     relative times stay true while the page is open
+//   updates   the page follows the stream of ticks: it shows the overview's new numbers, or loads
+//             its own <main> again and patches what differs
+//   forms     a form is sent once, and asks first if it has data-confirm
+//   uploads   several files, with a progress bar for each, also dropped on the page
+"use strict";
+
+// Times
+
+const UNITS = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
+
+// The same texts as `relative` in app/api/page_texts.py.
+function relative(seconds) {
+  const distance = Math.abs(seconds);
+  if (distance < 1) return "now";
+  const [name, length] = UNITS.find((unit) => distance >= unit[1]);
+  const rounded = `${Math.floor(distance / length).toLocaleString("en")} ${name}`;
+  return seconds > 0 ? `in ${rounded}` : `${rounded} ago`;
+}
+
+// The server's clock less this one, in milliseconds. Each tick tells the server's time, so a wrong
+// clock here makes no wrong times.
+let clockOffset = 0;
+
+function compareClocks(seconds) {
+  const offset = seconds * 1000 - Date.now();
+  clockOffset = Math.abs(offset) < 2000 ? 0 : offset;
+}
+
+function freshenTimes() {
+  const now = Date.now() + clockOffset;
+  for (const element of document.querySelectorAll("time[datetime]")) {
+    const text = relative((Date.parse(element.dateTime) - now) / 1000);
+    if (element.textContent !== text) element.textContent = text;
+  }
+}
+
+setInterval(() => document.hidden || freshenTimes(), 1000);
+
+// Updates
+
+// Make `element` like `wanted`, and leave alone what is the same. So focus, open details, scroll
+// positions and loaded pictures stay. Elements with an id are matched by it, others by position.
+function patch(element, wanted) {
+  if (element.hasAttribute("data-keep")) return;
+  for (const { name } of [...element.attributes]) {
+    const keeps = name === "open" && element.nodeName === "DETAILS";
+    if (!wanted.hasAttribute(name) && !keeps) element.removeAttribute(name);
+  }
+  for (const { name, value } of wanted.attributes) {
+    const keeps = name === "open" && element.nodeName === "DETAILS";
+    if (element.getAttribute(name) !== value && !keeps) element.setAttribute(name, value);
+  }
+  patchChildren(element, wanted);
+}
+
+function patchChildren(element, wanted) {
+  let here = element.firstChild;
+  for (const child of [...wanted.childNodes]) {
+    const same = child.id ? childWithId(element, child.id) : here;
+    if (!same || same.nodeName !== child.nodeName || (same.id ?? "") !== (child.id ?? "")) {
+      element.insertBefore(document.importNode(child, true), here);
+      continue;
+    }
+    if (same !== here) element.insertBefore(same, here);
+    else here = here.nextSibling;
+    if (child.nodeType !== Node.ELEMENT_NODE) {
+      if (same.nodeValue !== child.nodeValue) same.nodeValue = child.nodeValue;
+    } else if (!same.isEqualNode(child)) patch(same, child);
+  }
+  while (here) {
+    const next = here.nextSibling;
+    here.remove();
+    here = next;
+  }
+}
+
+function childWithId(element, id) {
+  return [...element.children].find((child) => child.id === id);
+}
+
+const main = document.getElementById("main");
+const address = main.dataset.live;
+
+// Nothing moves while a person fills in a form or has selected some text.
+function isInUse() {
+  const active = document.activeElement;
+  const types = main.contains(active) && active.matches("input, select, textarea");
+  const selection = getSelection();
+  const selects = !selection.isCollapsed && main.contains(selection.anchorNode);
+  return types || selects || main.querySelector("form[data-changed], dialog[open]") !== null;
+}
+
+main.addEventListener("input", (event) => {
+  event.target.form?.setAttribute("data-changed", "");
+});
+
+function show(html) {
+  const page = new DOMParser().parseFromString(html, "text/html");
+  patch(main, page.getElementById("main"));
+  freshenTimes();
+}
+
+async function reload() {
+  const response = await fetch(location.href, { headers: { Accept: "text/html" } });
+  if (response.redirected) {
+    location.assign(response.url); // to the page to sign in
+  } else if (response.ok) {
+    const html = await response.text();
+    if (!isInUse()) show(html);
+    return true;
+  }
+  return response.ok;
+}
+
+function showNumbers(tick) {
+  const numbers = document.getElementById("numbers");
+  const page = new DOMParser().parseFromString(tick.html, "text/html");
+  patchChildren(numbers, page.body);
+  freshenTimes();
+}
+
+// Follows the stream while the page is visible and not paused.
+class Live {
+  constructor(box) {
+    this.box = box;
+    this.state = box.querySelector(".live-state");
+    this.button = box.querySelector("button");
+    this.source = null;
+    this.timer = null; // of the next reload
+    this.reloadedAt = Date.now();
+    this.paused = readSetting("paused") === "yes";
+    this.button.addEventListener("click", () => this.setPaused(!this.paused));
+    document.addEventListener("visibilitychange", () => this.follow());
+    addEventListener("pagehide", () => this.disconnect());
+    addEventListener("pageshow", () => this.follow());
+    box.hidden = false;
+    this.follow();
+  }
+
+  setPaused(paused) {
+    this.paused = paused;
+    writeSetting("paused", paused ? "yes" : "no");
+    this.follow();
+  }
+
+  follow() {
+    this.button.textContent = this.paused ? "Resume" : "Pause";
+    this.button.setAttribute("aria-pressed", String(this.paused));
+    if (this.paused || document.hidden) {
+      this.disconnect();
+      this.tell("paused", "Paused");
+    } else if (!this.source) {
+      this.connect();
+    }
+  }
+
+  connect() {
+    this.tell("lost", "Connecting");
+    this.source = new EventSource(address);
+    this.source.addEventListener("open", () => this.tell("live", "Live"));
+    this.source.addEventListener("tick", (event) => this.receive(JSON.parse(event.data)));
+    this.source.addEventListener("error", () => this.fail());
+  }
+
+  disconnect() {
+    this.source?.close();
+    this.source = null;
+    clearTimeout(this.timer);
+    this.timer = null;
+  }
+
+  // The browser connects again by itself, unless the server has refused.
+  fail() {
+    this.tell("lost", "Connection lost");
+    if (this.source?.readyState !== EventSource.CLOSED) return;
+    this.disconnect();
+    this.timer = setTimeout(() => {
+      this.timer = null;
+      reload().catch(() => null).then(() => this.follow());
+    }, 5000 + 5000 * Math.random());
+  }
+
+  receive(tick) {
+    compareClocks(tick.now);
+    if (tick.problem) this.tell("lost", tick.problem);
+    else if (tick.html) {
+      this.tell("live", "Live");
+      if (!isInUse()) showNumbers(tick);
+    } else this.plan(tick.every * 1000);
+  }
+
+  // Load the page again, but not more often than every so many milliseconds. If the server asks
+  // for long pauses, because many pages are open, they do not all come at the same moment.
+  plan(every) {
+    if (this.timer) return;
+    const wait = Math.max(0, this.reloadedAt + every - Date.now());
+    this.timer = setTimeout(() => this.update(every), wait + Math.random() * (every - 5000));
+  }
+
+  async update(every) {
+    this.timer = null;
+    this.reloadedAt = Date.now();
+    if (isInUse()) return this.plan(every);
+    const loaded = await reload().catch(() => false);
+    if (this.source) this.tell(loaded ? "live" : "lost", loaded ? "Live" : "Cannot be loaded");
+  }
+
+  tell(state, text) {
+    if (this.state.textContent !== text) this.state.textContent = text;
+    this.state.dataset.state = state;
+  }
+}
+
+// The storage may be forbidden. Then a setting lasts as long as the page.
+function readSetting(name) {
+  try {
+    return localStorage.getItem(`afterward-${name}`);
+  } catch {
+    return null;
+  }
+}
+
+function writeSetting(name, value) {
+  try {
+    localStorage.setItem(`afterward-${name}`, value);
+  } catch {
+    // nothing to do
+  }
+}
+
+// Forms
+
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (form.dataset.confirm && !confirm(form.dataset.confirm)) {
+    event.preventDefault();
+    return;
+  }
+  // Later, because a disabled button would not be sent.
+  if (!event.defaultPrevented) setTimeout(() => setButtons(form, true));
+});
+
+// A page that comes back from the browser's history can be sent again.
+addEventListener("pageshow", () => {
+  for (const form of document.forms) setButtons(form, false);
+});
+
+function setButtons(form, disabled) {
+  for (const button of form.querySelectorAll("button")) button.disabled = disabled;
+}
+
+// Uploads
+
+const drop = document.getElementById("drop");
+
+function prepareUploads() {
+  const input = drop.querySelector("input[type=file]");
+  input.multiple = true;
+  drop.querySelector(".with-script").hidden = false;
+  drop.addEventListener("submit", (event) => {
+    event.preventDefault();
+    sendAll([...input.files]);
+    input.value = "";
+  });
+  for (const name of ["dragenter", "dragover"]) {
+    drop.addEventListener(name, (event) => {
+      event.preventDefault();
+      drop.classList.add("over");
+    });
+  }
+  for (const name of ["dragleave", "drop"]) {
+    drop.addEventListener(name, () => drop.classList.remove("over"));
+  }
+  drop.addEventListener("drop", (event) => {
+    event.preventDefault();
+    sendAll([...event.dataTransfer.files]);
+  });
+}
+
+let sending = Promise.resolve();
+
+// Send the files one after another, after those that are being sent already.
+function sendAll(files) {
+  for (const file of files) {
+    const line = addLine(file);
+    sending = sending.then(() => send(file, line));
+  }
+  drop.removeAttribute("data-changed");
+}
+
+function addLine(file) {
+  const line = document.createElement("li");
+  const [name, state, bar] = ["bdi", "span", "progress"].map((tag) => document.createElement(tag));
+  name.textContent = file.name;
+  state.textContent = "waiting";
+  bar.max = 1;
+  bar.value = 0;
+  bar.setAttribute("aria-label", `Progress of ${file.name}`);
+  line.append(name, state, bar);
+  drop.querySelector(".sending").append(line);
+  return { state, bar };
+}
+
+function send(file, { state, bar }) {
+  return new Promise((resolve) => {
+    const request = new XMLHttpRequest();
+    const end = (text, kind) => {
+      state.textContent = text;
+      bar.className = kind;
+      bar.value = 1;
+      drop.querySelector("[role=status]").textContent = `${file.name}: ${text}`;
+      resolve();
+    };
+    request.upload.addEventListener("progress", (event) => {
+      bar.value = event.loaded / event.total;
+      state.textContent = event.loaded < event.total ? `${Math.floor(100 * bar.value)}%` : "storing";
+    });
+    request.addEventListener("load", () => {
+      if (request.status === 202) end("uploaded", "done");
+      else end(problemOf(request), "bad");
+      if (main.dataset.live) reload().catch(() => null);
+    });
+    request.addEventListener("error", () => end("The connection was lost. Try again.", "bad"));
+    const form = new FormData();
+    form.append("file", file, file.name);
+    request.open("POST", drop.dataset.upload);
+    request.send(form);
+  });
+}
+
+// The text of an error (RFC 9457).
+function problemOf(request) {
+  try {
+    const problem = JSON.parse(request.responseText);
+    const details = (problem.errors ?? []).map((error) => error.detail);
+    return [problem.detail, ...details].join(" ");
+  } catch {
+    return `The upload failed with status ${request.status}.`;
+  }
+}
+
+if (drop) prepareUploads();
+if (address) new Live(document.querySelector(".live"));

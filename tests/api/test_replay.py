@@ -1,0 +1,207 @@
+"""The replay of missed changes: which ids can be replayed, and how clients share a read."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from afterward.errors import QueueUnavailable
+from afterward.task import Task
+from app.api import replay as replay_module
+from app.api.event_stream import Change, EventStream
+from app.api.replay import Replay
+
+pytestmark = pytest.mark.anyio
+NOW = 1_700_000_000.5
+KEPT = 1000.0
+LAST = "1699999990.250000-1"
+
+
+def a_task(task_id: str, at: float = NOW) -> Task:
+    return Task(id=task_id, kind="work", arguments="", created_at=NOW, updated_at=at, due_at=NOW)
+
+
+@dataclass
+class Record:
+    """The part of an engine that a replay uses. Reads wait while `gate` is closed."""
+
+    tasks: Sequence[Task] | None = ()
+    error: Exception | None = None
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    is_read: asyncio.Event = field(default_factory=asyncio.Event)
+    reads: list[tuple[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Open the gate."""
+        self.gate.set()
+
+    async def list_changed(
+        self, client: str, *, since: float, now: float, limit: int
+    ) -> Sequence[Task] | None:
+        """Return the tasks, or raise the error, when the gate is open."""
+        assert (now, limit) == (NOW, replay_module.MOST_CHANGES)
+        self.reads.append((client, since))
+        self.is_read.set()
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return self.tasks
+
+
+def replay_of(record: Any) -> Replay:
+    return Replay(record, lambda: NOW, KEPT)
+
+
+async def missed(
+    replay: Replay, last_event_id: str = LAST, client: str = "ada"
+) -> list[str] | None:
+    changes = await replay.missed(client, last_event_id)
+    return None if changes is None else [change.task_id for change in changes]
+
+
+async def test_the_record_is_read_from_a_few_seconds_before_the_event() -> None:
+    """Clocks differ, and a change is committed after its time. The event itself is left out."""
+    record = Record([a_task("1", 1699999990.25), a_task("2")])
+    assert await missed(replay_of(record)) == ["2"]
+    assert record.reads == [("ada", 1699999985)]
+
+
+@pytest.mark.parametrize(
+    "last_event_id",
+    [
+        "",
+        "1",
+        "1699999990-1",
+        "nan-1",
+        "inf-1",
+        "-1699999990.250000-1",
+        "1699999990.250000",
+        "１699999990.250000-1",  # noqa: RUF001 - a digit, but not of ASCII
+        "1699999990.250000-\xe9",
+        "1699999990.250000-" + "x" * 65,
+        "16999999902500000000000000000.000000-1",
+    ],
+)
+async def test_an_id_of_another_form_cannot_be_replayed(last_event_id: str) -> None:
+    record = Record()
+    assert await missed(replay_of(record), last_event_id) is None
+    assert record.reads == []
+
+
+@pytest.mark.parametrize(
+    ("away", "is_replayed"), [(-5.1, False), (-4.9, True), (999.0, True), (1001.0, False)]
+)
+async def test_the_time_of_an_id_is_within_the_retention_and_not_in_the_future(
+    away: float, is_replayed: bool
+) -> None:
+    """Retention may have removed older tasks. A time in the future means that a clock was set."""
+    changes = await missed(replay_of(Record()), f"{NOW - away:.6f}-")
+    assert changes == ([] if is_replayed else None)
+
+
+async def test_nothing_is_replayed_if_there_are_too_many_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert await missed(replay_of(Record(None))) is None
+    many = [a_task(str(number)) for number in range(250)]
+    assert await missed(replay_of(Record(many))) == [task.id for task in many]
+    monkeypatch.setattr(replay_module, "MOST_BYTES", 1000)
+    assert await missed(replay_of(Record(many))) is None
+
+
+async def test_nothing_is_replayed_if_the_record_cannot_be_read() -> None:
+    record = Record(error=QueueUnavailable())
+    replay = replay_of(record)
+    assert await missed(replay) is None
+    record.error = None
+    assert await missed(replay) == []
+
+
+async def test_clients_do_not_wait_for_a_record_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second client waits for the read of the first one. Later clients get a read again."""
+    monkeypatch.setattr(replay_module, "MOST_SECONDS", 0.05)
+    record = Record([a_task("1")])
+    replay = replay_of(record)
+    record.gate.clear()
+    both = await asyncio.gather(missed(replay), missed(replay, client="grace"))
+    assert list(both) == [None, None]
+    record.gate.set()
+    both = await asyncio.gather(missed(replay), missed(replay, client="grace"))
+    assert list(both) == [["1"], ["1"]]
+    assert replay._waiting == {}
+
+
+async def test_clients_that_return_to_about_the_same_time_share_a_read() -> None:
+    """A client that returns during a read waits for the next one, with all that come by then."""
+    record = Record([a_task("2")])
+    replay = replay_of(record)
+    record.gate.clear()
+    first = asyncio.create_task(missed(replay))
+    await record.is_read.wait()
+    others = [asyncio.create_task(missed(replay, f"1699999990.{n}00000-1")) for n in range(9)]
+    other_client = asyncio.create_task(missed(replay, client="grace"))
+    await asyncio.sleep(0)
+    record.gate.set()
+    told = await asyncio.gather(first, *others, other_client)
+    assert told == [["2"]] * 11
+    assert record.reads == [("ada", 1699999985)] * 2 + [("grace", 1699999985)]
+
+
+async def test_a_client_that_disconnects_does_not_take_the_read_from_the_others() -> None:
+    record = Record([a_task("2")])
+    replay = replay_of(record)
+    record.gate.clear()
+    leaves, stays = (asyncio.create_task(missed(replay)) for _ in range(2))
+    await record.is_read.wait()
+    leaves.cancel()
+    await asyncio.wait([leaves])
+    record.gate.set()
+    assert await stays == ["2"]
+    assert len(record.reads) == 1
+
+
+async def test_clients_share_the_changes_that_wait_to_be_sent() -> None:
+    """So many clients that return to different times, and do not read, hold little memory."""
+    replay = replay_of(Record([a_task("1"), a_task("2")]))
+    first = await replay.missed("ada", "1699999980.000000-")
+    second = await replay.missed("ada", "1699999990.000000-")
+    assert first
+    assert second
+    assert all(a is b for a, b in zip(first, second, strict=True))
+    assert len(replay._in_use) == 2
+    del first, second
+    assert len(replay._in_use) == 0
+
+
+async def test_readers_catch_up_when_events_of_other_processes_may_have_been_lost() -> None:
+    """Readers of single tasks need nothing, because their streams read the task now and then."""
+    event_stream = EventStream()
+    replay = replay_of(Record([a_task("1", NOW - 2), a_task("2", NOW - 1)]))
+    with event_stream.reader("ada") as reader, event_stream.reader("ada", "1"):
+        waiting = asyncio.create_task(anext(reader))
+        replay.catch_up(event_stream, NOW - 3)
+        assert [change.task_id for change in await waiting] == ["1", "2"]
+    assert replay._catching_up == set()
+
+
+async def test_readers_are_told_of_a_gap_if_they_cannot_catch_up() -> None:
+    event_stream = EventStream()
+    replay = replay_of(Record(None))
+    with event_stream.reader("ada") as reader:
+        replay.catch_up(event_stream, NOW - 3)
+        assert await anext(reader, None) is None
+        assert reader.fell_behind
+        assert event_stream.clients == []
+
+
+async def test_a_reader_that_has_not_read_its_last_replay_falls_behind() -> None:
+    """So gaps that follow each other do not fill the memory, while a client does not read."""
+    event_stream = EventStream()
+    with event_stream.reader("ada") as reader:
+        for is_behind in (False, True):
+            event_stream.replay("ada", [Change.of(a_task("1"))])
+            assert reader.fell_behind is is_behind
+        assert event_stream.clients == []
+        assert await anext(reader, None) is None

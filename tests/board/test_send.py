@@ -1,0 +1,136 @@
+"""The form that sends a notification."""
+
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from afterward.errors import BacklogFull
+from tests.support.gate import served
+from tests.support.pages import BROWSER, HOSTILE, Page
+from tests.support.service import mails_in, wait_for
+
+MAIL = {"recipient": "ada@example.com", "subject": "Hello", "message": "It is done."}
+
+
+def form_of(client: TestClient) -> dict[str, str]:
+    """Return the fields of the form as the page has them."""
+    page = Page(client.get("/board/send").text)
+    fields = {
+        field.attributes["name"]: field.attributes["value"]
+        for field in page.all("input")
+        if "name" in field.attributes
+    }
+    return fields | {"message": page.find("textarea").text.removeprefix("\n")}
+
+
+def test_a_mail_sent_by_the_form_arrives(browser: TestClient, tmp_path: Path) -> None:
+    response = browser.post(
+        "/board/send", data=form_of(browser) | MAIL | {"message": "It\r\nis done."}
+    )
+    assert response.status_code == 303
+    task_id = response.headers["location"].removeprefix("/board/tasks/")
+    wait_for(browser, task_id)
+    (mail,) = mails_in(tmp_path)
+    assert (mail.subject, mail.text) == ("Hello", "It\nis done.\n")
+    assert "message to ada@example.com" in (tmp_path / "log.txt").read_text()
+
+
+def test_the_form_is_filled_with_the_defaults(browser: TestClient) -> None:
+    fields = form_of(browser)
+    assert fields.pop("form_id")
+    assert fields == {
+        "recipient": "",
+        "subject": "Notification",
+        "message": "This is a notification.",
+    }
+
+
+def test_a_form_that_is_sent_twice_queues_one_mail(idle_browser: TestClient) -> None:
+    form = form_of(idle_browser) | MAIL
+    first, second = (idle_browser.post("/board/send", data=form) for _ in range(2))
+    assert first.headers["location"] == second.headers["location"]
+    changed = idle_browser.post("/board/send", data=form | {"subject": "Another"})
+    assert changed.headers["location"] != first.headers["location"]
+    assert len(idle_browser.get("/tasks").json()["data"]) == 2
+
+
+@pytest.mark.parametrize("form_id", ["", "x", HOSTILE, "x" * 1000])
+def test_a_form_with_an_odd_id_is_sent_all_the_same(idle_browser: TestClient, form_id: str) -> None:
+    response = idle_browser.post("/board/send", data=MAIL | {"form_id": form_id})
+    assert response.status_code == 303
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("recipient", ""),
+        ("recipient", "ada"),
+        ("recipient", HOSTILE),
+        ("recipient", "x" * 400),
+        ("subject", "x" * 201),
+        ("subject", "a\r\nBcc: eve@example.com"),
+        ("subject", HOSTILE),
+        ("message", "a\0b"),
+    ],
+)
+def test_a_form_that_is_not_valid_is_shown_as_typed(
+    idle_browser: TestClient, field: str, value: str
+) -> None:
+    typed = MAIL | {field: value}
+    response = idle_browser.post("/board/send", data=typed)
+    page = Page(response.text)
+    assert response.status_code == 422
+    (invalid,) = [e for e in page.elements if e.attributes.get("aria-invalid") == "true"]
+    assert invalid.attributes["id"] == field
+    assert page.find("span", id=f"{field}-problem").text
+    assert page.find("input", id="recipient").attributes["value"] == typed["recipient"]
+    assert page.find("input", id="subject").attributes["value"] == typed["subject"].replace(
+        "\r\n", "\n"
+    )
+    assert idle_browser.get("/tasks").json()["data"] == []
+
+
+def test_a_recipient_that_is_not_allowed_is_refused_on_the_page(tmp_path: Path) -> None:
+    with served(tmp_path, allowed_recipients="*@example.org") as client:
+        client.headers.update(BROWSER)
+        response = client.post("/board/send", data=MAIL)
+        assert response.status_code == 403
+        assert "may not be sent" in Page(response.text).text_of("span", id="recipient-problem")
+
+
+def test_a_full_backlog_is_a_page(
+    idle_browser: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_: object) -> None:
+        raise BacklogFull
+
+    monkeypatch.setattr(idle_browser.app_state["queue"], "commit", refuse)
+    response = idle_browser.post("/board/send", data=MAIL)
+    assert response.status_code == 503
+    assert Page(response.text).text_of("h1") == "Service Unavailable"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"),
+    [
+        (b'{"recipient": "ada@example.com"}', "application/json", 415),
+        (b"recipient=%ff", "application/x-www-form-urlencoded", 400),
+        (b"recipient=\xff", "application/x-www-form-urlencoded", 400),
+        (b"a=1&" * 5000, "application/x-www-form-urlencoded", 400),
+        (b"", "application/x-www-form-urlencoded", 422),
+        (b"&&==&;", "application/x-www-form-urlencoded; charset=utf-8", 422),
+    ],
+)
+def test_a_body_that_is_no_form_is_refused(
+    browser: TestClient, body: bytes, content_type: str, status: int
+) -> None:
+    response = browser.post("/board/send", content=body, headers={"Content-Type": content_type})
+    assert response.status_code == status
+    assert Page(response.text).all("h1")
+
+
+def test_a_form_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    with served(tmp_path, max_body_bytes=1000) as client:
+        response = client.post("/board/send", data={"message": "x" * 2000}, headers=BROWSER)
+        assert response.status_code == 413
