@@ -143,6 +143,14 @@ class Engine(Protocol):
         """Count the tasks in each status, and return the earliest due time of a waiting task."""
 
     @abstractmethod
+    async def oldest_queued(self, client: str) -> float | None:
+        """Return the due time of a client's oldest queued task; None if the client has none.
+
+        The oldest is the task that was accepted first. Unlike `backlog`, this leaves out retries,
+        because no index has a client's retries in the order of their due times.
+        """
+
+    @abstractmethod
     async def check(self) -> None:
         """Check that the database accepts writes. Changes no data."""
 

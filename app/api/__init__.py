@@ -3,6 +3,7 @@
 route               ServiceRoute, the route class: strict JSON, and turns with the tasks
 dependencies        the parameters of routes, as Annotated aliases
 schemas             the JSON of requests and responses
+mail_schemas        the JSON of the inbox
 task_filters        the filters of tasks, as the list and the bulk actions take them
 task_actions        counts the tasks of a bulk action, and queues the action
 json_body           reads strict JSON, and checks the headers of a body
@@ -15,6 +16,7 @@ replay              reads the changes that a returning client has missed
 server_sent_events  writes these changes as a streaming response
 health_checks       runs the checks behind /readyz
 turns               limits how many requests are answered at once while tasks run
+negotiation         chooses between JSON and the page at the same path
 pages               renders the HTML pages
 page_texts          times, numbers and links as the pages show them
 error_pages         makes pages of the problems that browsers get

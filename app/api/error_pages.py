@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import Message, Scope, Send
 
+from app.api.negotiation import prefers_page
 from app.api.pages import page
 from app.api.paths import is_page, route_path
 
@@ -26,7 +27,7 @@ def with_error_pages(scope: Scope, send: Send) -> Send:
 
     Instead of 401, the browser is sent to the page to sign in.
     """
-    if not is_page(route_path(scope)) or not _accepts_html(scope):
+    if not is_page(route_path(scope)) or not prefers_page(scope):
         return send
     problem_head: Message | None = None
     body = b""
@@ -45,11 +46,6 @@ def with_error_pages(scope: Scope, send: Send) -> Send:
             await response(scope, _receive_nothing, send)
 
     return send_page
-
-
-def _accepts_html(scope: Scope) -> bool:
-    """Whether a browser asks for a page. `*/*` alone, as curl sends it, means JSON."""
-    return any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
 
 
 def _is_problem(head: Message) -> bool:

@@ -88,7 +88,7 @@ def size(value: int | None) -> str:
         return DASH
     power = min((len(str(value)) - 1) // 3, len(_SIZES) - 1)
     if power == 0:
-        return f"{value} bytes"
+        return "1 byte" if value == 1 else f"{value} bytes"
     return f"{value / 1000**power:,.1f} {_SIZES[power]}"
 
 

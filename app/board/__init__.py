@@ -10,12 +10,14 @@ batches       /board/batches    the batches, with their progress
 send          /board/send       a form that sends a notification
 uploads       /board/uploads    the uploads, with the forms that add and delete one
 workers       /board/workers    the workers, with their heartbeat
+inbox         /inbox            the mails that the embedded catcher has received
 sign_in       /board/sign-in    the API key of a browser, in a cookie
 static        /board/static     the style sheet, the script and the icon
 
 task_search   the form of the search, and the filter that it means
 timeline      the events of a task's life, from its row
 json_values   the arguments and the result of a task as texts
+counts        the counts on the pages of tasks, shared by all viewers
 
 numbers       reads the numbers of the overview, once for all viewers
 shared_read   a read that all viewers share
@@ -32,6 +34,7 @@ from app.board import (
     batches,
     bulk,
     failures,
+    inbox,
     live,
     overview,
     send,
@@ -57,6 +60,7 @@ ROUTERS = [
         send,
         uploads,
         workers,
+        inbox,
         sign_in,
         static,
     )

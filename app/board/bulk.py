@@ -59,7 +59,7 @@ async def confirm(
 @router.post("/board/tasks/retry")
 @router.post("/board/tasks/cancel")
 async def act(request: Request, action: ActionDep, queue: QueueDep, client: ClientDep) -> Response:
-    """Queue the action, and show its task, whose progress tells how far it is."""
+    """Queue the action, and show its task. Its progress tells how far it is."""
     form = await read_form(request)
     key, confirmed = form.get("key", ""), form.get("confirmed", "")
     if not _KEY.fullmatch(key) or not _NUMBER.fullmatch(confirmed):

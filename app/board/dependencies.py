@@ -10,6 +10,7 @@ from afterward.queue import Queue
 from app.api.dependencies import State
 from app.api.health_checks import Health
 from app.board.activity import Activity
+from app.board.counts import Counts
 from app.board.numbers import Overview
 from app.board.ticks import Ticks
 from app.tasks.tools import Tools
@@ -22,13 +23,14 @@ class Board:
     activity: Activity
     overview: Overview
     ticks: Ticks
+    counts: Counts
 
     @classmethod
     def make(cls, queue: Queue[Tools], health: Health) -> Self:
         """Make the objects."""
         activity = Activity(queue.engine, now=queue.now)
         overview = Overview(queue, health, activity)
-        return cls(activity, overview, Ticks(overview))
+        return cls(activity, overview, Ticks(overview), Counts(queue))
 
     def record(self, event: Event) -> None:
         """Count an event of the queue, and tell the open pages of it."""

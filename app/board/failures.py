@@ -15,6 +15,7 @@ from app.api.dependencies import ClientDep, QueueDep
 from app.api.pages import page
 from app.api.route import ServiceRoute
 from app.api.schemas import TaskFailure
+from app.board.dependencies import BoardDep
 
 MOST_GROUPS = 100
 
@@ -43,9 +44,11 @@ class Failures:
 
 
 @router.get("/board/failures")
-async def read_failures(request: Request, queue: QueueDep, client: ClientDep) -> HTMLResponse:
+async def read_failures(
+    request: Request, queue: QueueDep, client: ClientDep, board: BoardDep
+) -> HTMLResponse:
     """Show the groups, the largest first."""
-    groups = await queue.engine.count_failures(client)
+    groups = await board.counts.failures(client)
     shown = groups[:MOST_GROUPS]
     newest = await asyncio.gather(*(_find(queue.engine, group.newest) for group in shown))
     return page(

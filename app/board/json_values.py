@@ -28,7 +28,7 @@ class NamedValue:
 
 
 def arguments(stored: str) -> list[NamedValue]:
-    """Return the arguments of a task, from the JSON in its row: those without names first."""
+    """Return the arguments of a task, from the JSON in its row. Those without names come first."""
     call = _parse(stored)
     if not isinstance(call, dict):
         return [_named("arguments", stored)]

@@ -1,7 +1,6 @@
 """The numbers of the overview: read once a second for all viewers of a client."""
 
 import asyncio
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,11 +15,10 @@ from app.api.pages import render
 from app.api.schemas import TaskView
 from app.board.activity import Activity, Hour
 from app.board.charts import bars
-from app.board.shared_read import SharedRead
+from app.board.shared_read import SharedRead, SharedReads
 from app.tasks.tools import Tools
 from app.tasks.workers import WorkerView, list_workers
 
-MOST_CLIENTS = 1000  # whose numbers are kept for reuse
 NEWEST_FAILURES = 5
 # A check writes to the disk, and logs in to the SMTP server. So an open dashboard asks for it less
 # often than for the numbers, and no page waits long for it.
@@ -54,16 +52,11 @@ class Overview:
         self._activity = activity
         self._health = SharedRead(health.check, reused=HEALTH_REUSED_SECONDS)
         self._last_health: Passed | None = None
-        self._reads: OrderedDict[str, SharedRead[Numbers]] = OrderedDict()
+        self._reads: SharedReads[Numbers] = SharedReads()
 
     def numbers_of(self, client: str) -> SharedRead[Numbers]:
         """Return the shared read of a client's numbers. It raises QueueUnavailable."""
-        if client not in self._reads:
-            self._reads[client] = SharedRead(partial(self._read, client))
-            if len(self._reads) > MOST_CLIENTS:
-                self._reads.popitem(last=False)
-        self._reads.move_to_end(client)
-        return self._reads[client]
+        return self._reads.of(client, partial(self._read, client))
 
     async def html(self, client: str, prefix: str) -> str:
         """Return the part of the overview that changes. Raises QueueUnavailable."""
@@ -109,16 +102,16 @@ class Overview:
 async def _count_unfinished(engine: Engine, client: str) -> tuple[int, int, float | None]:
     """Return the number of waiting and of running tasks, and when the oldest became due.
 
-    Where the service has API keys, a client's own tasks are counted, and the time is None: no
-    index leads to it.
+    Where the service has API keys, only the client's own tasks count, and only queued tasks are
+    asked for the oldest.
     """
     if client:
         of_status = partial(TaskFilter, client=client)
-        waiting, running = await asyncio.gather(
+        return await asyncio.gather(
             engine.count_tasks(of_status(statuses=WAITING)),
             engine.count_tasks(of_status(statuses=(Status.RUNNING,))),
+            engine.oldest_queued(client),
         )
-        return waiting, running, None
     backlog = await engine.backlog()
     waiting = sum(backlog.counts[status] for status in WAITING)
     return waiting, backlog.counts[Status.RUNNING], backlog.oldest_due_at

@@ -1,12 +1,13 @@
-"""GET /: the overview."""
+"""GET /: the overview, which is also at /board."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from markupsafe import Markup
 
 from app.api.dependencies import ClientDep
+from app.api.forms import see_other
 from app.api.pages import example, page
-from app.api.route import ServiceRoute
+from app.api.route import ServiceRoute, without_turn
 from app.board.dependencies import BoardDep
 
 router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
@@ -24,3 +25,11 @@ async def read_overview(request: Request, board: BoardDep, client: ClientDep) ->
         is_empty=not numbers.has_tasks,
         example=example(request),
     )
+
+
+@router.get("/board")
+@router.get("/board/")
+@without_turn
+async def redirect_to_overview() -> Response:
+    """Lead to the overview from the address that its name suggests."""
+    return see_other("/")

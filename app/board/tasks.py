@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from afterward.filter import TaskFilter
 from afterward.queue import Queue
 from afterward.task import Status, Task
 from app.api.dependencies import ClientDep, QueueDep
@@ -15,7 +14,8 @@ from app.api.page_texts import query_with
 from app.api.pages import example, page
 from app.api.route import ServiceRoute
 from app.api.schemas import TaskFailure
-from app.api.task_actions import count_matches
+from app.board.counts import Matches
+from app.board.dependencies import BoardDep
 from app.board.task_search import PERIODS, TaskSearch, is_local_time
 from app.tasks.tools import Tools
 
@@ -23,7 +23,6 @@ LISTED = 50
 ERROR_LENGTH = 300  # characters of an error in a row of the table
 
 _ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_NO_MATCHES = {"retry": 0, "cancel": 0}
 _BAD_AFTER = "This is no page of a list. Go to the newest tasks."
 
 router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
@@ -57,7 +56,9 @@ def error_line(error: str | None) -> str:
 
 
 @router.get("/board/tasks")
-async def read_tasks(request: Request, queue: QueueDep, client: ClientDep) -> HTMLResponse:
+async def read_tasks(
+    request: Request, queue: QueueDep, client: ClientDep, board: BoardDep
+) -> HTMLResponse:
     """Show the form, and a page of the tasks that match it, newest first."""
     now = queue.now()
     search = TaskSearch.read(request.query_params, now)
@@ -76,22 +77,14 @@ async def read_tasks(request: Request, queue: QueueDep, client: ClientDep) -> HT
         rows=[TaskRow.of(task, now) for task in tasks[:LISTED]],
         older=query_with(request, after=tasks[LISTED - 1].id) if len(tasks) > LISTED else None,
         is_first=after is None,
-        matches=await _count_matches(queue, wanted) if search.has_conditions else _NO_MATCHES,
+        matches=await board.counts.matches(search, client) if search.has_conditions else Matches(),
     )
-
-
-async def _count_matches(queue: Queue[Tools], wanted: TaskFilter) -> dict[str, int]:
-    """Return the number of tasks that each action on the whole result would change."""
-    return {
-        "retry": await count_matches(queue, "retry", wanted),
-        "cancel": await count_matches(queue, "cancel", wanted),
-    }
 
 
 def _tasks_page(
     request: Request, queue: Queue[Tools], search: TaskSearch, *, status: int, **found: Any
 ) -> HTMLResponse:
-    nothing: dict[str, Any] = {"rows": [], "older": None, "is_first": True, "matches": _NO_MATCHES}
+    nothing: dict[str, Any] = {"rows": [], "older": None, "is_first": True, "matches": Matches()}
     return page(
         request,
         "board/tasks.html",

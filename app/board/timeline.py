@@ -13,6 +13,7 @@ everything, and an event says where something is missing:
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from pydantic import TypeAdapter
 
@@ -34,38 +35,34 @@ _PERMANENT = {"PermanentError", "UnusableResult"}  # see afterward.errors
 class TimelineEvent:
     """One event of a task. Times are seconds since the epoch, durations are seconds.
 
-    An event has the colour of `status`. `since_last` is the time from the end of the event before
-    it to its own beginning. `total` is the time from the acceptance to its beginning.
+    An event has the colour of `status`. `waited` is the time for which the task waited for this
+    attempt, and `total` the time from the acceptance to this event. A time or a duration is None if
+    the row does not keep it, or if it makes no sense for this event.
     """
 
     title: str
     status: Status = Status.QUEUED
-    at: float | None = None  # None if the row does not keep the time
+    at: float | None = None
     seconds: float | None = None
-    since_last: float | None = None
+    waited: float | None = None
     total: float | None = None
     worker: str | None = None
     error: TaskFailure | None = None
-    progress: float | None = None
     text: str = ""
+    is_attempt: bool = False
     is_planned: bool = False  # it lies in the future
+    has_crashed: bool = False  # so its end is unknown
+    clock_was_set_back: bool = False  # between the event before it and this one
 
     @property
-    def waited(self) -> float | None:
-        """The time for which the task waited for this attempt, None if it was no wait."""
-        if self.since_last is None or self.since_last < SHORTEST_WAIT or self.total is not None:
-            return None
-        return self.since_last
+    def end(self) -> float | None:
+        """The time of its end. An event without a duration ends at once."""
+        return None if self.at is None or self.has_crashed else self.at + (self.seconds or 0.0)
 
     @property
     def has_ended(self) -> bool:
         """Whether its duration is final."""
         return self.status is not Status.RUNNING and not self.is_planned
-
-    @property
-    def is_before_last(self) -> bool:
-        """Whether it began before the last event ended: then the clock was set back."""
-        return self.since_last is not None and self.since_last < -CLOCKS_DIFFER
 
 
 def timeline(task: Task, now: float) -> list[TimelineEvent]:
@@ -75,7 +72,7 @@ def timeline(task: Task, now: float) -> list[TimelineEvent]:
 
         Accepted            12:00:00
         Attempt 1 failed    12:00:01, and took 0.2 s
-        Attempt 2 is next   12:00:05, 3.8 s later
+        Attempt 2 is next   12:00:05, after 3.8 s of waiting
         Gives up            four days after 12:00:00
     """
     life = _Life(task, _parse(task.history))
@@ -87,7 +84,7 @@ def timeline(task: Task, now: float) -> list[TimelineEvent]:
         *_given_back(life),
         *_present(task, now),
     ]
-    return _with_gaps(events)
+    return _compared(events)
 
 
 def _parse(history: str | None) -> list[FailedAttempt]:
@@ -98,16 +95,24 @@ def _parse(history: str | None) -> list[FailedAttempt]:
         return []
 
 
-def _with_gaps(events: list[TimelineEvent]) -> list[TimelineEvent]:
-    """Return the events with their `since_last`, measured from the last event with a time."""
-    with_gaps: list[TimelineEvent] = []
-    end: float | None = None
-    for event in events:
-        since_last = None if event.at is None or end is None else event.at - end
-        with_gaps.append(replace(event, since_last=since_last))
-        if event.at is not None:
-            end = event.at + (event.seconds or 0.0)
-    return with_gaps
+def _compared(events: list[TimelineEvent]) -> list[TimelineEvent]:
+    """Return the events with what follows from the times of neighbours: waits, and wrong clocks."""
+    compared = [events[0]]
+    latest = events[0].at or 0.0
+    for before, event in pairwise(events):
+        waited = _wait(before, event)
+        is_back = event.at is not None and event.at < latest - CLOCKS_DIFFER
+        compared.append(replace(event, waited=waited, clock_was_set_back=is_back))
+        latest = latest if event.at is None else event.end or event.at
+    return compared
+
+
+def _wait(before: TimelineEvent, event: TimelineEvent) -> float | None:
+    """Return the time for which the task waited for an attempt; None if it is unknown or short."""
+    if not event.is_attempt or event.at is None or before.end is None:
+        return None
+    wait = event.at - before.end
+    return wait if wait >= SHORTEST_WAIT else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +205,9 @@ def _failure(attempt: FailedAttempt) -> TimelineEvent:
         seconds=attempt.seconds,
         worker=attempt.worker,
         error=attempt.error,
-        text="The worker died while it ran the task." if has_crashed else "",
+        text="Its worker sent no heartbeat, so it has most likely died." if has_crashed else "",
+        is_attempt=True,
+        has_crashed=has_crashed,
     )
 
 
@@ -259,7 +266,7 @@ def _running(task: Task, now: float) -> TimelineEvent:
         at=task.started_at,
         seconds=_between(task.started_at, now),
         worker=task.owner,
-        progress=task.progress,
+        is_attempt=True,
     )
 
 
@@ -274,6 +281,7 @@ def _next_attempt(task: Task, now: float) -> TimelineEvent:
         status=Status.RETRYING,
         at=task.due_at,
         text=text.strip(),
+        is_attempt=True,
         is_planned=True,
     )
 
@@ -297,6 +305,7 @@ def _success(task: Task) -> TimelineEvent:
         at=task.started_at,
         seconds=_between(task.started_at, task.finished_at),
         worker=task.owner,
+        is_attempt=True,
     )
 
 

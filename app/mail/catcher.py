@@ -1,4 +1,7 @@
-"""An SMTP server for development. It accepts every mail, delivers none, and keeps the newest."""
+"""An SMTP server for development. It accepts mail, delivers none, and keeps the newest.
+
+`app.mail.fault_addresses` has the addresses for which it fails on purpose.
+"""
 
 import asyncio
 import contextlib
@@ -8,19 +11,22 @@ import secrets
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import structlog
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from app.listening import bind
-from app.mail import caught
-from app.mail.caught import Caught, Summary
+from app.mail import caught, fault_addresses
+from app.mail.caught import Attachment, Caught, Summary
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 MAX_RECIPIENTS = 100  # of one mail; every server must accept 100 (RFC 5321, 4.5.3.1.8)
+
+ResultT = TypeVar("ResultT")
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +46,7 @@ class Catcher:
         self._ids: deque[str] = deque()  # of the mails in the directory, oldest first
         self._sessions: weakref.WeakSet[SMTP] = weakref.WeakSet()
         self._servers: list[asyncio.Server] = []  # one per address of the host
+        self._deferrals = fault_addresses.Deferrals()
 
     async def start(self) -> None:
         """Remove half-written files, and listen on all addresses that `host` stands for.
@@ -96,7 +103,12 @@ class Catcher:
         address: str,
         options: Sequence[str],
     ) -> str:
-        """Accept a recipient, unless there are too many. Returns the SMTP reply."""
+        """Accept a recipient, unless there are too many or the address asks for a refusal.
+
+        Returns the SMTP reply.
+        """
+        if refusal := fault_addresses.refusal(address):
+            return refusal
         if len(envelope.rcpt_tos) == MAX_RECIPIENTS:
             return "452 4.5.3 Too many recipients"
         envelope.rcpt_tos.append(address)
@@ -107,6 +119,11 @@ class Catcher:
         self, _server: SMTP, _session: Session, envelope: Envelope
     ) -> str:
         """Write one mail to its file, and only then return the SMTP reply that accepts it."""
+        recipients, content = envelope.rcpt_tos, envelope.original_content or b""
+        if delay := fault_addresses.delay(recipients):
+            await asyncio.sleep(delay)
+        if deferral := self._deferrals.deferral(recipients, content):
+            return deferral
         try:
             caught_id = await asyncio.to_thread(self._store, envelope)
         except OSError as error:
@@ -145,30 +162,86 @@ class Catcher:
         self._directory.parent.mkdir(parents=True, exist_ok=True)
         self._directory.mkdir(mode=0o700, exist_ok=True)
 
-    def list(self, limit: int = 100) -> Sequence[Summary]:
+    def list(
+        self, words: Sequence[str] = (), *, after: str | None = None, limit: int = 100
+    ) -> Sequence[Summary]:
         """Return up to `limit` mails, newest first. A broken mail is in the list, too.
 
-        Reads the head of each file, so call it in a thread.
+        Only mails that have all of the words in their sender, recipients and subject; with `after`,
+        the id of a mail, only older ones. Reads the head of one file after the other, and keeps
+        those that it returns. Call it in a thread: with words, it may read every file.
         """
-        summaries = map(self._summary, reversed(self._stored_ids()[-limit:]))
-        return [summary for summary in summaries if summary is not None]
+        found = (mail for mail in self._summaries(after) if mail.has_words(words))
+        return list(islice(found, limit))
+
+    def count(self) -> int:
+        """Return the number of mails."""
+        return len(self._stored_ids())
+
+    def find(self, message_id: str) -> str | None:
+        """Return the id of the newest mail with this Message-ID, or None.
+
+        The Message-ID may be given with or without its angle brackets. Like `list`, call it in a
+        thread.
+        """
+        if not (wanted := message_id.strip("<>")):
+            return None
+        known = ((mail.id, mail.message_id or "") for mail in self._summaries())
+        return next((caught_id for caught_id, name in known if name.strip("<>") == wanted), None)
 
     def get(self, caught_id: str) -> Caught | None:
         """Return one mail, or None if it does not exist or was removed.
 
-        Reads at most MOST_SHOWN bytes of the mail, so call it in a thread.
+        Reads the file once, but keeps only the texts, so call it in a thread.
         """
+        return self._if_stored(caught.read, caught_id)
+
+    def read_source(self, caught_id: str) -> Iterator[bytes]:
+        """Read the mail as the client sent it, in blocks.
+
+        The first block raises FileNotFoundError if the mail was removed. The id must be one that
+        this catcher gave.
+        """
+        return caught.read_source(self._path(caught_id))
+
+    def read_attachment(self, caught_id: str, attachment: Attachment) -> Iterator[bytes]:
+        """Read an attachment in blocks, like `read_source`."""
+        return caught.read_attachment(self._path(caught_id), attachment)
+
+    def delete(self, caught_id: str) -> bool:
+        """Remove a mail, and return whether there was one. Raises OSError. Call it in a thread."""
+        return bool(self._if_stored(self._remove, caught_id))
+
+    def delete_all(self, up_to: str | None = None) -> None:
+        """Remove all mails; with `up_to`, the id of a mail, only this one and older ones.
+
+        Raises OSError for a file that cannot be removed. Call it in a thread.
+        """
+        for caught_id in self._stored_ids():
+            if up_to is None or caught_id <= up_to:
+                self.delete(caught_id)
+
+    def _remove(self, path: Path) -> bool:
+        path.unlink()
+        with contextlib.suppress(ValueError):  # another program wrote the file
+            self._ids.remove(path.stem)
+        return True
+
+    def _summaries(self, after: str | None = None) -> Iterator[Summary]:
+        """Read the head of each mail, newest first; with `after`, only of older mails."""
+        for caught_id in reversed(self._stored_ids()):
+            if after is None or caught_id < after:
+                summary = self._if_stored(caught.summarise, caught_id)
+                if summary is not None:  # else it was removed since the ids were read
+                    yield summary
+
+    def _if_stored(self, read: Callable[[Path], ResultT], caught_id: str) -> ResultT | None:
+        """Call a function with the path of a mail. Returns None if the mail does not exist."""
         if not _ID.fullmatch(caught_id):
             return None
         try:
-            return caught.read(self._path(caught_id))
+            return read(self._path(caught_id))
         except FileNotFoundError:
-            return None
-
-    def _summary(self, caught_id: str) -> Summary | None:
-        try:
-            return caught.summarise(self._path(caught_id))
-        except FileNotFoundError:  # removed since the ids were read
             return None
 
     def _stored_ids(self) -> Sequence[str]:

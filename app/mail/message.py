@@ -71,6 +71,15 @@ def message_id(task_id: str, sender: str) -> str:
     return f"<{task_id}@{sender.rpartition('@')[2]}>"
 
 
+def task_of(message_id: str) -> str | None:
+    """Return the id of the task in a Message-ID as the function above makes it, or None."""
+    match = _MESSAGE_ID.fullmatch(message_id)
+    return match and match[1]
+
+
+_MESSAGE_ID = re.compile(r"<([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})@[^@<>]*>")
+
+
 def address(value: str) -> str:
     """Return one email address in ASCII, with its domain in lower case and after IDNA.
 

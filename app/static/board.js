@@ -45,40 +45,42 @@ setInterval(() => document.hidden || freshenTimes(), 1000);
 // positions and loaded pictures stay. Elements with an id are matched by it, others by position.
 function patch(element, wanted) {
   if (element.hasAttribute("data-keep")) return;
+  const keeps = (name) => name === "open" && element.nodeName === "DETAILS";
   for (const { name } of [...element.attributes]) {
-    const keeps = name === "open" && element.nodeName === "DETAILS";
-    if (!wanted.hasAttribute(name) && !keeps) element.removeAttribute(name);
+    if (!wanted.hasAttribute(name) && !keeps(name)) element.removeAttribute(name);
   }
   for (const { name, value } of wanted.attributes) {
-    const keeps = name === "open" && element.nodeName === "DETAILS";
-    if (element.getAttribute(name) !== value && !keeps) element.setAttribute(name, value);
+    if (element.getAttribute(name) !== value && !keeps(name)) element.setAttribute(name, value);
   }
   patchChildren(element, wanted);
 }
 
 function patchChildren(element, wanted) {
-  let here = element.firstChild;
-  for (const child of [...wanted.childNodes]) {
-    const same = child.id ? childWithId(element, child.id) : here;
-    if (!same || same.nodeName !== child.nodeName || (same.id ?? "") !== (child.id ?? "")) {
-      element.insertBefore(document.importNode(child, true), here);
-      continue;
-    }
-    if (same !== here) element.insertBefore(same, here);
-    else here = here.nextSibling;
-    if (child.nodeType !== Node.ELEMENT_NODE) {
-      if (same.nodeValue !== child.nodeValue) same.nodeValue = child.nodeValue;
-    } else if (!same.isEqualNode(child)) patch(same, child);
-  }
-  while (here) {
+  const ids = new Set([...wanted.children].map((child) => child.id).filter(Boolean));
+  let here = element.firstChild; // everything before it is done
+  const removeHere = () => {
     const next = here.nextSibling;
     here.remove();
     here = next;
+  };
+  for (const child of wanted.childNodes) {
+    let same = here;
+    if (child.id) {
+      same = [...element.children].find((candidate) => candidate.id === child.id);
+      // Remove what stands before it, rather than move it: a moved element loses its focus.
+      while (same && here && here !== same && !ids.has(here.id)) removeHere();
+    }
+    if (same?.nodeName !== child.nodeName || (same.id ?? "") !== (child.id ?? "")) {
+      element.insertBefore(document.importNode(child, true), here);
+      continue;
+    }
+    if (same === here) here = here.nextSibling;
+    else element.insertBefore(same, here);
+    if (child.nodeType === Node.ELEMENT_NODE) {
+      if (!same.isEqualNode(child)) patch(same, child);
+    } else if (same.nodeValue !== child.nodeValue) same.nodeValue = child.nodeValue;
   }
-}
-
-function childWithId(element, id) {
-  return [...element.children].find((child) => child.id === id);
+  while (here) removeHere();
 }
 
 const main = document.getElementById("main");
@@ -341,6 +343,9 @@ function problemOf(request) {
     return `The upload failed with status ${request.status}.`;
   }
 }
+
+// On a narrow screen the navigation scrolls: show where this page is in it.
+document.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
 if (drop) prepareUploads();
 if (address) new Live(document.querySelector(".live"));

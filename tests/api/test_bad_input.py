@@ -211,6 +211,10 @@ ODD_IDS = [
         ("GET", "/save-data/{}"),
         ("GET", "/inbox/{}"),
         ("GET", "/inbox/{}/html"),
+        ("GET", "/inbox/{}/source"),
+        ("GET", "/inbox/{}/attachments/0"),
+        ("GET", "/inbox/by-message-id/{}"),
+        ("DELETE", "/inbox/{}"),
     ],
 )
 def test_an_unknown_id_is_not_found(

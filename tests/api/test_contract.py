@@ -211,8 +211,8 @@ def test_an_upload_is_listed_and_read_with_its_status(client: TestClient) -> Non
         ("/metrics", "text/plain"),
         ("/tasks", "application/json"),
         ("/uploads", "application/json"),
-        ("/inbox", "text/html"),
-        ("/inbox/", "text/html"),
+        ("/inbox", "application/json"),
+        ("/inbox/", "application/json"),
     ],
 )
 def test_a_page_has_the_expected_media_type(client: TestClient, path: str, media_type: str) -> None:
@@ -222,7 +222,8 @@ def test_a_page_has_the_expected_media_type(client: TestClient, path: str, media
 
 
 @pytest.mark.parametrize(
-    "path", ["/livez", "/readyz", "/metrics", "/tasks", "/uploads", "/openapi.json", "/nowhere"]
+    "path",
+    ["/livez", "/readyz", "/metrics", "/tasks", "/uploads", "/inbox", "/openapi.json", "/nowhere"],
 )
 def test_a_response_of_text_ends_with_a_newline(client: TestClient, path: str) -> None:
     """The newline lets a shell's prompt after curl begin on a new line."""

@@ -1,14 +1,12 @@
-"""Health checks, readiness, metrics, and the pages for people: overview and inbox."""
+"""Health checks, readiness, metrics, and the links of the overview."""
 
 import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.message import EmailMessage
 from html import unescape
 from pathlib import Path
-from smtplib import SMTP
 from typing import Any
 
 import pytest
@@ -17,7 +15,6 @@ from fastapi.testclient import TestClient
 from afterward.errors import QueueUnavailable
 from app.api import health_checks as health
 from app.main import create_app
-from tests.api.requests import problem_of
 from tests.support.service import free_port, settings_in, wait_for
 
 
@@ -213,52 +210,3 @@ def test_every_link_of_the_overview_works(client: TestClient) -> None:
     assert {"/docs", "/inbox", "/board/tasks", "/board/uploads", "/metrics"} <= links
     for link in links - {"#main"}:
         assert client.get(link).status_code == 200
-
-
-def test_without_the_catcher_there_is_no_inbox_and_no_link_to_it(tmp_path: Path) -> None:
-    with without_smtp(tmp_path) as client:
-        assert "/inbox" not in client.get("/").text
-        for path in ("/inbox", "/inbox/", "/inbox/x", "/inbox/x/html"):
-            problem_of(client.get(path), 404)
-
-
-def catch(client: TestClient, subject: str, text: str, html: str | None) -> str:
-    """Send a mail to the catcher over SMTP, and return the address of its page."""
-    mail = EmailMessage()
-    mail["Subject"] = subject
-    mail.set_content(text)
-    if html is not None:
-        mail.add_alternative(html, subtype="html")
-    with SMTP("127.0.0.1", client.app_state["settings"].smtp_port) as smtp:
-        smtp.send_message(mail, "eve@example.com", ["ada@example.com"])
-    (page,) = re.findall('href="(/inbox/[^"]+)"', client.get("/inbox").text)
-    return str(page)
-
-
-HOSTILE = "<script>alert(1)</script>"
-
-
-def test_a_mail_is_listed_and_shown_with_all_its_text_escaped(client: TestClient) -> None:
-    page = catch(client, f"Hello {HOSTILE}", f"Text {HOSTILE}", None)
-    for response in (client.get("/inbox"), client.get(page)):
-        assert "ada@example.com" in response.text
-        assert "Hello &lt;script&gt;" in response.text
-        assert HOSTILE not in response.text
-        assert response.headers["content-security-policy"].startswith("default-src 'none'")
-    assert "Text &lt;script&gt;" in client.get(page).text
-    assert "<iframe" not in client.get(page).text
-    problem_of(client.get(f"{page}/html"), 404)
-
-
-def test_the_html_of_a_mail_is_shown_in_a_sandbox(client: TestClient) -> None:
-    page = catch(client, "Hello", "Text", f"<p>HTML</p>{HOSTILE}")
-    assert f'<iframe sandbox src="{page}/html"' in client.get(page).text
-    assert HOSTILE not in client.get(page).text
-    response = client.get(f"{page}/html")
-    assert "<p>HTML</p>" in response.text
-    policy = response.headers["content-security-policy"].split("; ")
-    assert {"sandbox", "default-src 'none'"} <= set(policy)
-
-
-def test_an_empty_inbox_says_how_to_fill_it(client: TestClient) -> None:
-    assert "/send-notification/" in client.get("/inbox").text

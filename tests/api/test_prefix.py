@@ -19,6 +19,7 @@ from app.main import create_app
 from app.settings import BadSettings
 from tests.api.requests import PROMISES, Call, problem_of
 from tests.support.gate import bearing
+from tests.support.pages import BROWSER
 from tests.support.service import PATIENCE, Service, settings_in, wait_for
 
 PREFIX = "/afterward"
@@ -93,18 +94,24 @@ ADDRESS = re.compile(r"""(?:href|src|data-document|spec-url)="([^"]*)\"""")
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_on_a_page_works(client: httpx2.Client, page: str) -> None:
     wait_for(client, client.post("/send-notification/ada@example.com").json()["id"])
-    addresses = ADDRESS.findall(client.get(page).text)
+    addresses = ADDRESS.findall(client.get(page, headers=BROWSER).text)
     assert addresses
     for address in set(map(unescape, addresses)) - {"#main"}:
         assert client.head(behind(address)).status_code == 200
 
 
-def test_the_page_of_a_mail_links_to_its_html(client: httpx2.Client) -> None:
+def test_every_link_on_the_pages_of_a_mail_works(client: httpx2.Client) -> None:
     wait_for(client, client.post("/send-notification/ada@example.com").json()["id"])
-    mail = re.findall(f'href="({PREFIX}/inbox/[^"]+)"', client.get("/inbox").text)[0]
-    page = client.get(behind(mail)).text
-    (frame,) = re.findall('<iframe sandbox src="([^"]+)"', page)
-    assert client.get(behind(frame)).is_success
+    inbox = client.get("/inbox", headers=BROWSER).text
+    mail = re.findall(f'href="({PREFIX}/inbox/[^"]+)"', inbox)[0]
+    page = client.get(behind(mail), headers=BROWSER).text
+    addresses = set(map(unescape, ADDRESS.findall(page))) - {"#main"}
+    assert f"{mail}/html" in addresses
+    for address in addresses:
+        assert client.get(behind(address), headers=BROWSER).is_success
+    message_id = client.get(behind(mail)).json()["headers"]
+    (found,) = (value for name, value in message_id if name == "Message-ID")
+    assert client.get(f"/inbox/by-message-id/{found}").headers["location"] == mail
 
 
 def test_the_document_names_the_prefix_as_its_server(client: httpx2.Client) -> None:

@@ -14,6 +14,8 @@ from tests.support.pages import BROWSER, Page
 
 PAGES = [
     "/",
+    "/board/tasks",
+    "/board/failures",
     "/board/batches",
     "/board/uploads",
     "/board/workers",
@@ -63,6 +65,12 @@ def test_a_page_names_its_place_in_the_navigation(browser: TestClient, path: str
     current = [link.attributes["href"] for link in page.all("a", aria_current="page")]
 
     assert current == ([] if path == "/board/send" else [path])
+
+
+@pytest.mark.parametrize("path", ["/board", "/board/"])
+def test_the_board_is_the_overview(browser: TestClient, path: str) -> None:
+    response = browser.get(path)
+    assert (response.status_code, response.headers["location"]) == (303, "/")
 
 
 def test_every_table_has_column_headers_and_every_field_a_label(browser: TestClient) -> None:
@@ -138,7 +146,7 @@ def test_a_page_of_a_service_without_its_database_says_so(
         raise QueueUnavailable
 
     engine = browser.app_state["queue"].engine
-    for method in ("backlog", "list_tasks", "list_records", "list_batches"):
+    for method in ("backlog", "list_tasks", "list_records", "list_batches", "count_failures"):
         monkeypatch.setattr(engine, method, refuse)
     for path in PAGES:
         response = browser.get(path)

@@ -28,7 +28,7 @@ def numbers(client: TestClient, **headers: str) -> dict[str, str]:
 
 def fresh_numbers(client: TestClient, **headers: str) -> dict[str, str]:
     """Return the numbers as they are now, not those that were read up to a second ago."""
-    client.app_state["board"].overview._reads.clear()
+    client.app_state["board"].overview._reads._reads.clear()
     return numbers(client, **headers)
 
 
@@ -118,7 +118,9 @@ def test_a_client_sees_only_its_own_tasks(tmp_path: Path) -> None:
             assert client.post(SEND, headers=bearing("k1")).status_code == 202
         ada, eve = (BROWSER | bearing(key) for key in ("k1", "k2"))
         assert fresh_numbers(client, **ada)["Waiting"] == "2"
+        assert fresh_numbers(client, **ada)["Oldest due"] in {"now", "1 s ago"}
         assert fresh_numbers(client, **eve)["Waiting"] == "0"
+        assert fresh_numbers(client, **eve)["Oldest due"] == "none"
         assert "2 in the last" in chart_summaries(client, **ada)["Accepted tasks by minute"]
         assert "0 in the last" in chart_summaries(client, **eve)["Accepted tasks by minute"]
 

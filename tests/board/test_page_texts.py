@@ -60,6 +60,7 @@ def test_a_duration_has_few_digits(seconds: float | None, text: str) -> None:
     [
         (None, "\u2013"),
         (0, "0 bytes"),
+        (1, "1 byte"),
         (999, "999 bytes"),
         (1000, "1.0 kB"),
         (1_234_567, "1.2 MB"),

@@ -60,8 +60,16 @@ def ticks(numbers: Numbers) -> Ticks:
 
 
 def change(client: str = "", kind: EventType = EventType.STARTED) -> Event:
-    times = {"created_at": 1.0, "updated_at": 1.0, "due_at": 1.0}
-    return Event(kind, Task(id="1", kind="send_email", arguments="{}", client=client, **times))
+    task = Task(
+        id="1",
+        kind="send_email",
+        arguments="{}",
+        client=client,
+        created_at=1.0,
+        updated_at=1.0,
+        due_at=1.0,
+    )
+    return Event(kind, task)
 
 
 async def next_frame(viewer: Viewer) -> bytes:
@@ -240,6 +248,7 @@ async def test_at_the_stop_every_viewer_ends(ticks: Ticks) -> None:
 # Over HTTP
 
 
+@pytest.mark.thorough
 def test_the_stream_ticks_and_ends_when_the_service_stops(service: Service) -> None:
     """A stream that did not end would hold up the stop."""
     ticked = False

@@ -67,7 +67,7 @@ def test_a_form_that_is_no_upload_ends_on_a_page(browser: TestClient) -> None:
         {"files": {"other": ("a.txt", b"Hello")}},
         {"content": b"--x", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
     ):
-        response = browser.post("/board/uploads", **options)  # type: ignore[arg-type]
+        response = browser.post("/board/uploads", **options)
         assert response.status_code in {400, 415, 422}
         assert Page(response.text).find("div", role="alert").text.strip()
 

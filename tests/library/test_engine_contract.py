@@ -966,6 +966,24 @@ async def test_the_backlog_says_since_when_its_oldest_task_is_due(engine: Engine
     assert (backlog.counts[Status.QUEUED], backlog.counts[Status.RUNNING]) == (1, 1)
 
 
+async def test_the_oldest_queued_task_of_a_client_says_since_when_it_is_due(engine: Engine) -> None:
+    assert await engine.oldest_queued("ada") is None
+    await put(
+        engine,
+        a_task(client="eve", at=NOW - 90),
+        a_task(client="ada", at=NOW - 9, status=Status.RETRYING),
+        a_task(client="ada", at=NOW - 7, kind="work"),
+        a_task(client="ada", at=NOW - 8, due_at=NOW - 5),
+        a_task(client="ada", at=NOW - 6, due_at=NOW - 365 * DAY),
+    )
+    assert await engine.oldest_queued("ada") == NOW - 5
+    assert await engine.oldest_queued("eve") == NOW - 90
+    assert await engine.oldest_queued("") is None
+    for _ in range(2):
+        await claim_one(engine)
+    assert await engine.oldest_queued("eve") is None
+
+
 async def test_an_urgent_task_is_claimed_first_and_waits_since_its_creation(
     engine: Engine,
 ) -> None:

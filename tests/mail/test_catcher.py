@@ -16,6 +16,7 @@ from typing import NoReturn
 import pytest
 from structlog.testing import capture_logs
 
+from app.mail import catcher as catcher_module
 from app.mail.catcher import MAX_RECIPIENTS, Catcher
 from app.mail.smtp import Mailer
 from tests.support.mails import RECIPIENT, SENDER, a_mail
@@ -58,7 +59,7 @@ async def test_a_mail_is_caught_with_its_envelope(catcher: Catcher) -> None:
     assert caught.subject == "Hello"
     assert caught.text == "Dear Ada,\n.\n..\nyours\n"
     assert caught.html is None
-    assert caught.raw == a_mail("7f3a").as_bytes()
+    assert b"".join(catcher.read_source(caught.id)) == a_mail("7f3a").as_bytes()
     assert ("To", RECIPIENT) in caught.headers
     assert all(getattr(caught, name) == fact for name, fact in asdict(listed).items())
     await mailer.close()
@@ -123,6 +124,8 @@ async def test_an_id_that_the_catcher_did_not_give_finds_no_mail(
     (tmp_path / "secret.eml").write_bytes(b"X-Envelope: {}\r\n")
     (tmp_path / "mail" / "stray.eml").write_bytes(b"not ours")
     assert catcher.get(unknown) is None
+    assert not catcher.delete(unknown)
+    assert (tmp_path / "secret.eml").exists()
     assert list(catcher.list()) == []
 
 
@@ -183,6 +186,100 @@ async def test_a_mail_that_is_removed_while_the_list_is_read_is_left_out(
     ids = ["1735815845000000000-0123abcd", catcher.list()[0].id]
     monkeypatch.setattr(catcher, "_stored_ids", lambda: ids)
     assert [mail.subject for mail in catcher.list()] == ["here"]
+
+
+async def test_the_list_is_searched_and_has_pages(catcher: Catcher) -> None:
+    for subject in (b"One two", b"TWO", b"three"):
+        await deliver(catcher, b"Subject: %b\r\n\r\nx" % subject)
+    newest, middle, oldest = catcher.list()
+    assert catcher.list(["two"]) == [middle, oldest]
+    assert catcher.list(["two", SENDER]) == [middle, oldest]
+    assert catcher.list(["two", "one"], limit=1) == [oldest]
+    assert catcher.list(["two"], after=middle.id) == [oldest]
+    assert catcher.list(after=newest.id, limit=1) == [middle]
+    assert catcher.list(after="1735815845000000000-0123abcd") == []
+    assert catcher.count() == 3
+
+
+async def test_a_mail_is_found_by_its_message_id(catcher: Catcher) -> None:
+    for subject in (b"older", b"newer"):
+        await deliver(catcher, b"Message-ID: <7f3a@x>\r\nSubject: %b\r\n\r\nx" % subject)
+    await deliver(catcher, b"Message-ID: <>\r\nSubject: none\r\n\r\nx")
+    newer = catcher.list()[1].id
+    assert [catcher.find(name) for name in ("<7f3a@x>", "7f3a@x")] == [newer, newer]
+    assert [catcher.find(name) for name in ("", "<>", "7f3a", "7F3A@x")] == [None] * 4
+
+
+async def test_a_deleted_mail_does_not_count_among_those_that_are_kept(catcher: Catcher) -> None:
+    for number in range(3):
+        await deliver(catcher, b"Subject: %d\r\n\r\nx" % number)
+    assert catcher.delete(catcher.list()[0].id)
+    await deliver(catcher, b"Subject: new\r\n\r\nx")
+    assert [mail.subject for mail in catcher.list()] == ["new", "1", "0"]
+
+
+async def test_all_mails_are_deleted_or_those_up_to_one(catcher: Catcher, tmp_path: Path) -> None:
+    for number in range(3):
+        await deliver(catcher, b"Subject: %d\r\n\r\nx" % number)
+    catcher.delete_all("")
+    assert catcher.count() == 3
+    catcher.delete_all(catcher.list()[1].id)
+    assert [mail.subject for mail in catcher.list()] == ["2"]
+    # Another program wrote this one.
+    (tmp_path / "mail" / "1735815845000000000-0123abcd.eml").write_bytes(b"Subject: x\r\n\r\nx")
+    catcher.delete_all()
+    assert catcher.count() == 0
+
+
+async def test_an_attachment_is_read(catcher: Catcher) -> None:
+    await deliver(catcher, b"Content-Type: a/b\r\nContent-Transfer-Encoding: base64\r\n\r\naGk=")
+    caught = catcher.get(catcher.list()[0].id)
+    assert caught is not None
+    assert b"".join(catcher.read_attachment(caught.id, caught.attached[0])) == b"hi"
+    catcher.delete(caught.id)
+    with pytest.raises(FileNotFoundError):
+        next(catcher.read_attachment(caught.id, caught.attached[0]))
+
+
+# Addresses that fail on purpose
+
+
+async def test_a_recipient_that_asks_for_it_is_refused(catcher: Catcher) -> None:
+    def client() -> None:
+        with smtplib.SMTP("127.0.0.1", catcher.port, timeout=PATIENCE) as smtp:
+            smtp.sendmail(SENDER, [RECIPIENT, "refuse+550@example.com"], b"Subject: x\r\n\r\nx")
+            with pytest.raises(smtplib.SMTPRecipientsRefused) as refused:
+                smtp.sendmail(SENDER, ["refuse+552@example.com"], b"Subject: y\r\n\r\nx")
+            assert refused.value.recipients["refuse+552@example.com"][0] == 552
+
+    await asyncio.to_thread(client)
+    (mail,) = catcher.list()
+    assert (mail.subject, mail.recipients) == ("x", (RECIPIENT,))
+
+
+async def test_a_mail_that_asks_for_it_is_deferred_twice(catcher: Catcher) -> None:
+    for _ in range(2):
+        with pytest.raises(smtplib.SMTPDataError) as deferred:
+            await deliver(catcher, b"Message-ID: <7f3a@x>\r\n\r\nx", ("defer+451@example.com",))
+        assert deferred.value.smtp_code == 451
+    assert catcher.count() == 0
+    await deliver(catcher, b"Message-ID: <7f3a@x>\r\n\r\nx", ("defer+451@example.com",))
+    assert catcher.count() == 1
+
+
+async def test_a_mail_that_asks_for_it_is_accepted_late(
+    catcher: Catcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(catcher_module.asyncio, "sleep", sleep)
+    await deliver(catcher, b"\r\nx", ("slow+3@example.com",))
+    await deliver(catcher, b"\r\nx")
+    assert slept == [3]
+    assert catcher.count() == 2
 
 
 async def test_the_catcher_offers_8bitmime_smtputf8_and_its_size_limit(catcher: Catcher) -> None:

@@ -11,9 +11,10 @@ from email_validator import EmailNotValidError, validate_email
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from app.mail.message import address, body_text, compose, header_text, message_id
+from app.mail.message import address, body_text, compose, header_text, message_id, task_of
 
 NOON = datetime(2025, 1, 2, 12, 0, tzinfo=UTC)
+TASK = "01a1f8ed-6e76-70fa-96de-2c8618644aa5"
 UNPAIRED = "\ud800"
 LONG_DOMAIN = ".".join(["x" * 61] * 2 + ["x" * 61, "com"])  # 254 octets with 64 before the @
 
@@ -81,6 +82,23 @@ def test_the_headers_are_a_fixed_set() -> None:
 
 def test_the_message_id_consists_of_the_task_id_and_the_senders_domain() -> None:
     assert message_id("7f3a", "notifications@example.com") == "<7f3a@example.com>"
+
+
+@pytest.mark.parametrize(
+    ("message_id", "task"),
+    [
+        (message_id(TASK, "notifications@example.com"), TASK),
+        (f"<{TASK}@>", TASK),
+        (f"{TASK}@example.com", None),
+        (f"<{TASK}@a@b>", None),
+        (f"<{TASK.upper()}@example.com>", None),
+        (f"<{TASK}>", None),
+        ("<7f3a@example.com>", None),
+        ("", None),
+    ],
+)
+def test_the_task_is_read_from_its_message_id_only(message_id: str, task: str | None) -> None:
+    assert task_of(message_id) == task
 
 
 def test_text_and_html_are_alternatives_with_the_text_first() -> None:

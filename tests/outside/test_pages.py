@@ -1,12 +1,15 @@
 """The pages in a real browser."""
 
+import smtplib
 from collections.abc import Iterator
+from email.message import EmailMessage
+from email.policy import SMTP
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from tests.support.service import Service
+from tests.support.service import Service, free_port
 
 SUBJECT = "Hello <script>alert(1)</script>"
 MESSAGE = "It is done.\n<img src=x onerror=alert(1)>"
@@ -33,7 +36,7 @@ def page(chromium: str, tmp_path: Path) -> Iterator[Page]:
 def test_a_mail_is_shown_in_the_inbox_and_its_scripts_do_not_run(
     page: Page, tmp_path: Path
 ) -> None:
-    """The test follows the links from the front page to the mail."""
+    """The test follows the links from the front page to the mail, and to its task."""
     with Service(tmp_path) as service:
         answer = service.post(
             "/send-notification/ada@example.com", json={"subject": SUBJECT, "message": MESSAGE}
@@ -41,8 +44,7 @@ def test_a_mail_is_shown_in_the_inbox_and_its_scripts_do_not_run(
         service.wait_for(answer.json()["id"])
 
         page.goto(service.url)
-        page.screenshot(path=tmp_path / "home.png")
-        page.get_by_role("link", name="/inbox").click()
+        page.get_by_role("link", name="Inbox").click()
         page.screenshot(path=tmp_path / "inbox.png")
         page.get_by_role("link", name=SUBJECT).click()
         frame = page.frame_locator("iframe")
@@ -51,7 +53,48 @@ def test_a_mail_is_shown_in_the_inbox_and_its_scripts_do_not_run(
 
         assert SUBJECT in page.get_by_role("heading", level=1).inner_text()
         assert "onerror=alert(1)" in frame.locator("body").inner_text()
+        page.get_by_role("link", name="Text").click()
         assert "It is done." in page.locator("pre").inner_text()
+        page.get_by_role("link", name=answer.json()["id"]).click()
+        page.wait_for_url(f"**/board/tasks/{answer.json()['id']}")
+        page.close()
+
+
+def test_mails_are_searched_saved_and_deleted_without_a_script(
+    chromium: str, tmp_path: Path
+) -> None:
+    mail = EmailMessage(policy=SMTP)
+    mail["Subject"] = "Invoice"
+    mail.set_content("<a href='javascript:alert(1)'>link</a>", subtype="html")
+    mail.add_attachment(b"<script>alert(1)</script>", "text", "html", filename="../a.html")
+    port = free_port()
+    with Service(tmp_path, smtp_port=port) as service, sync_playwright() as playwright:
+        for subject in (b"Invoice", b"Other"):
+            with smtplib.SMTP("127.0.0.1", port) as smtp:
+                raw = mail.as_bytes().replace(b"Invoice", subject)
+                smtp.sendmail("bob@example.com", ["ada@example.com"], raw)
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(java_script_enabled=False, viewport={"width": 360, "height": 740})
+
+        page.goto(f"{service.url}/inbox")
+        page.get_by_role("searchbox").fill("INVOICE bob@")
+        page.get_by_role("button", name="Search").click()
+        assert page.get_by_role("rowheader").all_inner_texts() == ["Invoice"]
+        page.get_by_role("link", name="Invoice").click()
+        page.get_by_role("link", name="Attachments (1)").click()
+        with page.expect_download() as download:
+            page.get_by_role("link", name="a.html").click()
+        assert download.value.suggested_filename == "a.html"
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download source").click()
+        assert Path(download.value.path()).read_bytes() == mail.as_bytes()
+
+        page.get_by_role("button", name="Delete").click()
+        assert page.get_by_role("rowheader").all_inner_texts() == ["Other"]
+        page.get_by_text("Delete all").click()
+        page.get_by_role("button", name="Delete 1 mail").click()
+        page.get_by_text("No mail yet.").wait_for()
+        browser.close()
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
@@ -86,3 +129,4 @@ def test_an_empty_inbox_shows_the_command_that_sends_a_mail(page: Page, tmp_path
         page.goto(f"{service.url}/inbox")
 
         assert "curl -i -X POST" in page.locator("pre").inner_text()
+        page.close()

@@ -236,6 +236,10 @@ class Postgres(Engine):
         zeros = dict.fromkeys(Status, 0)
         return Backlog(zeros | {Status(row["status"]): row["tasks"] for row in counts}, oldest)
 
+    async def oldest_queued(self, client: str) -> float | None:
+        async with self._pool.session(reads_only=True) as session:
+            return await search.oldest_queued(session, client)
+
     async def check(self) -> None:
         async with self._pool.session(reads_only=True) as session:
             # This changes no row, but a read-only database refuses it.

@@ -166,3 +166,20 @@ async def list_batches(session: Session, client: str, after: str | None, limit: 
         limit,
     )
     return [row["id"] for row in rows]
+
+
+async def oldest_queued(session: Session, client: str) -> float | None:
+    """Return the due time of a client's oldest queued task. See Engine.oldest_queued."""
+    due_at: float | None = await session.fetchval(
+        f"""
+        WITH RECURSIVE {_KINDS}
+        SELECT greatest(oldest.due_at, oldest.created_at) FROM kinds, LATERAL (
+            SELECT id, due_at, created_at FROM afterward.tasks
+            WHERE client = $2 AND kind = kinds.kind AND status = 'queued' AND $1::int IS NULL
+            ORDER BY id LIMIT 1
+        ) AS oldest ORDER BY oldest.id LIMIT 1
+        """,
+        None,
+        client,
+    )
+    return due_at

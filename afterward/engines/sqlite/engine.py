@@ -282,6 +282,9 @@ class SQLite(Engine):
 
         return await self._commits.run(count)
 
+    async def oldest_queued(self, client: str) -> float | None:
+        return await self._commits.run(lambda connection: search.oldest_queued(connection, client))
+
     async def check(self) -> None:
         self._refuse_if_damaged()
 

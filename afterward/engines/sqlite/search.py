@@ -216,3 +216,20 @@ def list_batches(
         {"client": client, "after": after or "~", "limit": limit},  # "~" is above every id
     )
     return [batch_id for (batch_id,) in rows]
+
+
+def oldest_queued(connection: sqlite3.Connection, client: str) -> float | None:
+    """Return the due time of a client's oldest queued task. See Engine.oldest_queued."""
+    oldest = [
+        connection.execute(
+            """
+            SELECT id, max(due_at, created_at) FROM tasks INDEXED BY tasks_by_state
+            WHERE client = ? AND kind = ? AND status = 'queued' AND status <> 'running'
+            ORDER BY id LIMIT 1
+            """,
+            (client, kind),
+        ).fetchone()
+        for kind in _kinds(connection, client)
+    ]
+    _, due_at = min(filter(None, oldest), default=(None, None))
+    return due_at

@@ -7,6 +7,6 @@ tasks          list, read, cancel and retry tasks, and follow them in an event s
 bulk           POST /tasks/retry and POST /tasks/cancel, for all tasks that match a filter
 tutorial       the routes of FastAPI's tutorials on background tasks
 health         /livez, /readyz and /metrics
-inbox          the pages of the embedded mail catcher
+inbox          the mails of the embedded catcher, as JSON
 documentation  /docs, /redoc and /openapi.json
 """

@@ -1,0 +1,76 @@
+"""Addresses for which the catcher fails on purpose. They show failures without a broken server.
+
+    refuse+550@…   RCPT is answered with 550: the mail fails for good. 500 to 559
+    defer+451@…    the first two attempts of each mail are answered with 451. 400 to 459
+    slow+3@…       the answer to the content comes 3 seconds late. At most 30
+
+Only the part before the @ counts, in any case. Every other address is an ordinary one, also
+`refuse+999@…`.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import sha256
+
+from app.mail.fields import first_field
+
+DEFERRED_ATTEMPTS = 2  # of each mail; the next one is accepted
+LONGEST_DELAY = 30  # seconds
+MOST_REMEMBERED = 1_000  # deferred mails
+
+# The second digit of a reply is 0 to 5 (RFC 5321, 4.2).
+_REFUSE = re.compile("refuse\\+(5[0-5][0-9])", re.IGNORECASE)
+_DEFER = re.compile("defer\\+(4[0-5][0-9])", re.IGNORECASE)
+_SLOW = re.compile("slow\\+([0-9]{1,9})", re.IGNORECASE)
+
+
+def refusal(address: str) -> str | None:
+    """Return the reply to RCPT for an address that asks to be refused, or else None."""
+    code = _number(_REFUSE, address)
+    return code and f"{code} 5.0.0 This address asks the catcher to refuse its mail"
+
+
+def delay(recipients: Sequence[str]) -> float:
+    """Return for how many seconds the reply to the content of a mail is delayed."""
+    seconds = (int(_number(_SLOW, address) or 0) for address in recipients)
+    return min(max(seconds, default=0), LONGEST_DELAY)
+
+
+class Deferrals:
+    """Counts the attempts of mails to addresses that ask to be deferred.
+
+    A mail is recognised by its recipient and its Message-ID, or by its content without one. The
+    counts are kept in memory: after a restart they begin again.
+    """
+
+    def __init__(self) -> None:
+        self._attempts: OrderedDict[bytes, int] = OrderedDict()
+
+    def deferral(self, recipients: Sequence[str], content: bytes) -> str | None:
+        """Count an attempt. Return the reply to the content if it is deferred, or else None."""
+        for address in recipients:
+            code = _number(_DEFER, address)
+            if code and (attempt := self._count(address, content)) <= DEFERRED_ATTEMPTS:
+                return (
+                    f"{code} 4.0.0 This address asks the catcher to defer its mail: "
+                    f"attempt {attempt} of {DEFERRED_ATTEMPTS} that are deferred"
+                )
+        return None
+
+    def _count(self, address: str, content: bytes) -> int:
+        """Return the number of this attempt, from 1. An accepted mail is forgotten."""
+        identity = (first_field(content, b"message-id") or "").encode() or content
+        mail = sha256(address.lower().encode("utf-8", "replace") + b"\n" + identity).digest()
+        attempt = self._attempts.pop(mail, 0) + 1
+        if attempt <= DEFERRED_ATTEMPTS:
+            self._attempts[mail] = attempt
+        while len(self._attempts) > MOST_REMEMBERED:
+            self._attempts.popitem(last=False)
+        return attempt
+
+
+def _number(form: re.Pattern[str], address: str) -> str | None:
+    """Return the number in the local part of an address that has this form, or else None."""
+    match = form.fullmatch(address.rpartition("@")[0])
+    return match and match[1]

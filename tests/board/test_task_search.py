@@ -1,0 +1,91 @@
+"""The search for tasks: what its fields mean, and what is wrong with them."""
+
+from datetime import UTC, datetime
+
+import pytest
+from starlette.datastructures import QueryParams
+
+from app.api.task_filters import TaskFilters
+from app.board.task_search import TaskSearch, conditions_of, fixed
+from tests.library.support import NOW
+
+AT_NOW = datetime.fromtimestamp(NOW, UTC)  # 2023-11-14, 22:13:20
+
+
+def search(query: str) -> TaskSearch:
+    return TaskSearch.read(QueryParams(query), NOW)
+
+
+@pytest.mark.parametrize(
+    ("query", "conditions"),
+    [
+        ("", {}),
+        ("about=&kind=+&status=&status=,&period=&since=", {}),
+        ("colour=green", {}),
+        ("about=+ada@example.com+", {"about": "ada@example.com"}),
+        ("status=failed&status=queued,running", {"status": "failed,queued,running"}),
+        ("since=2023-11-14T22:13", {"since": "2023-11-14T22:13:00Z"}),
+        ("since=2023-11-14T22:13:20", {"since": "2023-11-14T22:13:20Z"}),
+        ("until=2023-11-14T22:13:20.5", {"until": "2023-11-14T22:13:20.500000Z"}),
+        ("until=2023-11-14T23:13:20%2B01:00", {"until": "2023-11-14T23:13:20+01:00"}),
+        ("period=1h", {"since": "2023-11-14T21:13:20Z"}),
+        ("period=7d&until=2023-11-14T22:00Z", None),
+    ],
+)
+def test_the_fields_are_read(query: str, conditions: dict[str, str] | None) -> None:
+    found = search(query)
+    if conditions is None:
+        assert found.errors.keys() == {"until"}
+    else:
+        assert found.errors == {}
+        assert conditions_of(found.filters) == conditions
+        assert found.has_conditions == bool(conditions)
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "message"),
+    [
+        ("status=done", "status", "Choose from queued, running, retrying"),
+        ("about=" + "x" * 1001, "about", "At most 1,000 characters."),
+        ("about=%00", "about", "Remove the NUL character"),
+        ("kind=" + "x" * 101, "kind", "At most 100 characters."),
+        ("since=yesterday", "since", "Must be a date and time"),
+        ("since=2026-13-01T00:00", "since", "month"),
+        ("until=2026-01-01", "until", "Must be a date and time"),
+        ("period=1y", "period", "Choose one of 15m, 1h, 24h, 7d."),
+        ("period=1h&since=2026-01-01T00:00", "since", "not both"),
+        ("request_id=" + "x" * 201, "request_id", "At most 200 characters."),
+        ("error=" + "x" * 201, "error", "At most 200 characters."),
+        ("batch_id=%00", "batch_id", "Remove the NUL character"),
+    ],
+)
+def test_an_unreadable_field_has_a_message(query: str, field: str, message: str) -> None:
+    found = search(query)
+    assert message in found.errors[field]
+    assert found.typed | {"status": ",".join(found.statuses)} == QUERY_FIELDS | dict(
+        QueryParams(query)
+    )
+    assert not found.has_conditions
+
+
+QUERY_FIELDS = dict.fromkeys(
+    ("status", "kind", "about", "batch_id", "request_id", "error", "since", "until", "period"), ""
+)
+
+
+def test_the_query_of_a_search_is_the_same_search() -> None:
+    query = "status=failed&status=queued&about=%22%26%3D%2B+%C3%A4&period=1h"
+    assert search(search(query).query) == search(query)
+
+
+def test_a_fixed_filter_has_absolute_times() -> None:
+    """A form has it in hidden fields, which mean the same filter whenever it is sent."""
+    filters = fixed(search("period=1h&status=failed").filters, NOW)
+    again = TaskSearch.read(QueryParams(conditions_of(filters)), NOW + 9999)
+    assert again.filters.for_client("") == filters.for_client("")
+    assert filters.until == AT_NOW
+
+
+def test_a_fixed_filter_keeps_its_own_end() -> None:
+    ends = TaskFilters.model_validate({"until": "2023-11-14T22:00:00Z"})
+    assert fixed(ends, NOW) == ends
