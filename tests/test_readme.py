@@ -149,7 +149,7 @@ def terminal(tmp_path: Path, shell: list[str]) -> Iterator[Terminal]:
 
 
 def test_the_tour_of_the_readme_and_of_the_tutorial_works(terminal: Terminal) -> None:
-    """Its stops are a mail, a retry, a kill, a restart, an upload and a batch."""
+    """Its stops are a mail, two retries, a kill, a restart, an upload and a batch."""
     terminal.start("start")
     answer = terminal.run("try")
     assert answer.startswith("HTTP/1.1 202 Accepted")
@@ -164,12 +164,11 @@ def test_the_tour_of_the_readme_and_of_the_tutorial_works(terminal: Terminal) ->
         ["make", "demo"], cwd=terminal.clone, env=terminal.environment, check=True, **AS_TEXT
     )
     assert demo.stdout.count('"status": "succeeded"') == 2
-    terminal.press_ctrl_c()
 
-    terminal.start("without-catcher")
-    assert '"status": "queued"' in terminal.run("send-again")
-    terminal.run_until("wait", lambda output: re.search("queued|retrying", output) is not None)
-    terminal.run("kill")
+    assert '"status": "queued"' in terminal.run("defer")
+    delivered = terminal.run_until("wait", lambda output: '"status": "succeeded"' in output)
+    assert '"attempts": 3' in delivered
+    assert '"status": "queued"' in terminal.run("kill")
     terminal.wait_for_the_end()
 
     terminal.start("restart")

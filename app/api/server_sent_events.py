@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, aclosing
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
@@ -73,7 +73,7 @@ class Discardable(Protocol):
 ReaderT = TypeVar("ReaderT", bound=Discardable)
 
 
-class EventStreamResponse(Response, Generic[ReaderT]):
+class EventStreamResponse(Response):
     """A response that streams the events of a reader until the client disconnects.
 
     `write` turns the reader's events into the bytes to send. The response itself opens and closes
@@ -90,8 +90,8 @@ class EventStreamResponse(Response, Generic[ReaderT]):
     ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["Content-Length"]
-        self._reader = reader
-        self._write = write
+        self._reader: AbstractContextManager[Discardable] = reader
+        self._write: Callable[[Any], AsyncGenerator[bytes, None]] = write
 
     async def __call__(
         self,
@@ -107,7 +107,7 @@ class EventStreamResponse(Response, Generic[ReaderT]):
             finally:
                 watch.cancel()
 
-    async def _send(self, reader: ReaderT, send: Send) -> None:
+    async def _send(self, reader: Discardable, send: Send) -> None:
         head = {
             "type": "http.response.start",
             "status": self.status_code,

@@ -65,7 +65,7 @@ async def show_list(request: Request, catcher: RunningCatcher) -> HTMLResponse:
 
 
 def _list_page(request: Request, *, status: int, **found: Any) -> HTMLResponse:
-    nothing = {"errors": {}, "mails": [], "older": None, "is_first": True, "count": 0}
+    nothing = dict[str, Any](errors={}, mails=[], older=None, is_first=True, count=0)
     return page(
         request,
         "inbox.html",

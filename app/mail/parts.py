@@ -96,7 +96,7 @@ class _Scan:
     For example, with the boundary "b":
 
         Content-Type: multipart/mixed; boundary=b   the head of a container, an empty line,
-                                                    and the preamble, which no one sees
+                                                    and the preamble, which is left out
         --b                                         a delimiter: a part begins
         Content-Type: text/plain                    its head, and an empty line
 
@@ -161,7 +161,8 @@ class _Scan:
         boundary = _read_parameter(message.get_boundary)
         if not content_type.startswith("multipart/") or not boundary:
             return False
-        delimiters = (delimiter := b"--" + boundary.encode(), delimiter + b"--")
+        delimiter = b"--" + boundary.encode(errors="replace")
+        delimiters = (delimiter, delimiter + b"--")
         if len(self._containers) == MOST_CONTAINERS or self._delimiters.keys() & set(delimiters):
             return False
         self._delimiters |= dict.fromkeys(delimiters, len(self._containers))

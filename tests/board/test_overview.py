@@ -15,6 +15,7 @@ from tests.support.pages import BROWSER, HOSTILE, Page
 from tests.support.service import until, wait_for
 
 SEND = "/send-notification/ada@example.com"
+ADA = bearing("k1")
 
 
 def numbers(client: TestClient, **headers: str) -> dict[str, str]:
@@ -192,3 +193,17 @@ def test_the_numbers_come_back_after_an_outage_of_the_database(
         assert browser.get("/").status_code == 503
     assert browser.get("/").status_code == 200
     until(lambda: numbers(browser)["Waiting"] == "0", within=5)
+
+
+@pytest.mark.thorough
+def test_the_numbers_are_the_same_on_postgresql(tmp_path: Path, database_url: str) -> None:
+    keys = "ada: k1, eve: k2"
+    with served(tmp_path, queue_url=database_url, api_keys=keys, worker_concurrency=0) as client:
+        client.post("/send-notifications", json={"recipients": ["a@b.example"] * 3}, headers=ADA)
+        ada, eve = BROWSER | ADA, BROWSER | bearing("k2")
+        assert fresh_numbers(client, **ada)["Waiting"] == "3"
+        assert fresh_numbers(client, **ada)["Oldest due"] in {"now", "1 s ago"}
+        assert fresh_numbers(client, **eve)["Waiting"] == "0"
+        assert "3 in the last" in chart_summaries(client, **ada)["Accepted tasks by minute"]
+        page = Page(client.get("/board/batches", headers=ada).text)
+        assert page.find("progress").attributes["value"] == "0.0"

@@ -32,6 +32,21 @@ def test_mail_waits_for_an_smtp_server_that_is_down(tmp_path: Path) -> None:
     assert mail.recipients == ("ada@example.com",)
 
 
+def test_the_catcher_fails_on_purpose(tmp_path: Path) -> None:
+    """It defers two attempts, and refuses a mail for good, because the addresses ask for it."""
+    with Service(tmp_path) as service:
+        deferred = service.post("/send-notification/defer+451@example.com").json()
+        refused = service.post("/send-notification/refuse+550@example.com").json()
+
+        done = service.wait_for(deferred["id"], "succeeded")
+        assert [attempt["error"]["smtp_code"] for attempt in done["history"]] == [451, 451]
+        failed = service.wait_for(refused["id"], "failed")
+        assert (failed["attempts"], failed["error"]["smtp_code"]) == (1, 550)
+
+    [mail] = service.mails
+    assert mail.recipients == ("defer+451@example.com",)
+
+
 def test_a_mail_that_is_refused_for_good_fails_at_once(
     tmp_path: Path, smtp_server: SmtpServer
 ) -> None:
