@@ -56,8 +56,9 @@ up: ## start the API and Mailpit in Docker
 down: ## stop the containers, and keep the volumes
 	docker compose -f docker-compose.yml -f docker-compose.scale.yml down
 
-demo: ## send a mail and a file through the service at PORT or URL, and show how their tasks end
-	@scripts/demo.sh
+demo: ## send 200 mails and a file through the service at PORT or URL, and show how their tasks end
+	$(INSTALL) requirements.txt
+	@$(BIN)/python -m app.terminal.demo
 
 # Only wheels, for every system and every Python from 3.11 on. The largest lock file is made first,
 # and the others take their versions from it, so that all targets agree.

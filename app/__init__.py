@@ -3,8 +3,9 @@
 It is built on the library `afterward`. The packages and modules of one line import only from the
 lines below it:
 
-    __main__                 the commands: serve, worker, catcher, migrate
-    main, server             main makes the app and starts what it needs; server runs uvicorn
+    __main__                 the commands: serve, worker, catcher, migrate, tasks
+    main, server, terminal   main makes the app and starts what it needs; server runs uvicorn;
+                             terminal is a client of the API, for the command `tasks`
     hardening                protection against hostile clients, attached by main and __main__
     board                    the dashboard: HTML pages for people
     api                      the HTTP API: routes, schemas, errors, the event stream

@@ -1,4 +1,4 @@
-"""The commands: `python -m app [serve | worker | catcher | migrate]`."""
+"""The commands: `python -m app [serve | worker | catcher | migrate | tasks]`."""
 
 import signal
 
@@ -28,12 +28,17 @@ def main() -> None:
 
     Exit codes: 2 for bad settings or arguments, 1 or 3 if the command cannot start.
     """
+    if sys.argv[1:2] == ["tasks"]:
+        from app.terminal import commands as tasks
+
+        sys.exit(tasks.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m app", description="Afterward")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="run the API with a worker inside (the default)")
     commands.add_parser("worker", help="run a worker without the API")
     commands.add_parser("catcher", help="run the SMTP catcher alone, for development")
     commands.add_parser("migrate", help="create or upgrade the tables on PostgreSQL")
+    commands.add_parser("tasks", help="list, show, retry, cancel or watch the tasks of a service")
     command = parser.parse_args().command
     settings = load_settings()
     try:

@@ -21,7 +21,7 @@ LAYERS = [
     {"api"},
     {"board"},
     {"hardening"},
-    {"main", "server"},
+    {"main", "server", "terminal"},
     {"__main__"},
 ]
 SOURCES = sorted((ROOT / "app").rglob("*.py"))
@@ -96,6 +96,7 @@ def test_every_file_has_a_docstring(path: Path) -> None:
         "app/mail",
         "app/observability",
         "app/tasks",
+        "app/terminal",
         "app/uploads",
     ],
 )

@@ -163,7 +163,8 @@ def test_the_tour_of_the_readme_and_of_the_tutorial_works(terminal: Terminal) ->
     demo = subprocess.run(
         ["make", "demo"], cwd=terminal.clone, env=terminal.environment, check=True, **AS_TEXT
     )
-    assert demo.stdout.count('"status": "succeeded"') == 2
+    assert "202 after" in demo.stdout
+    assert "The end: succeeded." in demo.stdout
 
     assert '"status": "queued"' in terminal.run("defer")
     delivered = terminal.run_until("wait", lambda output: '"status": "succeeded"' in output)
@@ -175,13 +176,6 @@ def test_the_tour_of_the_readme_and_of_the_tutorial_works(terminal: Terminal) ->
     terminal.run_until("watch", lambda output: '"status": "succeeded"' in output)
     assert '"kind": "save_upload"' in terminal.run("upload")
     assert '"total": 2' in terminal.run("batch")
-
-
-def test_the_demo_names_the_address_at_which_no_service_answers(tmp_path: Path) -> None:
-    environment = {"PATH": os.environ["PATH"], "PORT": str(free_port())}
-    demo = subprocess.run(["make", "demo"], cwd=ROOT, env=environment, check=False, **AS_TEXT)
-    assert demo.returncode
-    assert f"Nothing answers at http://localhost:{environment['PORT']}." in demo.stderr
 
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())

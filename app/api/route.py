@@ -3,6 +3,7 @@
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from http import HTTPStatus
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -65,6 +66,9 @@ class ServiceRoute(DurableRoute):
                 "parameters": [_IDEMPOTENCY_KEY],
                 "responses": {"202": _ACCEPTED},
             }
+        # The name of the operation in the OpenAPI document, and in clients made from it, is that of
+        # the function: `send_notification`. FastAPI's own choice repeats the path and the method.
+        options["generate_unique_id_function"] = attrgetter("name")
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fastapi.routing import APIRoute
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,8 @@ from app.mail.message import body_text, header_text
 from app.main import create_app
 from app.settings import Settings
 
-DOCUMENT: dict[str, Any] = create_app(Settings(_env_file=None)).openapi()
+APP = create_app(Settings(_env_file=None))
+DOCUMENT: dict[str, Any] = APP.openapi()
 NOTIFICATION = DOCUMENT["components"]["schemas"]["Notification"]["properties"]
 HEADER = DOCUMENT["paths"]["/test-task/"]["post"]["parameters"][0]
 
@@ -38,6 +40,18 @@ def test_every_reference_in_the_document_has_a_target() -> None:
         place = DOCUMENT
         for name in reference.split("/"):
             place = place[name]
+
+
+def test_each_operation_has_the_name_of_its_function() -> None:
+    """Generated clients name their functions after it, so no two operations share a name."""
+    operations = [operation for path in DOCUMENT["paths"].values() for operation in path.values()]
+    names = [operation["operationId"] for operation in operations]
+
+    assert {"send_notification", "list_tasks", "read_task", "retry_task"} <= set(names)
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch("[a-z]+(_[a-z]+)*", name) for name in names)
+    functions = {route.endpoint.__name__ for route in APP.routes if isinstance(route, APIRoute)}
+    assert set(names) <= functions
 
 
 @pytest.mark.parametrize(("field", "check"), [("subject", header_text), ("message", body_text)])

@@ -58,12 +58,11 @@ async def send_notification(
     request: Request,
     background_tasks: BackgroundTasks,
     durable_tasks: DurableTasks,
-    notification: Annotated[Notification | None, Body()] = None,
+    notification: Annotated[Notification, Body(default_factory=Notification)],
 ) -> Queued:
     """Queue a mail to `email`. The task is on disk before the 202, and the mail is sent later."""
     _check_slashes(request)
-    mail = notification or Notification()
-    task = add_notification(request, email, mail, background_tasks, durable_tasks)
+    task = add_notification(request, email, notification, background_tasks, durable_tasks)
     return Queued.of(task, "Notification queued")
 
 

@@ -1,0 +1,242 @@
+"""A task as lines of text: in a list, on its own with the history of its attempts, in a pipe.
+
+The JSON comes from a service that may be newer or older than this program, or no such service at
+all. So a missing or strange field never raises an error here: it is shown as it is.
+"""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rich.cells import cell_len
+
+from app.terminal.output import Json, Output, printable
+
+STYLES = {
+    "queued": "cyan",
+    "running": "blue",
+    "retrying": "yellow",
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "dim",
+}
+_FAINT = "dim"
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
+
+# The columns of a list on a terminal, with their widths. The last one may be longer.
+_COLUMNS = (("ID", 36), ("STATUS", 9), ("AGE", 4), ("KIND", 11), ("ABOUT", 5))
+
+
+# Fields
+
+
+def field(task: Json, name: str) -> str:
+    """Return a field as a text that can be printed; empty if there is no value."""
+    value = task.get(name)
+    return "" if value is None else printable(value)
+
+
+def error_group(error: Any) -> str:
+    """Return the type of an error and its SMTP code: `PermanentError 550`. Empty for no error."""
+    if not isinstance(error, dict):
+        return "" if error is None else printable(error)
+    return f"{field(error, 'type')} {field(error, 'smtp_code')}".strip()
+
+
+def error_text(error: Any) -> str:
+    """Return an error in one line: `PermanentError 550: no such mailbox`. Empty for no error.
+
+    The code is left out if the detail begins with it, as the reply of an SMTP server does.
+    """
+    if not isinstance(error, dict):
+        return error_group(error)
+    detail, code = field(error, "detail"), field(error, "smtp_code")
+    group = field(error, "type") if code and detail.startswith(code) else error_group(error)
+    return f"{group}: {detail}"
+
+
+def _status(task: Json) -> tuple[str, str]:
+    """Return the status, and the style in which it is shown."""
+    status = field(task, "status")
+    return status, STYLES.get(status, "")
+
+
+# Times
+
+
+def _parsed(text: object) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def time_text(text: object) -> str:
+    """Return a time as `2026-11-28 14:03:22 UTC`."""
+    moment = _parsed(text)
+    return printable(text) if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _since(text: object) -> timedelta | None:
+    moment = _parsed(text)
+    return None if moment is None else datetime.now(UTC) - moment
+
+
+def short(span: timedelta) -> str:
+    """Return a time span in its largest unit: `4m` for 250 seconds, `0s` for a negative one."""
+    seconds = max(0, int(span.total_seconds()))
+    return next((f"{seconds // size}{unit}" for size, unit in _UNITS if seconds >= size), "0s")
+
+
+def _age(task: Json) -> str:
+    span = _since(task.get("created_at"))
+    return "?" if span is None else short(span)
+
+
+def _seconds(attempt: Json) -> str:
+    seconds = attempt.get("seconds")
+    return f"{seconds:.2f} s" if isinstance(seconds, int | float) else "?"
+
+
+# Lists
+
+
+def write_header(output: Output) -> None:
+    """Print the names of the columns, on a terminal."""
+    if output.is_terminal and not output.as_json:
+        output.line((" ".join(map(_padded, *zip(*_COLUMNS, strict=True))), "bold"), cut=True)
+
+
+def write_task(output: Output, task: Json) -> None:
+    """Print one task of a list. On a terminal, its error is in a line below it."""
+    if not output.is_terminal or output.as_json:
+        _write_for_programs(output, task, "created_at")
+        return
+    status, style = _status(task)
+    cells = (field(task, "id"), status, _age(task), field(task, "kind"), field(task, "about"))
+    first, second, *others = map(_padded, cells, (width for _, width in _COLUMNS))
+    output.line(f"{first} ", (second, style), " ", " ".join(others), cut=True)
+    if error := error_text(task.get("error")):
+        output.line((f"  attempt {field(task, 'attempts')}: {error}", _FAINT), cut=True)
+
+
+def write_change(output: Output, task: Json) -> None:
+    """Print a task after a change, in one line."""
+    if not output.is_terminal or output.as_json:
+        _write_for_programs(output, task, "updated_at")
+        return
+    status, style = _status(task)
+    moment = _parsed(task.get("updated_at"))
+    clock = "" if moment is None else f"{moment.astimezone(UTC):%H:%M:%S} "
+    facts = (_percent(task.get("progress")), field(task, "kind"), field(task, "about"))
+    words = " ".join(filter(None, (*facts, error_text(task.get("error")))))
+    output.line((clock, _FAINT), f"{field(task, 'id')} ", (_padded(status, 9), style), f" {words}")
+
+
+def _write_for_programs(output: Output, task: Json, time: str) -> None:
+    """Print a task as JSON, or as columns. `time` is the field of their time.
+
+    The columns have no tab and no line break in them, because `printable` has escaped both.
+    """
+    if output.as_json:
+        output.json(task)
+        return
+    values = [field(task, name) for name in ("id", "status", "kind", "about", "attempts", time)]
+    output.columns([*values, error_text(task.get("error"))])
+
+
+def _padded(text: str, width: int) -> str:
+    """Return a text that fills its column. A longer text is not cut."""
+    return text + " " * (width - cell_len(text))
+
+
+# One task
+
+
+def write_details(output: Output, task: Json) -> None:
+    """Print all fields of a task, and its attempts in the order of time."""
+    status, style = _status(task)
+    about = f" for {field(task, 'about')}" if task.get("about") else ""
+    output.line((f"{field(task, 'kind')}{about}: ", "bold"), (status, f"bold {style}".strip()))
+    for name, value in _fields(task):
+        if value:
+            output.item(f"{name:<8}", value)
+    output.line("")
+    write_timeline(output, task)
+
+
+def write_timeline(output: Output, task: Json, *, indent: int = 2) -> None:
+    """Print the events in the life of a task, in the order of time."""
+    for moment, event, style in _timeline(task):
+        output.item(time_text(moment), event, style, indent=indent)
+
+
+def _fields(task: Json) -> Iterator[tuple[str, str]]:
+    yield "id", field(task, "id")
+    yield "attempts", _attempts(task)
+    yield "progress", _percent(task.get("progress"))
+    yield "batch", field(task, "batch_id")
+    yield "request", field(task, "request_id")
+    yield "worker", field(task, "worker")
+    yield "error", error_text(task.get("error"))
+    if task.get("result") is not None:
+        yield "result", printable(json.dumps(task["result"], ensure_ascii=False))
+
+
+def _attempts(task: Json) -> str:
+    """Return the attempts and their bound: a number, or a time."""
+    attempts = field(task, "attempts")
+    if task.get("max_attempts") is not None:
+        return f"{attempts} of at most {field(task, 'max_attempts')}"
+    if task.get("gives_up_at") is not None:
+        return f"{attempts}, until {time_text(task['gives_up_at'])}"
+    return attempts
+
+
+def _percent(progress: object) -> str:
+    return f"{progress:.0%}" if isinstance(progress, int | float) else ""
+
+
+def _timeline(task: Json) -> Iterator[tuple[object, str, str]]:
+    """Yield the time, the text and the style of each event in the life of a task."""
+    yield task.get("created_at"), "accepted", ""
+    history = task.get("history")
+    attempts = (
+        [item for item in history if isinstance(item, dict)] if isinstance(history, list) else []
+    )
+    for attempt in attempts:
+        yield attempt.get("started_at"), _failed_attempt(attempt), "yellow"
+    yield from _now(task)
+
+
+def _failed_attempt(attempt: Json) -> str:
+    worker = f" (worker {field(attempt, 'worker')})" if attempt.get("worker") else ""
+    error = error_text(attempt.get("error"))
+    return f"attempt {field(attempt, 'attempt')} failed after {_seconds(attempt)}: {error}{worker}"
+
+
+def _now(task: Json) -> Iterator[tuple[object, str, str]]:
+    """Yield the last event: the end of the task, its running attempt, or its next attempt."""
+    status, style = _status(task)
+    attempt = f"attempt {field(task, 'attempts')}"
+    match status:
+        case "running":
+            yield task.get("started_at"), f"{attempt} runs on {field(task, 'worker')}", style
+        case "retrying":
+            yield (
+                task.get("next_attempt_at"),
+                f"next attempt{_in(task.get('next_attempt_at'))}",
+                style,
+            )
+        case "succeeded":
+            yield task.get("finished_at"), f"{attempt} succeeded", style
+        case "failed" | "cancelled":
+            yield task.get("finished_at"), status, style
+
+
+def _in(moment: object) -> str:
+    """Return the time until a moment, if it is still to come."""
+    span = _since(moment)
+    return "" if span is None or span > timedelta(0) else f", in {short(-span)}"
