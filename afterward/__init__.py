@@ -26,6 +26,7 @@ Read in this order:
     bulk             retries or cancels many tasks in slices
     history          the failed attempts of a task
     errors           the errors of the queue, and the errors that tasks raise
+    tracing          the hook for distributed tracing; opentelemetry makes spans of attempts
     events           changes of tasks, for subscribers; task_log writes them as log lines
     retention        removes old tasks and stored responses
     pauses           lets tasks wait while a service is away; circuit_breaker decides for one kind
@@ -35,9 +36,9 @@ Read in this order:
 
 Most apps need only the names of this module and of `afterward.fastapi`. An app that wires the parts
 itself, as the service of this repository does, may also use `bulk`, `engine`, `engines`, `errors`,
-`events`, `filter`, `history`, `queue`, `registry`, `retention`, `retry`, `task`, `task_log`,
-`unit_of_work` and `worker`. The other modules, and names that begin with an underscore, may change
-with any version.
+`events`, `filter`, `history`, `opentelemetry`, `queue`, `registry`, `retention`, `retry`, `task`,
+`task_log`, `tracing`, `unit_of_work` and `worker`. The other modules, and names that begin with an
+underscore, may change with any version.
 """
 
 from afterward.errors import (

@@ -116,11 +116,15 @@ class Attempt(Generic[ToolsT]):
 
     async def _run_and_settle(self) -> None:
         task = self.task
-        with structlog.contextvars.bound_contextvars(
-            task_id=task.id, kind=task.kind, request_id=task.request_id
+        with (
+            self._queue.tracing.attempt(task) as trace_outcome,
+            structlog.contextvars.bound_contextvars(
+                task_id=task.id, kind=task.kind, request_id=task.request_id
+            ),
         ):
             began = time.monotonic()
             ended = await self._run()
+            trace_outcome(ended.outcome)
             self.is_settling = True
             settling = self._settle_and_tell(ended, began)
             if self.asyncio_task.cancelling() and not self._is_called_off:

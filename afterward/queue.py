@@ -14,6 +14,7 @@ from afterward.filter import TaskFilter
 from afterward.registry import Registry
 from afterward.retry import Bounds, RetryPolicy
 from afterward.task import Answer, Task, Writes
+from afterward.tracing import NO_TRACING, Tracing
 from afterward.unit_of_work import Context, UnitOfWork
 
 P = ParamSpec("P")
@@ -26,7 +27,8 @@ class Queue(Generic[ToolsT]):
     """Durable tasks in one database: `engine` stores them, `registry` has their functions.
 
     `policy` applies to each kind of task without a policy of its own. At most `max_backlog` tasks
-    may be unfinished. `now` returns seconds since the epoch. `events` calls the subscribers.
+    may be unfinished. `now` returns seconds since the epoch. `tracing` connects the tasks with the
+    traces of their requests. `events` calls the subscribers.
     """
 
     def __init__(
@@ -37,12 +39,14 @@ class Queue(Generic[ToolsT]):
         *,
         max_backlog: int = 1_000_000,
         now: Callable[[], float] = time.time,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self.engine = engine
         self.registry = registry
         self.policy = policy
         self.events = Events()
         self.now = now
+        self.tracing = tracing
         self.keys_in_flight: set[str] = set()
         """The idempotency keys of the requests that are under way in this process."""
         self._backlog_limit = BacklogLimit(engine.backlog, max_backlog)
@@ -56,6 +60,7 @@ class Queue(Generic[ToolsT]):
             self.registry,
             policy_of=self.policy_of,
             now=self.now,
+            trace_context=self.tracing.trace_context,
             request_id=request_id,
             client=client,
         )

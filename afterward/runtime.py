@@ -14,6 +14,7 @@ from afterward.retention import remove_regularly
 from afterward.retry import RetryPolicy
 from afterward.signature import Function
 from afterward.task_log import TaskLog
+from afterward.tracing import NO_TRACING, Tracing
 from afterward.worker import Worker
 
 DAY_SECONDS = 24 * 3600.0
@@ -51,6 +52,8 @@ class Afterward(Generic[ToolsT]):
     `grace_seconds` to finish; after that they are given back, and run again later, or fail if they
     have a single attempt. Finished tasks are removed after `retention_days`, failed ones after
     `retention_failed_days`. With `max_backlog` unfinished tasks, new ones are refused.
+    `tracing` may be an `OpenTelemetry` of `afterward.opentelemetry`, which traces requests and their
+    tasks.
 
     Each change of a task is logged. A task that fails for good is logged at level ERROR.
     """
@@ -69,11 +72,14 @@ class Afterward(Generic[ToolsT]):
         retention_days: float = 7.0,
         retention_failed_days: float = 30.0,
         max_backlog: int = 1_000_000,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         if concurrency < 0 or min(lease_seconds, timeout_seconds) <= 0:
             raise ValueError("concurrency must be 0 or more; lease and timeout more than 0 seconds")
         engine = open_engine(database) if isinstance(database, str) else database
-        self.queue: Queue[ToolsT] = Queue(engine, Registry(*tasks), retry, max_backlog=max_backlog)
+        self.queue: Queue[ToolsT] = Queue(
+            engine, Registry(*tasks), retry, max_backlog=max_backlog, tracing=tracing
+        )
         self.queue.events.subscribe(TaskLog().write)
         self.queue.events.subscribe(engine.publish)
         self._tools = tools

@@ -39,6 +39,7 @@ class Task:
     max_attempts: int | None = None  # None where time is the bound
     gives_up_at: float | None = None  # None where attempts are the bound
     request_id: str | None = None
+    trace_context: str | None = None  # of the code that added it, see afterward.tracing
     about: str | None = None  # the value that people search for, such as a mail's recipient
     batch_id: str | None = None  # the same for all tasks of a batch
     client: str = ""  # the owner; empty if the app does not tell its clients apart

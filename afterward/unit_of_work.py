@@ -7,6 +7,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 from afterward.registry import Registry
 from afterward.retry import RetryPolicy
 from afterward.task import Answer, Record, Task, Writes, new_id, to_json
+from afterward.tracing import NO_TRACING
 
 # Waiting tasks are claimed in the order of their due times. An urgent task is due so long before it
 # was added, so no other task that waits is due earlier.
@@ -28,12 +29,14 @@ class UnitOfWork(Generic[ToolsT]):
         *,
         policy_of: Callable[[str], RetryPolicy],
         now: Callable[[], float],
+        trace_context: Callable[[], str | None] = NO_TRACING.trace_context,
         request_id: str | None = None,
         client: str = "",
     ) -> None:
         self._registry = registry
         self._policy_of = policy_of
         self._now = now
+        self._trace_context = trace_context
         self._request_id = request_id
         self._client = client
         self._tasks: list[Task] = []
@@ -69,6 +72,7 @@ class UnitOfWork(Generic[ToolsT]):
             kind=kind,
             arguments=arguments,
             request_id=self._request_id,
+            trace_context=self._trace_context(),
             about=self._registry.about(kind, args, kwargs),
             batch_id=self._batch_id,
             client=self._client,

@@ -83,11 +83,13 @@ def _tune_garbage_collection() -> None:
 async def run_worker(settings: Settings) -> None:
     """Run a worker alone until SIGTERM or SIGINT. It starts no catcher, because the API does."""
     from app.main import run
+    from app.observability.tracing import traces_by_environment
 
     if not settings.worker_concurrency:
         raise BadSettings("WORKER_CONCURRENCY: must be at least 1 for a worker without the API")
     stopped = _stop_event()
-    async with run(settings.model_copy(update={"catcher": False})):
+    settings = settings.model_copy(update={"catcher": False})
+    async with run(settings, traces_by_environment()):
         await stopped.wait()
 
 

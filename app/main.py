@@ -16,6 +16,7 @@ from afterward.errors import CannotStart
 from afterward.queue import Queue
 from afterward.retry import RetryPolicy
 from afterward.task_log import TaskLog
+from afterward.tracing import Tracing
 from afterward.worker import Worker
 from app import board as dashboard
 from app.api import errors
@@ -44,6 +45,13 @@ from app.mail.smtp import Mailer
 from app.observability.access_log import AccessLog
 from app.observability.logs import configure_logging
 from app.observability.metrics import Metrics
+from app.observability.tracing import (
+    Traces,
+    add_trace_ids,
+    request_tracing,
+    task_tracing,
+    traces_by_environment,
+)
 from app.queue_url import start_engine
 from app.settings import BadSettings, Settings, load_settings
 from app.shutdown import Stop
@@ -78,30 +86,32 @@ log = structlog.get_logger(__name__)
 # The app
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, traces: Traces | None = None) -> FastAPI:
     """Make the app: the API, its hardening, and the access log.
 
-    Without settings, they are read from the environment.
+    Without settings or traces, they are read from the environment.
     """
     settings = settings or load_settings()
-    configure_logging(settings.log_level, settings.log_format)
-    app = create_api(settings)
+    traces = traces or traces_by_environment()
+    with_ids = [] if traces is None else [add_trace_ids]
+    configure_logging(settings.log_level, settings.log_format, *with_ids)
+    app = create_api(settings, traces)
     harden(app, settings)
     if settings.access_log:
         app.add_middleware(AccessLog)  # outermost, so that it logs refused requests, too
     return app
 
 
-def create_api(settings: Settings) -> FastAPI:
+def create_api(settings: Settings, traces: Traces | None = None) -> FastAPI:
     """Make the app without hardening and access log: the routes, the errors and the lifespan."""
     app = FastAPI(
         title="Afterward",
         summary="Answers at once, does the work afterwards, and keeps every promise.",
         version="0.1.0",
-        lifespan=lambda _: _run_with_api(settings),
+        lifespan=lambda _: _run_with_api(settings, traces),
         openapi_url=None,  # app.api.routes.documentation serves the document and its pages
         redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics is our own
+        telemetry=request_tracing(traces, settings.root_path or ""),
     )
     # Instead of include_router, which would match each request twice.
     app.router.routes[:] = [route for router in ROUTERS for route in router.routes]
@@ -123,9 +133,9 @@ def _check_root_path(root_path: str | None, app: FastAPI) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _run_with_api(settings: Settings) -> AsyncIterator[BoardState]:
+async def _run_with_api(settings: Settings, traces: Traces | None) -> AsyncIterator[BoardState]:
     """Run the service, and show the API the events of other processes, too."""
-    async with run(settings) as state:
+    async with run(settings, traces) as state:
         if settings.is_open and not settings.on_loopback:
             log.warning(
                 "anyone who reaches the service can use it: set API_KEYS", host=settings.host
@@ -138,9 +148,12 @@ async def _run_with_api(settings: Settings) -> AsyncIterator[BoardState]:
 
 
 @contextlib.asynccontextmanager
-async def run(settings: Settings) -> AsyncIterator[BoardState]:
+async def run(settings: Settings, traces: Traces | None) -> AsyncIterator[BoardState]:
     """Start everything that the API and the worker need; at the end, stop it in reverse order."""
     async with contextlib.AsyncExitStack() as stack:
+        if traces is not None:
+            stack.push_async_callback(traces.flush)  # the last step, after the last span has ended
+
         # 1. Files
         pictures = stack.enter_context(contextlib.closing(Pictures()))
         log_file = stack.enter_context(contextlib.closing(LogFile(settings.log_file)))
@@ -158,8 +171,8 @@ async def run(settings: Settings) -> AsyncIterator[BoardState]:
         recipients = Recipients(settings.allowed_recipients)
 
         # 4. The queue, and the subscribers to its events
-        queue = _make_queue(settings, engine)
-        metrics = Metrics(smtp_connections=lambda: mailer.open_connections)
+        queue = _make_queue(settings, engine, task_tracing(traces))
+        metrics = Metrics(queue.registry, lambda: mailer.open_connections, settings.max_backlog)
         event_stream = EventStream()
         health = Health(engine, store, mailer)
         board = Board.make(queue, health)
@@ -261,11 +274,17 @@ def _make_mailer(settings: Settings) -> Mailer:
     )
 
 
-def _make_queue(settings: Settings, engine: Engine) -> Queue[Tools]:
+def _make_queue(settings: Settings, engine: Engine, tracing: Tracing) -> Queue[Tools]:
     policy = RetryPolicy(
         settings.retry_attempts, settings.retry_base_seconds, settings.retry_max_seconds
     )
-    return Queue(engine, registry(settings), policy, max_backlog=settings.max_backlog)
+    return Queue(
+        engine,
+        registry(settings),
+        policy,
+        max_backlog=settings.max_backlog,
+        tracing=tracing,
+    )
 
 
 async def _start_worker(

@@ -18,6 +18,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from afterward import Afterward, RetryPolicy, Status, Task
+from afterward.tracing import NO_TRACING
 from app.settings import Settings
 from tests.support.service import PATIENCE, ROOT, free_port, until
 from tests.support.tools import tool
@@ -307,9 +308,10 @@ def test_the_table_of_arguments_has_every_argument_and_its_default() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? *\|", table, re.MULTILINE)
     parameters = list(inspect.signature(Afterward.__init__).parameters.values())[1:]
 
+    known = {"RetryPolicy": RetryPolicy, "NO_TRACING": NO_TRACING}
     assert [name for name, _ in rows] == [parameter.name for parameter in parameters]
     for (name, text), parameter in zip(rows, parameters, strict=True):
-        default = eval(text, {"RetryPolicy": RetryPolicy}) if text else parameter.empty
+        default = eval(text, known) if text else parameter.empty
         assert default == parameter.default, name
 
 

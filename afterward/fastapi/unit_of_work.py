@@ -61,6 +61,7 @@ class RequestUnitOfWork(UnitOfWork[Any]):
             queue.registry,
             policy_of=queue.policy_of,
             now=queue.now,
+            trace_context=queue.tracing.trace_context,
             request_id=_text(state, "request_id") or None,
             client=_text(state, "client"),
         )

@@ -1,6 +1,8 @@
 """Log lines and metrics, for operators.
 
-logs        configures structlog: JSON or console, one line for each event
-access_log  a log line for each request
-metrics     counters and histograms for Prometheus
+logs         configures structlog: JSON or console, one line for each event
+access_log   a log line for each request
+metrics      counters and histograms for Prometheus
+tracing      traces with OpenTelemetry, if the OTEL_* variables ask for them
+span_export  sends the spans to a collector; imported only then
 """

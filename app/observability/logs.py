@@ -9,17 +9,22 @@ from typing import Any, TextIO, cast
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+# The exporter of spans logs several lines for each batch that it cannot send. span_export logs one
+# line when that begins, and one when it ends.
+_REPETITIVE = ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal")
 
-def configure_logging(level: str, form: str) -> None:
+
+def configure_logging(level: str, form: str, *more: Processor) -> None:
     """Write the log lines of this service and of libraries to standard error.
 
-    `form` is console or json.
+    `form` is console or json. `more` processors may add values to each line.
     """
     shared: list[Processor] = [
         _without_colour,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *more,
     ]
     render: list[Processor]
     if form == "console":
@@ -46,6 +51,8 @@ def configure_logging(level: str, form: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
+    for name in _REPETITIVE:
+        logging.getLogger(name).setLevel(level if level == "DEBUG" else logging.CRITICAL)
     logging.getLogger("mail.log").setLevel(logging.WARNING)  # aiosmtpd logs each command at INFO
 
 

@@ -124,7 +124,7 @@ async def serving(
     at_once = 10 if before else 0
     settings = settings_in(directory, queue_url=queue_url, worker_concurrency=at_once)
     app = create_app(settings)
-    async with run(settings) as state:
+    async with run(settings, None) as state:
 
         async def with_state(scope: Any, receive: Any, send: Any) -> None:
             await app({**scope, "state": dict(state)}, receive, send)

@@ -95,6 +95,15 @@ async def test_a_task_reads_back_as_it_was_put(engine: Engine) -> None:
     assert await engine.get(task.id) == task
 
 
+async def test_the_trace_context_is_written_with_a_task_and_read_at_its_claim(
+    engine: Engine,
+) -> None:
+    traced, untraced = a_task(trace_context=f"00-{'4b' * 16}-{'f0' * 8}-01"), a_task()
+    await put(engine, traced, untraced)
+    claimed = {task.id: task.trace_context for task in await claim_all(engine)}
+    assert claimed == {traced.id: traced.trace_context, untraced.id: None}
+
+
 async def test_an_unknown_task_is_not_found(engine: Engine) -> None:
     with pytest.raises(TaskNotFound, match="no such task"):
         await engine.get("unknown")

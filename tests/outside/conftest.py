@@ -1,4 +1,4 @@
-"""Fixtures for third-party programs: browsers, SMTP servers and clients, and a proxy."""
+"""Fixtures for third-party programs: browsers, SMTP servers and clients, a proxy, Prometheus."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -92,3 +92,9 @@ def maildev() -> str:
 def nginx() -> str:
     """The path of nginx, used as a proxy."""
     return tool("nginx")
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    """The path of promtool, which comes with Prometheus."""
+    return tool("promtool")

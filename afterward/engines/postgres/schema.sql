@@ -14,6 +14,7 @@ CREATE TABLE afterward.tasks (
     kind         text             NOT NULL,
     arguments    text             NOT NULL,
     request_id   text,
+    trace_context text,                            -- a W3C traceparent; NULL without tracing
     about        text,                             -- people search for it: a mail's recipient
     client       text             NOT NULL DEFAULT '',
     batch_id     text COLLATE "C",                 -- the same for all tasks of a batch

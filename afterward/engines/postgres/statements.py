@@ -31,8 +31,8 @@ _TASK_FIELDS = tuple(field.name for field in fields(Task))
 TASK_COLUMNS = ", ".join(f"tasks.{column}" for column in _TASK_FIELDS)
 # The columns of a new task. The others have their default values.
 _NEW_COLUMNS = (
-    *("id", "kind", "arguments", "request_id", "about", "client", "batch_id", "status"),
-    *("max_attempts", "gives_up_at", "created_at", "updated_at", "due_at"),
+    *("id", "kind", "arguments", "request_id", "trace_context", "about", "client"),
+    *("batch_id", "status", "max_attempts", "gives_up_at", "created_at", "updated_at", "due_at"),
 )
 RECORD_COLUMNS = "collection, client, id, body, created_at"
 _ANSWER_COLUMNS = "key, fingerprint, body, location, created_at"
@@ -220,8 +220,8 @@ async def write(session: Session, units: Sequence[Writes]) -> None:
             -- own clock, which is due at 130 s, the task is ready in 30 s by any clock.
             SELECT new.*, now() + (due_at - updated_at) * interval '1 second'
             FROM woken, unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[],
-                $6::text[], $7::text[], $8::text[], $9::int[], $10::float8[], $11::float8[],
-                $12::float8[], $13::float8[])
+                $6::text[], $7::text[], $8::text[], $9::text[], $10::int[], $11::float8[],
+                $12::float8[], $13::float8[], $14::float8[])
             AS new ({columns})
             """,
             *zip(*map(attrgetter(*_NEW_COLUMNS), chunk), strict=True),

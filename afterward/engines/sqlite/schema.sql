@@ -7,6 +7,7 @@ CREATE TABLE tasks (
     kind             TEXT    NOT NULL,
     arguments        TEXT    NOT NULL,
     request_id       TEXT,
+    trace_context    TEXT,                      -- a W3C traceparent; NULL without tracing
     about            TEXT,                      -- people search for it: a mail's recipient
     client           TEXT    NOT NULL DEFAULT '',
     batch_id         TEXT,                      -- the same for all tasks of a batch

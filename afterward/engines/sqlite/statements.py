@@ -35,6 +35,7 @@ _NEW_COLUMNS = (
     "kind",
     "arguments",
     "request_id",
+    "trace_context",
     "about",
     "client",
     "batch_id",

@@ -10,6 +10,7 @@ from app.api.errors import documented
 from app.api.health_checks import Passed
 from app.api.route import ServiceRoute, without_turn
 from app.api.schemas import Readiness
+from app.tasks.workers import list_workers
 
 router = APIRouter(tags=["health"], route_class=ServiceRoute)
 
@@ -44,10 +45,23 @@ def _describe_database(passed: Passed) -> str:
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=documented(503))
-async def read_metrics(queue: QueueDep, metrics: MetricsDep) -> Response:
+async def read_metrics(queue: QueueDep, metrics: MetricsDep, health: HealthDep) -> Response:
     """Return the metrics in the text format of Prometheus."""
+    now = queue.now()
     backlog = await queue.engine.backlog()
+    workers = await list_workers(queue.engine, now)
+    passed = await health.check()
     return Response(
-        metrics.exposition(backlog, queue.now()),
+        metrics.exposition(
+            backlog,
+            now,
+            workers=sum(worker.is_alive for worker in workers),
+            checks={
+                "database": passed.database,
+                "uploads": passed.uploads,
+                "smtp": passed.smtp,
+            },
+            database_is_damaged=passed.database_is_damaged,
+        ),
         media_type="text/plain; version=0.0.4; charset=utf-8",
     )

@@ -1,0 +1,303 @@
+"""Traces with OpenTelemetry: the spans of attempts, and their places in traces."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import SpanKind, StatusCode, get_current_span
+
+from afterward import Afterward, Context, Task, TemporaryError
+from afterward.engine import Engine
+from afterward.errors import PermanentError
+from afterward.events import EventType
+from afterward.opentelemetry import OpenTelemetry
+from afterward.queue import Queue
+from afterward.registry import Registry
+from afterward.worker import Worker
+from tests.library.support import NO_WAITS, Clock, EventRecorder, a_task, opened, put, working
+from tests.support.spans import Spans, attributes_of, id_of
+
+pytestmark = pytest.mark.anyio
+
+ADDRESS = "ada@example.com"
+
+
+async def send(_: Context[None], address: str) -> None:
+    """Succeed."""
+
+
+async def send_after_a_failure(context: Context[None], address: str) -> None:
+    """Fail at the first attempt."""
+    if context.task.attempts == 1:
+        raise TemporaryError(f"try again: {address}")
+
+
+async def fail(_: Context[None], address: str) -> None:
+    """Fail for good."""
+    raise PermanentError(f"no such user: {address}")
+
+
+async def send_two(context: Context[None], address: str) -> None:
+    """Add a follow-up, and succeed."""
+    context.durable_tasks.add_task(send, address)
+
+
+async def wait(_: Context[None], address: str) -> None:
+    """Run until the attempt is cancelled."""
+    await asyncio.Event().wait()
+
+
+async def cancel_itself(_: Context[None], address: str) -> None:
+    """Cancel the asyncio task of the attempt, but return before that has an effect."""
+    current = asyncio.current_task()
+    assert current is not None
+    current.cancel()
+
+
+@pytest.fixture
+def spans() -> Spans:
+    return Spans()
+
+
+def traced(engine: Engine, spans: Spans, clock: Clock) -> Queue[None]:
+    functions = send, send_after_a_failure, fail, send_two, wait, cancel_itself
+    tracing = OpenTelemetry(spans.provider)
+    return Queue(engine, Registry(*functions), NO_WAITS, now=clock, tracing=tracing)
+
+
+@pytest.fixture
+def queue(engine: Engine, spans: Spans, clock: Clock) -> Queue[None]:
+    return traced(engine, spans, clock)
+
+
+async def add(
+    queue: Queue[None], function: Callable[..., Coroutine[Any, Any, None]] = send
+) -> Task:
+    async with queue.transaction() as transaction:
+        return transaction.add_task(function, ADDRESS)
+
+
+async def run(queue: Queue[None]) -> None:
+    await Worker(queue, None).run_until_idle()
+
+
+def is_own_trace(attempt: ReadableSpan) -> bool:
+    return attempt.parent is None
+
+
+def linked_ids(attempt: ReadableSpan) -> list[int]:
+    """Return the ids of the spans to which a span has links."""
+    return [link.context.span_id for link in attempt.links]
+
+
+# The attempts of a task
+
+
+async def test_the_first_attempt_is_a_child_of_the_span_that_added_the_task(
+    queue: Queue[None], spans: Spans
+) -> None:
+    with spans.request() as request:
+        task = await add(queue)
+    await run(queue)
+    (attempt,) = spans.named("process send")
+    assert attempt.parent is not None
+    assert attempt.parent.span_id == request.span_id
+    assert id_of(attempt).trace_id == request.trace_id
+    assert attempt.kind is SpanKind.CONSUMER
+    assert attempt.status.status_code is StatusCode.UNSET
+    assert attributes_of(attempt) == {
+        "messaging.system": "afterward",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": "send",
+        "messaging.message.id": task.id,
+        "afterward.task.attempt": 1,
+        "afterward.task.outcome": "succeeded",
+    }
+
+
+async def test_a_retry_is_a_trace_of_its_own_with_a_link_to_that_span(
+    queue: Queue[None], spans: Spans
+) -> None:
+    with spans.request() as request:
+        await add(queue, send_after_a_failure)
+    await run(queue)
+    first, second = spans.named("process send_after_a_failure")
+    assert id_of(first).trace_id == request.trace_id
+    assert is_own_trace(second)
+    assert id_of(second).trace_id != request.trace_id
+    assert linked_ids(second) == [request.span_id]
+    assert [attributes_of(span)["afterward.task.attempt"] for span in (first, second)] == [1, 2]
+
+
+async def test_a_task_that_a_client_retries_is_a_trace_of_its_own_too(
+    queue: Queue[None], spans: Spans
+) -> None:
+    """Its attempts are counted from 1 again, perhaps days after the request."""
+    with spans.request() as request:
+        task = await add(queue, fail)
+    await run(queue)
+    await queue.retry(await queue.get(task.id))
+    await run(queue)
+    _, retried = spans.named("process fail")
+    assert attributes_of(retried)["afterward.task.attempt"] == 1
+    assert is_own_trace(retried)
+    assert linked_ids(retried) == [request.span_id]
+
+
+async def test_the_trace_context_survives_a_restart(tmp_path: Path, clock: Clock) -> None:
+    before, after = Spans(), Spans()
+    async with opened(tmp_path / "queue.db") as engine:
+        queue = traced(engine, before, clock)
+        recorder = EventRecorder(queue)
+        with before.request() as request:
+            await add(queue)
+            await add(queue, wait)
+        async with working(queue):
+            await recorder.until(EventType.STARTED, times=2)
+    assert [attributes_of(s)["afterward.task.outcome"] for s in before.named("process wait")] == [
+        "given_back"
+    ]
+    assert before.named("process wait")[0].status.status_code is StatusCode.UNSET
+    async with opened(tmp_path / "queue.db") as engine:
+        queue = traced(engine, after, clock)
+        recorder = EventRecorder(queue)
+        async with working(queue):
+            await recorder.until(EventType.STARTED)
+    (attempt,) = after.all
+    assert is_own_trace(attempt)
+    assert linked_ids(attempt) == [request.span_id]
+
+
+async def test_a_failed_attempt_has_the_type_of_its_error_but_nothing_confidential(
+    queue: Queue[None], spans: Spans
+) -> None:
+    for function in (send_after_a_failure, fail):
+        await add(queue, function)
+    await run(queue)
+    errors = {
+        attributes["afterward.task.outcome"]: (attributes.get("error.type"), span.status)
+        for span in spans.all
+        if (attributes := attributes_of(span))
+    }
+    assert {outcome: error for outcome, (error, _) in errors.items()} == {
+        "retrying": "TemporaryError",
+        "failed": "PermanentError",
+        "succeeded": None,
+    }
+    assert [status.status_code for _, status in errors.values()].count(StatusCode.ERROR) == 2
+    assert ADDRESS not in "".join(span.to_json() for span in spans.all)
+
+
+async def test_a_follow_up_is_a_child_of_the_attempt_that_added_it(
+    queue: Queue[None], spans: Spans
+) -> None:
+    await add(queue, send_two)
+    await run(queue)
+    (attempt,), (follow_up,) = spans.named("process send_two"), spans.named("process send")
+    assert follow_up.parent is not None
+    assert follow_up.parent.span_id == id_of(attempt).span_id
+
+
+async def test_the_span_is_the_current_one_until_the_subscribers_are_told(
+    queue: Queue[None], spans: Spans
+) -> None:
+    """So the log lines of an attempt have the ids of its span."""
+    current = {}
+    queue.events.subscribe(
+        lambda event: current.update({event.type: get_current_span().get_span_context()})
+    )
+    with spans.request() as request:
+        await add(queue)
+    await run(queue)
+    (attempt,) = spans.named("process send")
+    assert current == {
+        EventType.QUEUED: request,
+        EventType.STARTED: id_of(attempt),
+        EventType.SUCCEEDED: id_of(attempt),
+    }
+
+
+async def test_the_span_of_an_attempt_that_cancels_itself_ends(
+    queue: Queue[None], spans: Spans
+) -> None:
+    recorder = EventRecorder(queue)
+    await add(queue, cancel_itself)
+    async with working(queue):
+        await recorder.until(EventType.SUCCEEDED)
+    assert {attributes_of(span)["afterward.task.outcome"] for span in spans.all} == {"succeeded"}
+
+
+# The trace context of a task
+
+
+async def test_without_a_span_a_task_has_no_trace_context_and_its_attempts_are_traces(
+    queue: Queue[None], spans: Spans
+) -> None:
+    task = await add(queue, send_after_a_failure)
+    assert task.trace_context is None
+    await run(queue)
+    assert all(is_own_trace(attempt) and not attempt.links for attempt in spans.all)
+    assert len(spans.all) == 2
+
+
+async def test_without_tracing_a_task_has_no_trace_context(
+    engine: Engine, spans: Spans, clock: Clock
+) -> None:
+    queue = Queue[None](engine, Registry(send), NO_WAITS, now=clock)
+    with spans.request():
+        task = await add(queue)
+    assert task.trace_context is None
+    await run(queue)
+    assert len(spans.all) == 1  # the request
+
+
+async def test_the_attempt_of_a_request_that_is_not_sampled_is_not_exported(
+    engine: Engine, clock: Clock
+) -> None:
+    unsampled, spans = Spans(ALWAYS_OFF), Spans()
+    with unsampled.request():
+        task = await add(traced(engine, unsampled, clock))
+    assert task.trace_context is not None  # so all spans of the request are left out
+    await run(traced(engine, spans, clock))
+    assert not spans.all
+    assert not unsampled.all
+
+
+@pytest.mark.parametrize("damaged", ["", "00-0-0-0", "?", f"00-{'0' * 32}-{'0' * 16}-01"])
+async def test_a_damaged_trace_context_does_no_harm(
+    queue: Queue[None], spans: Spans, damaged: str
+) -> None:
+    arguments = f'{{"args":["{ADDRESS}"],"kwargs":{{}}}}'
+    task = a_task(kind="send_after_a_failure", arguments=arguments)
+    await put(queue.engine, replace(task, trace_context=damaged))
+    await run(queue)
+    assert [is_own_trace(attempt) and not attempt.links for attempt in spans.all] == [True, True]
+
+
+async def test_afterward_passes_the_tracing_on(tmp_path: Path, spans: Spans) -> None:
+    afterward: Afterward[None] = Afterward(
+        f"sqlite:///{tmp_path}/queue.db", tasks=[send], tracing=OpenTelemetry(spans.provider)
+    )
+    recorder = EventRecorder(afterward.queue)
+    async with afterward.running() as queue:
+        with spans.request() as request:
+            await add(queue)
+        await recorder.until(EventType.SUCCEEDED)
+    (attempt,) = spans.named("process send")
+    assert id_of(attempt).trace_id == request.trace_id
+
+
+def test_the_library_imports_opentelemetry_only_if_it_is_asked_to() -> None:
+    program = "import sys, afterward.queue, afterward.worker; print('opentelemetry' in sys.modules)"
+    imported = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert imported.stdout == "False\n"
