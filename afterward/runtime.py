@@ -52,8 +52,8 @@ class Afterward(Generic[ToolsT]):
     `grace_seconds` to finish; after that they are given back, and run again later, or fail if they
     have a single attempt. Finished tasks are removed after `retention_days`, failed ones after
     `retention_failed_days`. With `max_backlog` unfinished tasks, new ones are refused.
-    `tracing` may be an `OpenTelemetry` of `afterward.opentelemetry`, which traces requests and their
-    tasks.
+    `tracing` may be an `OpenTelemetry` of `afterward.opentelemetry`, which traces requests and
+    their tasks.
 
     Each change of a task is logged. A task that fails for good is logged at level ERROR.
     """

@@ -12,7 +12,7 @@ from starlette.types import Message
 
 from afterward.events import Event, EventType
 from afterward.task import Task
-from app.api.event_stream import EventStream, Reader
+from app.api.event_stream import EventStream
 from app.api.replay import Replay
 from app.api.routes import tasks as routes
 from app.api.server_sent_events import EventStreamResponse
@@ -98,9 +98,7 @@ class SlowConnection(Connection):
 
 
 @asynccontextmanager
-async def served(
-    stream: EventStreamResponse[Reader], connection: Connection
-) -> AsyncIterator[None]:
+async def served(stream: EventStreamResponse, connection: Connection) -> AsyncIterator[None]:
     """Serve a stream, which has begun when the block begins; then wait for the stream's end."""
     serving = asyncio.create_task(stream({"type": "http"}, connection.receive, connection.send))
     try:
@@ -122,7 +120,7 @@ def stream_of_all_tasks(
     record: Sequence[Task] | None = (),
     *,
     last_event_id: str | None = None,
-) -> EventStreamResponse[Reader]:
+) -> EventStreamResponse:
     """Make the stream of `GET /events`, as its route does. `record` has the changed tasks."""
     return EventStreamResponse(
         event_stream.reader(ADA),

@@ -188,7 +188,7 @@ class Records:
         return self.answer
 
 
-def stream_of_task_1(event_stream: EventStream, records: Records) -> EventStreamResponse[Reader]:
+def stream_of_task_1(event_stream: EventStream, records: Records) -> EventStreamResponse:
     """Make the stream of `GET /tasks/1/events`, as its route does."""
     engine: Any = records
     return EventStreamResponse(

@@ -172,7 +172,7 @@ async def oldest_queued(session: Session, client: str) -> float | None:
     """Return the due time of a client's oldest queued task. See Engine.oldest_queued."""
     due_at: float | None = await session.fetchval(
         f"""
-        WITH RECURSIVE {_KINDS}
+        WITH RECURSIVE {KINDS}
         SELECT greatest(oldest.due_at, oldest.created_at) FROM kinds, LATERAL (
             SELECT id, due_at, created_at FROM afterward.tasks
             WHERE client = $2 AND kind = kinds.kind AND status = 'queued' AND $1::int IS NULL

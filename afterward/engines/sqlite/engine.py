@@ -135,7 +135,7 @@ class SQLite(Engine):
         match writes:
             # The common case: a request adds one task and nothing else. Such requests share an
             # INSERT.
-            case Writes(tasks=(task,), records=(), answer=None, batch_id=None, removed=()):
+            case Writes(tasks=(task,), records=(), answer=None, removed=()):
                 await self._commits.run_merged(statements.insert_tasks, task)
             case _:
                 await self._commits.run(lambda connection: statements.put(connection, writes))

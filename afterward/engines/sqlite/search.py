@@ -229,7 +229,7 @@ def oldest_queued(connection: sqlite3.Connection, client: str) -> float | None:
             """,
             (client, kind),
         ).fetchone()
-        for kind in _kinds(connection, client)
+        for kind in kinds_of(connection, client)
     ]
     _, due_at = min(filter(None, oldest), default=(None, None))
     return due_at
