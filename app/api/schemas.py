@@ -16,6 +16,10 @@ Address = Annotated[str, AfterValidator(address), _EMAIL]
 _LINE = r"^(?!.*=\?.*\?=)[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]*$"
 _LINES = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$"
 
+# The days at the ends of the calendar of `datetime`, in seconds since the epoch.
+_FIRST = datetime(1, 1, 1, tzinfo=UTC).timestamp()
+_LAST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
 Subject = Annotated[
     str,
     AfterValidator(header_text),
@@ -320,7 +324,11 @@ class Problem(BaseModel):
 
 
 def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+    """Return the time, or the calendar's end for a damaged one outside, such as 1e300.
+
+    One damaged row must not hide the others of a list.
+    """
+    return datetime.fromtimestamp(min(max(_FIRST, seconds), _LAST), UTC)
 
 
 def _time_or_none(seconds: float | None) -> datetime | None:

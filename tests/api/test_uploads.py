@@ -233,11 +233,12 @@ def test_a_picture_gets_a_thumbnail(client: TestClient) -> None:
 # Damaged records.
 
 
-def damaged(client: TestClient, body: object) -> str:
-    """Write a record of an upload with this body, and return its id."""
+def damaged(client: TestClient, body: object, created_at: float | None = None) -> str:
+    """Write a record of an upload with this body and time, and return its id."""
     assert client.portal is not None
     engine = client.app_state["queue"].engine
-    record = Record(COLLECTION, "", new_id(time.time()), body, time.time())  # type: ignore[arg-type]
+    at = time.time() if created_at is None else created_at
+    record = Record(COLLECTION, "", new_id(time.time()), body, at)  # type: ignore[arg-type]
     client.portal.call(engine.put, Writes(records=(record,)))
     return record.id
 
@@ -266,6 +267,17 @@ def test_a_damaged_record_is_shown_with_its_readable_fields(
     assert upload.items() >= {"id": upload_id, **shown}.items()
     assert upload["sha256"] is None
     problem_of(client.get(f"/uploads/{upload_id}/content"), 409)
+
+
+@pytest.mark.parametrize("page", ["/uploads", "/board/uploads"])
+def test_a_record_with_a_damaged_time_does_not_hide_the_others(
+    client: TestClient, page: str
+) -> None:
+    whole = published(client, b"Hello")
+    upload_id = damaged(client, {"status": "published"}, 1e300)
+    listed = client.get(page).raise_for_status().text
+    assert whole["id"] in listed
+    assert upload_id in listed
 
 
 # Deleting.
