@@ -26,7 +26,8 @@ LogText = Annotated[Text, Field(max_length=1000)]
 # A name or an id to search for. PostgreSQL raises an error if a query contains a NUL character.
 SearchText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$", examples=["ada"])]
-_LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+_FIRST = datetime(1, 1, 1, tzinfo=UTC).timestamp()
+_LAST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 JsonObject = Annotated[dict[str, JsonValue], Field(examples=[{"colour": "green"}])]
 
@@ -322,8 +323,11 @@ class Problem(BaseModel):
 
 
 def _time(seconds: float) -> datetime:
-    """Return a stored time. Damaged times are moved into the years that a datetime can have."""
-    return datetime.fromtimestamp(min(max(0.0, seconds), _LATEST), UTC)
+    """Return a stored time; for a damaged one, such as 1e300, the first or last of a datetime.
+
+    One damaged row must not hide the others of a list.
+    """
+    return datetime.fromtimestamp(min(max(_FIRST, seconds), _LAST), UTC)
 
 
 def _time_or_none(seconds: float | None) -> datetime | None:

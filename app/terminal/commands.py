@@ -21,7 +21,7 @@ from app.terminal.output import INTERRUPTED, PIPE_CLOSED, Output, Trouble, print
 from app.terminal.tasks import act_on_task, list_tasks, show_task, watch_task, watch_tasks
 
 DEFAULT_LIMIT = 50
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - a HOST is read, not listened at
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - to read HOST  # nosec
 
 # The filters of GET /tasks, with the help of their options.
 _FILTERS = {

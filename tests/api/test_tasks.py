@@ -250,6 +250,18 @@ def test_a_damaged_history_is_left_out(tmp_path: Path, history: str) -> None:
         assert client.get(f"/tasks/{task.id}").raise_for_status().json()["history"] == []
 
 
+@pytest.mark.parametrize("seconds", [1e300, -1e300, 1e18])
+def test_a_damaged_time_is_an_end_of_the_calendar(tmp_path: Path, seconds: float) -> None:
+    with served(tmp_path, worker_concurrency=0) as client:
+        damaged, whole = put_tasks(client, 2)
+        with closing(sqlite3.connect(tmp_path / "queue.db")) as database, database:
+            database.execute("UPDATE tasks SET created_at = ? WHERE id = ?", (seconds, damaged.id))
+        listed = client.get("/tasks").raise_for_status().json()["data"]
+        years = {task["id"]: task["created_at"][:4] for task in listed}
+        assert years.keys() == {damaged.id, whole.id}
+        assert years[damaged.id] == ("9999" if seconds > 0 else "0001")
+
+
 # Cancel.
 
 
