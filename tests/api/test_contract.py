@@ -75,7 +75,7 @@ def test_a_promise_is_answered_with_202_and_the_task(client: TestClient, call: C
     assert response.headers["location"] == f"/tasks/{queued['id']}"
     assert queued.keys() - {"upload", "item_id"} == QUEUED
     assert (queued["kind"], queued["status"]) == (call.kind, "queued")
-    assert queued["message"]
+    assert queued["message"].split()[1] == "queued", "say what is queued: 'Upload queued'"
     assert is_utc(queued["created_at"])
 
 
