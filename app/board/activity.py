@@ -63,6 +63,7 @@ class Activity:
     async def last_hour(self, client: str) -> Hour:
         """Return the tasks of a client by minute. Raises QueueUnavailable."""
         counts = self._counts_of(client)
+        self._counts.move_to_end(client)
         async with counts.reading:
             if not counts.is_read:
                 await self._read_record(client, counts)
@@ -77,7 +78,6 @@ class Activity:
             if len(self._counts) > self._most_clients:
                 self._counts.popitem(last=False)
                 self._complete_since = self._now()
-        self._counts.move_to_end(client)
         return counts
 
     async def _read_record(self, client: str, counts: "_Counts") -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -13,12 +13,13 @@ from afterward.retry import MAX_CRASHES, Bounds
 from afterward.task import (
     ANSWERS_LIVE_SECONDS,
     FINISHED,
+    TASK_FIELDS,
     Answer,
     Outcome,
     Record,
-    Status,
     Task,
     Writes,
+    restore_task,
     to_json,
 )
 
@@ -27,8 +28,7 @@ TASKS_CHANNEL = "afterward_tasks"  # is notified when a task may have become rea
 
 Row = Mapping[str, Any]
 
-_TASK_FIELDS = tuple(field.name for field in fields(Task))
-TASK_COLUMNS = ", ".join(f"tasks.{column}" for column in _TASK_FIELDS)
+TASK_COLUMNS = ", ".join(f"tasks.{column}" for column in TASK_FIELDS)
 # The columns of a new task. The others have their default values.
 _NEW_COLUMNS = (
     *("id", "kind", "arguments", "request_id", "trace_context", "about", "client"),
@@ -471,8 +471,7 @@ async def read_task(session: Session, task_id: str) -> Task:
 
 def to_task(row: Row) -> Task:
     """Make a Task from a row with TASK_COLUMNS."""
-    values = {column: row[column] for column in _TASK_FIELDS}
-    return Task(**values | {"status": Status(values["status"])})
+    return restore_task(row[column] for column in TASK_FIELDS)
 
 
 async def lock_record(session: Session, record: Record) -> Record:

@@ -9,7 +9,7 @@ from afterward.engines.sqlite import search, statements
 from afterward.engines.sqlite.statements import TASK_COLUMNS
 from afterward.filter import TaskFilter
 from afterward.retry import Bounds
-from afterward.task import Task, Writes
+from afterward.task import Task, Writes, restore_task
 
 # The arguments and the histories of a slice can take hundreds of MB.
 _COLUMNS = TASK_COLUMNS.replace("arguments", "'' AS arguments").replace(
@@ -74,7 +74,7 @@ def _retry(
                 "seqs": _as_json(each for each in found if each.kind == kind),
             },
         )
-        tasks += map(statements.to_task, rows)
+        tasks += map(restore_task, rows)
     return tasks
 
 
@@ -83,7 +83,7 @@ def _cancel(connection: sqlite3.Connection, found: list[search.Found], now: floa
         f"{statements.CANCEL} WHERE {_IS_GIVEN} RETURNING {_COLUMNS}",
         {"now": now, "seqs": _as_json(found)},
     )
-    return [statements.to_task(row) for row in rows]
+    return [restore_task(row) for row in rows]
 
 
 # One parameter for any number of tasks: '[17,18,23]'.

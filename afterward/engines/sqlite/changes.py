@@ -23,8 +23,8 @@ from typing import Any
 
 from afterward.engines.sqlite.group_commit import in_chunks
 from afterward.engines.sqlite.search import kinds_of
-from afterward.engines.sqlite.statements import TASK_COLUMNS, status_list, to_task
-from afterward.task import WAITING, Task, lowest_id
+from afterward.engines.sqlite.statements import TASK_COLUMNS, status_list
+from afterward.task import WAITING, Task, lowest_id, restore_task
 
 # Arguments and history can be long.
 _COLUMNS = TASK_COLUMNS.replace("arguments", "'' AS arguments").replace(
@@ -70,7 +70,7 @@ def list_changed(
         """,
         {"found": json.dumps([*found]), "client": client, "since": since},
     )
-    return sorted(map(to_task, rows), key=lambda task: (task.updated_at, task.id))
+    return sorted(map(restore_task, rows), key=lambda task: (task.updated_at, task.id))
 
 
 @cache

@@ -44,6 +44,7 @@ from afterward.task import (
     Status,
     Task,
     Writes,
+    restore_task,
     to_json,
 )
 
@@ -317,7 +318,7 @@ class SQLite(Engine):
                 claim_due = statements.claim(len(kind_names))
                 rows = connection.execute(claim_due, values | kind_names).fetchall()
                 # RETURNING has no order.
-                claimed = sorted(map(statements.to_task, rows), key=lambda task: task.due_at)
+                claimed = sorted(map(restore_task, rows), key=lambda task: task.due_at)
             recovered = statements.requeue_expired(connection, owner, now)
             return Claim(tuple(claimed), tuple(recovered))
 

@@ -17,9 +17,9 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from afterward.engines.sqlite.group_commit import in_chunks
-from afterward.engines.sqlite.statements import TASK_COLUMNS, status_list, to_task
+from afterward.engines.sqlite.statements import TASK_COLUMNS, status_list
 from afterward.filter import FailureGroup, TaskFilter
-from afterward.task import Status, Task
+from afterward.task import Status, Task, restore_task
 
 # A list leaves out the history, which can be long.
 _LIST_COLUMNS = TASK_COLUMNS.replace("history", "NULL AS history")
@@ -59,7 +59,7 @@ def list_tasks(
         f"SELECT {_LIST_COLUMNS} FROM tasks WHERE seq IN ({', '.join('?' * len(newest))})",
         [found.seq for found in newest],
     )
-    return sorted(map(to_task, rows), key=attrgetter("id"), reverse=True)
+    return sorted(map(restore_task, rows), key=attrgetter("id"), reverse=True)
 
 
 class Found(NamedTuple):

@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import cache
 from itertools import chain
 from operator import attrgetter
@@ -16,6 +16,7 @@ from afterward.retry import MAX_CRASHES, WORKER_DIED
 from afterward.task import (
     ANSWERS_LIVE_SECONDS,
     FINISHED,
+    TASK_FIELDS,
     WAITING,
     Answer,
     Outcome,
@@ -23,11 +24,11 @@ from afterward.task import (
     Status,
     Task,
     Writes,
+    restore_task,
     to_json,
 )
 
-_TASK_FIELDS = tuple(field.name for field in fields(Task))
-TASK_COLUMNS = ", ".join(_TASK_FIELDS)
+TASK_COLUMNS = ", ".join(TASK_FIELDS)
 RECORD_COLUMNS = "collection, client, id, body, created_at"
 # The columns of a new task. The others have their default values.
 _NEW_COLUMNS = (
@@ -46,7 +47,6 @@ _NEW_COLUMNS = (
     "updated_at",
     "due_at",
 )
-_STATUSES = {status.value: status for status in Status}
 
 
 def status_list(statuses: Iterable[Status]) -> str:
@@ -180,7 +180,7 @@ def requeue_expired(connection: sqlite3.Connection, owner: str, now: float) -> l
             "crash_group": error_group(WORKER_DIED),
         },
     ).fetchall()
-    return [to_task(row) for row in rows]
+    return [restore_task(row) for row in rows]
 
 
 # Insertions and settlements: bulk operations, which GroupCommit merges
@@ -214,14 +214,14 @@ def settle(
     for chunk in in_chunks(settlements):
         values = chain.from_iterable(map(_settlement_values, chunk))
         rows = connection.execute(_settlement(len(chunk)), tuple(values)).fetchall()
-        settled |= {(task.id, task.claims): task for task in map(to_task, rows)}
+        settled |= {(task.id, task.claims): task for task in map(restore_task, rows)}
     return [settled.get((task.id, task.claims)) for task, _, _ in settlements]
 
 
 @cache
 def _settlement(settlements: int) -> str:
     row = f"({', '.join('?' * 12)})"
-    columns = ", ".join(f"tasks.{column}" for column in _TASK_FIELDS)
+    columns = ", ".join(f"tasks.{column}" for column in TASK_FIELDS)
     return f"""
         WITH ended (id, claims, status, now, due_at, finished_at, result, error, error_group,
                     history, counts, unexpected)
@@ -371,15 +371,8 @@ def read_task(connection: sqlite3.Connection, task_id: str) -> Task:
 
 def _first_task(rows: Iterable[Row]) -> Task | None:
     for row in rows:
-        return to_task(row)
+        return restore_task(row)
     return None
-
-
-def to_task(row: Row) -> Task:
-    """Make a Task from the columns of TASK_COLUMNS."""
-    values = dict(zip(_TASK_FIELDS, row, strict=True))
-    values["status"] = _STATUSES[values["status"]]
-    return Task(**values)
 
 
 def find_record(connection: sqlite3.Connection, record: Record) -> Record | None:
