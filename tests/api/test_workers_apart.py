@@ -169,7 +169,7 @@ def test_uvicorn_does_not_run_several_processes_on_sqlite(tmp_path: Path) -> Non
     port = free_port()
     command = [part.format(port=port) for part in UVICORN]
     with Process(tmp_path, command=command, catcher=False, pythonwarnings="default") as process:
-        process.wait(20)
+        process.wait(3 * PATIENCE)
     assert "SQLite serves one process; several need a postgresql:// URL" in process.log
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"http://127.0.0.1:{port}/livez")

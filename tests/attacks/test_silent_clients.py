@@ -85,7 +85,7 @@ def answer_times(
             with ExitStack() as stack:
                 for number in range(SILENT):
                     be_silent(service, number, stack, key=key)
-                time.sleep(0.05)  # for the service to read their heads
+                time.sleep(0.2)  # for the service to read their heads
                 among_them.append(slowest(service))
     return statistics.median(alone), statistics.median(among_them)
 
