@@ -158,7 +158,7 @@ class Client:
             return Trouble(
                 "The service does not know this API key."
                 if self._has_key
-                else "The service asks for an API key: set AFTERWARD_API_KEY, or add --key KEY."
+                else "The service asks for an API key: set the variable AFTERWARD_API_KEY."
             )
         if not problem:
             return Trouble(

@@ -6,6 +6,7 @@ did not do it. 130: Ctrl-C. 141: the reader of the output has closed it, for exa
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from io import TextIOWrapper
 
 import httpx2
 
+from afterward.task import Status
 from app.listening import authority
 from app.settings import load_settings
 from app.terminal.bulk import act_on_tasks
@@ -61,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     pages.add_argument("--all", action="store_true", help="all that match")
 
     one = commands.add_parser("show", help="show a task and its attempts", parents=[service])
-    one.add_argument("id", metavar="ID")
+    one.add_argument("id", metavar="ID", type=_not_empty)
 
     for action, text in (
         ("retry", "queue failed and cancelled tasks again"),
@@ -70,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
         acting = commands.add_parser(
             action, help=f"{text}: one, or all that match", parents=[filters, service]
         )
-        acting.add_argument("id", metavar="ID", nargs="?")
+        acting.add_argument("id", metavar="ID", nargs="?", type=_not_empty)
         acting.add_argument("--yes", action="store_true", help="do not ask")
 
     changes = [name for name in _FILTERS if name not in _TIMES]
@@ -79,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="follow one task to its end, or the changes of all that match",
         parents=[_filter_options(changes), service],
     )
-    watching.add_argument("id", metavar="ID", nargs="?")
+    watching.add_argument("id", metavar="ID", nargs="?", type=_not_empty)
     return parser
 
 
@@ -96,15 +98,37 @@ def _filter_options(names: Iterable[str]) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("filters")
     for name in names:
-        group.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=_FILTERS[name])
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="TIME" if name in _TIMES else "TEXT",
+            type=_statuses if name == "status" else _not_empty,
+            help=_FILTERS[name],
+        )
     return options
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError("must be a whole number above 0")
+    return int(text)
+
+
+def _not_empty(text: str) -> str:
+    """Refuse an empty text, which an unset variable of a shell script becomes.
+
+    As a filter it would select nothing, or everything, and not what its author meant.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def _statuses(text: str) -> str:
+    if not set(text.split(",")) <= set(Status):
+        raise argparse.ArgumentTypeError(
+            f"must be one or more of {', '.join(Status)}, separated by commas"
+        )
+    return text
 
 
 # The service
@@ -133,7 +157,9 @@ def main(arguments: Sequence[str], transport: httpx2.BaseTransport | None = None
     """Run `python -m app tasks` with the arguments after `tasks`, and return the exit code."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    filters = {name: value for name in _FILTERS if (value := getattr(options, name, None))}
+    filters = {
+        name: value for name in _FILTERS if (value := getattr(options, name, None)) is not None
+    }
     acts = options.command in ("retry", "cancel")
     if getattr(options, "id", None) is not None and filters:
         parser.error("give an ID or filters, and not both")

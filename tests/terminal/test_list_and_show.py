@@ -114,6 +114,23 @@ def test_a_terminal_gets_a_table_with_colours_and_no_line_beyond_its_width(
     assert error.endswith("…")
 
 
+def test_a_narrow_terminal_gets_the_kind_and_the_recipient_in_a_line_of_their_own(
+    stand_in: StandIn,
+    run: Run,
+    on_a_terminal: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    stand_in.answers(page(failure(about="ada.lovelace@mail.example.com")))
+    assert run("list") == 0
+    header, row, about, error = without_styles(capsys.readouterr().out).splitlines()
+    assert header.split() == ["ID", "STATUS", "AGE"]
+    assert row.split()[:2] == [ID, "failed"]
+    assert about == "  send_email ada.lovelace@mail.example.com"
+    assert error.startswith("  attempt 1: PermanentError: 550 no such")
+
+
 def test_no_color_is_respected(
     stand_in: StandIn,
     run: Run,

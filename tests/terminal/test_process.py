@@ -127,7 +127,7 @@ def test_on_a_terminal_the_command_prints_a_table(service: Service) -> None:
     with subprocess.Popen(
         [*TASKS, "list", "--limit", "1"],
         cwd=service.directory,
-        env=environment(**of_the_client(service)) | {"TERM": "xterm", "COLUMNS": "80"},
+        env=environment(**of_the_client(service)) | {"TERM": "xterm", "COLUMNS": "100"},
         stdout=theirs,
         stderr=theirs,
     ) as process:

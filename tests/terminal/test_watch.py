@@ -60,8 +60,8 @@ def test_a_terminal_gets_a_line_with_the_time_and_the_progress(
     said = capsys.readouterr().out
     assert "\x1b[34mrunning" in said
     assert without_styles(said).splitlines() == [
-        f"14:00:01 {ID} running   40% send_email ada@example.com",
-        f"14:00:01 {ID} failed    send_email ada@example.com PermanentError 550: full",
+        f"14:00:01Z {ID} running   40% send_email ada@example.com",
+        f"14:00:01Z {ID} failed    send_email ada@example.com PermanentError 550: full",
     ]
 
 
