@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from io import TextIOWrapper
+from typing import Any
 
 import httpx2
 
@@ -19,7 +20,14 @@ from app.listening import authority
 from app.settings import load_settings
 from app.terminal.bulk import act_on_tasks
 from app.terminal.client import Client
-from app.terminal.output import INTERRUPTED, PIPE_CLOSED, Output, Trouble, printable
+from app.terminal.output import (
+    INTERRUPTED,
+    PIPE_CLOSED,
+    TROUBLE,
+    Output,
+    Trouble,
+    printable,
+)
 from app.terminal.tasks import act_on_task, list_tasks, show_task, watch_task, watch_tasks
 
 DEFAULT_LIMIT = 50
@@ -58,12 +66,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     pages = listing.add_mutually_exclusive_group()
     pages.add_argument(
-        "--limit", type=_positive, default=DEFAULT_LIMIT, help="at most so many (default: 50)"
+        "--limit",
+        metavar="N",
+        type=_positive,
+        default=DEFAULT_LIMIT,
+        help="at most so many (default: 50)",
     )
     pages.add_argument("--all", action="store_true", help="all that match")
 
     one = commands.add_parser("show", help="show a task and its attempts", parents=[service])
-    one.add_argument("id", metavar="ID", type=_not_empty)
+    one.add_argument("id", **_ID)
 
     for action, text in (
         ("retry", "queue failed and cancelled tasks again"),
@@ -72,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
         acting = commands.add_parser(
             action, help=f"{text}: one, or all that match", parents=[filters, service]
         )
-        acting.add_argument("id", metavar="ID", nargs="?", type=_not_empty)
+        acting.add_argument("id", nargs="?", **_ID)
         acting.add_argument("--yes", action="store_true", help="do not ask")
 
     changes = [name for name in _FILTERS if name not in _TIMES]
@@ -81,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="follow one task to its end, or the changes of all that match",
         parents=[_filter_options(changes), service],
     )
-    watching.add_argument("id", metavar="ID", nargs="?", type=_not_empty)
+    watching.add_argument("id", nargs="?", **_ID)
     return parser
 
 
@@ -123,12 +135,22 @@ def _not_empty(text: str) -> str:
     return text
 
 
+def _task_id(text: str) -> str:
+    """Refuse the names that are no part of a path: `/tasks/.` would be the list of tasks."""
+    if text in ("", ".", ".."):
+        raise argparse.ArgumentTypeError("must be the id of a task")
+    return text
+
+
 def _statuses(text: str) -> str:
     if not set(text.split(",")) <= set(Status):
         raise argparse.ArgumentTypeError(
             f"must be one or more of {', '.join(Status)}, separated by commas"
         )
     return text
+
+
+_ID: dict[str, Any] = {"metavar": "ID", "type": _task_id, "help": "the id of a task"}
 
 
 # The service
@@ -197,11 +219,7 @@ def _run_on_task(client: Client, output: Output, command: str, task_id: str) -> 
 
 def run_quietly(run: Callable[[], int]) -> int:
     """Call `run`, and return its exit code. An error becomes one line on standard error."""
-    # A terminal that cannot show a character gets an escape. Each line is written at once, because
-    # the reader of a pipe waits for it.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    _prepare_streams()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run()
@@ -211,6 +229,27 @@ def run_quietly(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return PIPE_CLOSED
+    except OSError as error:  # the disk is full, for example
+        print(f"The command cannot go on: {error}", file=sys.stderr)  # noqa: T201
+        _discard_output()
+        return TROUBLE
+
+
+def _prepare_streams() -> None:
+    """Prepare standard output and standard error for any text, and for a reader of a pipe.
+
+    A terminal that cannot show a character gets an escape. Each line is written at once, because
+    the reader of a pipe waits for it. A stream that is closed (`>&-`) takes nothing.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115, PTH123
+        setattr(sys, name, stream)
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+
+
+def _discard_output() -> None:
+    """Discard the rest of the output, because Python flushes it once more at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -27,7 +27,7 @@ def list_tasks(
     number = 0
     for task in client.tasks(filters, None if limit is None else limit + 1):
         if number == limit:
-            output.note(f"These are the newest {number}. --all lists the others, too.")
+            output.note("More tasks match. --limit and --all set how many are listed.")
             break
         if number == 0:
             write_header(output)

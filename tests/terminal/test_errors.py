@@ -107,6 +107,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_printed(
         ("http://127.0.0.1:x", "http://127.0.0.1:x is no address of a service: Invalid port"),
         ("localhost:8000", "localhost:8000 is no address of a service: it must begin with http://"),
         ("http://mail.example.com", "Cannot reach http://mail.example.com: refused"),
+        ("https://localhost", "Cannot reach https://localhost: refused"),
     ],
 )
 def test_an_address_that_cannot_be_reached_is_named(
@@ -181,8 +182,9 @@ STATUSES = f"must be one or more of {', '.join(Status)}, separated by commas"
             ["cancel", "--status", "queued", "--batch-id", ""],
             "argument --batch-id: must not be empty",
         ),
-        (["show", ""], "argument ID: must not be empty"),
-        (["retry", ""], "argument ID: must not be empty"),
+        (["show", "."], "argument ID: must be the id of a task"),
+        (["retry", ""], "argument ID: must be the id of a task"),
+        (["watch", ".."], "argument ID: must be the id of a task"),
         (["list", "--limit", "5", "--all"], "not allowed with argument"),
         (["retry"], "retry: give an ID, or a filter such as --status failed"),
         (["cancel", ID, "--status", "queued"], "give an ID or filters, and not both"),

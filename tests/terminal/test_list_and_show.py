@@ -78,7 +78,7 @@ def test_a_limit_ends_the_list_and_a_note_tells_of_more(
     assert run("list", "--limit", "2") == 0
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 2
-    assert said.err == "These are the newest 2. --all lists the others, too.\n"
+    assert said.err == "More tasks match. --limit and --all set how many are listed.\n"
     assert stand_in.asked == ["GET /tasks?limit=3"]
 
 
