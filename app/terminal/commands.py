@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from io import TextIOWrapper
+from io import TextIOBase, TextIOWrapper
 from typing import Any
 
 import httpx2
@@ -244,10 +244,18 @@ def _prepare_streams() -> None:
     the reader of a pipe waits for it. A stream that is closed (`>&-`) takes nothing.
     """
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115, PTH123
+        stream = getattr(sys, name) or _Nowhere()
         setattr(sys, name, stream)
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
+
+
+class _Nowhere(TextIOBase):
+    """A stream that discards what is written to it."""
+
+    def write(self, text: str) -> int:
+        """Discard a text."""
+        return len(text)
 
 
 def _discard_output() -> None:
