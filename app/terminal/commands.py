@@ -10,7 +10,6 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from io import TextIOBase, TextIOWrapper
 from typing import Any
 
 import httpx2
@@ -26,6 +25,8 @@ from app.terminal.output import (
     TROUBLE,
     Output,
     Trouble,
+    discard_output,
+    prepare_streams,
     printable,
 )
 from app.terminal.tasks import act_on_task, list_tasks, show_task, watch_task, watch_tasks
@@ -219,7 +220,7 @@ def _run_on_task(client: Client, output: Output, command: str, task_id: str) -> 
 
 def run_quietly(run: Callable[[], int]) -> int:
     """Call `run`, and return its exit code. An error becomes one line on standard error."""
-    _prepare_streams()
+    prepare_streams()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run()
@@ -229,35 +230,9 @@ def run_quietly(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        _discard_output()
+        discard_output()
         return PIPE_CLOSED
     except OSError as error:  # the disk is full, for example
         print(f"The command cannot go on: {error}", file=sys.stderr)  # noqa: T201
-        _discard_output()
+        discard_output()
         return TROUBLE
-
-
-def _prepare_streams() -> None:
-    """Prepare standard output and standard error for any text, and for a reader of a pipe.
-
-    A terminal that cannot show a character gets an escape. Each line is written at once, because
-    the reader of a pipe waits for it. A stream that is closed (`>&-`) takes nothing.
-    """
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name) or _Nowhere()
-        setattr(sys, name, stream)
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)
-
-
-class _Nowhere(TextIOBase):
-    """A stream that discards what is written to it."""
-
-    def write(self, text: str) -> int:
-        """Discard a text."""
-        return len(text)
-
-
-def _discard_output() -> None:
-    """Discard the rest of the output, because Python flushes it once more at its exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
