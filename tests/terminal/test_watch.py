@@ -176,6 +176,15 @@ def test_a_gap_is_told_and_other_kinds_of_events_are_left_out(
     assert said.err.startswith("Some changes are missing here. Read the tasks again.\n")
 
 
+def test_a_person_who_waits_for_the_first_change_is_told(
+    stand_in: StandIn, run: Run, on_a_terminal: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.answers(ENOUGH)
+    run("watch")
+    said = without_styles(capsys.readouterr().err)
+    assert said.startswith("Waiting for changes. Ctrl-C ends the command.\n")
+
+
 @pytest.mark.parametrize(
     ("options", "number"),
     [
