@@ -49,6 +49,7 @@ def main() -> None:
 
 def serve(settings: Settings) -> None:
     """Run the API until SIGTERM or SIGINT."""
+    _load_propagators()
     from app import server
     from app.hardening.deadlines import protocol_with_deadlines
     from app.main import app
@@ -61,6 +62,17 @@ def serve(settings: Settings) -> None:
     # for the lock up to five milliseconds.
     sys.setswitchinterval(0.0005)
     server.serve(app, settings, protocol_with_deadlines(settings))
+
+
+def _load_propagators() -> None:
+    """Load what OTEL_PROPAGATORS names. FastAPI does it when it is imported, also without tracing.
+
+    Raises BadSettings for an unknown name, which would be a traceback there.
+    """
+    try:
+        import opentelemetry.propagate  # noqa: F401
+    except ValueError as error:
+        raise BadSettings(f"OTEL_PROPAGATORS: {error}") from error
 
 
 def _tune_garbage_collection() -> None:
@@ -77,6 +89,7 @@ def _tune_garbage_collection() -> None:
 
 async def run_worker(settings: Settings) -> None:
     """Run a worker alone until SIGTERM or SIGINT. It starts no catcher, because the API does."""
+    _load_propagators()
     from app.main import run
     from app.observability.tracing import traces_by_environment
 

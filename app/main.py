@@ -42,7 +42,7 @@ from app.listening import authority
 from app.mail.catcher import Catcher
 from app.mail.recipients import Recipients
 from app.mail.smtp import Mailer
-from app.observability.access_log import AccessLog
+from app.observability.access_log import AccessLog, silence_the_server
 from app.observability.logs import configure_logging
 from app.observability.metrics import Metrics
 from app.observability.tracing import (
@@ -95,6 +95,7 @@ def create_app(settings: Settings | None = None, traces: Traces | None = None) -
     traces = traces or traces_by_environment()
     with_ids = [] if traces is None else [add_trace_ids]
     configure_logging(settings.log_level, settings.log_format, *with_ids)
+    silence_the_server()
     app = create_api(settings, traces)
     harden(app, settings)
     if settings.access_log:

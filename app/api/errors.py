@@ -208,9 +208,25 @@ async def _answer_invalid_request(request: Request, error: Exception) -> Respons
 
 
 def _invalid_field(error: dict[str, Any]) -> dict[str, str]:
-    """Return pydantic's error without the value. Its messages name limits, never the input."""
-    detail = error["msg"].removeprefix("Value error, ")[:LONGEST_DETAIL]
-    return {"pointer": _pointer(error["loc"]), "detail": detail}
+    return {"pointer": _pointer(error["loc"]), "detail": message_of(error)[:LONGEST_DETAIL]}
+
+
+def message_of(error: Mapping[str, Any]) -> str:
+    """Return the message of an error of pydantic. It names limits, and never the input."""
+    if _is_too_long(error):
+        return f"must have at most {error['ctx']['max_length']:,} characters"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _is_too_long(error: Mapping[str, Any]) -> bool:
+    """Whether the error is about a text with too many characters.
+
+    If the text has a check of ours, too, then pydantic calls its characters "items".
+    """
+    kind = error.get("type")
+    return kind == "string_too_long" or (
+        kind == "too_long" and error["ctx"]["field_type"] == "Value"
+    )
 
 
 def _pointer(location: Sequence[str | int]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field
 
-from app.api.schemas import SearchText
+from app.api.schemas import Pattern, SearchText
 from app.mail.caught import Attachment, Caught, Summary
 from app.uploads.names import display_name
 
@@ -28,11 +28,8 @@ class MailQuery(BaseModel):
     ] = ""
     limit: Annotated[int, Field(ge=1, le=100)] = 50
     after: Annotated[
-        str | None,
-        Field(
-            description="The last id of the previous page. That mail may have been removed.",
-            pattern="^[0-9]{19}-[0-9a-f]{8}$",
-        ),
+        Annotated[str, Pattern("[0-9]{19}-[0-9a-f]{8}", "must be the id of a mail")] | None,
+        Field(description="The last id of the previous page. That mail may have been removed."),
     ] = None
 
 

@@ -1,13 +1,56 @@
 """The JSON of requests and responses, as pydantic models."""
 
 import json
+import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    JsonValue,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from afterward.task import FINISHED, Record, Status, Task
 from app.mail.message import address, body_text, header_text
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A pattern for a text: `Annotated[str, Pattern("[0-9]", "must be a digit")]`.
+
+    The message is for people, who would get the pattern itself from `Field(pattern=...)`. The
+    OpenAPI document has the pattern.
+    """
+
+    pattern: str
+    message: str
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Return the schema of the text, with this check after it."""
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the JSON Schema of the text, with the pattern."""
+        return handler(schema) | {"pattern": f"^{self.pattern}$"}
+
+    def _check(self, text: str) -> str:
+        if not re.fullmatch(self.pattern, text):
+            raise ValueError(self.message)
+        return text
+
 
 # JSON Schema only knows the format "email"; app.mail.message checks an address in full.
 _EMAIL = Field(max_length=320, json_schema_extra={"format": "email"}, examples=["ada@example.com"])
@@ -24,8 +67,12 @@ Subject = Annotated[
 Text = Annotated[str, AfterValidator(body_text), Field(json_schema_extra={"pattern": _LINES})]
 LogText = Annotated[Text, Field(max_length=1000)]
 # A name or an id to search for. PostgreSQL raises an error if a query contains a NUL character.
-SearchText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$", examples=["ada"])]
+SearchText = Annotated[str, Pattern(r"[^\x00]*", "must not contain a NUL character")]
+Name = Annotated[
+    str,
+    Pattern("[A-Za-z0-9._@-]{1,64}", "must be 1 to 64 letters, digits and characters of ._@-"),
+    Field(examples=["ada"]),
+]
 _FIRST = datetime(1, 1, 1, tzinfo=UTC).timestamp()
 _LAST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 

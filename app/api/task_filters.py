@@ -8,9 +8,10 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 
 from afterward.filter import TaskFilter, storable_about
 from afterward.task import Status
-from app.api.schemas import SearchText
+from app.api.schemas import Pattern, SearchText
 
 _STATUS = f"({'|'.join(Status)})"
+_NO_STATUS = f"must be one or more of {', '.join(Status)}, separated by commas"
 _DATE_TIME = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
@@ -28,8 +29,8 @@ def _check_date_time(text: object) -> object:
 
 Statuses = Annotated[
     str,
+    Pattern(f"{_STATUS}(,{_STATUS})*", _NO_STATUS),
     Field(
-        pattern=f"^{_STATUS}(,{_STATUS})*$",
         description="One status, or several separated by commas.",
         examples=["failed", "queued,retrying"],
     ),

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from afterward.errors import KeyTaken
 from afterward.task import Answer, new_id
 from app.api.dependencies import ClientDep, QueueDep
+from app.api.errors import message_of
 from app.api.forms import read_form, see_other
 from app.api.pages import page
 from app.api.route import ServiceRoute, without_turn
@@ -76,7 +77,7 @@ async def send(
 def _messages(error: ValidationError) -> dict[str, str]:
     """Return a message for each field that is not valid. No message repeats the value."""
     return {
-        str(details["loc"][0]): details["msg"].removeprefix("Value error, ")
+        str(details["loc"][0]): message_of(details)
         for details in error.errors(include_input=False, include_url=False)
     }
 

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from starlette.datastructures import ImmutableMultiDict
 
 from afterward.task import Status
+from app.api.errors import message_of
 from app.api.task_filters import TaskFilters
 
 PERIODS = {
@@ -119,11 +120,7 @@ def _messages(error: ValidationError) -> dict[str, str]:
 
 
 def _message(detail: ErrorDetails) -> str:
-    if detail["type"] == "string_too_long":
-        return f"At most {detail['ctx']['max_length']:,} characters."
-    if detail["type"] != "string_pattern_mismatch":
-        message = detail["msg"].removeprefix("Value error, ")
-        return message[:1].upper() + message[1:]
     if detail["loc"][0] == "status":
         return f"Choose from {', '.join(Status)}."
-    return "Remove the NUL character: no task has one there."
+    message = message_of(detail)
+    return message[:1].upper() + message[1:]

@@ -22,8 +22,6 @@ class AccessLog:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        # Otherwise `uvicorn app.main:app` would log a second line for each request.
-        logging.getLogger("uvicorn.access").disabled = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
@@ -61,6 +59,14 @@ class AccessLog:
         finally:
             if not complete:
                 write()
+
+
+def silence_the_server() -> None:
+    """Silence the access log of uvicorn itself, which is on with `uvicorn app.main:app`.
+
+    Its lines have the query. With ours they would also be a second line for each request.
+    """
+    logging.getLogger("uvicorn.access").disabled = True
 
 
 def _log_level(scope: Scope) -> int | None:

@@ -147,7 +147,9 @@ class Client:
         """Return a sentence about a request that got no answer."""
         if isinstance(error, httpx2.TimeoutException):
             return f"{self.url} did not answer in time."
-        if isinstance(error, httpx2.ConnectError) and self._is_local:
+        # With https there may be an answer, but a certificate that this machine does not trust.
+        is_plain = self.url.startswith("http:")
+        if isinstance(error, httpx2.ConnectError) and self._is_local and is_plain:
             return f"Nothing answers at {self.url}. Start the service with: make run"
         return f"Cannot reach {self.url}: {error}"
 
@@ -158,7 +160,7 @@ class Client:
             return Trouble(
                 "The service does not know this API key."
                 if self._has_key
-                else "The service asks for an API key: set AFTERWARD_API_KEY, or add --key KEY."
+                else "The service asks for an API key: set the variable AFTERWARD_API_KEY."
             )
         if not problem:
             return Trouble(

@@ -6,18 +6,29 @@ did not do it. 130: Ctrl-C. 141: the reader of the output has closed it, for exa
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from io import TextIOWrapper
+from typing import Any
 
 import httpx2
 
+from afterward.task import Status
 from app.listening import authority
 from app.settings import load_settings
 from app.terminal.bulk import act_on_tasks
 from app.terminal.client import Client
-from app.terminal.output import INTERRUPTED, PIPE_CLOSED, Output, Trouble, printable
+from app.terminal.output import (
+    INTERRUPTED,
+    PIPE_CLOSED,
+    TROUBLE,
+    Output,
+    Trouble,
+    discard_output,
+    prepare_streams,
+    printable,
+)
 from app.terminal.tasks import act_on_task, list_tasks, show_task, watch_task, watch_tasks
 
 DEFAULT_LIMIT = 50
@@ -56,12 +67,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     pages = listing.add_mutually_exclusive_group()
     pages.add_argument(
-        "--limit", type=_positive, default=DEFAULT_LIMIT, help="at most so many (default: 50)"
+        "--limit",
+        metavar="N",
+        type=_positive,
+        default=DEFAULT_LIMIT,
+        help="at most so many (default: 50)",
     )
     pages.add_argument("--all", action="store_true", help="all that match")
 
     one = commands.add_parser("show", help="show a task and its attempts", parents=[service])
-    one.add_argument("id", metavar="ID")
+    one.add_argument("id", **_ID)
 
     for action, text in (
         ("retry", "queue failed and cancelled tasks again"),
@@ -70,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
         acting = commands.add_parser(
             action, help=f"{text}: one, or all that match", parents=[filters, service]
         )
-        acting.add_argument("id", metavar="ID", nargs="?")
+        acting.add_argument("id", nargs="?", **_ID)
         acting.add_argument("--yes", action="store_true", help="do not ask")
 
     changes = [name for name in _FILTERS if name not in _TIMES]
@@ -79,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="follow one task to its end, or the changes of all that match",
         parents=[_filter_options(changes), service],
     )
-    watching.add_argument("id", metavar="ID", nargs="?")
+    watching.add_argument("id", nargs="?", **_ID)
     return parser
 
 
@@ -96,15 +111,47 @@ def _filter_options(names: Iterable[str]) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("filters")
     for name in names:
-        group.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=_FILTERS[name])
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="TIME" if name in _TIMES else "TEXT",
+            type=_statuses if name == "status" else _not_empty,
+            help=_FILTERS[name],
+        )
     return options
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError("must be a whole number above 0")
+    return int(text)
+
+
+def _not_empty(text: str) -> str:
+    """Refuse an empty text, which an unset variable of a shell script becomes.
+
+    As a filter it would select nothing, or everything, and not what its author meant.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def _task_id(text: str) -> str:
+    """Refuse the names that are no part of a path: `/tasks/.` would be the list of tasks."""
+    if text in ("", ".", ".."):
+        raise argparse.ArgumentTypeError("must be the id of a task")
+    return text
+
+
+def _statuses(text: str) -> str:
+    if not set(text.split(",")) <= set(Status):
+        raise argparse.ArgumentTypeError(
+            f"must be one or more of {', '.join(Status)}, separated by commas"
+        )
+    return text
+
+
+_ID: dict[str, Any] = {"metavar": "ID", "type": _task_id, "help": "the id of a task"}
 
 
 # The service
@@ -133,7 +180,9 @@ def main(arguments: Sequence[str], transport: httpx2.BaseTransport | None = None
     """Run `python -m app tasks` with the arguments after `tasks`, and return the exit code."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    filters = {name: value for name in _FILTERS if (value := getattr(options, name, None))}
+    filters = {
+        name: value for name in _FILTERS if (value := getattr(options, name, None)) is not None
+    }
     acts = options.command in ("retry", "cancel")
     if getattr(options, "id", None) is not None and filters:
         parser.error("give an ID or filters, and not both")
@@ -171,11 +220,7 @@ def _run_on_task(client: Client, output: Output, command: str, task_id: str) -> 
 
 def run_quietly(run: Callable[[], int]) -> int:
     """Call `run`, and return its exit code. An error becomes one line on standard error."""
-    # A terminal that cannot show a character gets an escape. Each line is written at once, because
-    # the reader of a pipe waits for it.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    prepare_streams()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run()
@@ -185,6 +230,9 @@ def run_quietly(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return PIPE_CLOSED
+    except OSError as error:  # the disk is full, for example
+        print(f"The command cannot go on: {error}", file=sys.stderr)  # noqa: T201
+        discard_output()
+        return TROUBLE

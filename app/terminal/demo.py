@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from app.terminal.client import Client, objects
 from app.terminal.commands import open_client, run_quietly
@@ -71,10 +71,9 @@ def _wait_for_mails(client: Client, output: Output, batch: Json) -> Json:
     deadline = time.monotonic() + PATIENCE
     bar = Progress(
         TextColumn(_INDENT + "mails"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TextColumn("{task.description}"),
-        TimeElapsedColumn(),
         console=output.console,
         disable=not output.is_terminal,
     )

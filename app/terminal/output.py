@@ -5,8 +5,10 @@ strangers: an SMTP server's reply, a recipient's address.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterable
+from io import TextIOBase, TextIOWrapper
 from typing import Any
 
 from rich.console import Console
@@ -40,6 +42,32 @@ def printable(value: object) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in str(value)
     )
+
+
+def prepare_streams() -> None:
+    """Prepare standard output and standard error for any text, and for a reader of a pipe.
+
+    A terminal that cannot show a character gets an escape. Each line is written at once, because
+    the reader of a pipe waits for it. A stream that is closed (`>&-`) takes nothing.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or _Nowhere()
+        setattr(sys, name, stream)
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+
+
+class _Nowhere(TextIOBase):
+    """A stream that discards its input."""
+
+    def write(self, text: str) -> int:
+        """Discard a text."""
+        return len(text)
+
+
+def discard_output() -> None:
+    """Discard the rest of the output, because Python flushes it once more at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Console(Console):

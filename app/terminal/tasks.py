@@ -27,7 +27,7 @@ def list_tasks(
     number = 0
     for task in client.tasks(filters, None if limit is None else limit + 1):
         if number == limit:
-            output.note(f"These are the newest {number}. --all lists the others, too.")
+            output.note("More tasks match. --limit and --all set how many are listed.")
             break
         if number == 0:
             write_header(output)
@@ -60,6 +60,8 @@ def act_on_task(client: Client, output: Output, action: str, task_id: str) -> in
 
 def watch_tasks(client: Client, output: Output, filters: Mapping[str, str]) -> int:
     """Print each change of the tasks that match, until Ctrl-C."""
+    if output.notes.is_terminal:
+        output.note("Waiting for changes. Ctrl-C ends the command.")
     for event in follow(client, None, output.note):
         if event.name == "gap":
             output.note(_gap(event))

@@ -24,8 +24,12 @@ STYLES = {
 _FAINT = "dim"
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
-# The columns of a list on a terminal, with their widths. The last one may be longer.
+# The columns of a list on a terminal, with their widths. The last one may be longer. A terminal of
+# less than _WIDE characters has no room for the value that people search for, so it gets only the
+# first columns, and the others in a line below.
 _COLUMNS = (("ID", 36), ("STATUS", 9), ("AGE", 4), ("KIND", 11), ("ABOUT", 5))
+_FIRST_COLUMNS = 3
+_WIDE = 100
 
 
 # Fields
@@ -106,7 +110,8 @@ def _seconds(attempt: Json) -> str:
 def write_header(output: Output) -> None:
     """Print the names of the columns, on a terminal."""
     if output.is_terminal and not output.as_json:
-        output.line((" ".join(map(_padded, *zip(*_COLUMNS, strict=True))), "bold"), cut=True)
+        names = [_padded(name, width) for name, width in _COLUMNS]
+        output.line((" ".join(names[: _columns(output)]), "bold"), cut=True)
 
 
 def write_task(output: Output, task: Json) -> None:
@@ -116,10 +121,18 @@ def write_task(output: Output, task: Json) -> None:
         return
     status, style = _status(task)
     cells = (field(task, "id"), status, _age(task), field(task, "kind"), field(task, "about"))
-    first, second, *others = map(_padded, cells, (width for _, width in _COLUMNS))
-    output.line(f"{first} ", (second, style), " ", " ".join(others), cut=True)
+    padded = [_padded(cell, width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True)]
+    columns = _columns(output)
+    output.line(f"{padded[0]} ", (padded[1], style), " ", " ".join(padded[2:columns]), cut=True)
+    if columns < len(cells):
+        output.line("  ", " ".join(cells[columns:]), cut=True)
     if error := error_text(task.get("error")):
         output.line((f"  attempt {field(task, 'attempts')}: {error}", _FAINT), cut=True)
+
+
+def _columns(output: Output) -> int:
+    """Return the number of columns that fit into a line of this terminal."""
+    return len(_COLUMNS) if output.console.width >= _WIDE else _FIRST_COLUMNS
 
 
 def write_change(output: Output, task: Json) -> None:
@@ -129,7 +142,7 @@ def write_change(output: Output, task: Json) -> None:
         return
     status, style = _status(task)
     moment = _parsed(task.get("updated_at"))
-    clock = "" if moment is None else f"{moment.astimezone(UTC):%H:%M:%S} "
+    clock = "" if moment is None else f"{moment.astimezone(UTC):%H:%M:%SZ} "
     facts = (_percent(task.get("progress")), field(task, "kind"), field(task, "about"))
     words = " ".join(filter(None, (*facts, error_text(task.get("error")))))
     output.line((clock, _FAINT), f"{field(task, 'id')} ", (_padded(status, 9), style), f" {words}")

@@ -100,6 +100,14 @@ def test_the_access_log_can_be_switched_off(
         assert requests_in(capsys) == []
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_the_server_logs_no_requests_itself(tmp_path: Path, *, on: bool) -> None:
+    """With `uvicorn app.main:app`, its lines would have the queries, which may be secret."""
+    logging.getLogger("uvicorn.access").disabled = False
+    create_app(settings_in(tmp_path, access_log=on))
+    assert logging.getLogger("uvicorn.access").disabled
+
+
 def test_the_line_is_written_before_background_tasks_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

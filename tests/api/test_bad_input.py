@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from afterward.task import Status
 from app.main import create_app
 from tests.api.requests import problem_of
 from tests.support.service import files_below, settings_in
@@ -169,6 +170,39 @@ def test_an_invalid_limit_or_position_of_a_page_is_refused(
 )
 def test_an_invalid_filter_of_tasks_is_refused(client: TestClient, query: str, status: int) -> None:
     refused(client.get(f"/tasks?{query}"), status)
+
+
+@pytest.mark.parametrize(
+    ("path", "pointer", "detail"),
+    [
+        (
+            "/tasks?status=faild",
+            "/status",
+            f"must be one or more of {', '.join(Status)}, separated by commas",
+        ),
+        ("/tasks?about=%00", "/about", "must not contain a NUL character"),
+        ("/tasks?kind=" + "x" * 101, "/kind", "must have at most 100 characters"),
+        ("/tasks?after=x%0A", "/after", "must be the id of a task"),
+        ("/inbox?after=x", "/after", "must be the id of a mail"),
+        (
+            "/save-data/a%20b",
+            "/user_id",
+            "must be 1 to 64 letters, digits and characters of ._@-",
+        ),
+    ],
+)
+def test_the_refusal_of_a_text_is_a_sentence_and_no_pattern(
+    client: TestClient, path: str, pointer: str, detail: str
+) -> None:
+    problem = refused(client.get(path), 422)
+    assert problem["errors"] == [{"pointer": pointer, "detail": detail}]
+
+
+def test_the_refusal_of_a_long_subject_counts_its_characters(client: TestClient) -> None:
+    problem = refused(client.post(NOTIFICATION, json={"subject": "x" * 201}), 422)
+    assert problem["errors"] == [
+        {"pointer": "/subject", "detail": "must have at most 200 characters"}
+    ]
 
 
 @pytest.mark.parametrize(

@@ -46,17 +46,17 @@ def test_the_fields_are_read(query: str, conditions: dict[str, str] | None) -> N
     ("query", "field", "message"),
     [
         ("status=done", "status", "Choose from queued, running, retrying"),
-        ("about=" + "x" * 1001, "about", "At most 1,000 characters."),
-        ("about=%00", "about", "Remove the NUL character"),
-        ("kind=" + "x" * 101, "kind", "At most 100 characters."),
+        ("about=" + "x" * 1001, "about", "Must have at most 1,000 characters"),
+        ("about=%00", "about", "Must not contain a NUL character"),
+        ("kind=" + "x" * 101, "kind", "Must have at most 100 characters"),
         ("since=yesterday", "since", "Must be a date and time"),
         ("since=2026-13-01T00:00", "since", "month"),
         ("until=2026-01-01", "until", "Must be a date and time"),
         ("period=1y", "period", "Choose one of 15m, 1h, 24h, 7d."),
         ("period=1h&since=2026-01-01T00:00", "since", "not both"),
-        ("request_id=" + "x" * 201, "request_id", "At most 200 characters."),
-        ("error=" + "x" * 201, "error", "At most 200 characters."),
-        ("batch_id=%00", "batch_id", "Remove the NUL character"),
+        ("request_id=" + "x" * 201, "request_id", "Must have at most 200 characters"),
+        ("error=" + "x" * 201, "error", "Must have at most 200 characters"),
+        ("batch_id=%00", "batch_id", "Must not contain a NUL character"),
     ],
 )
 def test_an_unreadable_field_has_a_message(query: str, field: str, message: str) -> None:

@@ -110,6 +110,7 @@ async def test_the_first_attempt_is_a_child_of_the_span_that_added_the_task(
     assert attempt.parent is not None
     assert attempt.parent.span_id == request.span_id
     assert id_of(attempt).trace_id == request.trace_id
+    assert linked_ids(attempt) == [request.span_id]
     assert attempt.kind is SpanKind.CONSUMER
     assert attempt.status.status_code is StatusCode.UNSET
     assert attributes_of(attempt) == {
@@ -118,6 +119,7 @@ async def test_the_first_attempt_is_a_child_of_the_span_that_added_the_task(
         "messaging.operation.type": "process",
         "messaging.destination.name": "send",
         "messaging.message.id": task.id,
+        "messaging.client.id": (await queue.get(task.id)).owner,
         "afterward.task.attempt": 1,
         "afterward.task.outcome": "succeeded",
     }

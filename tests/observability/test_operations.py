@@ -22,7 +22,10 @@ ALERTS = yaml.safe_load((OPERATIONS / "alerts.yml").read_text())["groups"][0]["r
 
 # Prometheus adds these to every series, and the metric `up` to every target.
 OF_PROMETHEUS = {"job", "instance"}
-FUNCTIONS = {"sum", "rate", "increase", "histogram_quantile", "by", "without", "and"}
+FUNCTIONS = {
+    *("sum", "rate", "increase", "histogram_quantile", "absent", "vector"),
+    *("by", "without", "and", "or"),
+}
 
 Metrics = dict[str, dict[str, set[str]]]  # the values of each label of each metric
 

@@ -334,6 +334,24 @@ def test_a_bad_value_stops_the_start_with_one_line_that_does_not_repeat_it(
     assert SECRET not in line
 
 
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_an_unknown_propagator_stops_the_start_also_without_tracing(
+    tmp_path: Path, command: str
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "app", command],
+        cwd=tmp_path,
+        env=environment(otel_propagators="b3x"),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("bad settings: OTEL_PROPAGATORS: Propagator b3x not found.")
+
+
 @pytest.mark.parametrize(
     "variable", ["OTEL_TRACES_EXPORTER=otlp", "OTEL_EXPORTER_OTLP_ENDPOINT=http://c"]
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from afterward.task import Status
 from app.terminal.commands import local_url, main
 from app.terminal.output import Trouble
 from tests.support.service import free_port
@@ -31,7 +32,7 @@ INVALID = [
         (httpx2.RemoteProtocolError("no HTTP"), f"Cannot reach {URL}: no HTTP"),
         (
             problem(401, "An API key is needed."),
-            "The service asks for an API key: set AFTERWARD_API_KEY, or add --key KEY.",
+            "The service asks for an API key: set the variable AFTERWARD_API_KEY.",
         ),
         (
             problem(422, "Invalid request.", errors=INVALID),
@@ -106,6 +107,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_printed(
         ("http://127.0.0.1:x", "http://127.0.0.1:x is no address of a service: Invalid port"),
         ("localhost:8000", "localhost:8000 is no address of a service: it must begin with http://"),
         ("http://mail.example.com", "Cannot reach http://mail.example.com: refused"),
+        ("https://localhost", "Cannot reach https://localhost: refused"),
     ],
 )
 def test_an_address_that_cannot_be_reached_is_named(
@@ -165,12 +167,24 @@ def test_a_port_that_the_system_chose_is_not_known(
 
 # Wrong options
 
+STATUSES = f"must be one or more of {', '.join(Status)}, separated by commas"
+
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["list", "--limit", "0"], "argument --limit: "),
+        (["list", "--limit", "0"], "argument --limit: must be a whole number above 0"),
+        (["list", "--limit", "many"], "argument --limit: must be a whole number above 0"),
+        (["list", "--status", "faild"], f"argument --status: {STATUSES}"),
+        (["watch", "--status", "failed,"], f"argument --status: {STATUSES}"),
+        (
+            ["cancel", "--status", "queued", "--batch-id", ""],
+            "argument --batch-id: must not be empty",
+        ),
+        (["show", "."], "argument ID: must be the id of a task"),
+        (["retry", ""], "argument ID: must be the id of a task"),
+        (["watch", ".."], "argument ID: must be the id of a task"),
         (["list", "--limit", "5", "--all"], "not allowed with argument"),
         (["retry"], "retry: give an ID, or a filter such as --status failed"),
         (["cancel", ID, "--status", "queued"], "give an ID or filters, and not both"),

@@ -78,7 +78,7 @@ def test_a_limit_ends_the_list_and_a_note_tells_of_more(
     assert run("list", "--limit", "2") == 0
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 2
-    assert said.err == "These are the newest 2. --all lists the others, too.\n"
+    assert said.err == "More tasks match. --limit and --all set how many are listed.\n"
     assert stand_in.asked == ["GET /tasks?limit=3"]
 
 
@@ -112,6 +112,23 @@ def test_a_terminal_gets_a_table_with_colours_and_no_line_beyond_its_width(
     assert error.startswith("  attempt 1: PermanentError 550: no such")
     assert len(error) == 100
     assert error.endswith("…")
+
+
+def test_a_narrow_terminal_gets_the_kind_and_the_recipient_in_a_line_of_their_own(
+    stand_in: StandIn,
+    run: Run,
+    on_a_terminal: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    stand_in.answers(page(failure(about="ada.lovelace@mail.example.com")))
+    assert run("list") == 0
+    header, row, about, error = without_styles(capsys.readouterr().out).splitlines()
+    assert header.split() == ["ID", "STATUS", "AGE"]
+    assert row.split()[:2] == [ID, "failed"]
+    assert about == "  send_email ada.lovelace@mail.example.com"
+    assert error.startswith("  attempt 1: PermanentError: 550 no such")
 
 
 def test_no_color_is_respected(

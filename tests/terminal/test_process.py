@@ -91,6 +91,28 @@ def test_a_closed_pipe_ends_the_command_without_a_traceback(
     assert "ada@example.com" in line
 
 
+@pytest.mark.parametrize(
+    ("redirection", "ended"),
+    [
+        (">/dev/full", (2, "The command cannot go on: [Errno 28] No space left on device\n")),
+        (">&-", (0, "")),
+    ],
+)
+def test_output_that_cannot_be_written_is_no_traceback(
+    service: Service, redirection: str, ended: tuple[int, str]
+) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {redirection}', "sh", *TASKS, "list"],
+        cwd=service.directory,
+        env=environment(**of_the_client(service)),
+        check=False,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stderr) == ended
+
+
 def test_ctrl_c_ends_the_command_without_a_traceback(service: Service, tmp_path: Path) -> None:
     with Process(tmp_path, command=(*TASKS, "watch"), **of_the_client(service)) as process:
         until(lambda: _send_mail(service) and process.log, within=PATIENCE)
@@ -127,7 +149,7 @@ def test_on_a_terminal_the_command_prints_a_table(service: Service) -> None:
     with subprocess.Popen(
         [*TASKS, "list", "--limit", "1"],
         cwd=service.directory,
-        env=environment(**of_the_client(service)) | {"TERM": "xterm", "COLUMNS": "80"},
+        env=environment(**of_the_client(service)) | {"TERM": "xterm", "COLUMNS": "100"},
         stdout=theirs,
         stderr=theirs,
     ) as process:

@@ -60,8 +60,8 @@ def test_a_terminal_gets_a_line_with_the_time_and_the_progress(
     said = capsys.readouterr().out
     assert "\x1b[34mrunning" in said
     assert without_styles(said).splitlines() == [
-        f"14:00:01 {ID} running   40% send_email ada@example.com",
-        f"14:00:01 {ID} failed    send_email ada@example.com PermanentError 550: full",
+        f"14:00:01Z {ID} running   40% send_email ada@example.com",
+        f"14:00:01Z {ID} failed    send_email ada@example.com PermanentError 550: full",
     ]
 
 
@@ -174,6 +174,15 @@ def test_a_gap_is_told_and_other_kinds_of_events_are_left_out(
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 1
     assert said.err.startswith("Some changes are missing here. Read the tasks again.\n")
+
+
+def test_a_person_who_waits_for_the_first_change_is_told(
+    stand_in: StandIn, run: Run, on_a_terminal: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.answers(ENOUGH)
+    run("watch")
+    said = without_styles(capsys.readouterr().err)
+    assert said.startswith("Waiting for changes. Ctrl-C ends the command.\n")
 
 
 @pytest.mark.parametrize(

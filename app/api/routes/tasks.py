@@ -18,7 +18,7 @@ from app.api.errors import documented
 from app.api.event_stream import QUIET_SECONDS, Change, Reader, event_id
 from app.api.replay import Replay
 from app.api.route import ServiceRoute
-from app.api.schemas import Queued, SearchText, TaskDetail, TaskPage, TaskView
+from app.api.schemas import Pattern, Queued, SearchText, TaskDetail, TaskPage, TaskView
 from app.api.server_sent_events import (
     DOCUMENTED,
     FELL_BEHIND,
@@ -32,6 +32,8 @@ from app.api.server_sent_events import (
     position,
 )
 from app.api.task_filters import TaskFilters
+
+_ID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 router = APIRouter(tags=["tasks"], route_class=ServiceRoute)
 
@@ -56,10 +58,9 @@ class TaskQuery(TaskFilters):
 
     limit: Annotated[int, Field(ge=1, le=100)] = 50
     after: Annotated[
-        str | None,
+        Annotated[str, Pattern(_ID, "must be the id of a task")] | None,
         Field(
-            description="The last id of the previous page. Retention may have removed that task.",
-            pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+            description="The last id of the previous page. Retention may have removed that task."
         ),
     ] = None
 
