@@ -66,10 +66,14 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--only-binary :all: --no-annotate --no-header --upgrade
 OTHERS := $(LOCK) --constraint requirements-check.txt
 
+screenshots: ## take the pictures of the dashboard in docs/images again (needs Chromium)
+	$(INSTALL) requirements-check.txt
+	$(BIN)/python -m scripts.screenshots
+
 lock: ## resolve the dependencies again, with hashes (needs uv)
 	$(LOCK) --all-extras --group check pyproject.toml --output-file requirements-check.txt
 	$(OTHERS) --all-extras --group test pyproject.toml --output-file requirements-test.txt
 	$(OTHERS) --all-extras --group service pyproject.toml --output-file requirements.txt
 	$(OTHERS) benchmarks/requirements.in --output-file benchmarks/requirements.txt
 
-.PHONY: help install run test check torture bench bench-quick up down demo lock
+.PHONY: help install run test check torture bench bench-quick up down demo screenshots lock

@@ -20,6 +20,7 @@ from fastapi.testclient import TestClient
 from afterward import Afterward, RetryPolicy, Status, Task
 from afterward.tracing import NO_TRACING
 from app.settings import Settings
+from scripts.screenshots import IMAGES, LARGEST, NAMES, SCHEMES
 from tests.support.service import PATIENCE, ROOT, free_port, until
 from tests.support.tools import tool
 
@@ -315,14 +316,15 @@ def test_the_table_of_arguments_has_every_argument_and_its_default() -> None:
         assert default == parameter.default, name
 
 
-# Links and pictures, `[text](target "title")`, outside of code.
+# Links and pictures, `[text](target "title")` or `<img src="target">`, outside of code.
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)")
+LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)|<(?:img|source)\b[^>]*\bsrc(?:set)?=\"([^\"]+)\"")
 
 
 def links(text: str) -> list[str]:
     """Return the relative links of a page."""
-    return [target for target in LINK.findall(CODE.sub("", text)) if ":" not in target]
+    targets = [link or picture for link, picture in LINK.findall(CODE.sub("", text))]
+    return [target for target in targets if ":" not in target]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -346,7 +348,20 @@ def anchors(text: str) -> set[str]:
 def test_control_a_link_without_a_file_is_found() -> None:
     text = "[a](b.md), `[c](d.md)`, [e](https://example.com), ![f](g.svg)\n```\n[h](i.md)\n```\n"
     assert links(text) == ["b.md", "g.svg"]
+    assert links('<source media="x" srcset="a.png"><img src="b.png" alt="">') == ["a.png", "b.png"]
     assert anchors("# A task of *your* own\n```\n# no\n```\n") == {"a-task-of-your-own"}
+
+
+def test_the_pages_show_each_picture_of_the_dashboard_and_no_other() -> None:
+    taken = {IMAGES / f"{name}-{scheme}.png" for name in NAMES for scheme in SCHEMES}
+    shown = {
+        (ROOT / page).parent / link
+        for page in PAGES
+        for link in links(PAGES[page])
+        if ".png" in link
+    }
+    assert taken == set(IMAGES.iterdir()) == shown
+    assert sum(path.stat().st_size for path in taken) < LARGEST
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -122,12 +122,9 @@ class _Counts:
         self._minutes: dict[int, list[int]] = {}
 
     def add(self, column: int, at: float) -> None:
-        minute = int(at // MINUTE)
-        if minute not in self._minutes:
-            self._minutes[minute] = [0, 0, 0]
-            if len(self._minutes) > MINUTES:
-                del self._minutes[min(self._minutes)]
-        self._minutes[minute][column] += 1
+        self._minutes.setdefault(int(at // MINUTE), [0, 0, 0])[column] += 1
+        if len(self._minutes) > MINUTES:
+            del self._minutes[min(self._minutes)]  # perhaps the minute that was just counted
 
     def until(self, now: float) -> Hour:
         last = int(now // MINUTE)

@@ -15,8 +15,8 @@ def bars(values: Sequence[int], *, title: str, status: str = "", unit: str = "a 
     is the class of the chart: a status of tasks, whose colour the bars get.
 
     With 60 values each bar has 4 units of the width, of which the bar itself takes 3. The highest
-    bar has the whole height. A value above 0 is at least one unit high, so that a single failure is
-    seen beside a minute with 1,000.
+    bar has the whole height, which a line marks. A value above 0 is at least one unit high, so that
+    a single failure is seen beside a minute with 1,000.
     """
     step = WIDTH / max(1, len(values))
     highest = max(values, default=0)
@@ -25,9 +25,10 @@ def bars(values: Sequence[int], *, title: str, status: str = "", unit: str = "a 
         for position, value in enumerate(values)
         if value > 0
     )
+    top = Markup('<line class="top" x1="0" y1="0" x2="{}" y2="0"/>').format(WIDTH)
     return Markup(
         '<svg class="chart {status}" role="img" viewBox="0 0 {width} {height}" '
-        'preserveAspectRatio="none"><title>{title}</title><desc>{summary}</desc>'
+        'preserveAspectRatio="none"><title>{title}</title><desc>{summary}</desc>{top}'
         '<line x1="0" y1="{height}" x2="{width}" y2="{height}"/><path d="{drawn}"/></svg>'
     ).format(
         status=status,
@@ -35,6 +36,7 @@ def bars(values: Sequence[int], *, title: str, status: str = "", unit: str = "a 
         height=HEIGHT,
         title=title,
         summary=summary(values, unit),
+        top=top if highest else "",
         drawn=drawn,
     )
 

@@ -1,24 +1,29 @@
 """/board/send: a form that sends a notification, by the code of POST /send-notification."""
 
 import hashlib
+import json
 import re
+from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from afterward.errors import KeyTaken
-from afterward.task import Answer, new_id
-from app.api.dependencies import ClientDep, QueueDep
+from afterward.task import Answer, Task, new_id
+from app.api.dependencies import ClientDep, QueueDep, SettingsDep
 from app.api.errors import message_of
 from app.api.forms import read_form, see_other
 from app.api.pages import page
-from app.api.route import ServiceRoute, without_turn
+from app.api.route import ServiceRoute
 from app.api.routes.notifications import add_notification
-from app.api.schemas import Address, Notification
+from app.api.routes.tasks import find_task
+from app.api.schemas import Address, Notification, SearchText
 
 _FORM_ID = re.compile(r"[0-9a-f-]{36}", re.ASCII)
+_HIDDEN = "HIDE_ARGUMENTS is set, so the form does not show the mail of a task."
+_NO_MAIL = "This task sends no mail that could be sent again today."
 
 router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
 
@@ -30,11 +35,28 @@ class MailForm(Notification):
 
 
 @router.get("/board/send")
-@without_turn
-async def read_send(request: Request, queue: QueueDep) -> HTMLResponse:
-    """Show the form, filled with the defaults."""
-    empty = {"recipient": "", **Notification().model_dump()}
-    return _send_page(request, new_id(queue.now()), empty)
+async def read_send(
+    request: Request,
+    queue: QueueDep,
+    client: ClientDep,
+    settings: SettingsDep,
+    like: Annotated[SearchText | None, Query(max_length=64)] = None,
+) -> HTMLResponse:
+    """Show the form, filled with the defaults, or with the mail of the task with the id `like`."""
+    fields = {"recipient": "", **Notification().model_dump()}
+    if like is not None:
+        if settings.hide_arguments:
+            raise HTTPException(422, _HIDDEN)
+        fields = _mail_of(await find_task(like, queue, client))
+    return _send_page(request, new_id(queue.now()), fields)
+
+
+def _mail_of(task: Task) -> dict[str, Any]:
+    """Return the fields of the mail that a task sends. Raises HTTPException 422 for other tasks."""
+    try:
+        return MailForm.model_validate(json.loads(task.arguments)["kwargs"]).model_dump()
+    except (ValueError, TypeError, KeyError):
+        raise HTTPException(422, _NO_MAIL) from None
 
 
 @router.post("/board/send")

@@ -85,6 +85,7 @@ def _task_page(
         is_waiting=task.status in WAITING,
         can_run_now=task.status is Status.RETRYING and task.due_at > queue.now(),
         can_retry=task.status in {Status.FAILED, Status.CANCELLED},
+        can_copy=task.kind == "send_email" and not settings.hide_arguments,
     )
 
 

@@ -4,15 +4,18 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
+from afterward.errors import TaskNotFound
 from afterward.queue import Queue
 from afterward.task import Status, Task
 from app.api.dependencies import ClientDep, QueueDep
+from app.api.forms import see_other
 from app.api.page_texts import query_with
 from app.api.pages import example, page
 from app.api.route import ServiceRoute
+from app.api.routes.tasks import find_task
 from app.api.schemas import TaskFailure
 from app.board.counts import Matches
 from app.board.dependencies import BoardDep
@@ -58,8 +61,11 @@ def error_line(error: str | None) -> str:
 @router.get("/board/tasks")
 async def read_tasks(
     request: Request, queue: QueueDep, client: ClientDep, board: BoardDep
-) -> HTMLResponse:
-    """Show the form, and a page of the tasks that match it, newest first."""
+) -> Response:
+    """Show the form, and a page of the tasks that match it, newest first.
+
+    Where the id of a task is searched for, go to the task: people paste ids from log lines.
+    """
     now = queue.now()
     search = TaskSearch.read(request.query_params, now)
     after = request.query_params.get("after") or None
@@ -69,6 +75,8 @@ async def read_tasks(
         return _tasks_page(request, queue, search, status=422)
     wanted = search.filters.for_client(client)
     tasks = await queue.engine.list_tasks(wanted, after=after, limit=LISTED + 1)
+    if not tasks and await _is_task(queue, search.filters.about, client):
+        return see_other(f"/board/tasks/{search.filters.about}")
     return _tasks_page(
         request,
         queue,
@@ -79,6 +87,17 @@ async def read_tasks(
         is_first=after is None,
         matches=await board.counts.matches(search, client) if search.has_conditions else Matches(),
     )
+
+
+async def _is_task(queue: Queue[Tools], text: str | None, client: str) -> bool:
+    """Whether the text is the id of a task of this client."""
+    if text is None or not _ID.fullmatch(text):
+        return False
+    try:
+        await find_task(text, queue, client)
+    except TaskNotFound:
+        return False
+    return True
 
 
 def _tasks_page(

@@ -87,12 +87,12 @@ const main = document.getElementById("main");
 const address = main.dataset.live;
 
 // Nothing moves while a person fills in a form or has selected some text.
-function isInUse() {
+function isInUse(part = main) {
   const active = document.activeElement;
-  const types = main.contains(active) && active.matches("input, select, textarea");
+  const types = part.contains(active) && active.matches("input, select, textarea");
   const selection = getSelection();
-  const selects = !selection.isCollapsed && main.contains(selection.anchorNode);
-  return types || selects || main.querySelector("form[data-changed], dialog[open]") !== null;
+  const selects = !selection.isCollapsed && part.contains(selection.anchorNode);
+  return types || selects || part.querySelector("form[data-changed], dialog[open]") !== null;
 }
 
 main.addEventListener("input", (event) => {
@@ -119,6 +119,7 @@ async function reload() {
 
 function showNumbers(tick) {
   const numbers = document.getElementById("numbers");
+  if (isInUse(numbers)) return;
   const page = new DOMParser().parseFromString(tick.html, "text/html");
   patchChildren(numbers, page.body);
   freshenTimes();
@@ -190,7 +191,7 @@ class Live {
     if (tick.problem) this.tell("lost", tick.problem);
     else if (tick.html) {
       this.tell("live", "Live");
-      if (!isInUse()) showNumbers(tick);
+      showNumbers(tick);
     } else this.plan(tick.every * 1000);
   }
 

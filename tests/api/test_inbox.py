@@ -402,7 +402,7 @@ def test_the_list_is_a_page_with_a_search(client: TestClient) -> None:
     assert "Delete all" not in second
     found = page_of(client, "/inbox?q=NUMBER")
     assert 'value="NUMBER"' in found
-    assert (found.count('<th scope="row">'), ">Hello<" in found) == (3, False)
+    assert (found.count('<th scope="row"'), ">Hello<" in found) == (3, False)
     assert "No mail has all of these words" in page_of(client, "/inbox?q=nothing")
 
 

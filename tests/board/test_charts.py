@@ -113,6 +113,18 @@ async def test_events_are_counted_in_their_minutes() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_record_of_each_minute_is_read_although_an_hour_lies_in_61_of_them() -> None:
+    """After a start at 12:00:30, the tasks since 11:00:30 are read: a minute more than is kept."""
+    clock = Clock()
+    clock.now = NOW + 30
+    times = [NOW - 3565, *(NOW + 15 - 60 * minute for minute in range(60))]
+    record = Record([a_task(at, int(at - NOW) + 9999) for at in times])
+    hour = await Activity(record, now=clock).last_hour("")  # type: ignore[arg-type]
+
+    assert hour.accepted == (1,) * 60
+
+
+@pytest.mark.anyio
 async def test_a_count_older_than_an_hour_is_forgotten() -> None:
     activity, clock, _ = new_activity()
     for minute in range(100):

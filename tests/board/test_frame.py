@@ -11,6 +11,7 @@ from app.api.static_files import STATIC_PATHS, static_file, static_url
 from tests.api.requests import problem_of
 from tests.support.gate import served
 from tests.support.pages import BROWSER, Page
+from tests.support.service import ROOT
 
 PAGES = [
     "/",
@@ -87,6 +88,24 @@ def test_every_table_has_column_headers_and_every_field_a_label(browser: TestCli
             is_hidden = field.attributes.get("type") == "hidden"
             is_labelled = field.attributes.get("id") in labelled or id(field) in inside
             assert is_hidden or is_labelled, f"{path}: {field.attributes}"
+
+
+def test_a_table_that_becomes_cards_on_a_phone_stays_a_table_for_screen_readers() -> None:
+    """Some browsers forget the role of a cell whose `display` changes, so the HTML repeats it."""
+    roles = {"table": "table", "thead": "rowgroup", "tbody": "rowgroup", "tr": "row", "td": "cell"}
+    roles |= {'th scope="col"': "columnheader", 'th scope="row"': "rowheader"}
+    tables = [
+        table
+        for path in (ROOT / "app/templates/pages").rglob("*.html")
+        for table in re.findall(
+            r'<table class="(?:rows|facts).*?</table>', path.read_text(), re.DOTALL
+        )
+    ]
+    assert len(tables) > 10
+    for table in tables:
+        for tag in re.findall(r"<(?:table|thead|tbody|tr|td|th)\b[^>]*>", table):
+            role = next(roles[start] for start in roles if tag.startswith(f"<{start}"))
+            assert f'role="{role}"' in tag, tag
 
 
 def test_links_begin_with_the_prefix_of_the_proxy(tmp_path: Path) -> None:

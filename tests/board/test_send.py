@@ -13,9 +13,9 @@ from tests.support.service import mails_in, wait_for
 MAIL = {"recipient": "ada@example.com", "subject": "Hello", "message": "It is done."}
 
 
-def form_of(client: TestClient) -> dict[str, str]:
+def form_of(client: TestClient, path: str = "/board/send") -> dict[str, str]:
     """Return the fields of the form as the page has them."""
-    page = Page(client.get("/board/send").text)
+    page = Page(client.get(path).text)
     fields = {
         field.attributes["name"]: field.attributes["value"]
         for field in page.all("input")
@@ -44,6 +44,40 @@ def test_the_form_is_filled_with_the_defaults(browser: TestClient) -> None:
         "subject": "Notification",
         "message": "This is a notification.",
     }
+
+
+def test_the_form_is_filled_with_the_mail_of_a_task(idle_browser: TestClient) -> None:
+    """Its page leads to the form, and the copy is a task of its own."""
+    first = idle_browser.post("/board/send", data=MAIL | {"subject": HOSTILE[:60]})
+    assert first.status_code == 303
+    (link,) = [
+        link
+        for link in Page(idle_browser.get(first.headers["location"]).text).links
+        if link.startswith("/board/send?like=")
+    ]
+    form = form_of(idle_browser, link)
+    assert form.pop("form_id")
+    assert form == MAIL | {"subject": HOSTILE[:60]}
+    second = idle_browser.post("/board/send", data=form)
+    assert second.headers["location"] != first.headers["location"]
+
+
+def test_a_form_like_a_task_that_sends_no_mail_is_refused(idle_browser: TestClient) -> None:
+    task = idle_browser.post("/save-data/?user_id=1", json={}).json()
+    response = idle_browser.get(f"/board/send?like={task['id']}")
+    assert response.status_code == 422
+    assert "sends no mail" in Page(response.text).text
+    assert idle_browser.get(f"/board/send?like={'0' * 36}").status_code == 404
+
+
+def test_hidden_arguments_are_in_no_form(tmp_path: Path) -> None:
+    with served(tmp_path, worker_concurrency=0, hide_arguments=True) as client:
+        client.headers.update(BROWSER)
+        location = client.post("/board/send", data=MAIL).headers["location"]
+        assert "/board/send?like=" not in client.get(location).text
+        response = client.get(f"/board/send?like={location.removeprefix('/board/tasks/')}")
+        assert response.status_code == 422
+        assert MAIL["message"] not in response.text
 
 
 def test_a_form_that_is_sent_twice_queues_one_mail(idle_browser: TestClient) -> None:

@@ -139,6 +139,23 @@ def test_an_empty_list_says_how_to_send_a_mail(client: TestClient) -> None:
     assert "There are no tasks yet. This command sends a mail: curl" in page.text
 
 
+def test_a_search_for_the_id_of_a_task_leads_to_its_page(client: TestClient) -> None:
+    (task_id,) = queue_mails(client)
+    answer = client.get(f"/board/tasks?about=+{task_id}+", headers=BROWSER, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/board/tasks/{task_id}")
+    unknown = browse(client, f"/board/tasks?about={'0' * 8}{task_id[8:]}")
+    assert "No task matches this search." in unknown.text
+
+
+def test_a_search_for_the_task_of_another_client_finds_nothing(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, api_keys="ada: key-a, bob: key-b", worker_concurrency=0)
+    with TestClient(create_app(settings)) as client:
+        path = "/send-notification/ada@example.com"
+        task_id = client.post(path, headers=bearing("key-a")).json()["id"]
+        page = browse(client, f"/board/tasks?about={task_id}", **bearing("key-b"))
+        assert "No task matches this search." in page.text
+
+
 def test_a_search_without_results_says_so(client: TestClient) -> None:
     queue_mails(client)
     page = browse(client, "/board/tasks?about=nobody@example.com")
@@ -232,8 +249,8 @@ def test_a_row_has_the_duration_or_the_next_attempt_and_the_error(client: TestCl
     settle(client, third, Status.FAILED, error=USER_UNKNOWN | {"detail": "a\nb" + "c" * 400})
     text = browse(client, "/board/tasks").text
     assert re.search(r"succeeded send_email \S+ user0@example.com \S+( ago)? 1 0\.\d{3} s", text)
-    assert "retrying send_email" in text
-    assert "1 in 10 min PermanentError: 550 5.1.1 User unknown" in text
+    assert "retrying due in 10 min send_email" in text
+    assert "1 PermanentError: 550 5.1.1 User unknown" in text
     assert "PermanentError: a b" + "c" * 200 in text
     assert "c" * 300 not in text
 

@@ -79,14 +79,15 @@ async def list_tasks(
     )
 
 
-async def _existing_task(task_id: SearchText, queue: QueueDep, client: ClientDep) -> Task:
+async def find_task(task_id: SearchText, queue: QueueDep, client: ClientDep) -> Task:
+    """Return a task of this client. Raises TaskNotFound."""
     task = await queue.get(task_id)
     if task.client != client:
         raise TaskNotFound
     return task
 
 
-ExistingTask = Annotated[Task, Depends(_existing_task)]
+ExistingTask = Annotated[Task, Depends(find_task)]
 
 
 @router.get("/tasks/{task_id:task_id}", responses=documented(404, 422, 503))
