@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
+from afterward.history import failed_attempts
 from afterward.task import FINISHED, Record, Status, Task
 from app.mail.message import address, body_text, header_text
 
@@ -186,7 +187,7 @@ class TaskDetail(TaskView):
     def of(cls, task: Task, **more: Any) -> Self:
         """Return the public fields of a task, and its history."""
         try:
-            return super().of(task, history=json.loads(task.history or "[]"), **more)
+            return super().of(task, history=failed_attempts(task.history), **more)
         except ValueError:  # the stored history is damaged, but the task can still be shown
             return super().of(task, history=[], **more)
 

@@ -7,6 +7,7 @@ from afterward.engines.postgres import search, statements
 from afterward.engines.postgres.connections import Session
 from afterward.engines.postgres.statements import TASK_COLUMNS, Row
 from afterward.filter import TaskFilter
+from afterward.history import newest_attempts
 from afterward.retry import Bounds
 from afterward.task import Task, Writes
 
@@ -49,11 +50,14 @@ async def change_slice(
     )
 
     # 4. Write how far the action has come. The crashes before this slice do not count any more,
-    #    because the action makes progress.
+    #    because the action makes progress. There may be any number of them, so the history forgets
+    #    the oldest.
     reached = reached.after([row["id"] for row in found], len(rows))
     await statements.write(session, [Writes(records=(reached.as_record(task, now),))])
     await session.execute(
-        "UPDATE afterward.tasks SET crashes = 0 WHERE id = $1 AND crashes > 0", task.id
+        "UPDATE afterward.tasks SET crashes = 0, history = $2 WHERE id = $1 AND crashes > 0",
+        task.id,
+        newest_attempts(task.history),
     )
     changed = tuple(map(statements.to_task, rows))
     return Slice(changed, reached.done, is_last=is_last)

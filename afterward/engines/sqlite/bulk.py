@@ -8,6 +8,7 @@ from afterward.bulk import Action, Reached, Slice
 from afterward.engines.sqlite import search, statements
 from afterward.engines.sqlite.statements import TASK_COLUMNS
 from afterward.filter import TaskFilter
+from afterward.history import newest_attempts
 from afterward.retry import Bounds
 from afterward.task import Task, Writes
 
@@ -27,10 +28,14 @@ def change_slice(
 ) -> Slice | None:
     """Do the next slice of the action of `task`. See Engine.change_slice."""
     # 1. Check that the worker still holds its claim. The crashes before this slice do not count any
-    #    more, because the action makes progress.
+    #    more, because the action makes progress. There may be any number of them, so the history
+    #    forgets the oldest.
     held = connection.execute(
-        "UPDATE tasks SET crashes = 0 WHERE id = ? AND status = 'running' AND claims = ?",
-        (task.id, task.claims),
+        """
+        UPDATE tasks SET crashes = 0, history = iif(crashes > 0, ?, history)
+        WHERE id = ? AND status = 'running' AND claims = ?
+        """,
+        (newest_attempts(task.history), task.id, task.claims),
     )
     if held.rowcount == 0:
         return None
