@@ -20,8 +20,8 @@ class TaskKind:
     `about` names a parameter of the function. Its value is stored with each task, so that people
     find the tasks that are about it: all mails to a recipient, all tasks of an upload.
 
-    An `urgent` task begins before all tasks that wait already. For example, a task that cancels
-    waiting tasks would come too late behind them.
+    An `urgent` task begins before all other tasks that are due, also when it is retried. For
+    example, a task that cancels waiting tasks would come too late behind them.
     """
 
     function: Function
@@ -62,6 +62,8 @@ class Registry(Generic[ToolsT]):
             if self._kinds.setdefault(name, kind) != kind:
                 raise TypeError(f"two tasks are named {name}")
             self._signatures[name] = Signature(kind.function)
+        self.urgent = frozenset(name for name, kind in self._kinds.items() if kind.urgent)
+        """The kinds whose tasks begin before the tasks of other kinds."""
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the kinds."""
@@ -95,10 +97,6 @@ class Registry(Generic[ToolsT]):
         """Return the retry policy of this kind; None if it has none of its own, or is unknown."""
         kind = self._kinds.get(name)
         return kind.retry if kind else None
-
-    def is_urgent(self, name: str) -> bool:
-        """Return whether tasks of this kind begin before others. Raises KeyError without it."""
-        return self._kinds[name].urgent
 
 
 def _name_of(function: Function) -> str:

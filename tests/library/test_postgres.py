@@ -576,9 +576,21 @@ async def test_an_event_that_cannot_be_sent_is_dropped(
     assert engine._event_relay._unsent == []
 
 
-async def test_an_event_that_waits_to_be_sent_holds_no_arguments(engine: Engine) -> None:
-    engine.publish(Event(EventType.QUEUED, a_task(arguments='"may be large"')))
-    assert [event.task.arguments for event in engine._event_relay._unsent] == [""]
+async def test_an_event_that_waits_to_be_sent_holds_no_arguments_and_no_history(
+    engine: Engine,
+) -> None:
+    engine.publish(Event(EventType.QUEUED, a_task(arguments='"large"', history="[]")))
+    (event,) = engine._event_relay._unsent
+    assert (event.task.arguments, event.task.history) == ("", None)
+
+
+async def test_a_task_with_a_long_history_fits_into_a_notification(engine: Engine) -> None:
+    """During an outage, the other processes would otherwise read the row of each retry."""
+    event = Event(EventType.RETRYING, a_task(history=f'["{"x" * 9000}"]'))
+    (payload,) = engine._event_relay._payloads([event])
+    (_, _, facts) = json.loads(payload)[1]
+    assert facts["kind"] == event.task.kind
+    assert "history" not in facts
 
 
 async def test_a_notification_is_shorter_than_postgresql_s_limit(engine: Engine) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 
 import asyncpg
@@ -151,6 +151,10 @@ class Postgres(Engine):
         async with self._pool.session(reads_only=True) as session:
             return await search.count_failures(session, client)
 
+    async def list_failed(self, client: str, *, limit: int) -> list[Task]:
+        async with self._pool.session(reads_only=True) as session:
+            return await search.list_failed(session, client, limit)
+
     async def list_changed(
         self, client: str, *, since: float, now: float, limit: int
     ) -> list[Task] | None:
@@ -252,6 +256,7 @@ class Postgres(Engine):
         owner: str,
         *,
         kinds: Sequence[str],
+        urgent: Collection[str] = (),
         limit: int,
         suspect: bool = True,
         now: float,
@@ -279,9 +284,10 @@ class Postgres(Engine):
                 [claims for _, claims in held],
                 WORKER_DIED,
                 error_group(WORKER_DIED),
+                list(urgent),
             )
         # UNION ALL and RETURNING have no order.
-        rows.sort(key=lambda row: (row["due_at"], row["seq"]))
+        rows.sort(key=lambda row: (row["kind"] not in urgent, row["due_at"], row["seq"]))
         tasks = [statements.to_task(row) for row in rows]
         running = tuple(task for task in tasks if task.status is Status.RUNNING)
         recovered = tuple(task for task in tasks if task.status is not Status.RUNNING)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,11 @@ class SQLite(Engine):
             lambda connection: search.count_failures(connection, client)
         )
 
+    async def list_failed(self, client: str, *, limit: int) -> list[Task]:
+        return await self._searches.run(
+            lambda connection: search.list_failed(connection, client, limit)
+        )
+
     async def list_changed(
         self,
         client: str,
@@ -283,7 +288,7 @@ class SQLite(Engine):
         return await self._commits.run(count)
 
     async def oldest_queued(self, client: str) -> float | None:
-        return await self._commits.run(lambda connection: search.oldest_queued(connection, client))
+        return await self._searches.run(lambda connection: search.oldest_queued(connection, client))
 
     async def check(self) -> None:
         self._refuse_if_damaged()
@@ -302,22 +307,25 @@ class SQLite(Engine):
         owner: str,
         *,
         kinds: Sequence[str],
+        urgent: Collection[str] = (),
         limit: int,
         suspect: bool = True,
         now: float,
         lease: float,
     ) -> Claim:
         self._refuse_if_damaged()
-        kind_names = {f"kind_{n}": kind for n, kind in enumerate(kinds)}
+        first = [kind for kind in kinds if kind in urgent]
+        kinds = [*first, *(kind for kind in kinds if kind not in urgent)]
         values = {"owner": owner, "limit": limit, "suspect": suspect, "now": now, "lease": lease}
+        values |= {f"kind_{n}": kind for n, kind in enumerate(kinds)}
 
         def claim(connection: sqlite3.Connection) -> Claim:
             claimed: list[Task] = []
-            if kind_names:
-                claim_due = statements.claim(len(kind_names))
-                rows = connection.execute(claim_due, values | kind_names).fetchall()
+            if kinds:
+                claim_due = statements.claim(len(kinds), len(first))
+                claimed = [*map(statements.to_task, connection.execute(claim_due, values))]
                 # RETURNING has no order.
-                claimed = sorted(map(statements.to_task, rows), key=lambda task: task.due_at)
+                claimed.sort(key=lambda task: (task.kind not in first, task.due_at))
             recovered = statements.requeue_expired(connection, owner, now)
             return Claim(tuple(claimed), tuple(recovered))
 
