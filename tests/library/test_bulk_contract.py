@@ -328,15 +328,18 @@ async def test_a_slice_forgives_the_crashes_before_it(engine: Engine) -> None:
 async def test_a_slice_forgets_the_oldest_of_many_crashes(engine: Engine) -> None:
     """Otherwise the history of an action that crashes for days would grow without a bound."""
     await failed_tasks(engine, 2, kind="retired")
-    history = to_json([{"attempt": n} for n in range(25)])
-    action = await an_action(engine, history=history)
+    first = await an_action(engine, "worker-1")
+    twenty = replace(first, history=to_json([{"attempt": n} for n in range(20)]))
+    await engine.settle(twenty, Outcome(Status.RETRYING, due_at=NOW, error=AN_ERROR), NOW)
+    action = await claim_one(engine, "worker-1")
     await do_slice(engine, action, retries(), limit=1)
     assert (await engine.get(action.id)).history == action.history, "it has not crashed"
     await recover(engine, "worker-2", now=NOW + LEASE)
     action = await claim_one(engine, "worker-2", now=NOW + LEASE)
+    assert len(json.loads(action.history or "")) == 21
     await do_slice(engine, action, retries(), limit=1)
     kept = json.loads((await engine.get(action.id)).history or "")
-    assert [attempt["attempt"] for attempt in kept] == [*range(6, 25), 1]
+    assert [attempt["attempt"] for attempt in kept] == [*range(2, 20), 1, 2]
 
 
 async def test_a_worker_that_has_lost_its_claim_changes_nothing(engine: Engine) -> None:

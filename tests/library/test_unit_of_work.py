@@ -63,6 +63,17 @@ def test_a_task_is_about_the_value_of_the_named_parameter(clock: Clock) -> None:
         assert task.about == about
 
 
+def test_a_task_is_about_a_default_value_or_one_that_only_a_name_gives(clock: Clock) -> None:
+    async def invite(context: Context[None], *guests: str, host: str = "ada") -> None: ...
+
+    registry = Registry[None](TaskKind(invite, about="host"))
+    durable_tasks = UnitOfWork(registry, policy_of=lambda _: NO_WAITS, now=clock)
+    assert durable_tasks.add_task(invite, "eve", "bob").about == "ada"
+    assert durable_tasks.add_task(invite, "eve", "bob", host="grace").about == "grace"
+    with pytest.raises(TypeError, match="invite has no parameter `guests`"):
+        Registry[None](TaskKind(invite, about="guests"))
+
+
 @pytest.mark.parametrize("name", ["sender", "context"])
 def test_a_task_can_only_be_about_an_argument(name: str) -> None:
     with pytest.raises(TypeError, match=f"greet has no parameter `{name}`"):
