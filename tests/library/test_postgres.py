@@ -562,6 +562,29 @@ async def test_a_task_that_is_too_long_for_a_notification_is_read_from_its_row(
     assert Event(EventType.SUCCEEDED, settled, seconds=0.5) in heard
 
 
+async def test_searches_leave_connections_for_claims_and_commits(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count of a million tasks takes long, and clients may ask for many at once."""
+    has_ended = asyncio.Event()
+
+    async def count_slowly(*_: object) -> int:
+        await has_ended.wait()
+        return 7
+
+    monkeypatch.setattr(postgres_engine.search, "count_tasks", count_slowly)
+    counts = [asyncio.create_task(engine.count_tasks(TaskFilter())) for _ in range(9)]
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(2):
+        await put(engine, a_task())
+        await claim_one(engine)
+    monkeypatch.setattr(postgres_connections, "STATEMENT_SECONDS", 0.01)
+    with pytest.raises(QueueUnavailable):
+        await engine.count_tasks(TaskFilter())
+    has_ended.set()
+    assert await asyncio.gather(*counts) == [7] * 9
+
+
 async def test_an_event_that_cannot_be_sent_is_dropped(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,29 +140,29 @@ class Postgres(Engine):
     async def list_tasks(
         self, wanted: TaskFilter, *, after: str | None = None, limit: int
     ) -> list[Task]:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             return await search.list_tasks(session, wanted, after, limit)
 
     async def count_tasks(self, wanted: TaskFilter) -> int:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             return await search.count_tasks(session, wanted)
 
     async def count_failures(self, client: str) -> list[FailureGroup]:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             return await search.count_failures(session, client)
 
     async def list_failed(self, client: str, *, limit: int) -> list[Task]:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             return await search.list_failed(session, client, limit)
 
     async def list_changed(
         self, client: str, *, since: float, now: float, limit: int
     ) -> list[Task] | None:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             return await changes.list_changed(session, client, since, now, limit)
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             rows = await session.fetch(
                 """
                 SELECT status, sum(tasks)::bigint AS tasks FROM (
@@ -181,7 +181,7 @@ class Postgres(Engine):
         return dict.fromkeys(Status, 0) | {Status(row["status"]): row["tasks"] for row in rows}
 
     async def list_batches(self, client: str, *, after: str | None = None, limit: int) -> list[str]:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             return await search.list_batches(session, client, after, limit)
 
     async def cancel(self, task_id: str, now: float) -> Task:
@@ -241,7 +241,7 @@ class Postgres(Engine):
         return Backlog(zeros | {Status(row["status"]): row["tasks"] for row in counts}, oldest)
 
     async def oldest_queued(self, client: str) -> float | None:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             return await search.oldest_queued(session, client)
 
     async def check(self) -> None:
