@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from afterward.bulk import COLLECTION, Action, Slice
+from afterward.bulk import Action, Slice
 from afterward.engine import Engine
 from afterward.engines.sqlite import bulk, changes, search, statements
 from afterward.engines.sqlite.damage_check import BackgroundCheck
@@ -417,47 +417,12 @@ class SQLite(Engine):
     ) -> int:
         self._refuse_if_damaged()
 
-        def purge(connection: sqlite3.Connection) -> int:
-            tasks = connection.execute(
-                """
-                DELETE FROM tasks WHERE seq IN (
-                    SELECT * FROM (SELECT seq FROM tasks INDEXED BY tasks_finished
-                        WHERE finished_at < ? AND status <> 'failed' ORDER BY finished_at LIMIT ?)
-                    UNION ALL
-                    SELECT * FROM (SELECT seq FROM tasks INDEXED BY tasks_failed
-                        WHERE finished_at < ? AND status = 'failed' ORDER BY finished_at LIMIT ?)
-                    LIMIT ?
-                )
-                """,
-                (finished_before, limit, failed_before, limit, limit),
-            ).rowcount
-            answers = connection.execute(
-                """
-                DELETE FROM answers WHERE key IN
-                    (SELECT key FROM answers WHERE created_at < ? ORDER BY created_at LIMIT ?)
-                """,
-                (answered_before, limit),
-            ).rowcount
-            # The counts of a batch go with the last of its tasks.
-            connection.execute(
-                """
-                DELETE FROM removed WHERE NOT EXISTS (
-                    SELECT 1 FROM tasks
-                    WHERE tasks.client = removed.client AND tasks.batch_id = removed.batch_id
-                )
-                """
+        return await self._commits.run(
+            lambda connection: (
+                statements.purge_tasks(connection, finished_before, failed_before, limit)
+                + statements.purge_answers(connection, answered_before, limit)
             )
-            # The record of a bulk action goes with its task.
-            connection.execute(
-                """
-                DELETE FROM records WHERE collection = ?
-                AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.id = records.id)
-                """,
-                (COLLECTION,),
-            )
-            return tasks + answers
-
-        return await self._commits.run(purge)
+        )
 
     # Records
 
