@@ -1,7 +1,7 @@
 """The operations that the queue needs from a database. `afterward.engines` implements them."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from afterward.bulk import Slice
@@ -83,6 +83,13 @@ class Engine(Protocol):
         """Return the groups of a client's failed tasks, the largest first."""
 
     @abstractmethod
+    async def list_failed(self, client: str, *, limit: int) -> list[Task]:
+        """Return up to `limit` failed tasks of a client, the latest failure first.
+
+        Their `history` is None here.
+        """
+
+    @abstractmethod
     async def list_changed(
         self, client: str, *, since: float, now: float, limit: int
     ) -> list[Task] | None:
@@ -90,8 +97,8 @@ class Engine(Protocol):
 
         Each task is listed once, as it is now. Its `arguments` are empty, and its `history` is
         None. Returns None if more than `limit` rows would have to be read. Among these rows are
-        some that the list leaves out: tasks of other clients that have finished since then, and
-        running and retrying tasks that have not changed.
+        some that the list leaves out: tasks that other clients have added since then, and running
+        tasks that have not changed.
         """
 
     @abstractmethod
@@ -162,6 +169,7 @@ class Engine(Protocol):
         owner: str,
         *,
         kinds: Sequence[str],
+        urgent: Collection[str] = (),
         limit: int,
         suspect: bool = True,
         now: float,
@@ -169,7 +177,8 @@ class Engine(Protocol):
     ) -> Claim:
         """Claim up to `limit` due tasks of these kinds for `lease` seconds, oldest first.
 
-        These tasks are returned as running, and this attempt is already counted. A suspect is a
+        Tasks of the `urgent` ones of these kinds come before the others, whenever they became due.
+        The tasks are returned as running, and this attempt is already counted. A suspect is a
         waiting task whose worker crashed during its last attempt. A claim takes at most one
         suspect, and none if `suspect` is False, because a worker runs suspects one at a time: a
         task that crashes its process must not take the other suspects down with it again.

@@ -9,6 +9,9 @@ from typing import Any
 from afterward.task import Task, to_json
 
 MOST_KEPT = 20  # of the failed attempts of a task, the newest
+# Characters of JSON. The type and the text of an error, at most 1,000 characters, always fit. The
+# facts of a TaskError can be of any size, and would be stored 20 times.
+MOST_OF_ERROR = 16_000
 
 
 def error_group(error: str | None) -> str | None:
@@ -39,15 +42,30 @@ def with_failure(task: Task, error: str | None, ended_at: float) -> str:
         "started_at": float(started_at),
         "seconds": max(0.0, round(ended_at - started_at, 6)),
         "worker": task.owner,
-        "error": None if error is None else json.loads(error),
+        "error": None if error is None else _without_large_facts(error),
     }
-    return to_json([*_attempts(task.history), attempt][-MOST_KEPT:])
+    return to_json([*failed_attempts(task.history), attempt][-MOST_KEPT:])
 
 
-def _attempts(history: str | None) -> list[Any]:
-    """Parse a stored history. A damaged one is dropped, because the outcome must be written."""
+def _without_large_facts(error: str) -> Any:
+    described = json.loads(error)
+    if len(error) <= MOST_OF_ERROR:
+        return described
+    return {"type": described["type"], "detail": described["detail"]}
+
+
+def newest_attempts(history: str | None) -> str:
+    """Return a stored history without the attempts before the newest MOST_KEPT."""
+    return to_json(failed_attempts(history))
+
+
+def failed_attempts(history: str | None) -> list[Any]:
+    """Parse a stored history, and return its newest MOST_KEPT attempts. A damaged one is dropped.
+
+    It may have some more, because a claim adds a crashed attempt without parsing the history.
+    """
     try:
         attempts = json.loads(history or "[]")
     except ValueError:
         return []
-    return attempts if isinstance(attempts, list) else []
+    return attempts[-MOST_KEPT:] if isinstance(attempts, list) else []

@@ -2,9 +2,10 @@
 
 import asyncio
 import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar
 
 from afterward.filter import storable_about
 from afterward.retry import RetryPolicy
@@ -20,14 +21,40 @@ class TaskKind:
     `about` names a parameter of the function. Its value is stored with each task, so that people
     find the tasks that are about it: all mails to a recipient, all tasks of an upload.
 
-    An `urgent` task begins before all tasks that wait already. For example, a task that cancels
-    waiting tasks would come too late behind them.
+    An `urgent` task begins before all other tasks that are due, also when it is retried. For
+    example, a task that cancels waiting tasks would come too late behind them.
     """
 
     function: Function
     retry: RetryPolicy | None = None
     about: str | None = None
     urgent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameter:
+    """A parameter of a task's function: it gives its value in a call."""
+
+    name: str
+    position: int  # among the positional arguments behind the Context
+    default: Any
+
+    @classmethod
+    def of(cls, function: Function, name: str) -> Self:
+        """Look up a parameter. Raises TypeError if there is none with one value."""
+        parameters = [*inspect.signature(function).parameters.values()]
+        for position, found in enumerate(parameters[1:]):
+            if found.name == name and found.kind not in (found.VAR_POSITIONAL, found.VAR_KEYWORD):
+                is_keyword = found.kind is found.KEYWORD_ONLY
+                default = None if found.default is found.empty else found.default
+                return cls(name, sys.maxsize if is_keyword else position, default)
+        raise TypeError(f"{_name_of(function)} has no parameter `{name}` for `about`")
+
+    def value(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the value of the parameter in a call with these arguments."""
+        if self.position < len(args):
+            return args[self.position]
+        return kwargs.get(self.name, self.default)
 
 
 class Registry(Generic[ToolsT]):
@@ -41,7 +68,7 @@ class Registry(Generic[ToolsT]):
 
     def __init__(self, *kinds: Function | TaskKind) -> None:
         self._kinds: dict[str, TaskKind] = {}
-        self._positions: dict[str, int] = {}  # of the parameter `about`, for the kinds that have it
+        self._about: dict[str, _Parameter] = {}
         self._signatures: dict[str, Signature] = {}
         for given in kinds:
             kind = given if isinstance(given, TaskKind) else TaskKind(given)
@@ -54,14 +81,12 @@ class Registry(Generic[ToolsT]):
             if kind.retry is not None and not isinstance(kind.retry, RetryPolicy):
                 raise TypeError(f"{name}: retry must be a RetryPolicy")
             if kind.about is not None:
-                parameters = list(inspect.signature(kind.function).parameters)
-                if kind.about not in parameters[1:]:
-                    raise TypeError(f"{name} has no parameter `{kind.about}` for `about`")
-                # Among the arguments behind the Context.
-                self._positions[name] = parameters.index(kind.about) - 1
+                self._about[name] = _Parameter.of(kind.function, kind.about)
             if self._kinds.setdefault(name, kind) != kind:
                 raise TypeError(f"two tasks are named {name}")
             self._signatures[name] = Signature(kind.function)
+        self.urgent = frozenset(name for name, kind in self._kinds.items() if kind.urgent)
+        """The kinds whose tasks begin before the tasks of other kinds."""
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the kinds."""
@@ -84,21 +109,13 @@ class Registry(Generic[ToolsT]):
 
     def about(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """Return the text to store as `about` for a call of this kind, or None."""
-        position = self._positions.get(name)
-        if position is None:
-            return None
-        parameter = self._kinds[name].about
-        value = args[position] if position < len(args) else kwargs.get(cast(str, parameter))
-        return storable_about(value)
+        parameter = self._about.get(name)
+        return None if parameter is None else storable_about(parameter.value(args, kwargs))
 
     def policy(self, name: str) -> RetryPolicy | None:
         """Return the retry policy of this kind; None if it has none of its own, or is unknown."""
         kind = self._kinds.get(name)
         return kind.retry if kind else None
-
-    def is_urgent(self, name: str) -> bool:
-        """Return whether tasks of this kind begin before others. Raises KeyError without it."""
-        return self._kinds[name].urgent
 
 
 def _name_of(function: Function) -> str:

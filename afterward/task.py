@@ -152,7 +152,7 @@ class Backlog:
     """The number of tasks in each state, and the due time of the oldest waiting task."""
 
     counts: dict[Status, int]
-    oldest_due_at: float | None  # not before its creation, if the task is urgent
+    oldest_due_at: float | None
 
 
 class _Sequence:

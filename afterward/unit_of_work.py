@@ -9,10 +9,6 @@ from afterward.retry import RetryPolicy
 from afterward.task import Answer, Record, Task, Writes, new_id, to_json
 from afterward.tracing import NO_TRACING
 
-# Waiting tasks are claimed in the order of their due times. An urgent task is due so long before it
-# was added, so no other task that waits is due earlier.
-URGENT_SECONDS = 365 * 24 * 3600.0
-
 P = ParamSpec("P")
 ToolsT = TypeVar("ToolsT")
 
@@ -80,7 +76,7 @@ class UnitOfWork(Generic[ToolsT]):
             gives_up_at=bounds.gives_up_at,
             created_at=now,
             updated_at=now,
-            due_at=now - URGENT_SECONDS if self._registry.is_urgent(kind) else now,
+            due_at=now,
         )
         self._tasks.append(task)
         return task

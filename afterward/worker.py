@@ -238,6 +238,7 @@ class Worker(Generic[ToolsT]):
             self._queue.engine.claim(
                 self.owner,
                 kinds=kinds,
+                urgent=self._queue.registry.urgent,
                 limit=limit,
                 suspect=suspect,
                 now=self._queue.now(),

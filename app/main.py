@@ -216,6 +216,7 @@ async def run(settings: Settings, traces: Traces | None) -> AsyncIterator[BoardS
 
         # 8. The state of the requests. They take turns with the tasks only while this process has a
         # worker that is busy: see app.api.turns.
+        keep_days = min(settings.retention_days, settings.retention_failed_days)
         log.info("started", **_locations(settings))
         yield BoardState(
             settings=settings,
@@ -227,7 +228,7 @@ async def run(settings: Settings, traces: Traces | None) -> AsyncIterator[BoardS
             recipients=recipients,
             metrics=metrics,
             event_stream=event_stream,
-            replay=Replay(engine, queue.now, settings.retention_days * DAY),
+            replay=Replay(engine, queue.now, keep_days * DAY),
             catcher=catcher,
             health=health,
             board=board,

@@ -19,6 +19,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
 
+from afterward.history import failed_attempts
 from afterward.task import FINISHED, Record, Status, Task
 from app.mail.message import address, body_text, header_text
 
@@ -233,7 +234,7 @@ class TaskDetail(TaskView):
     def of(cls, task: Task, **more: Any) -> Self:
         """Return the public fields of a task, and its history."""
         try:
-            return super().of(task, history=json.loads(task.history or "[]"), **more)
+            return super().of(task, history=failed_attempts(task.history), **more)
         except ValueError:  # the stored history is damaged, but the task can still be shown
             return super().of(task, history=[], **more)
 

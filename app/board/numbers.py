@@ -19,7 +19,7 @@ from app.board.shared_read import SharedRead, SharedReads
 from app.tasks.tools import Tools
 from app.tasks.workers import WorkerView, list_workers
 
-NEWEST_FAILURES = 5
+LATEST_FAILURES = 5
 # A check writes to the disk, and logs in to the SMTP server. So an open dashboard asks for it less
 # often than for the numbers, and no page waits long for it.
 HEALTH_REUSED_SECONDS = 10.0
@@ -73,11 +73,10 @@ class Overview:
 
     async def _read(self, client: str) -> Numbers:
         engine = self._queue.engine
-        failed = TaskFilter(client=client, statuses=(Status.FAILED,))
         (waiting, running, oldest_due_at), hour, failures, workers = await asyncio.gather(
             _count_unfinished(engine, client),
             self._activity.last_hour(client),
-            engine.list_tasks(failed, limit=NEWEST_FAILURES),
+            engine.list_failed(client, limit=LATEST_FAILURES),
             list_workers(engine, self._queue.now()),
         )
         return Numbers(

@@ -250,6 +250,18 @@ def test_a_damaged_history_is_left_out(tmp_path: Path, history: str) -> None:
         assert client.get(f"/tasks/{task.id}").raise_for_status().json()["history"] == []
 
 
+def test_a_task_tells_its_newest_20_failed_attempts(tmp_path: Path) -> None:
+    """A crash adds an attempt to 20 that are stored already."""
+    attempt = {"started_at": 1.7e9, "seconds": 0.1, "worker": "w", "error": None}
+    history = json.dumps([{"attempt": n, **attempt} for n in range(1, 23)])
+    with served(tmp_path, worker_concurrency=0) as client:
+        (task,) = put_tasks(client, 1)
+        with closing(sqlite3.connect(tmp_path / "queue.db")) as database, database:
+            database.execute("UPDATE tasks SET history = ?", (history,))
+        listed = client.get(f"/tasks/{task.id}").raise_for_status().json()["history"]
+    assert [each["attempt"] for each in listed] == [*range(3, 23)]
+
+
 @pytest.mark.parametrize("seconds", [1e300, -1e300, 1e18])
 def test_a_damaged_time_is_an_end_of_the_calendar(tmp_path: Path, seconds: float) -> None:
     with served(tmp_path, worker_concurrency=0) as client:

@@ -325,6 +325,23 @@ async def test_a_slice_forgives_the_crashes_before_it(engine: Engine) -> None:
     assert (await do_slice(engine, action, retries(), limit=9)).done == 9
 
 
+async def test_a_slice_forgets_the_oldest_of_many_crashes(engine: Engine) -> None:
+    """Otherwise the history of an action that crashes for days would grow without a bound."""
+    await failed_tasks(engine, 2, kind="retired")
+    first = await an_action(engine, "worker-1")
+    twenty = replace(first, history=to_json([{"attempt": n} for n in range(20)]))
+    await engine.settle(twenty, Outcome(Status.RETRYING, due_at=NOW, error=AN_ERROR), NOW)
+    action = await claim_one(engine, "worker-1")
+    await do_slice(engine, action, retries(), limit=1)
+    assert (await engine.get(action.id)).history == action.history, "it has not crashed"
+    await recover(engine, "worker-2", now=NOW + LEASE)
+    action = await claim_one(engine, "worker-2", now=NOW + LEASE)
+    assert len(json.loads(action.history or "")) == 21
+    await do_slice(engine, action, retries(), limit=1)
+    kept = json.loads((await engine.get(action.id)).history or "")
+    assert [attempt["attempt"] for attempt in kept] == [*range(2, 20), 1, 2]
+
+
 async def test_a_worker_that_has_lost_its_claim_changes_nothing(engine: Engine) -> None:
     tasks = await failed_tasks(engine, 2)
     action = await an_action(engine, "worker-1")
@@ -522,6 +539,20 @@ async def test_a_task_of_the_millisecond_of_until_is_found(engine: Engine) -> No
     for task in tasks:
         wanted = TaskFilter(since=task.created_at, until=task.created_at + 0.0002)
         assert ids(await engine.list_tasks(wanted, limit=9)) == {task.id}
+
+
+async def test_large_facts_of_an_error_are_not_kept_20_times(engine: Engine) -> None:
+    """Each attempt of the history would otherwise have a copy of its own."""
+    facts = {"type": "TemporaryError", "detail": "no", "smtp_code": 451}
+    await put(engine, a_task(), a_task())
+    for claimed, size in zip(await claim_all(engine), (15_000, 16_000), strict=True):
+        error = facts | {"reply": "x" * size}
+        outcome = Outcome(Status.RETRYING, due_at=NOW, error=to_json(error))
+        settled = await engine.settle(claimed, outcome, NOW)
+        assert settled is not None
+        assert json.loads(settled.error or "") == error
+        kept = error if size == 15_000 else {"type": "TemporaryError", "detail": "no"}
+        assert json.loads(settled.history or "")[-1]["error"] == kept
 
 
 @pytest.mark.parametrize("history", ['[{"detail":"\\u0000 \\ud800"}]', "damaged", "{}"])

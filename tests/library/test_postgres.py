@@ -16,6 +16,7 @@ from afterward.engines.postgres import connections as postgres_connections
 from afterward.engines.postgres import engine as postgres_engine
 from afterward.engines.postgres import event_relay as postgres_events
 from afterward.engines.postgres import listener as postgres_listener
+from afterward.engines.postgres import search as postgres_search
 from afterward.engines.postgres import statements as postgres_statements
 from afterward.engines.postgres.engine import Postgres as Engine
 from afterward.engines.postgres.outages import Outages
@@ -562,6 +563,29 @@ async def test_a_task_that_is_too_long_for_a_notification_is_read_from_its_row(
     assert Event(EventType.SUCCEEDED, settled, seconds=0.5) in heard
 
 
+async def test_searches_leave_connections_for_claims_and_commits(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count of a million tasks takes long, and clients may ask for many at once."""
+    has_ended = asyncio.Event()
+
+    async def count_slowly(*_: object) -> int:
+        await has_ended.wait()
+        return 7
+
+    monkeypatch.setattr(postgres_search, "count_tasks", count_slowly)
+    counts = [asyncio.create_task(engine.count_tasks(TaskFilter())) for _ in range(9)]
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(2):
+        await put(engine, a_task())
+        await claim_one(engine)
+    monkeypatch.setattr(postgres_connections, "STATEMENT_SECONDS", 0.01)
+    with pytest.raises(QueueUnavailable):
+        await engine.count_tasks(TaskFilter())
+    has_ended.set()
+    assert await asyncio.gather(*counts) == [7] * 9
+
+
 async def test_an_event_that_cannot_be_sent_is_dropped(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -576,9 +600,21 @@ async def test_an_event_that_cannot_be_sent_is_dropped(
     assert engine._event_relay._unsent == []
 
 
-async def test_an_event_that_waits_to_be_sent_holds_no_arguments(engine: Engine) -> None:
-    engine.publish(Event(EventType.QUEUED, a_task(arguments='"may be large"')))
-    assert [event.task.arguments for event in engine._event_relay._unsent] == [""]
+async def test_an_event_that_waits_to_be_sent_holds_no_arguments_and_no_history(
+    engine: Engine,
+) -> None:
+    engine.publish(Event(EventType.QUEUED, a_task(arguments='"large"', history="[]")))
+    (event,) = engine._event_relay._unsent
+    assert (event.task.arguments, event.task.history) == ("", None)
+
+
+async def test_a_task_with_a_long_history_fits_into_a_notification(engine: Engine) -> None:
+    """During an outage, the other processes would otherwise read the row of each retry."""
+    event = Event(EventType.RETRYING, a_task(history=f'["{"x" * 9000}"]'))
+    (payload,) = engine._event_relay._payloads([event])
+    (_, _, facts) = json.loads(payload)[1]
+    assert facts["kind"] == event.task.kind
+    assert "history" not in facts
 
 
 async def test_a_notification_is_shorter_than_postgresql_s_limit(engine: Engine) -> None:

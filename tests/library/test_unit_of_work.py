@@ -12,7 +12,7 @@ from afterward.registry import Registry, TaskKind
 from afterward.retry import RetryPolicy
 from afterward.task import Answer, Record, Status, Writes, new_id
 from afterward.unit_of_work import Context, UnitOfWork
-from tests.library.support import DAY, LONGEST_WAITS, NO_WAITS, NOW, Clock, in_batch
+from tests.library.support import LONGEST_WAITS, NO_WAITS, NOW, Clock, in_batch
 
 
 async def greet(context: Context[None], name: str, *, times: int = 1) -> None:
@@ -63,19 +63,21 @@ def test_a_task_is_about_the_value_of_the_named_parameter(clock: Clock) -> None:
         assert task.about == about
 
 
+def test_a_task_is_about_a_default_value_or_one_that_only_a_name_gives(clock: Clock) -> None:
+    async def invite(context: Context[None], *guests: str, host: str = "ada") -> None: ...
+
+    registry = Registry[None](TaskKind(invite, about="host"))
+    durable_tasks = UnitOfWork(registry, policy_of=lambda _: NO_WAITS, now=clock)
+    assert durable_tasks.add_task(invite, "eve", "bob").about == "ada"
+    assert durable_tasks.add_task(invite, "eve", "bob", host="grace").about == "grace"
+    with pytest.raises(TypeError, match="invite has no parameter `guests`"):
+        Registry[None](TaskKind(invite, about="guests"))
+
+
 @pytest.mark.parametrize("name", ["sender", "context"])
 def test_a_task_can_only_be_about_an_argument(name: str) -> None:
     with pytest.raises(TypeError, match=f"greet has no parameter `{name}`"):
         Registry[None](TaskKind(greet, about=name))
-
-
-def test_an_urgent_task_is_due_before_all_tasks_that_wait(clock: Clock) -> None:
-    registry = Registry[None](greet, TaskKind(another, urgent=True))
-    durable_tasks = UnitOfWork(registry, policy_of=lambda _: NO_WAITS, now=clock)
-    assert durable_tasks.add_task(greet, "Ada").due_at == NOW
-    urgent = durable_tasks.add_task(another)
-    assert urgent.due_at < NOW - 300 * DAY
-    assert urgent.created_at == urgent.updated_at == NOW
 
 
 def test_tasks_records_and_the_answer_are_collected_together(

@@ -38,5 +38,4 @@ def test_each_kind_of_task_is_tried_for_as_long_as_this_table_says() -> None:
 
 def test_bulk_actions_begin_before_the_tasks_that_wait() -> None:
     """A cancellation would come too late behind the tasks that it cancels."""
-    kinds = registry(Settings(_env_file=None))
-    assert {kind for kind in kinds if kinds.is_urgent(kind)} == {"retry_tasks", "cancel_tasks"}
+    assert registry(Settings(_env_file=None)).urgent == {"retry_tasks", "cancel_tasks"}

@@ -1,16 +1,16 @@
 """Write a task through the caller's own connection, as a part of the caller's own transaction."""
 
 import inspect
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from afterward.engines.postgres.statements import TASKS_CHANNEL
-from afterward.task import Task, to_json
+from afterward.task import TASK_FIELDS, Task, to_json
 
-_COLUMNS = ", ".join(field.name for field in fields(Task))
+_COLUMNS = ", ".join(TASK_FIELDS)
 # The task is one JSON text, which PostgreSQL converts to the types of the table. So the caller's
 # codecs for numbers, arrays and JSON never see it, and it is ASCII in every client encoding. Tables
 # and functions are named with their schema, because the caller's search_path may lead elsewhere.

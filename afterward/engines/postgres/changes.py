@@ -1,12 +1,12 @@
 """Finds the tasks that have changed since a time, for clients that return to an event stream.
 
-No index is sorted by `updated_at`, because each change of a task would have to write it. But each
-state leaves a trace in another index. These ranges have all tasks that have changed since 12:00:
+No index has the `updated_at` of all tasks, because each change of a task would have to write it.
+But each state leaves a trace in an index. These ranges have all tasks that changed since 12:00:
 
     tasks_finished, tasks_failed   finished_at >= 12:00
     tasks_leased                   all running tasks, because they are few
-    tasks_by_state                 all retrying tasks of the client
-    tasks_by_state                 its queued tasks with an id of 12:00 or later: new tasks
+    tasks_retrying                 updated_at >= 12:00
+    tasks_by_state                 queued tasks with an id of 12:00 or later: new tasks
     tasks_ready                    NOT timed AND ready_at >= 12:00: tasks that a worker has given
                                    back, or a client has queued again, are ready at that moment
     tasks_suspect                  all suspects, because they are few
@@ -19,13 +19,8 @@ from datetime import timedelta
 
 from afterward.engines.postgres.connections import Session
 from afterward.engines.postgres.search import KINDS
-from afterward.engines.postgres.statements import TASK_COLUMNS, to_task
+from afterward.engines.postgres.statements import SHORT_COLUMNS, to_task
 from afterward.task import Task, lowest_id
-
-# Arguments and history can be long.
-_COLUMNS = TASK_COLUMNS.replace("tasks.arguments", "'' AS arguments").replace(
-    "tasks.history", "NULL AS history"
-)
 
 # The order of each range is that of the index to use. Parameters:
 #
@@ -35,10 +30,14 @@ _COLUMNS = TASK_COLUMNS.replace("tasks.arguments", "'' AS arguments").replace(
 _FIND = f"""
     WITH RECURSIVE {KINDS}
     (SELECT seq FROM afterward.tasks
-     WHERE finished_at >= $3 AND status <> 'failed' ORDER BY finished_at LIMIT $1)
+     WHERE client = $2 AND finished_at >= $3 AND status <> 'failed'
+     ORDER BY finished_at LIMIT $1)
     UNION ALL
     (SELECT seq FROM afterward.tasks
-     WHERE finished_at >= $3 AND status = 'failed' ORDER BY finished_at LIMIT $1)
+     WHERE client = $2 AND finished_at >= $3 AND status = 'failed' ORDER BY finished_at LIMIT $1)
+    UNION ALL
+    (SELECT seq FROM afterward.tasks
+     WHERE client = $2 AND updated_at >= $3 AND status = 'retrying' ORDER BY updated_at LIMIT $1)
     UNION ALL
     (SELECT seq FROM afterward.tasks WHERE status = 'running' ORDER BY lease_until LIMIT $1)
     UNION ALL
@@ -46,9 +45,6 @@ _FIND = f"""
      WHERE status IN ('queued', 'retrying') AND crashes > 0 ORDER BY ready_at, seq LIMIT $1)
     UNION ALL
     SELECT of_kind.seq FROM kinds, LATERAL (
-        (SELECT seq FROM afterward.tasks
-         WHERE client = $2 AND kind = kinds.kind AND status = 'retrying' ORDER BY id LIMIT $1)
-        UNION ALL
         (SELECT seq FROM afterward.tasks
          WHERE client = $2 AND kind = kinds.kind AND status = 'queued' AND id >= $4
          ORDER BY id LIMIT $1)
@@ -71,7 +67,7 @@ async def list_changed(
         return None
     rows = await session.fetch(
         f"""
-        SELECT {_COLUMNS} FROM afterward.tasks
+        SELECT {SHORT_COLUMNS} FROM afterward.tasks
         WHERE seq = ANY($1::bigint[]) AND client = $2 AND updated_at >= $3
         """,
         list(found),

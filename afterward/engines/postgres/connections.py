@@ -16,6 +16,7 @@ from afterward.errors import CannotStart, CommitUnknown, DiskFull, QueueUnavaila
 
 Session: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 POOL_SIZE = 5  # connections of one process, besides the one that listens
+SEARCHES = 2  # connections of the pool that searches may hold at a time
 CONNECT_SECONDS = 5.0  # to open a connection, or to get a free one from the pool
 CLOSE_SECONDS = 3.0  # to close the connections in an orderly way
 PATIENCE_SECONDS = 20.0  # at start, to wait for a server that does not answer yet
@@ -148,6 +149,7 @@ class Pool:
     def __init__(self, url: str) -> None:
         self._url = url
         self._connections: asyncpg.Pool[Any] | None = None
+        self._searches = asyncio.Semaphore(SEARCHES)
         self.outages = Outages(QueueUnavailable)
 
     async def open(self) -> None:
@@ -178,6 +180,23 @@ class Pool:
                 commit.may_be_sent = not reads_only
                 with _note_misuse(session, commit):
                     yield session
+
+    @contextlib.asynccontextmanager
+    async def search(self) -> AsyncIterator[Session]:
+        """Lend a connection for a query that may take long, such as a count of a million tasks.
+
+        Searches hold at most SEARCHES connections, so claims and commits never wait for them.
+        """
+        try:
+            async with asyncio.timeout(STATEMENT_SECONDS):
+                await self._searches.acquire()
+        except TimeoutError as error:
+            raise QueueUnavailable from error
+        try:
+            async with self.session(reads_only=True) as session:
+                yield session
+        finally:
+            self._searches.release()
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:

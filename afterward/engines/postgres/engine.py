@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 
 import asyncpg
@@ -140,25 +140,29 @@ class Postgres(Engine):
     async def list_tasks(
         self, wanted: TaskFilter, *, after: str | None = None, limit: int
     ) -> list[Task]:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             return await search.list_tasks(session, wanted, after, limit)
 
     async def count_tasks(self, wanted: TaskFilter) -> int:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             return await search.count_tasks(session, wanted)
 
     async def count_failures(self, client: str) -> list[FailureGroup]:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             return await search.count_failures(session, client)
+
+    async def list_failed(self, client: str, *, limit: int) -> list[Task]:
+        async with self._pool.search() as session:
+            return await search.list_failed(session, client, limit)
 
     async def list_changed(
         self, client: str, *, since: float, now: float, limit: int
     ) -> list[Task] | None:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             return await changes.list_changed(session, client, since, now, limit)
 
     async def count_batch(self, batch_id: str, *, client: str) -> dict[Status, int]:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             rows = await session.fetch(
                 """
                 SELECT status, sum(tasks)::bigint AS tasks FROM (
@@ -177,7 +181,7 @@ class Postgres(Engine):
         return dict.fromkeys(Status, 0) | {Status(row["status"]): row["tasks"] for row in rows}
 
     async def list_batches(self, client: str, *, after: str | None = None, limit: int) -> list[str]:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             return await search.list_batches(session, client, after, limit)
 
     async def cancel(self, task_id: str, now: float) -> Task:
@@ -237,7 +241,7 @@ class Postgres(Engine):
         return Backlog(zeros | {Status(row["status"]): row["tasks"] for row in counts}, oldest)
 
     async def oldest_queued(self, client: str) -> float | None:
-        async with self._pool.session(reads_only=True) as session:
+        async with self._pool.search() as session:
             return await search.oldest_queued(session, client)
 
     async def check(self) -> None:
@@ -252,6 +256,7 @@ class Postgres(Engine):
         owner: str,
         *,
         kinds: Sequence[str],
+        urgent: Collection[str] = (),
         limit: int,
         suspect: bool = True,
         now: float,
@@ -279,9 +284,10 @@ class Postgres(Engine):
                 [claims for _, claims in held],
                 WORKER_DIED,
                 error_group(WORKER_DIED),
+                list(urgent),
             )
         # UNION ALL and RETURNING have no order.
-        rows.sort(key=lambda row: (row["due_at"], row["seq"]))
+        rows.sort(key=lambda row: (row["kind"] not in urgent, row["due_at"], row["seq"]))
         tasks = [statements.to_task(row) for row in rows]
         running = tuple(task for task in tasks if task.status is Status.RUNNING)
         recovered = tuple(task for task in tasks if task.status is not Status.RUNNING)

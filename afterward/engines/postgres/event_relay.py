@@ -6,19 +6,20 @@ import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import structlog
 
 from afterward.errors import QueueError
 from afterward.events import Event, EventType, Subscriber
-from afterward.task import Status, Task, to_json
+from afterward.task import TASK_FIELDS, Status, Task, to_json
 
 CHANNEL = "afterward_events"
 _MAX_BYTES = 7999  # of a payload, because PostgreSQL requires less than 8,000
 _GATHER_SECONDS = 0.02  # to wait for further events that can share a notification
 _SILENCE_SECONDS = 1.0  # to send nothing after no other process was listening
-_SENT_FIELDS = tuple(field.name for field in fields(Task) if field.name != "arguments")
+_UNSENT_FIELDS = {"arguments", "history"}  # they can be long, and no subscriber reads them
+_SENT_FIELDS = tuple(name for name in TASK_FIELDS if name not in _UNSENT_FIELDS)
 
 log = structlog.get_logger(__name__)
 
@@ -58,8 +59,9 @@ class EventRelay:
             return
         if time.monotonic() < self._silent_until:
             return
-        # The arguments are not sent. Release them now, because they may be large.
-        self._unsent.append(replace(event, task=replace(event.task, arguments="")))
+        # Release the fields that are not sent now, because they may be large.
+        short = replace(event.task, arguments="", history=None)
+        self._unsent.append(replace(event, task=short))
         if len(self._unsent) == 1:
             self._run(self._send_all())
 

@@ -54,10 +54,13 @@ CREATE INDEX tasks_suspect ON afterward.tasks (ready_at, seq)
     WHERE status IN ('queued', 'retrying') AND crashes > 0;
 -- Running tasks by the end of their lease, to find crashed ones.
 CREATE INDEX tasks_leased ON afterward.tasks (lease_until) WHERE status = 'running';
--- Finished tasks by age, for retention, which keeps failed ones longer.
-CREATE INDEX tasks_finished ON afterward.tasks (finished_at)
+-- Finished tasks by age, for retention, which keeps failed ones longer. With the client, they are
+-- also the changes and the latest failures of a client.
+CREATE INDEX tasks_finished ON afterward.tasks (finished_at, client)
     WHERE finished_at IS NOT NULL AND status <> 'failed';
-CREATE INDEX tasks_failed ON afterward.tasks (finished_at) WHERE status = 'failed';
+CREATE INDEX tasks_failed ON afterward.tasks (finished_at, client) WHERE status = 'failed';
+-- Retrying tasks by their last change. After an outage there may be very many.
+CREATE INDEX tasks_retrying ON afterward.tasks (client, updated_at) WHERE status = 'retrying';
 
 -- For the filters of list_tasks. In each index, the tasks with equal values are sorted by id, which
 -- is the order of a page.

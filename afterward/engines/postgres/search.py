@@ -13,19 +13,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from afterward.engines.postgres.connections import Session
-from afterward.engines.postgres.statements import TASK_COLUMNS, Row, to_task
+from afterward.engines.postgres.statements import LISTED_COLUMNS, Row, to_task
 from afterward.filter import FailureGroup, TaskFilter
 from afterward.task import Status, Task
-
-# A list leaves out the history, which can be long.
-_LIST_COLUMNS = TASK_COLUMNS.replace("tasks.history", "NULL AS history")
 
 
 async def list_tasks(
     session: Session, wanted: TaskFilter, after: str | None, limit: int
 ) -> list[Task]:
     """Return a page of tasks, in descending order of their ids. See Engine.list_tasks."""
-    return [to_task(row) for row in await _page(session, _LIST_COLUMNS, wanted, after, limit)]
+    return [to_task(row) for row in await _page(session, LISTED_COLUMNS, wanted, after, limit)]
 
 
 async def find(
@@ -143,6 +140,19 @@ async def count_failures(session: Session, client: str) -> list[FailureGroup]:
     return [FailureGroup(**row) for row in rows]
 
 
+async def list_failed(session: Session, client: str, limit: int) -> list[Task]:
+    """Return a client's failed tasks, the latest failure first."""
+    rows = await session.fetch(
+        f"""
+        SELECT {LISTED_COLUMNS} FROM afterward.tasks
+        WHERE client = $1 AND status = 'failed' ORDER BY finished_at DESC LIMIT $2
+        """,
+        client,
+        limit,
+    )
+    return [to_task(row) for row in rows]
+
+
 async def list_batches(session: Session, client: str, after: str | None, limit: int) -> list[str]:
     """Return the ids of a client's batches, newest first, by a loose index scan.
 
@@ -173,8 +183,8 @@ async def oldest_queued(session: Session, client: str) -> float | None:
     due_at: float | None = await session.fetchval(
         f"""
         WITH RECURSIVE {KINDS}
-        SELECT greatest(oldest.due_at, oldest.created_at) FROM kinds, LATERAL (
-            SELECT id, due_at, created_at FROM afterward.tasks
+        SELECT oldest.due_at FROM kinds, LATERAL (
+            SELECT id, due_at FROM afterward.tasks
             WHERE client = $2 AND kind = kinds.kind AND status = 'queued' AND $1::int IS NULL
             ORDER BY id LIMIT 1
         ) AS oldest ORDER BY oldest.id LIMIT 1

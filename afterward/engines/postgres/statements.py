@@ -29,6 +29,10 @@ TASKS_CHANNEL = "afterward_tasks"  # is notified when a task may have become rea
 Row = Mapping[str, Any]
 
 TASK_COLUMNS = ", ".join(f"tasks.{column}" for column in TASK_FIELDS)
+# A list leaves out the histories. A list of changes and a slice of a bulk action leave out the
+# arguments, too, because those of thousands of tasks can take hundreds of MB.
+LISTED_COLUMNS = TASK_COLUMNS.replace("tasks.history", "NULL AS history")
+SHORT_COLUMNS = LISTED_COLUMNS.replace("tasks.arguments", "'' AS arguments")
 # The columns of a new task. The others have their default values.
 _NEW_COLUMNS = (
     *("id", "kind", "arguments", "request_id", "trace_context", "about", "client"),
@@ -44,6 +48,7 @@ _ANSWER_COLUMNS = "key, fingerprint, body, location, created_at"
 #   $3  the limit                            $8  the attempts that this process holds: task ids,
 #   $4  1 to claim a suspect too, else 0     $9  and the numbers of their claims
 #   $5  the length of the lease              $10 the error of a crashed attempt, $11 its group
+#                                            $12 the urgent kinds
 #
 # A waiting task is `timed` if its due time was in the future when it was written, like that of a
 # retry. Any other waiting task is due at once, whatever the clock says now. So the due tasks of
@@ -61,12 +66,14 @@ CLAIM = f"""
     ), ranges AS (
         -- 2. Two ranges of the index for each kind: ('send_email', false, 'infinity') has the tasks
         --    that are due at once, and ('send_email', true, now()) the timed ones that are due.
-        SELECT kind, timed, until FROM unnest($2::text[]) AS kind,
+        SELECT kind, timed, until, kind = ANY($12::text[]) AS urgent
+        FROM unnest($2::text[]) AS kind,
             (VALUES (false, 'infinity'::timestamptz), (true, now())) AS ranges (timed, until)
     ), shares AS (
-        -- 3. Count how many of the oldest due tasks each range has. With a limit of 10, these may
-        --    be 7 of one range and 3 of another. This reads at most 10 tasks of each range, and
-        --    locks none, so that step 4 does not lock more rows than are claimed.
+        -- 3. Count how many of the oldest due tasks each range has, with urgent ones before others.
+        --    With a limit of 10, these may be 7 of one range and 3 of another. This reads at most
+        --    10 tasks of each range, and locks none, so that step 4 does not lock more rows than
+        --    are claimed.
         SELECT kind, timed, until, count(*) AS tasks FROM (
             SELECT ranges.* FROM ranges, LATERAL (
                 SELECT ready_at, seq FROM afterward.tasks
@@ -75,7 +82,7 @@ CLAIM = f"""
                 AND ready_at <= ranges.until
                 ORDER BY ready_at, seq LIMIT $3
             ) AS due
-            ORDER BY ready_at, seq LIMIT $3
+            ORDER BY urgent DESC, ready_at, seq LIMIT $3
         ) AS oldest GROUP BY kind, timed, until
     ), others AS (
         -- 4. Lock so many tasks of each range: the oldest that no other worker is claiming.
@@ -143,18 +150,17 @@ _WAITING_KINDS = """
 # The due time of the waiting task that has been ready for longest. Within a kind, the index
 # tasks_ready is sorted by (timed, ready_at). So there are two candidates for each kind: the first
 # entry that is not timed, and the first timed one. Suspects have an index of their own, and give
-# one more candidate. An urgent task is due long before it was created, but has not waited since
-# then.
+# one more candidate.
 OLDEST = f"""
     WITH RECURSIVE {_WAITING_KINDS}
     SELECT least(
         (SELECT min(due_at) FROM kinds, (VALUES (false), (true)) AS ranges (timed), LATERAL (
-            SELECT greatest(due_at, created_at) AS due_at FROM afterward.tasks
+            SELECT due_at FROM afterward.tasks
             WHERE status IN ('queued', 'retrying') AND crashes = 0
             AND tasks.kind = kinds.kind AND tasks.timed = ranges.timed
             ORDER BY ready_at, seq LIMIT 1
         ) AS oldest),
-        (SELECT greatest(due_at, created_at) FROM afterward.tasks
+        (SELECT due_at FROM afterward.tasks
          WHERE status IN ('queued', 'retrying') AND crashes > 0
          ORDER BY ready_at, seq LIMIT 1)
     )

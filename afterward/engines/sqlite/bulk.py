@@ -6,15 +6,11 @@ from collections.abc import Callable, Iterable
 
 from afterward.bulk import Action, Reached, Slice
 from afterward.engines.sqlite import search, statements
-from afterward.engines.sqlite.statements import TASK_COLUMNS
+from afterward.engines.sqlite.statements import SHORT_COLUMNS
 from afterward.filter import TaskFilter
+from afterward.history import newest_attempts
 from afterward.retry import Bounds
 from afterward.task import Task, Writes, restore_task
-
-# The arguments and the histories of a slice can take hundreds of MB.
-_COLUMNS = TASK_COLUMNS.replace("arguments", "'' AS arguments").replace(
-    "history", "NULL AS history"
-)
 
 
 def change_slice(
@@ -27,10 +23,14 @@ def change_slice(
 ) -> Slice | None:
     """Do the next slice of the action of `task`. See Engine.change_slice."""
     # 1. Check that the worker still holds its claim. The crashes before this slice do not count any
-    #    more, because the action makes progress.
+    #    more, because the action makes progress. There may be any number of them, so the history
+    #    forgets the oldest.
     held = connection.execute(
-        "UPDATE tasks SET crashes = 0 WHERE id = ? AND status = 'running' AND claims = ?",
-        (task.id, task.claims),
+        """
+        UPDATE tasks SET crashes = 0, history = iif(crashes > 0, ?, history)
+        WHERE id = ? AND status = 'running' AND claims = ?
+        """,
+        (newest_attempts(task.history), task.id, task.claims),
     )
     if held.rowcount == 0:
         return None
@@ -66,7 +66,7 @@ def _retry(
     for kind in {each.kind for each in found}:
         bounds = bounds_of(kind)
         rows = connection.execute(
-            f"{statements.QUEUE_AGAIN} WHERE {_IS_GIVEN} RETURNING {_COLUMNS}",
+            f"{statements.QUEUE_AGAIN} WHERE {_IS_GIVEN} RETURNING {SHORT_COLUMNS}",
             {
                 "now": now,
                 "max_attempts": bounds.max_attempts,
@@ -80,7 +80,7 @@ def _retry(
 
 def _cancel(connection: sqlite3.Connection, found: list[search.Found], now: float) -> list[Task]:
     rows = connection.execute(
-        f"{statements.CANCEL} WHERE {_IS_GIVEN} RETURNING {_COLUMNS}",
+        f"{statements.CANCEL} WHERE {_IS_GIVEN} RETURNING {SHORT_COLUMNS}",
         {"now": now, "seqs": _as_json(found)},
     )
     return [restore_task(row) for row in rows]

@@ -1,12 +1,12 @@
 """Finds the tasks that have changed since a time, for clients that return to an event stream.
 
-No index is sorted by `updated_at`, because each change of a task would have to write it. But each
-state leaves a trace in another index. These ranges have all tasks that have changed since 12:00:
+No index has the `updated_at` of all tasks, because each change of a task would have to write it.
+But each state leaves a trace in an index. These ranges have all tasks that changed since 12:00:
 
     tasks_finished, tasks_failed   finished_at >= 12:00
     tasks_held                     all running tasks, because they are few
-    tasks_by_state                 all retrying tasks of the client
-    tasks_by_state                 its queued tasks with an id of 12:00 or later: new tasks
+    tasks_retrying                 updated_at >= 12:00
+    tasks_by_state                 queued tasks with an id of 12:00 or later: new tasks
     tasks_due                      timed = 0 AND due_at >= 12:00: tasks that a worker has given
                                    back, or a client has queued again, are due at that moment
     tasks_suspect                  all suspects, because they are few
@@ -18,32 +18,27 @@ their rows, and keeps the changed tasks of the client.
 import json
 import sqlite3
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 from afterward.engines.sqlite.group_commit import in_chunks
 from afterward.engines.sqlite.search import kinds_of
-from afterward.engines.sqlite.statements import TASK_COLUMNS, status_list
+from afterward.engines.sqlite.statements import SHORT_COLUMNS, status_list
 from afterward.task import WAITING, Task, lowest_id, restore_task
-
-# Arguments and history can be long.
-_COLUMNS = TASK_COLUMNS.replace("arguments", "'' AS arguments").replace(
-    "history", "NULL AS history"
-)
 
 _WAITS = f"status IN {status_list(WAITING)}"
 _DUE_AT_ONCE = f"{_WAITS} AND crashes = 0 AND timed = 0"
-_OF_CLIENT = "client = :client AND status <> 'running'"
+_QUEUED = "status = 'queued' AND status <> 'running'"
+_OF_CLIENT = "client = :client AND "
 # Ranges, as SQL to follow `FROM tasks INDEXED BY`. Each repeats the condition of its partial index.
 _OF_ANY_KIND = (
-    "tasks_finished WHERE finished_at >= :since AND status <> 'failed'",
-    "tasks_failed WHERE finished_at >= :since AND status = 'failed'",
+    f"tasks_finished WHERE {_OF_CLIENT} finished_at >= :since AND status <> 'failed'",
+    f"tasks_failed WHERE {_OF_CLIENT} finished_at >= :since AND status = 'failed'",
+    f"tasks_retrying WHERE {_OF_CLIENT} updated_at >= :since AND status = 'retrying'",
     "tasks_held WHERE status = 'running'",
     f"tasks_suspect WHERE {_WAITS} AND crashes > 0",
 )
 _OF_KIND = (
-    f"tasks_by_state WHERE {_OF_CLIENT} AND kind = {{kind}} AND status = 'retrying'",
-    f"tasks_by_state WHERE {_OF_CLIENT} AND kind = {{kind}} AND status = 'queued' AND id >= :id",
+    f"tasks_by_state WHERE {_OF_CLIENT} kind = {{kind}} AND {_QUEUED} AND id >= :id",
     f"tasks_due WHERE {_DUE_AT_ONCE} AND kind = {{kind}} AND due_at >= :since",
 )
 
@@ -60,12 +55,12 @@ def list_changed(
 
     found: set[int] = set()
     for some in in_chunks(ranges):
-        found.update(seq for (seq,) in connection.execute(_up_to_limit(tuple(some)), values))
+        found.update(seq for (seq,) in connection.execute(_up_to_limit(some), values))
     if len(found) > limit:
         return None
     rows = connection.execute(
         f"""
-        SELECT {_COLUMNS} FROM tasks WHERE seq IN (SELECT value FROM json_each(:found))
+        SELECT {SHORT_COLUMNS} FROM tasks WHERE seq IN (SELECT value FROM json_each(:found))
         AND client = :client AND updated_at >= :since
         """,
         {"found": json.dumps([*found]), "client": client, "since": since},
@@ -73,7 +68,6 @@ def list_changed(
     return sorted(map(restore_task, rows), key=lambda task: (task.updated_at, task.id))
 
 
-@cache
 def _up_to_limit(ranges: Sequence[str]) -> str:
     """Return the query for the tasks of each range, up to :limit of each."""
     return " UNION ALL ".join(

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from afterward.bulk import COLLECTION, Action, Slice
+from afterward.bulk import Action, Slice
 from afterward.engine import Engine
 from afterward.engines.sqlite import bulk, changes, search, statements
 from afterward.engines.sqlite.damage_check import BackgroundCheck
@@ -167,6 +167,11 @@ class SQLite(Engine):
             lambda connection: search.count_failures(connection, client)
         )
 
+    async def list_failed(self, client: str, *, limit: int) -> list[Task]:
+        return await self._searches.run(
+            lambda connection: search.list_failed(connection, client, limit)
+        )
+
     async def list_changed(
         self,
         client: str,
@@ -284,7 +289,7 @@ class SQLite(Engine):
         return await self._commits.run(count)
 
     async def oldest_queued(self, client: str) -> float | None:
-        return await self._commits.run(lambda connection: search.oldest_queued(connection, client))
+        return await self._searches.run(lambda connection: search.oldest_queued(connection, client))
 
     async def check(self) -> None:
         self._refuse_if_damaged()
@@ -303,22 +308,25 @@ class SQLite(Engine):
         owner: str,
         *,
         kinds: Sequence[str],
+        urgent: Collection[str] = (),
         limit: int,
         suspect: bool = True,
         now: float,
         lease: float,
     ) -> Claim:
         self._refuse_if_damaged()
-        kind_names = {f"kind_{n}": kind for n, kind in enumerate(kinds)}
+        first = [kind for kind in kinds if kind in urgent]
+        kinds = [*first, *(kind for kind in kinds if kind not in urgent)]
         values = {"owner": owner, "limit": limit, "suspect": suspect, "now": now, "lease": lease}
+        values |= {f"kind_{n}": kind for n, kind in enumerate(kinds)}
 
         def claim(connection: sqlite3.Connection) -> Claim:
             claimed: list[Task] = []
-            if kind_names:
-                claim_due = statements.claim(len(kind_names))
-                rows = connection.execute(claim_due, values | kind_names).fetchall()
+            if kinds:
+                claim_due = statements.claim(len(kinds), len(first))
+                claimed = [*map(restore_task, connection.execute(claim_due, values))]
                 # RETURNING has no order.
-                claimed = sorted(map(restore_task, rows), key=lambda task: task.due_at)
+                claimed.sort(key=lambda task: (task.kind not in first, task.due_at))
             recovered = statements.requeue_expired(connection, owner, now)
             return Claim(tuple(claimed), tuple(recovered))
 
@@ -410,47 +418,12 @@ class SQLite(Engine):
     ) -> int:
         self._refuse_if_damaged()
 
-        def purge(connection: sqlite3.Connection) -> int:
-            tasks = connection.execute(
-                """
-                DELETE FROM tasks WHERE seq IN (
-                    SELECT * FROM (SELECT seq FROM tasks INDEXED BY tasks_finished
-                        WHERE finished_at < ? AND status <> 'failed' ORDER BY finished_at LIMIT ?)
-                    UNION ALL
-                    SELECT * FROM (SELECT seq FROM tasks INDEXED BY tasks_failed
-                        WHERE finished_at < ? AND status = 'failed' ORDER BY finished_at LIMIT ?)
-                    LIMIT ?
-                )
-                """,
-                (finished_before, limit, failed_before, limit, limit),
-            ).rowcount
-            answers = connection.execute(
-                """
-                DELETE FROM answers WHERE key IN
-                    (SELECT key FROM answers WHERE created_at < ? ORDER BY created_at LIMIT ?)
-                """,
-                (answered_before, limit),
-            ).rowcount
-            # The counts of a batch go with the last of its tasks.
-            connection.execute(
-                """
-                DELETE FROM removed WHERE NOT EXISTS (
-                    SELECT 1 FROM tasks
-                    WHERE tasks.client = removed.client AND tasks.batch_id = removed.batch_id
-                )
-                """
+        return await self._commits.run(
+            lambda connection: (
+                statements.purge_tasks(connection, finished_before, failed_before, limit)
+                + statements.purge_answers(connection, answered_before, limit)
             )
-            # The record of a bulk action goes with its task.
-            connection.execute(
-                """
-                DELETE FROM records WHERE collection = ?
-                AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.id = records.id)
-                """,
-                (COLLECTION,),
-            )
-            return tasks + answers
-
-        return await self._commits.run(purge)
+        )
 
     # Records
 

@@ -43,10 +43,13 @@ CREATE INDEX tasks_suspect ON tasks (due_at, seq)
     WHERE status IN ('queued', 'retrying') AND crashes > 0;
 -- Running tasks by the end of their lease, to find crashed ones.
 CREATE INDEX tasks_held ON tasks (lease_expires_at) WHERE status = 'running';
--- Finished tasks by age, for retention, which keeps failed ones longer.
-CREATE INDEX tasks_finished ON tasks (finished_at)
+-- Finished tasks by age, for retention, which keeps failed ones longer. With the client, they are
+-- also the changes and the latest failures of a client.
+CREATE INDEX tasks_finished ON tasks (finished_at, client)
     WHERE finished_at IS NOT NULL AND status <> 'failed';
-CREATE INDEX tasks_failed ON tasks (finished_at) WHERE status = 'failed';
+CREATE INDEX tasks_failed ON tasks (finished_at, client) WHERE status = 'failed';
+-- Retrying tasks by their last change. After an outage there may be very many.
+CREATE INDEX tasks_retrying ON tasks (client, updated_at) WHERE status = 'retrying';
 
 -- For the filters of list_tasks. In each index, the tasks with equal values are sorted by id, which
 -- is the order of a page. Running tasks are few, and have the index tasks_held.
@@ -56,8 +59,8 @@ CREATE INDEX tasks_by_error ON tasks (client, kind, error_group, id) WHERE statu
 CREATE INDEX tasks_by_client ON tasks (client, id) WHERE client <> '';
 CREATE INDEX tasks_about ON tasks (client, about, id) WHERE about IS NOT NULL;
 CREATE INDEX tasks_by_request ON tasks (client, request_id, id) WHERE request_id IS NOT NULL;
--- Also for count_batch and list_batches. The status is not in the index: a look-up of each task costs less than an
--- update of the index at each change of a status.
+-- Also for count_batch and list_batches. The status is not in the index: a look-up of each task costs
+-- less than an update of the index at each change of a status.
 CREATE INDEX tasks_by_batch ON tasks (client, batch_id, id) WHERE batch_id IS NOT NULL;
 
 -- The number of tasks in each status. Triggers keep it, because counting a million rows would take

@@ -12,17 +12,13 @@ and each range is sorted by id, so at most 50 entries of each are read.
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from afterward.engines.sqlite.group_commit import in_chunks
-from afterward.engines.sqlite.statements import TASK_COLUMNS, status_list
+from afterward.engines.sqlite.statements import LISTED_COLUMNS, status_list
 from afterward.filter import FailureGroup, TaskFilter
 from afterward.task import Status, Task, restore_task
-
-# A list leaves out the history, which can be long.
-_LIST_COLUMNS = TASK_COLUMNS.replace("history", "NULL AS history")
 
 _CONDITIONS = {
     "client": "client = :client",
@@ -56,7 +52,7 @@ def list_tasks(
     if not newest:
         return []
     rows = connection.execute(
-        f"SELECT {_LIST_COLUMNS} FROM tasks WHERE seq IN ({', '.join('?' * len(newest))})",
+        f"SELECT {LISTED_COLUMNS} FROM tasks WHERE seq IN ({', '.join('?' * len(newest))})",
         [found.seq for found in newest],
     )
     return sorted(map(restore_task, rows), key=attrgetter("id"), reverse=True)
@@ -77,13 +73,12 @@ def find(
     ranges, values = _ranges(connection, wanted, after)
     newest: list[Found] = []
     for some in in_chunks(ranges):
-        rows = connection.execute(_newest(tuple(some)), values | {"limit": limit})
+        rows = connection.execute(_newest(some), values | {"limit": limit})
         newest += map(Found._make, rows)
     return sorted(newest, reverse=True)[:limit]
 
 
-@cache
-def _newest(ranges: tuple[str, ...]) -> str:
+def _newest(ranges: Sequence[str]) -> str:
     """Return the query for the newest tasks of each range, up to :limit."""
     return " UNION ALL ".join(
         f"SELECT * FROM (SELECT id, seq, kind FROM {tasks} ORDER BY id DESC LIMIT :limit)"
@@ -195,6 +190,18 @@ def count_failures(connection: sqlite3.Connection, client: str) -> list[FailureG
     return [FailureGroup(*row) for row in rows]
 
 
+def list_failed(connection: sqlite3.Connection, client: str, limit: int) -> list[Task]:
+    """Return a client's failed tasks, the latest failure first."""
+    rows = connection.execute(
+        f"""
+        SELECT {LISTED_COLUMNS} FROM tasks INDEXED BY tasks_failed
+        WHERE client = ? AND status = 'failed' ORDER BY finished_at DESC LIMIT ?
+        """,
+        (client, limit),
+    )
+    return [restore_task(row) for row in rows]
+
+
 def list_batches(
     connection: sqlite3.Connection, client: str, after: str | None, limit: int
 ) -> list[str]:
@@ -225,7 +232,7 @@ def oldest_queued(connection: sqlite3.Connection, client: str) -> float | None:
     oldest = [
         connection.execute(
             """
-            SELECT id, max(due_at, created_at) FROM tasks INDEXED BY tasks_by_state
+            SELECT id, due_at FROM tasks INDEXED BY tasks_by_state
             WHERE client = ? AND kind = ? AND status = 'queued' AND status <> 'running'
             ORDER BY id LIMIT 1
             """,

@@ -9,6 +9,7 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any
 
+from afterward.bulk import COLLECTION
 from afterward.engines.sqlite.group_commit import Row, in_chunks
 from afterward.errors import KeyTaken, RecordNotFound, TaskNotFound
 from afterward.history import error_group, with_failure
@@ -29,6 +30,10 @@ from afterward.task import (
 )
 
 TASK_COLUMNS = ", ".join(TASK_FIELDS)
+# A list leaves out the histories. A list of changes and a slice of a bulk action leave out the
+# arguments, too, because those of thousands of tasks can take hundreds of MB.
+LISTED_COLUMNS = TASK_COLUMNS.replace("history", "NULL AS history")
+SHORT_COLUMNS = LISTED_COLUMNS.replace("arguments", "'' AS arguments")
 RECORD_COLUMNS = "collection, client, id, body, created_at"
 # The columns of a new task. The others have their default values.
 _NEW_COLUMNS = (
@@ -75,17 +80,15 @@ _WAITING_KINDS = f"""
 # The earliest due time of all waiting tasks. Within a kind, the index tasks_due is sorted by
 # (timed, due_at). So there are two candidates for each kind: the first entry with timed = 0, and
 # the first entry with timed = 1. Suspects have an index of their own, and give one more candidate.
-# An urgent task is due long before it was created, but has not waited since then.
 OLDEST = f"""
     WITH RECURSIVE {_WAITING_KINDS}
     SELECT min(due_at) FROM (
-        SELECT (SELECT max(due_at, created_at) FROM tasks INDEXED BY tasks_due
-                WHERE {_WAITS} AND tasks.kind = kinds.kind AND timed = ranges.timed
-                ORDER BY tasks.due_at LIMIT 1) AS due_at
+        SELECT (SELECT min(due_at) FROM tasks INDEXED BY tasks_due
+                WHERE {_WAITS} AND tasks.kind = kinds.kind AND timed = ranges.timed) AS due_at
         FROM kinds, (SELECT 0 AS timed UNION ALL SELECT 1) AS ranges
         UNION ALL
-        SELECT (SELECT max(due_at, created_at) FROM tasks INDEXED BY tasks_suspect
-                WHERE status IN {status_list(WAITING)} AND crashes > 0 ORDER BY due_at LIMIT 1)
+        SELECT min(due_at) FROM tasks INDEXED BY tasks_suspect
+        WHERE status IN {status_list(WAITING)} AND crashes > 0
     )
 """
 
@@ -106,8 +109,10 @@ PULL_FORWARD = f"""
 
 
 @cache
-def claim(kinds: int) -> str:
+def claim(kinds: int, urgent: int) -> str:
     """Return the statement that claims due tasks of :kind_0, :kind_1 and so on.
+
+    The first `urgent` of these kinds are urgent.
 
     A waiting task is `timed` if its due time was in the future when it was written. Any other
     waiting task is due at once, whatever the clock says now. So the due tasks of each kind are two
@@ -120,15 +125,8 @@ def claim(kinds: int) -> str:
     mails due at 10, 12 and 14 s and thumbnails due at 11 and 13 s, the tasks of 10, 11 and 12 s are
     claimed, and a million waiting tasks of another kind cost no further step.
     """
-    ranges = "UNION ALL".join(
-        f"""
-        SELECT due_at, seq FROM tasks INDEXED BY tasks_due
-        WHERE {_WAITS} AND kind = :kind_{n} AND {when}
-        """
-        for n in range(kinds)
-        for when in ("timed = 0", "timed = 1 AND due_at <= :now")
-    )
-    names = ", ".join(f":kind_{n}" for n in range(kinds))
+    names = [f":kind_{n}" for n in range(kinds)]
+    oldest = map(_oldest, filter(None, (names[:urgent], names[urgent:])))
     return f"""
         UPDATE tasks
         SET status = 'running', attempts = attempts + 1, claims = claims + 1,
@@ -138,16 +136,30 @@ def claim(kinds: int) -> str:
             -- 1. The oldest suspect, if the worker takes one: :suspect is 1 or 0.
             SELECT * FROM (
                 SELECT seq FROM tasks INDEXED BY tasks_suspect
-                WHERE status IN {status_list(WAITING)} AND crashes > 0 AND kind IN ({names})
+                WHERE status IN {status_list(WAITING)} AND crashes > 0
+                AND kind IN ({", ".join(names)})
                 AND (timed = 0 OR due_at <= :now)
                 ORDER BY due_at, seq LIMIT :suspect
-            ) UNION ALL SELECT * FROM (
-                -- 2. The oldest of the other due tasks.
-                SELECT seq FROM ({ranges} ORDER BY due_at, seq LIMIT :limit)
-            ) LIMIT :limit  -- 3. With 3 slots: a suspect and two others, or three others.
+            )
+            -- 2. The oldest of the other due tasks, and of the urgent ones before them.
+            UNION ALL {" UNION ALL ".join(oldest)}
+            LIMIT :limit  -- 3. With 3 slots: a suspect and two others, or three others.
         )
         RETURNING {TASK_COLUMNS}
         """
+
+
+def _oldest(kinds: Iterable[str]) -> str:
+    """Return the query for the oldest due tasks of these kinds: a merge of their ranges."""
+    ranges = "UNION ALL".join(
+        f"""
+        SELECT due_at, seq FROM tasks INDEXED BY tasks_due
+        WHERE {_WAITS} AND kind = {kind} AND {when}
+        """
+        for kind in kinds
+        for when in ("timed = 0", "timed = 1 AND due_at <= :now")
+    )
+    return f"SELECT * FROM (SELECT seq FROM ({ranges} ORDER BY due_at, seq LIMIT :limit))"
 
 
 def requeue_expired(connection: sqlite3.Connection, owner: str, now: float) -> list[Task]:
@@ -347,6 +359,57 @@ QUEUE_AGAIN = """
         errors = 0, crashes = 0, progress = NULL, result = NULL, error = NULL, error_group = NULL,
         started_at = NULL, finished_at = NULL, updated_at = :now, due_at = :now
 """
+
+
+# Retention
+
+
+def purge_tasks(
+    connection: sqlite3.Connection, finished_before: float, failed_before: float, limit: int
+) -> int:
+    """Remove up to `limit` old tasks, and what goes with them. Returns the number of the tasks."""
+    removed = connection.execute(
+        """
+        DELETE FROM tasks WHERE seq IN (
+            SELECT * FROM (SELECT seq FROM tasks INDEXED BY tasks_finished
+                WHERE finished_at < ? AND status <> 'failed' ORDER BY finished_at LIMIT ?)
+            UNION ALL
+            SELECT * FROM (SELECT seq FROM tasks INDEXED BY tasks_failed
+                WHERE finished_at < ? AND status = 'failed' ORDER BY finished_at LIMIT ?)
+            LIMIT ?
+        ) RETURNING id, batch_id
+        """,
+        (finished_before, limit, failed_before, limit, limit),
+    ).fetchall()
+    task_ids, batch_ids = [task_id for task_id, _ in removed], {batch_id for _, batch_id in removed}
+    # The record of a bulk action goes with its task.
+    connection.execute(
+        "DELETE FROM records WHERE collection = ? AND id IN (SELECT value FROM json_each(?))",
+        (COLLECTION, to_json(task_ids)),
+    )
+    # The counts of a batch go with the last of its tasks.
+    connection.execute(
+        """
+        DELETE FROM removed WHERE batch_id IN (SELECT value FROM json_each(?))
+        AND NOT EXISTS (
+            SELECT 1 FROM tasks INDEXED BY tasks_by_batch
+            WHERE tasks.client = removed.client AND tasks.batch_id = removed.batch_id
+        )
+        """,
+        (to_json([*batch_ids]),),
+    )
+    return len(removed)
+
+
+def purge_answers(connection: sqlite3.Connection, answered_before: float, limit: int) -> int:
+    """Remove up to `limit` old answers, and return their number."""
+    return connection.execute(
+        """
+        DELETE FROM answers WHERE key IN
+            (SELECT key FROM answers WHERE created_at < ? ORDER BY created_at LIMIT ?)
+        """,
+        (answered_before, limit),
+    ).rowcount
 
 
 # Single tasks, and rows
