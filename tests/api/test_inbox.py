@@ -452,6 +452,30 @@ def test_a_mail_has_a_page_for_each_of_its_views(client: TestClient) -> None:
     assert client.get(f"/inbox/{mail_id}/html").text == "<p>Hi</p>\n"
 
 
+@pytest.mark.parametrize("content", [b"no problem", b"{}", b'{"title": "Free money"}'], ids=str)
+def test_an_attachment_cannot_pretend_to_be_an_error_of_the_service(
+    client: TestClient, content: bytes
+) -> None:
+    """Otherwise a browser would get a page of this service with the texts of the sender."""
+    mail_id = caught(client, mail_with(("a.json", "application/problem+json", content)))
+    response = client.get(f"/inbox/{mail_id}/attachments/0", headers=HTML)
+    assert (response.status_code, response.content) == (200, content)
+    assert response.headers["content-disposition"].startswith("attachment")
+
+
+def test_the_html_of_a_mail_lets_a_browser_prepare_no_connection(client: TestClient) -> None:
+    """A lookup of the host, or a connection to it, tells the sender that the mail was read.
+
+    The policy covers neither, so no <link> is left, however it is written.
+    """
+    links = '<link rel="preconnect" href="//evil.example"><LINK/rel=dns-prefetch href=//a.example>'
+    mail_id = caught(client, mail_with(html=f"<p>Hi</p>{links}<svg><link\nrel=preconnect></svg>"))
+    response = client.get(f"/inbox/{mail_id}/html")
+    assert "<link" not in response.text.lower()
+    assert "<p>Hi</p>" in response.text
+    assert response.headers["x-dns-prefetch-control"] == "off"
+
+
 def test_a_view_without_content_says_so(client: TestClient) -> None:
     mail_id = caught(client, b"\r\nhi")
     for view, text in {
