@@ -14,7 +14,7 @@ deadlines       disconnects slow clients, and bounds the heads of requests
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from app.hardening.access import AccessCheck
+from app.hardening.access import AccessCheck, KeyWatch
 from app.hardening.api_keys import ApiKeys, BadKeys
 from app.hardening.openapi import document_keys
 from app.hardening.origins import Origins
@@ -46,6 +46,8 @@ def harden(app: FastAPI, settings: Settings) -> None:
             limits=dict.fromkeys(("/upload", "/upload/", "/board/uploads"), form_limit),
         ),
     ]
+    if keys is not None and settings.api_keys_file:
+        app.user_middleware.append(Middleware(KeyWatch, keys=keys))
     if settings.cors_origins:
         app.add_middleware(Origins, origins=settings.cors_origins)
     document_keys(app, required=keys is not None)
