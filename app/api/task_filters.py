@@ -29,6 +29,7 @@ def _check_date_time(text: object) -> object:
 Statuses = Annotated[
     str,
     Field(
+        max_length=100,
         pattern=f"^{_STATUS}(,{_STATUS})*$",
         description="One status, or several separated by commas.",
         examples=["failed", "queued,retrying"],

@@ -5,15 +5,10 @@ from collections.abc import Callable, Sequence
 from afterward.bulk import Action, Reached, Slice
 from afterward.engines.postgres import search, statements
 from afterward.engines.postgres.connections import Session
-from afterward.engines.postgres.statements import TASK_COLUMNS, Row
+from afterward.engines.postgres.statements import SHORT_COLUMNS, Row
 from afterward.filter import TaskFilter
 from afterward.retry import Bounds
 from afterward.task import Task, Writes
-
-# The arguments and the histories of a slice can take hundreds of MB.
-_COLUMNS = TASK_COLUMNS.replace("tasks.arguments", "'' AS arguments").replace(
-    "tasks.history", "NULL AS history"
-)
 
 
 async def change_slice(
@@ -42,10 +37,13 @@ async def change_slice(
     # 3. Change them.
     rows = await (
         statements.queue_again(
-            session, {task_id: bounds_of(kind) for task_id, kind in kinds.items()}, now, _COLUMNS
+            session,
+            {task_id: bounds_of(kind) for task_id, kind in kinds.items()},
+            now,
+            SHORT_COLUMNS,
         )
         if wanted.allows is Action.RETRY
-        else statements.cancel(session, [*kinds], now, _COLUMNS)
+        else statements.cancel(session, [*kinds], now, SHORT_COLUMNS)
     )
 
     # 4. Write how far the action has come. The crashes before this slice do not count any more,

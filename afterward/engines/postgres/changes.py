@@ -19,13 +19,8 @@ from datetime import timedelta
 
 from afterward.engines.postgres.connections import Session
 from afterward.engines.postgres.search import KINDS
-from afterward.engines.postgres.statements import TASK_COLUMNS, to_task
+from afterward.engines.postgres.statements import SHORT_COLUMNS, to_task
 from afterward.task import Task, lowest_id
-
-# Arguments and history can be long.
-_COLUMNS = TASK_COLUMNS.replace("tasks.arguments", "'' AS arguments").replace(
-    "tasks.history", "NULL AS history"
-)
 
 # The order of each range is that of the index to use. Parameters:
 #
@@ -71,7 +66,7 @@ async def list_changed(
         return None
     rows = await session.fetch(
         f"""
-        SELECT {_COLUMNS} FROM afterward.tasks
+        SELECT {SHORT_COLUMNS} FROM afterward.tasks
         WHERE seq = ANY($1::bigint[]) AND client = $2 AND updated_at >= $3
         """,
         list(found),

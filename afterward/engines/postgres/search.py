@@ -13,19 +13,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from afterward.engines.postgres.connections import Session
-from afterward.engines.postgres.statements import TASK_COLUMNS, Row, to_task
+from afterward.engines.postgres.statements import SHORT_COLUMNS, Row, to_task
 from afterward.filter import FailureGroup, TaskFilter
 from afterward.task import Status, Task
-
-# A list leaves out the history, which can be long.
-_LIST_COLUMNS = TASK_COLUMNS.replace("tasks.history", "NULL AS history")
 
 
 async def list_tasks(
     session: Session, wanted: TaskFilter, after: str | None, limit: int
 ) -> list[Task]:
     """Return a page of tasks, in descending order of their ids. See Engine.list_tasks."""
-    return [to_task(row) for row in await _page(session, _LIST_COLUMNS, wanted, after, limit)]
+    return [to_task(row) for row in await _page(session, SHORT_COLUMNS, wanted, after, limit)]
 
 
 async def find(
@@ -94,6 +91,8 @@ def _ranges(wanted: TaskFilter, after: str | None = None) -> tuple[str, str, Seq
         "finished_at <=": wanted.finished_by,
     }
     where = [f"{sql} {parameter(value)}" for sql, value in given.items() if value is not None]
+    if wanted.not_kinds:
+        where.append(f"kind <> ALL({parameter(wanted.not_kinds)}::text[])")
     statuses = wanted.possible_statuses if wanted.selects_states else tuple(Status)
 
     # 1. By a value that few tasks have, one range.

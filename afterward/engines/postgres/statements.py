@@ -29,6 +29,10 @@ Row = Mapping[str, Any]
 
 _TASK_FIELDS = tuple(field.name for field in fields(Task))
 TASK_COLUMNS = ", ".join(f"tasks.{column}" for column in _TASK_FIELDS)
+# For many tasks at once, without the texts that can be long: those of 100 tasks can take 100 MB.
+SHORT_COLUMNS = TASK_COLUMNS.replace("tasks.arguments", "'' AS arguments").replace(
+    "tasks.history", "NULL AS history"
+)
 # The columns of a new task. The others have their default values.
 _NEW_COLUMNS = (
     *("id", "kind", "arguments", "request_id", "trace_context", "about", "client"),

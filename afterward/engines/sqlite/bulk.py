@@ -6,15 +6,10 @@ from collections.abc import Callable, Iterable
 
 from afterward.bulk import Action, Reached, Slice
 from afterward.engines.sqlite import search, statements
-from afterward.engines.sqlite.statements import TASK_COLUMNS
+from afterward.engines.sqlite.statements import SHORT_COLUMNS
 from afterward.filter import TaskFilter
 from afterward.retry import Bounds
 from afterward.task import Task, Writes
-
-# The arguments and the histories of a slice can take hundreds of MB.
-_COLUMNS = TASK_COLUMNS.replace("arguments", "'' AS arguments").replace(
-    "history", "NULL AS history"
-)
 
 
 def change_slice(
@@ -66,7 +61,7 @@ def _retry(
     for kind in {each.kind for each in found}:
         bounds = bounds_of(kind)
         rows = connection.execute(
-            f"{statements.QUEUE_AGAIN} WHERE {_IS_GIVEN} RETURNING {_COLUMNS}",
+            f"{statements.QUEUE_AGAIN} WHERE {_IS_GIVEN} RETURNING {SHORT_COLUMNS}",
             {
                 "now": now,
                 "max_attempts": bounds.max_attempts,
@@ -80,7 +75,7 @@ def _retry(
 
 def _cancel(connection: sqlite3.Connection, found: list[search.Found], now: float) -> list[Task]:
     rows = connection.execute(
-        f"{statements.CANCEL} WHERE {_IS_GIVEN} RETURNING {_COLUMNS}",
+        f"{statements.CANCEL} WHERE {_IS_GIVEN} RETURNING {SHORT_COLUMNS}",
         {"now": now, "seqs": _as_json(found)},
     )
     return [statements.to_task(row) for row in rows]

@@ -23,13 +23,8 @@ from typing import Any
 
 from afterward.engines.sqlite.group_commit import in_chunks
 from afterward.engines.sqlite.search import kinds_of
-from afterward.engines.sqlite.statements import TASK_COLUMNS, status_list, to_task
+from afterward.engines.sqlite.statements import SHORT_COLUMNS, status_list, to_task
 from afterward.task import WAITING, Task, lowest_id
-
-# Arguments and history can be long.
-_COLUMNS = TASK_COLUMNS.replace("arguments", "'' AS arguments").replace(
-    "history", "NULL AS history"
-)
 
 _WAITS = f"status IN {status_list(WAITING)}"
 _DUE_AT_ONCE = f"{_WAITS} AND crashes = 0 AND timed = 0"
@@ -65,7 +60,7 @@ def list_changed(
         return None
     rows = connection.execute(
         f"""
-        SELECT {_COLUMNS} FROM tasks WHERE seq IN (SELECT value FROM json_each(:found))
+        SELECT {SHORT_COLUMNS} FROM tasks WHERE seq IN (SELECT value FROM json_each(:found))
         AND client = :client AND updated_at >= :since
         """,
         {"found": json.dumps([*found]), "client": client, "since": since},

@@ -28,6 +28,10 @@ from afterward.task import (
 
 _TASK_FIELDS = tuple(field.name for field in fields(Task))
 TASK_COLUMNS = ", ".join(_TASK_FIELDS)
+# For many tasks at once, without the texts that can be long: those of 100 tasks can take 100 MB.
+SHORT_COLUMNS = TASK_COLUMNS.replace("arguments", "'' AS arguments").replace(
+    "history", "NULL AS history"
+)
 RECORD_COLUMNS = "collection, client, id, body, created_at"
 # The columns of a new task. The others have their default values.
 _NEW_COLUMNS = (
