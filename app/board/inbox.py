@@ -31,8 +31,9 @@ _NOT_HERE = (
 )
 # The HTML of a mail can neither run scripts nor load anything, even outside its frame. The policy
 # does not cover the connections that a browser prepares: it looks up the hosts of links, and
-# connects to that of a <link rel="preconnect">. Both would tell the sender that the mail was read.
-_LINK = re.compile(r"<(?=link)", re.IGNORECASE)
+# connects to those of <link rel="preconnect">, and of frames before the policy forbids them. That
+# would tell the sender that the mail was read.
+_CONNECTING = re.compile(r"<(?=link|i?frame)", re.IGNORECASE)
 _SANDBOX = {
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
@@ -119,10 +120,10 @@ async def show_mail(request: Request, mail: ExistingMail, view: str = "") -> HTM
 @router.get("/inbox/{mail_id}/html")
 @without_turn
 async def read_html(mail: ExistingMail) -> HTMLResponse:
-    """Return the HTML of a mail, for the frame. Each <link> becomes the comment <!link>."""
+    """Return the HTML of a mail, for the frame. Each <link> in it becomes a comment: <!link>."""
     if mail.html is None:
         raise HTTPException(404, "This mail has no HTML.")
-    return HTMLResponse(_LINK.sub("<!", mail.html), headers=_SANDBOX)
+    return HTMLResponse(_CONNECTING.sub("<!", mail.html), headers=_SANDBOX)
 
 
 @router.post("/inbox/{mail_id}/delete")

@@ -466,12 +466,17 @@ def test_an_attachment_cannot_pretend_to_be_an_error_of_the_service(
 def test_the_html_of_a_mail_lets_a_browser_prepare_no_connection(client: TestClient) -> None:
     """A lookup of the host, or a connection to it, tells the sender that the mail was read.
 
-    The policy covers neither, so no <link> is left, however it is written.
+    The policy covers neither, so no <link> and no frame is left, however it is written.
     """
-    links = '<link rel="preconnect" href="//evil.example"><LINK/rel=dns-prefetch href=//a.example>'
-    mail_id = caught(client, mail_with(html=f"<p>Hi</p>{links}<svg><link\nrel=preconnect></svg>"))
+    html = (
+        '<link rel="preconnect" href="//evil.example"><LINK/rel=dns-prefetch href=//evil.example>'
+        "<svg><link\nrel=preconnect></svg><iframe src=//evil.example></iframe>"
+        "<IFrame/src=//evil.example></iframe><frameset><frame src=//evil.example></frameset>"
+        "<p>Hi</p>"
+    )
+    mail_id = caught(client, mail_with(html=html))
     response = client.get(f"/inbox/{mail_id}/html")
-    assert "<link" not in response.text.lower()
+    assert not re.search("<(link|i?frame)", response.text, re.IGNORECASE)
     assert "<p>Hi</p>" in response.text
     assert response.headers["x-dns-prefetch-control"] == "off"
 
