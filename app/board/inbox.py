@@ -19,6 +19,7 @@ from app.api.routes.inbox import ExistingMail, RunningCatcher, delete_with
 from app.api.schemas import SearchText
 from app.mail.message import task_of
 
+LONGEST_TEXT = 200_000  # characters of a mail's text on its page; escaped, each can become five
 VIEWS = ("html", "text", "headers", "attachments")
 _BAD_FIELDS = {
     "q": "A search has at most 200 characters.",
@@ -111,6 +112,8 @@ async def show_mail(request: Request, mail: ExistingMail, view: str = "") -> HTM
         request,
         "mail.html",
         mail=mail,
+        text=mail.text and mail.text[:LONGEST_TEXT],
+        is_cut=mail.is_cut or len(mail.text or "") > LONGEST_TEXT,
         attachments=MailDetail.of(mail).attachments,
         view=view if view in VIEWS else best,
         task=task_of(mail.message_id or ""),
