@@ -464,6 +464,31 @@ def test_an_attachment_cannot_pretend_to_be_an_error_of_the_service(
     assert response.headers["content-disposition"].startswith("attachment")
 
 
+@pytest.mark.parametrize(
+    ("declared", "sent_as"),
+    [
+        ("text/javascript", "text/plain"),
+        ("Application/X-JavaScript", "text/plain"),
+        ("text/ecmascript", "text/plain"),
+        ("text/jscript", "text/plain"),
+        ("text/livescript", "text/plain"),
+        ("text/javascript1.5", "text/plain"),
+        ("text/css", "text/plain"),
+        ("text/html", "text/html"),
+        ("text/typescript", "text/typescript"),
+        ("application/javascriptx", "application/javascriptx"),
+    ],
+)
+def test_a_page_cannot_load_an_attachment_as_a_script_or_a_style_sheet(
+    client: TestClient, declared: str, sent_as: str
+) -> None:
+    """The policy of the pages allows every script that comes from this server."""
+    mail_id = caught(client, mail_with(("a", declared, b"alert(1)")))
+    response = client.get(f"/inbox/{mail_id}/attachments/0")
+    assert response.headers["content-type"] == sent_as
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
 def test_the_html_of_a_mail_lets_a_browser_prepare_no_connection(client: TestClient) -> None:
     """A lookup of the host, or a connection to it, tells the sender that the mail was read.
 
