@@ -217,6 +217,16 @@ def test_sign_ins_are_limited_by_the_rate(tmp_path: Path) -> None:
         assert statuses == [403, 403, 403, 429]
 
 
+def test_clients_without_a_key_can_send_no_large_body(tmp_path: Path) -> None:
+    """The service would hold it in memory, however many such clients there are."""
+    with served(tmp_path, api_keys=KEYS) as client:
+        client.headers.update(BROWSER)
+        assert client.post(SIGN_IN, data={"key": "x" * 30_000}).status_code == 403
+        assert client.post(SIGN_IN, data={"key": "x" * 33_000}).status_code == 413
+        without_length = (b"key=" + b"x" * 11_000 for _ in range(3))
+        assert client.post(SIGN_IN, content=without_length).status_code == 413
+
+
 def test_no_key_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with served(tmp_path, api_keys=KEYS) as client:
         sign_in(client, ADA)
