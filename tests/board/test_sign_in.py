@@ -1,10 +1,14 @@
 """Signing in with an API key: the cookie, the forms that it protects, and the redirects."""
 
+import re
 from http.cookies import SimpleCookie
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.board.sign_in import own_page
 from tests.api.requests import problem_of
@@ -145,6 +149,18 @@ def test_a_service_without_keys_needs_no_sign_in(browser: TestClient) -> None:
 )
 def test_only_a_page_of_the_service_follows_the_sign_in(address: str, *, followed: bool) -> None:
     assert own_page(address) == (address if followed else "/")
+
+
+PARTS = st.sampled_from(["board", "inbox", "tasks", "", ".", "..", "%2E.", "%2e", "\\..", "?a=b"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(PARTS, max_size=5).map("/".join).map("/board/{}".format) | st.text(max_size=20))
+def test_no_address_leads_a_browser_from_the_sign_in_to_another_path(address: str) -> None:
+    seen = re.sub("%2e", ".", own_page(address).replace("\\", "/"), flags=re.IGNORECASE)
+    followed = urlsplit(urljoin("http://here/board/sign-in", seen))
+    assert followed.netloc == "here"
+    assert re.match("/(board|inbox|$)", followed.path)
 
 
 # Forms of other sites
