@@ -69,9 +69,9 @@ class Engine(Protocol):
     ) -> list[Task]:
         """Return up to `limit` of the wanted tasks, newest first: in descending order of their ids.
 
-        Their `history` is None here. `after` is the last id of the previous page. The list
-        continues with the next older id, even if retention has removed the task `after` in the
-        meantime.
+        Their `arguments` are empty, and their `history` is None. `after` is the last id of the
+        previous page. The list continues with the next older id, even if retention has removed the
+        task `after` in the meantime.
         """
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Engine(Protocol):
     async def list_failed(self, client: str, *, limit: int) -> list[Task]:
         """Return up to `limit` failed tasks of a client, the latest failure first.
 
-        Their `history` is None here.
+        Their `arguments` are empty, and their `history` is None.
         """
 
     @abstractmethod

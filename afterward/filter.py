@@ -13,10 +13,11 @@ MOST_ABOUT = 255  # characters of a task's `about` that are stored
 class TaskFilter:
     """Conditions that a task must all meet. None, or an empty tuple, is no condition.
 
-    `client` is always a condition, because a client only sees its own tasks. `about` is matched
-    exactly. `error` is the group of a failed task's error (see afterward.history.error_group).
-    `since` and `until` are seconds since the epoch: tasks that were created at or after `since`,
-    and before `until`. `finished_by` is one more time: tasks that ended then, or earlier.
+    `client` is always a condition, because a client only sees its own tasks. `not_kinds` leaves out
+    the tasks of these kinds. `about` is matched exactly. `error` is the group of a failed task's
+    error (see afterward.history.error_group). `since` and `until` are seconds since the epoch:
+    tasks that were created at or after `since`, and before `until`. `finished_by` is one more time:
+    tasks that ended then, or earlier.
 
     `allows` selects the tasks on which this action can act: for RETRY, failed and cancelled ones.
     """
@@ -24,6 +25,7 @@ class TaskFilter:
     client: str = ""
     statuses: tuple[Status, ...] = ()
     kind: str | None = None
+    not_kinds: tuple[str, ...] = ()
     about: str | None = None
     batch_id: str | None = None
     request_id: str | None = None

@@ -24,6 +24,14 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     307: {"description": "A signed URL of the store, for `signed=true`"},
 }
 
+# A page of this service could load a download of these types as a script or a style sheet, because
+# its Content-Security-Policy allows all that comes from the same server. So they are sent as plain
+# text. The scripts are all JavaScript MIME types (WHATWG MIME Sniffing, section 4.6).
+_LOADED_BY_PAGES = re.compile(
+    r"(?:text|application)/(?:x-)?(?:java|ecma|live|j)script[0-9.]*(?=;|$)|text/css(?=;|$)",
+    re.IGNORECASE,
+)
+
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,20})-([0-9]{0,20})|-([0-9]{1,20}))", re.IGNORECASE)
 _TAG = re.compile(r'"[^"]*"')  # of a weak tag, W/"…", too: If-None-Match treats them alike
 
@@ -37,9 +45,8 @@ async def download(request: Request, uploads: Store, upload: Record) -> Response
     size, etag = upload.body["size"], f'"{upload.body["sha256"]}"'
     if _has_current(request, etag):
         return Response(status_code=304, headers={"ETag": etag})
-    headers = only_saved(upload.body["filename"]) | {"ETag": etag, "Accept-Ranges": "bytes"}
-    # Not as media_type: Starlette would add charset=utf-8 to text, which may be wrong.
-    headers["Content-Type"] = upload.body["content_type"]
+    headers = only_saved(upload.body["filename"], upload.body["content_type"])
+    headers |= {"ETag": etag, "Accept-Ranges": "bytes"}
     start, end, status = 0, size, 200
     if requested := _range(request, etag, size):
         (start, end), status = requested, 206
@@ -55,9 +62,14 @@ async def download(request: Request, uploads: Store, upload: Record) -> Response
     return StreamingResponse(blocks(), status, headers=headers)
 
 
-def only_saved(filename: str) -> dict[str, str]:
-    """Return headers that make a browser save the file, and run no script in it."""
+def only_saved(filename: str, media_type: str) -> dict[str, str]:
+    """Return headers that make a browser save the file, and run no script in it.
+
+    Pass them as headers only, without the `media_type` of a response: Starlette would add
+    charset=utf-8 to text, which may be wrong.
+    """
     return {
+        "Content-Type": _LOADED_BY_PAGES.sub("text/plain", media_type),
         "Content-Disposition": as_attachment(filename),
         "Content-Security-Policy": "sandbox",
         "X-Content-Type-Options": "nosniff",

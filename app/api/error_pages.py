@@ -17,6 +17,7 @@ from app.api.pages import page
 from app.api.paths import is_page, route_path
 
 SIGN_IN = "/board/sign-in"
+_FIRST_ERROR = 400
 _UNAUTHORIZED = 401
 # Headers that describe the body of the problem, or the way to authenticate without a browser.
 _NOT_OF_THE_PAGE = {b"content-type", b"content-length", b"www-authenticate"}
@@ -49,7 +50,9 @@ def with_error_pages(scope: Scope, send: Send) -> Send:
 
 
 def _is_problem(head: Message) -> bool:
-    return (b"content-type", b"application/problem+json") in head["headers"]
+    """Whether a response is an error. An attachment of a mail can have the same media type."""
+    is_error = head["status"] >= _FIRST_ERROR
+    return is_error and (b"content-type", b"application/problem+json") in head["headers"]
 
 
 async def _receive_nothing() -> Message:

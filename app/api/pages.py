@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from app.api.page_texts import duration, made_at, number, size, when
 from app.api.paths import route_path
@@ -45,9 +46,12 @@ def page(
     )
 
 
-def render(template: str, **values: Any) -> str:
-    """Render a template, or a part of a page; every value is escaped."""
-    return _environment().get_template(template).render(values)
+def render(template: str, **values: Any) -> Markup:
+    """Render a template, or a part of a page; every value is escaped.
+
+    Another template can show the result as it is, because it is known to be escaped.
+    """
+    return escape(_environment().get_template(template).make_module(values))
 
 
 def _frame(request: Request) -> dict[str, Any]:

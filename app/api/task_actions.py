@@ -8,7 +8,7 @@ from afterward.queue import Queue
 from afterward.task import Task
 from afterward.unit_of_work import UnitOfWork
 from app.api.task_filters import TaskFilters
-from app.tasks.bulk import cancel_tasks, retry_tasks
+from app.tasks.bulk import acted_on, cancel_tasks, retry_tasks
 
 
 async def count_matches(
@@ -22,7 +22,7 @@ async def count_matches(
     Without `accepted_at`, the time is now. Raises QueueUnavailable.
     """
     at = queue.now() if accepted_at is None else accepted_at
-    return await queue.engine.count_tasks(wanted.acted_on(Action(action), at))
+    return await queue.engine.count_tasks(acted_on(wanted, Action(action), at))
 
 
 def add_action(

@@ -31,6 +31,7 @@ Statuses = Annotated[
     str,
     Pattern(f"{_STATUS}(,{_STATUS})*", _NO_STATUS),
     Field(
+        max_length=100,
         description="One status, or several separated by commas.",
         examples=["failed", "queued,retrying"],
     ),

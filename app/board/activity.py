@@ -15,7 +15,7 @@ MINUTE = 60.0
 MINUTES = 60
 MOST_CLIENTS = 1000  # whose tasks are counted at a time; about 20 MB
 MOST_READ = 5_000  # tasks that one client's charts are read from after a start
-PAGE = 100  # tasks in one query, because each may have a megabyte of arguments
+PAGE = 100  # tasks in one query
 
 
 @dataclass(frozen=True, slots=True)

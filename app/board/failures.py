@@ -8,9 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from afterward.engine import Engine
-from afterward.errors import TaskNotFound
-from afterward.filter import FailureGroup
-from afterward.task import Task
+from afterward.filter import FailureGroup, TaskFilter
+from afterward.task import Status, Task
 from app.api.dependencies import ClientDep, QueueDep
 from app.api.pages import page
 from app.api.route import ServiceRoute
@@ -24,7 +23,7 @@ router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """A group of failed tasks with its newest task, which is None if retention has removed it."""
+    """A group of failed tasks with its newest task; None if none of them is failed by now."""
 
     group: FailureGroup
     newest: Task | None
@@ -50,7 +49,7 @@ async def read_failures(
     """Show the groups, the largest first."""
     groups = await board.counts.failures(client)
     shown = groups[:MOST_GROUPS]
-    newest = await asyncio.gather(*(_find(queue.engine, group.newest) for group in shown))
+    newest = await asyncio.gather(*(_newest(queue.engine, client, group) for group in shown))
     return page(
         request,
         "board/failures.html",
@@ -60,8 +59,9 @@ async def read_failures(
     )
 
 
-async def _find(engine: Engine, task_id: str) -> Task | None:
-    try:
-        return await engine.get(task_id)
-    except TaskNotFound:
-        return None
+async def _newest(engine: Engine, client: str, group: FailureGroup) -> Task | None:
+    """Return the newest task of a group as it is listed: without arguments, which can be large."""
+    wanted = TaskFilter(
+        client=client, statuses=(Status.FAILED,), kind=group.kind, error=group.error
+    )
+    return next(iter(await engine.list_tasks(wanted, limit=1)), None)

@@ -1,6 +1,7 @@
 """/inbox: the mails that the embedded catcher has received. app.api.routes.inbox has their JSON."""
 
 import asyncio
+import re
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -18,6 +19,7 @@ from app.api.routes.inbox import ExistingMail, RunningCatcher, delete_with
 from app.api.schemas import SearchText
 from app.mail.message import task_of
 
+LONGEST_TEXT = 200_000  # characters of a mail's text on its page; escaped, each can become five
 VIEWS = ("html", "text", "headers", "attachments")
 _BAD_FIELDS = {
     "q": "A search has at most 200 characters.",
@@ -28,13 +30,18 @@ _NOT_HERE = (
     "No mail with this Message-ID is in the inbox, or not yet: its task may have to send it first. "
     "It may also have been deleted, or given way to newer mails."
 )
-# The HTML of a mail can neither run scripts nor load anything, even outside its frame.
+# The HTML of a mail can neither run scripts nor load anything, even outside its frame. The policy
+# does not cover the connections that a browser prepares: it looks up the hosts of links, and
+# connects to those of <link rel="preconnect">, and of frames before the policy forbids them. That
+# would tell the sender that the mail was read.
+_CONNECTING = re.compile(r"<(?=link|i?frame)", re.IGNORECASE)
 _SANDBOX = {
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
+    "X-DNS-Prefetch-Control": "off",
 }
 
 router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
@@ -105,6 +112,8 @@ async def show_mail(request: Request, mail: ExistingMail, view: str = "") -> HTM
         request,
         "mail.html",
         mail=mail,
+        text=mail.text and mail.text[:LONGEST_TEXT],
+        is_cut=mail.is_cut or len(mail.text or "") > LONGEST_TEXT,
         attachments=MailDetail.of(mail).attachments,
         view=view if view in VIEWS else best,
         task=task_of(mail.message_id or ""),
@@ -114,10 +123,10 @@ async def show_mail(request: Request, mail: ExistingMail, view: str = "") -> HTM
 @router.get("/inbox/{mail_id}/html")
 @without_turn
 async def read_html(mail: ExistingMail) -> HTMLResponse:
-    """Return the HTML of a mail, for the frame."""
+    """Return the HTML of a mail, for the frame. Each <link> in it becomes a comment: <!link>."""
     if mail.html is None:
         raise HTTPException(404, "This mail has no HTML.")
-    return HTMLResponse(mail.html, headers=_SANDBOX)
+    return HTMLResponse(_CONNECTING.sub("<!", mail.html), headers=_SANDBOX)
 
 
 @router.post("/inbox/{mail_id}/delete")

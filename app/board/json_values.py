@@ -7,24 +7,25 @@ from typing import Any
 LONG = 200  # characters; a longer text, or one of several lines, is folded
 MOST_SHOWN = 20_000  # characters of one text
 
+_INDENTED = json.JSONEncoder(ensure_ascii=False, indent=2)
+
 
 @dataclass(frozen=True, slots=True)
 class NamedValue:
-    """A value from JSON as a text. `size` is its length in characters; a long text is cut."""
+    """A value from JSON as a text. `size` is its length in characters.
+
+    If `is_cut`, the text is only the beginning, and `size` is that of all of it without indents.
+    """
 
     name: str
     text: str
     size: int
+    is_cut: bool
 
     @property
     def is_long(self) -> bool:
         """Whether the page folds it."""
         return self.size > LONG or "\n" in self.text
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether the text is not all of the value."""
-        return self.size > len(self.text)
 
 
 def arguments(stored: str) -> list[NamedValue]:
@@ -65,8 +66,23 @@ def _dict(value: object) -> dict[str, Any]:
 
 
 def _named(name: str, value: object) -> NamedValue:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
-    return NamedValue(_encodable(name), _encodable(text[:MOST_SHOWN]), len(text))
+    text = value if isinstance(value, str) else _beginning(value)
+    is_cut = len(text) > MOST_SHOWN
+    whole = text if isinstance(value, str) or not is_cut else json.dumps(value, ensure_ascii=False)
+    return NamedValue(_encodable(name), _encodable(text[:MOST_SHOWN]), len(whole), is_cut)
+
+
+def _beginning(value: object) -> str:
+    """Return a value as JSON with indents; of a long one, a little more than MOST_SHOWN characters.
+
+    The indents of deeply nested lists can take hundreds of times the memory of the lists.
+    """
+    text = ""
+    for chunk in _INDENTED.iterencode(value):
+        text += chunk
+        if len(text) > MOST_SHOWN:
+            break
+    return text
 
 
 def _encodable(text: str) -> str:

@@ -58,7 +58,7 @@ class Overview:
         """Return the shared read of a client's numbers. It raises QueueUnavailable."""
         return self._reads.of(client, partial(self._read, client))
 
-    async def html(self, client: str, prefix: str) -> str:
+    async def html(self, client: str, prefix: str) -> Markup:
         """Return the part of the overview that changes. Raises QueueUnavailable."""
         numbers = await self.numbers_of(client).get()
         return render(

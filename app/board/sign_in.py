@@ -19,8 +19,10 @@ from app.api.pages import page
 from app.api.route import ServiceRoute, without_turn
 
 # The overview, the other pages, and their queries. Nothing else can follow a sign-in: no other
-# server, and no route that answers with JSON.
-_OWN_PAGE = re.compile(r"/(?:(?:board|inbox)(?:[/?][!-~]*)?|\?[!-~]*)?", re.ASCII)
+# server, and no route that answers with JSON. Browsers resolve /board/../tasks, also with %2E for a
+# dot and a backslash for a slash.
+_OWN_PAGE = re.compile(r"/(?:(?:board|inbox)(?:[/?][!-~]*)?|\?[!-~]*)?")
+_LEADS_ELSEWHERE = re.compile(r"[^?]*(?:\\|/(?:\.|%2e){1,2}(?:[/?]|$))", re.IGNORECASE)
 _WRONG_KEY = "This key is not valid."
 
 router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
@@ -68,7 +70,8 @@ async def sign_out(request: Request) -> Response:
 
 def own_page(address: str) -> str:
     """Return the address if it is a page of this service, or else that of the overview."""
-    return address if _OWN_PAGE.fullmatch(address) else "/"
+    is_own = _OWN_PAGE.fullmatch(address) and not _LEADS_ELSEWHERE.match(address)
+    return address if is_own else "/"
 
 
 def _client_of_key(request: Request) -> Callable[[bytes], str | None] | None:

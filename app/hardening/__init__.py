@@ -14,7 +14,8 @@ deadlines       disconnects slow clients, and bounds the heads of requests
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from app.hardening.access import AccessCheck
+from app.api.error_pages import SIGN_IN
+from app.hardening.access import AccessCheck, KeyWatch
 from app.hardening.api_keys import ApiKeys, BadKeys
 from app.hardening.openapi import document_keys
 from app.hardening.origins import Origins
@@ -22,6 +23,10 @@ from app.hardening.rate_limit import RateLimit
 from app.hardening.request_checks import BodyLimit, RequestChecks, check_framing
 from app.settings import BadSettings, Settings
 from app.uploads.multipart import largest_form
+
+# Bytes of the form to sign in. It is the only body that is read from clients without a key, and all
+# of it is held in memory: no more than of the head of a request.
+LARGEST_SIGN_IN = 32 * 1024
 
 
 def harden(app: FastAPI, settings: Settings) -> None:
@@ -36,16 +41,20 @@ def harden(app: FastAPI, settings: Settings) -> None:
     access = AccessCheck(keys, rate_limit, settings.cors_origins)
     if keys is not None:
         app.state.client_of_key = keys.client_of  # for the page to sign in
-    form_limit = largest_form(settings.max_upload_bytes)
+    file_form = largest_form(settings.max_upload_bytes)
+    sign_in = min(LARGEST_SIGN_IN, settings.max_body_bytes)
     # Starlette runs the first middleware of this list first: what is appended is innermost.
     app.user_middleware += [
         Middleware(RequestChecks, checks=(check_framing, access)),
         Middleware(
             BodyLimit,
             limit=settings.max_body_bytes,
-            limits=dict.fromkeys(("/upload", "/upload/", "/board/uploads"), form_limit),
+            limits=dict.fromkeys(("/upload", "/upload/", "/board/uploads"), file_form)
+            | {SIGN_IN: sign_in},
         ),
     ]
+    if keys is not None and settings.api_keys_file:
+        app.user_middleware.append(Middleware(KeyWatch, keys=keys))
     if settings.cors_origins:
         app.add_middleware(Origins, origins=settings.cors_origins)
     document_keys(app, required=keys is not None)

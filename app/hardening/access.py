@@ -1,5 +1,6 @@
 """Access: API keys, rate limits, and protection from web pages of other sites."""
 
+import asyncio
 import re
 from collections.abc import Collection, Iterable
 from functools import lru_cache
@@ -7,7 +8,7 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 
 import structlog
 from starlette.responses import Response
-from starlette.types import Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.error_pages import SIGN_IN
 from app.api.errors import problem
@@ -41,6 +42,8 @@ _PRIVATE_RESPONSE = [
 ]
 _FORMS = ("/board/", "/inbox/")  # the pages that have forms
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")  # RFC 9110, section 9.2.1
+
+KEY_CHECKED_SECONDS = 5.0  # how often an open event stream checks that its key is still valid
 
 # Top-level domains that nobody can register (RFC 6761, RFC 6762, and ICANN for `internal`).
 _PRIVATE_DOMAINS = ("localhost", "local", "internal", "test")
@@ -115,10 +118,8 @@ class AccessCheck:
         if path == SIGN_IN:
             _check_form(scope)
             return ""
-        sent = _keys_in(headers)
-        if not sent and (key := key_in_cookie(headers)) is not None:
+        if not (sent := _keys_in(headers)) and (sent := _keys_in_cookie(headers)):
             _check_form(scope)
-            sent = [key]
         if not sent:
             raise Refused(401, NO_KEY, {"WWW-Authenticate": "Bearer"})
         client = self._keys.client_of(sent[0]) if len(sent) == 1 else None
@@ -132,6 +133,38 @@ class Refused(Exception):
     """A refused request: the status, the detail, and the headers of its response."""
 
 
+class KeyWatch:
+    """Middleware that ends the open event streams of a key after it was removed.
+
+    Other requests end soon, but a stream could go on for days. To its route, it looks as if the
+    client had disconnected.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] == "http" and (client := scope["state"]["client"]):
+            headers = scope["headers"]
+            (key,) = _keys_in(headers) or _keys_in_cookie(headers)
+            receive = self._until_removed(receive, key, client)
+        await self._app(scope, receive, send)
+
+    def _until_removed(self, receive: Receive, key: bytes, client: str) -> Receive:
+        async def receive_or_end() -> Message:
+            while True:
+                try:
+                    async with asyncio.timeout(KEY_CHECKED_SECONDS):
+                        return await receive()
+                except TimeoutError:
+                    if self._keys.client_of(key) != client:
+                        return {"type": "http.disconnect"}
+
+        return receive_or_end
+
+
 def _keys_in(headers: Headers) -> list[bytes]:
     """Return the API keys in the headers of a request. A malformed Authorization gives b""."""
     keys = []
@@ -142,6 +175,11 @@ def _keys_in(headers: Headers) -> list[bytes]:
             match = _BEARER.fullmatch(value)
             keys.append(match[1] if match else b"")
     return keys
+
+
+def _keys_in_cookie(headers: Headers) -> list[bytes]:
+    key = key_in_cookie(headers)
+    return [] if key is None else [key]
 
 
 def _check_form(scope: Scope) -> None:

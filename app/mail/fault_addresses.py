@@ -1,6 +1,7 @@
 """Addresses for which the catcher fails on purpose. They show failures without a broken server.
 
-    refuse+550@…   RCPT is answered with 550: the mail fails for good. 500 to 559
+    refuse+550@…   RCPT is answered with 550: the mail fails for good. 500 to 559; but after a code
+                   about the server, such as 530, the mail is tried again
     defer+451@…    the first two attempts of each mail are answered with 451. 400 to 459
     slow+3@…       the answer to the content comes 3 seconds late. At most 30
 

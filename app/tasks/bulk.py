@@ -40,11 +40,22 @@ async def cancel_tasks(
     return await _act(context, Action.CANCEL, wanted, accepted_at, matched)
 
 
+def acted_on(wanted: TaskFilter, action: Action, accepted_at: float) -> TaskFilter:
+    """Return the filter of the tasks on which an action acts that was accepted at this time.
+
+    Unless the filter names their kind, bulk actions are left out. For example, "retry all that
+    failed today" must not repeat a bulk retry that failed this morning, or cancel everything again.
+    """
+    if wanted.kind is None:
+        wanted = replace(wanted, not_kinds=(retry_tasks.__name__, cancel_tasks.__name__))
+    return wanted.acted_on(action, accepted_at)
+
+
 async def _act(
     context: Context, action: Action, wanted: TaskFilter, accepted_at: float, matched: int
 ) -> dict[str, int]:
     # The client is taken from this task, and not from the stored arguments.
-    own = replace(wanted, client=context.task.client).acted_on(action, accepted_at)
+    own = acted_on(replace(wanted, client=context.task.client), action, accepted_at)
     while not (piece := await _change_slice(context, own)).is_last:
         await context.report_progress(piece.done / max(matched, piece.done, 1))
     await context.report_progress(1.0)

@@ -17,6 +17,7 @@ import pytest
 from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
+from app.board.inbox import LONGEST_TEXT
 from app.main import create_app
 from tests.api.requests import problem_of
 from tests.support.gate import bearing
@@ -452,6 +453,60 @@ def test_a_mail_has_a_page_for_each_of_its_views(client: TestClient) -> None:
     assert client.get(f"/inbox/{mail_id}/html").text == "<p>Hi</p>\n"
 
 
+@pytest.mark.parametrize("content", [b"no problem", b"{}", b'{"title": "Free money"}'], ids=str)
+def test_an_attachment_cannot_pretend_to_be_an_error_of_the_service(
+    client: TestClient, content: bytes
+) -> None:
+    """Otherwise a browser would get a page of this service with the texts of the sender."""
+    mail_id = caught(client, mail_with(("a.json", "application/problem+json", content)))
+    response = client.get(f"/inbox/{mail_id}/attachments/0", headers=HTML)
+    assert (response.status_code, response.content) == (200, content)
+    assert response.headers["content-disposition"].startswith("attachment")
+
+
+@pytest.mark.parametrize(
+    ("declared", "sent_as"),
+    [
+        ("text/javascript", "text/plain"),
+        ("Application/X-JavaScript", "text/plain"),
+        ("text/ecmascript", "text/plain"),
+        ("text/jscript", "text/plain"),
+        ("text/livescript", "text/plain"),
+        ("text/javascript1.5", "text/plain"),
+        ("text/css", "text/plain"),
+        ("text/html", "text/html"),
+        ("text/typescript", "text/typescript"),
+        ("application/javascriptx", "application/javascriptx"),
+    ],
+)
+def test_a_page_cannot_load_an_attachment_as_a_script_or_a_style_sheet(
+    client: TestClient, declared: str, sent_as: str
+) -> None:
+    """The policy of the pages allows every script that comes from this server."""
+    mail_id = caught(client, mail_with(("a", declared, b"alert(1)")))
+    response = client.get(f"/inbox/{mail_id}/attachments/0")
+    assert response.headers["content-type"] == sent_as
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_html_of_a_mail_lets_a_browser_prepare_no_connection(client: TestClient) -> None:
+    """A lookup of the host, or a connection to it, tells the sender that the mail was read.
+
+    The policy covers neither, so no <link> and no frame is left, however it is written.
+    """
+    html = (
+        '<link rel="preconnect" href="//evil.example"><LINK/rel=dns-prefetch href=//evil.example>'
+        "<svg><link\nrel=preconnect></svg><iframe src=//evil.example></iframe>"
+        "<IFrame/src=//evil.example></iframe><frameset><frame src=//evil.example></frameset>"
+        "<p>Hi</p>"
+    )
+    mail_id = caught(client, mail_with(html=html))
+    response = client.get(f"/inbox/{mail_id}/html")
+    assert not re.search("<(link|i?frame)", response.text, re.IGNORECASE)
+    assert "<p>Hi</p>" in response.text
+    assert response.headers["x-dns-prefetch-control"] == "off"
+
+
 def test_a_view_without_content_says_so(client: TestClient) -> None:
     mail_id = caught(client, b"\r\nhi")
     for view, text in {
@@ -616,9 +671,11 @@ def test_mails_with_large_attachments_need_little_memory(tmp_path: Path) -> None
 
 
 def test_a_text_of_10_mb_is_cut_on_its_page_and_whole_in_its_source(client: TestClient) -> None:
-    raw = b"Subject: long\r\n\r\n" + (b"x" * 98 + b"\r\n") * 100_000
+    """Escaped, each of these characters becomes five. The text of 2 MiB took 180 MB."""
+    raw = b"Subject: long\r\n\r\n" + (b'"' * 98 + b"\r\n") * 100_000
     mail_id = caught(client, raw)
     page = page_of(client, f"/inbox/{mail_id}")
     assert "a part of it is not shown" in page
-    assert 2 * MB < len(page) < 3 * MB
+    assert LONGEST_TEXT < len(page) < 5 * LONGEST_TEXT + 10_000
+    assert 2 * MB < len(client.get(f"/inbox/{mail_id}").json()["text"]) < 3 * MB
     assert client.get(f"/inbox/{mail_id}/source").content == raw

@@ -8,7 +8,9 @@ takes effect at once.
 import gc
 import hmac
 import secrets
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +20,8 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from app.api.key_cookie import NAME
+from app.hardening import access
 from app.hardening import api_keys as keys_module
 from app.hardening.api_keys import ApiKeys, BadKeys
 from app.main import create_app
@@ -272,6 +276,32 @@ def test_an_added_key_and_a_removed_key_take_effect_at_once(
     tried(
         f"{form(20, 500)} changes of a key, {write.__name__}", "all in effect at the next request"
     )
+
+
+def test_the_open_event_streams_of_a_removed_key_end(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a stolen key could be used for as long as the connection lasts."""
+    monkeypatch.setattr(access, "KEY_CHECKED_SECONDS", 0.02)
+    file.write_text("ada: old new\n")
+    cookie = {"Cookie": f"{NAME}=old"}
+    with (
+        ThreadPoolExecutor() as threads,
+        served(tmp_path, api_keys_file=file, worker_concurrency=0) as client,
+    ):
+        queued = client.post("/send-email/?email=a@example.com", headers=bearing("old"))
+        paths = ("/events", f"{queued.headers['location']}/events", "/board/live")
+        streams = [
+            threads.submit(client.get, path, headers=headers)
+            for path in paths
+            for headers in (bearing("old"), cookie)
+        ]
+        kept = threads.submit(client.get, "/events", headers=bearing("new"))
+        time.sleep(0.1)
+        assert not any(stream.done() for stream in streams)
+        file.write_text("ada: new\n")
+        assert all(stream.result(5).status_code == 200 for stream in streams)
+        assert not kept.done()
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ class File:
     declared: str
     actual: str
     thumbnail: str | None = None  # the state of its task, if there is one
+    sent_as: str | None = None  # the type of its download, if it is another
 
 
 def zip_bomb(megabytes: int = 20) -> bytes:
@@ -68,7 +69,12 @@ def files() -> dict[str, File]:
         "a page": File(b"<!DOCTYPE html>" + SCRIPT, "a.png", "image/png", "text/html"),
         "a page that says so": File(SCRIPT, "a.html", "text/html", "text/html"),
         "an SVG": File(b"<svg onload='alert(1)'/>", "a.png", "image/png", "image/svg+xml"),
-        "a script": File(b"alert(1)", "a.js", "text/javascript", "text/javascript"),
+        "a script": File(
+            b"alert(1)", "a.js", "text/javascript", "text/javascript", sent_as="text/plain"
+        ),
+        "a style sheet": File(
+            b"p { color: red }", "a.css", "text/css", "text/css", sent_as="text/plain"
+        ),
         "a GIF that is a script": File(
             b"GIF89a=0;" + SCRIPT, "a.gif", "image/gif", "image/gif", "failed"
         ),
@@ -143,7 +149,7 @@ def assert_kept(target: Target, file: File, queued: Json) -> None:
     assert (upload["filename"], upload["content_type"]) == (file.name, file.actual)
     download = target.service.get(f"{address}/content")
     assert download.content == file.content
-    assert download.headers["content-type"].partition(";")[0] == file.actual
+    assert download.headers["content-type"].partition(";")[0] == (file.sent_as or file.actual)
     assert is_only_saved(download)
 
 

@@ -1,10 +1,14 @@
 """Signing in with an API key: the cookie, the forms that it protects, and the redirects."""
 
+import re
 from http.cookies import SimpleCookie
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.board.sign_in import own_page
 from tests.api.requests import problem_of
@@ -128,6 +132,14 @@ def test_a_service_without_keys_needs_no_sign_in(browser: TestClient) -> None:
         ("//evil.example/board/", False),
         ("/\\evil.example", False),
         ("/boardwalk", False),
+        ("/board/../tasks", False),
+        ("/board/a/..", False),
+        ("/board/.%2E/tasks", False),
+        ("/inbox/%2e%2E?a=b", False),
+        ("/board/..\\tasks", False),
+        ("/board/..//evil.example", False),
+        ("/inbox/by-message-id/a..b@example.com", True),
+        ("/board/tasks?about=/../", True),
         ("/tasks", False),
         ("/board/\nSet-Cookie: a=b", False),
         ("/board/\u20ac", False),
@@ -137,6 +149,18 @@ def test_a_service_without_keys_needs_no_sign_in(browser: TestClient) -> None:
 )
 def test_only_a_page_of_the_service_follows_the_sign_in(address: str, *, followed: bool) -> None:
     assert own_page(address) == (address if followed else "/")
+
+
+PARTS = st.sampled_from(["board", "inbox", "tasks", "", ".", "..", "%2E.", "%2e", "\\..", "?a=b"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(PARTS, max_size=5).map("/".join).map("/board/{}".format) | st.text(max_size=20))
+def test_no_address_leads_a_browser_from_the_sign_in_to_another_path(address: str) -> None:
+    seen = re.sub("%2e", ".", own_page(address).replace("\\", "/"), flags=re.IGNORECASE)
+    followed = urlsplit(urljoin("http://here/board/sign-in", seen))
+    assert followed.netloc == "here"
+    assert re.match("/(board|inbox|$)", followed.path)
 
 
 # Forms of other sites
@@ -207,6 +231,16 @@ def test_sign_ins_are_limited_by_the_rate(tmp_path: Path) -> None:
         client.headers.update(BROWSER)
         statuses = [client.post(SIGN_IN, data={"key": "x"}).status_code for _ in range(4)]
         assert statuses == [403, 403, 403, 429]
+
+
+def test_clients_without_a_key_can_send_no_large_body(tmp_path: Path) -> None:
+    """The service would hold it in memory, however many such clients there are."""
+    with served(tmp_path, api_keys=KEYS) as client:
+        client.headers.update(BROWSER)
+        assert client.post(SIGN_IN, data={"key": "x" * 30_000}).status_code == 403
+        assert client.post(SIGN_IN, data={"key": "x" * 33_000}).status_code == 413
+        without_length = (b"key=" + b"x" * 11_000 for _ in range(3))
+        assert client.post(SIGN_IN, content=without_length).status_code == 413
 
 
 def test_no_key_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

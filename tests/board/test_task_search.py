@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.datastructures import QueryParams
 
 from app.api.task_filters import TaskFilters
@@ -89,3 +91,24 @@ def test_a_fixed_filter_has_absolute_times() -> None:
 def test_a_fixed_filter_keeps_its_own_end() -> None:
     ends = TaskFilters.model_validate({"until": "2023-11-14T22:00:00Z"})
     assert fixed(ends, NOW) == ends
+
+
+NAMES = st.sampled_from([*TaskFilters.model_fields, "period", "colour"])
+TIMES = st.from_regex(
+    r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:\d\d)?", fullmatch=True
+)
+TEXTS = st.sampled_from(["failed", "queued,failed", "15m", "0001-01-01T00:00:00+23:59"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(NAMES, TEXTS | TIMES | st.text(max_size=20)), max_size=5))
+def test_a_confirmed_search_selects_the_tasks_of_the_page(fields: list[tuple[str, str]]) -> None:
+    """The form of the page that confirms an action has the conditions of the search, and no others.
+
+    Any text in any field is a condition or an error.
+    """
+    found = TaskSearch.read(QueryParams(fields), NOW)
+    confirmed = fixed(found.filters, NOW)
+    again = TaskSearch.read(QueryParams([*conditions_of(confirmed).items()]), NOW)
+    assert (again.filters, again.errors) == (confirmed, {})
+    assert again.filters.for_client("ada") == confirmed.for_client("ada")

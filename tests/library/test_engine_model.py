@@ -326,7 +326,8 @@ class _EngineMachine(RuleBasedStateMachine):
     @invariant()
     def both_hold_the_same(self) -> None:
         listing = self.engine.list_tasks(TaskFilter(), limit=1_000)
-        assert self.ask(listing) == list(self.model.values())[::-1]
+        tasks = [replace(task, arguments="") for task in self.model.values()]
+        assert self.ask(listing) == tasks[::-1]
 
     @invariant()
     def each_failed_attempt_is_in_the_history(self) -> None:

@@ -206,6 +206,18 @@ def test_a_client_without_a_valid_key_is_refused(client: httpx2.Client) -> None:
         assert refused.headers["www-authenticate"].startswith("Bearer")
 
 
+def test_a_form_of_an_old_browser_is_accepted_at_any_port(proxy: Nginx) -> None:
+    """The browser sends no Sec-Fetch-Site, so its Origin must be the Host, with the port."""
+    with proxy.client() as browser:
+        own = {"Accept": "text/html", "Origin": str(browser.base_url).rstrip("/")}
+        signed_in = browser.post("/board/sign-in", data={"key": KEY}, headers=own)
+        assert (signed_in.status_code, signed_in.headers["location"]) == (303, "/")
+        assert "; Secure" in signed_in.headers["set-cookie"]
+        assert browser.post("/board/sign-out", headers=own).status_code == 303
+        foreign = {"Origin": "https://127.0.0.1:1"}
+        assert browser.post("/board/sign-in", headers=own | foreign).status_code == 403
+
+
 def test_nginx_passes_the_host_on_and_replaces_the_clients_forwarded_headers(
     nginx: str, tmp_path: Path
 ) -> None:

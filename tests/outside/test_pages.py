@@ -1,6 +1,7 @@
 """The pages in a real browser."""
 
 import smtplib
+import socket
 from collections.abc import Iterator
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -13,6 +14,15 @@ from tests.support.service import Service, free_port
 
 SUBJECT = "Hello <script>alert(1)</script>"
 MESSAGE = "It is done.\n<img src=x onerror=alert(1)>"
+TRACKERS = """\
+<link rel=preconnect href={at}><link rel=stylesheet href={at}><base href={at}>
+<meta http-equiv=refresh content="0;url={at}">
+<style>@import "{at}"; p {{ background: url({at}) }}</style>
+<p>It is done.</p>
+<img src={at}><img srcset="{at} 1x"><video poster={at} src={at}></video><input type=image src={at}>
+<object data={at}></object><embed src={at}><svg><image href={at} /></svg><iframe src={at}></iframe>
+<iframe srcdoc="<img src={at}>"></iframe><script>fetch("{at}")</script>
+"""
 
 
 @pytest.fixture
@@ -58,6 +68,35 @@ def test_a_mail_is_shown_in_the_inbox_and_its_scripts_do_not_run(
         page.get_by_role("link", name=answer.json()["id"]).click()
         page.wait_for_url(f"**/board/tasks/{answer.json()['id']}")
         page.close()
+
+
+def test_the_html_of_a_mail_connects_to_no_other_server(chromium: str, tmp_path: Path) -> None:
+    """A connection would tell the sender that the mail was read, even if it loads nothing.
+
+    Chromium connects to the server of a frame before it finds that the policy forbids the frame.
+    """
+    mail = EmailMessage(policy=SMTP)
+    mail["Subject"] = "Hello"
+    port = free_port()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tracker,
+        Service(tmp_path, smtp_port=port) as service,
+        sync_playwright() as playwright,
+    ):
+        tracker.setblocking(False)
+        at = f"http://127.0.0.1:{tracker.getsockname()[1]}/"
+        mail.set_content(TRACKERS.format(at=at), subtype="html")
+        with smtplib.SMTP("127.0.0.1", port) as smtp:
+            smtp.send_message(mail, "bob@example.com", ["ada@example.com"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(f"{service.url}/inbox")
+        page.get_by_role("link", name="Hello").click()
+        page.frame_locator("iframe").get_by_text("It is done.").wait_for()
+        page.wait_for_timeout(1_000)
+        with pytest.raises(BlockingIOError):
+            tracker.accept()
+        browser.close()
 
 
 def test_mails_are_searched_saved_and_deleted_without_a_script(

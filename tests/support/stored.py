@@ -51,7 +51,8 @@ async def _crash(engine: Engine, task: Task) -> None:
 
 async def _fail(engine: Engine, tasks: list[Task], error: str, now: float) -> None:
     left = {task.id for task in tasks}
-    claim = await engine.claim("mail-1:1:a", kinds=[KIND], limit=10_000, now=now, lease=60)
+    kinds = [*{task.kind for task in tasks}]
+    claim = await engine.claim("mail-1:1:a", kinds=kinds, limit=10_000, now=now, lease=60)
     for task in claim.running:
         ending = (
             Outcome(Status.FAILED, error=error)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from afterward.engines.postgres.connections import Session
-from afterward.engines.postgres.statements import LISTED_COLUMNS, Row, to_task
+from afterward.engines.postgres.statements import SHORT_COLUMNS, Row, to_task
 from afterward.filter import FailureGroup, TaskFilter
 from afterward.task import Status, Task
 
@@ -22,7 +22,7 @@ async def list_tasks(
     session: Session, wanted: TaskFilter, after: str | None, limit: int
 ) -> list[Task]:
     """Return a page of tasks, in descending order of their ids. See Engine.list_tasks."""
-    return [to_task(row) for row in await _page(session, LISTED_COLUMNS, wanted, after, limit)]
+    return [to_task(row) for row in await _page(session, SHORT_COLUMNS, wanted, after, limit)]
 
 
 async def find(
@@ -91,6 +91,8 @@ def _ranges(wanted: TaskFilter, after: str | None = None) -> tuple[str, str, Seq
         "finished_at <=": wanted.finished_by,
     }
     where = [f"{sql} {parameter(value)}" for sql, value in given.items() if value is not None]
+    if wanted.not_kinds:
+        where.append(f"kind <> ALL({parameter(wanted.not_kinds)}::text[])")
     statuses = wanted.possible_statuses if wanted.selects_states else tuple(Status)
 
     # 1. By a value that few tasks have, one range.
@@ -144,7 +146,7 @@ async def list_failed(session: Session, client: str, limit: int) -> list[Task]:
     """Return a client's failed tasks, the latest failure first."""
     rows = await session.fetch(
         f"""
-        SELECT {LISTED_COLUMNS} FROM afterward.tasks
+        SELECT {SHORT_COLUMNS} FROM afterward.tasks
         WHERE client = $1 AND status = 'failed' ORDER BY finished_at DESC LIMIT $2
         """,
         client,

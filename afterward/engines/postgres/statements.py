@@ -29,10 +29,10 @@ TASKS_CHANNEL = "afterward_tasks"  # is notified when a task may have become rea
 Row = Mapping[str, Any]
 
 TASK_COLUMNS = ", ".join(f"tasks.{column}" for column in TASK_FIELDS)
-# A list leaves out the histories. A list of changes and a slice of a bulk action leave out the
-# arguments, too, because those of thousands of tasks can take hundreds of MB.
-LISTED_COLUMNS = TASK_COLUMNS.replace("tasks.history", "NULL AS history")
-SHORT_COLUMNS = LISTED_COLUMNS.replace("tasks.arguments", "'' AS arguments")
+# For many tasks at once, without the texts that can be long: those of 100 tasks can take 100 MB.
+SHORT_COLUMNS = TASK_COLUMNS.replace("tasks.arguments", "'' AS arguments").replace(
+    "tasks.history", "NULL AS history"
+)
 # The columns of a new task. The others have their default values.
 _NEW_COLUMNS = (
     *("id", "kind", "arguments", "request_id", "trace_context", "about", "client"),

@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from afterward.engines.sqlite.group_commit import in_chunks
-from afterward.engines.sqlite.statements import LISTED_COLUMNS, status_list
+from afterward.engines.sqlite.statements import SHORT_COLUMNS, status_list
 from afterward.filter import FailureGroup, TaskFilter
 from afterward.task import Status, Task, restore_task
 
@@ -52,7 +52,7 @@ def list_tasks(
     if not newest:
         return []
     rows = connection.execute(
-        f"SELECT {LISTED_COLUMNS} FROM tasks WHERE seq IN ({', '.join('?' * len(newest))})",
+        f"SELECT {SHORT_COLUMNS} FROM tasks WHERE seq IN ({', '.join('?' * len(newest))})",
         [found.seq for found in newest],
     )
     return sorted(map(restore_task, rows), key=attrgetter("id"), reverse=True)
@@ -123,6 +123,10 @@ def _ranges(
         return [], values
     if wanted.selects_states:
         given["status"] = f"status IN {status_list(statuses)}"
+    if wanted.not_kinds:
+        left_out = {f"not_kind_{n}": kind for n, kind in enumerate(wanted.not_kinds)}
+        values |= left_out
+        given["not_kinds"] = f"kind NOT IN ({', '.join(f':{name}' for name in left_out)})"
 
     # 1. By a value that few tasks have.
     for name, index in _BY_VALUE.items():
@@ -130,15 +134,15 @@ def _ranges(
             return [_range(index, *given.values())], values
 
     # 2. By the client alone. SQLite uses a partial index only if the query repeats its condition.
-    if given.keys().isdisjoint({"kind", "status"}):
+    if given.keys().isdisjoint({"kind", "not_kinds", "status"}):
         if wanted.client:
             return [_range("tasks_by_client", *given.values(), "client <> ''")], values
         return [f"tasks WHERE {' AND '.join(given.values())}"], values
 
     # 3. By the state: a range for each kind and status.
     kinds = [wanted.kind] if wanted.kind is not None else kinds_of(connection, wanted.client)
-    of_kind = {f"kind_{n}": kind for n, kind in enumerate(kinds)}
-    others = [sql for name, sql in given.items() if name not in {"kind", "status"}]
+    of_kind = {f"kind_{n}": kind for n, kind in enumerate(kinds) if kind not in wanted.not_kinds}
+    others = [sql for name, sql in given.items() if name not in {"kind", "not_kinds", "status"}]
     index = "tasks_by_state" if wanted.error is None else "tasks_by_error"
     ranges = [
         _range(index, f"kind = :{kind}", f"status = '{status}'", "status <> 'running'", *others)
@@ -194,7 +198,7 @@ def list_failed(connection: sqlite3.Connection, client: str, limit: int) -> list
     """Return a client's failed tasks, the latest failure first."""
     rows = connection.execute(
         f"""
-        SELECT {LISTED_COLUMNS} FROM tasks INDEXED BY tasks_failed
+        SELECT {SHORT_COLUMNS} FROM tasks INDEXED BY tasks_failed
         WHERE client = ? AND status = 'failed' ORDER BY finished_at DESC LIMIT ?
         """,
         (client, limit),

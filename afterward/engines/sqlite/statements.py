@@ -30,10 +30,10 @@ from afterward.task import (
 )
 
 TASK_COLUMNS = ", ".join(TASK_FIELDS)
-# A list leaves out the histories. A list of changes and a slice of a bulk action leave out the
-# arguments, too, because those of thousands of tasks can take hundreds of MB.
-LISTED_COLUMNS = TASK_COLUMNS.replace("history", "NULL AS history")
-SHORT_COLUMNS = LISTED_COLUMNS.replace("arguments", "'' AS arguments")
+# For many tasks at once, without the texts that can be long: those of 100 tasks can take 100 MB.
+SHORT_COLUMNS = TASK_COLUMNS.replace("arguments", "'' AS arguments").replace(
+    "history", "NULL AS history"
+)
 RECORD_COLUMNS = "collection, client, id, body, created_at"
 # The columns of a new task. The others have their default values.
 _NEW_COLUMNS = (

@@ -63,7 +63,8 @@ async def retry_tasks(
 
     A durable task does it in slices. Its result has how many tasks `matched`, were `done`, and were
     `skipped` because they had changed in the meantime. A task that fails later than this request is
-    not retried. With `dry_run`, the tasks are only counted.
+    not retried. Actions on many tasks are themselves only retried if the filter names their `kind`.
+    With `dry_run`, the tasks are only counted.
     """
     return await _act("retry", body, queue, client, durable_tasks)
 
@@ -77,7 +78,8 @@ async def cancel_tasks(
 
     A durable task does it in slices. Its result has how many tasks `matched`, were `done`, and were
     `skipped` because they had changed in the meantime. A task that is created later than this
-    request is not cancelled. With `dry_run`, the tasks are only counted.
+    request is not cancelled. Actions on many tasks are themselves only cancelled if the filter
+    names their `kind`. With `dry_run`, the tasks are only counted.
     """
     return await _act("cancel", body, queue, client, durable_tasks)
 

@@ -131,7 +131,7 @@ async def _download(
         first = await asyncio.to_thread(next, blocks, b"")
     except OSError:  # removed since it was found, or not readable
         raise HTTPException(404, NO_FILE) from None
-    headers = only_saved(filename) | {"Content-Length": str(size), "Content-Type": media_type}
+    headers = only_saved(filename, media_type) | {"Content-Length": str(size)}
     return StreamingResponse(chain((first,), blocks), headers=headers)
 
 

@@ -266,9 +266,7 @@ async def read_content(
 async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Response:
     """Return a thumbnail, if the upload is a picture."""
     return Response(
-        await uploads.thumbnail(upload.id),
-        media_type="image/png",
-        headers=only_saved("thumbnail.png"),
+        await uploads.thumbnail(upload.id), headers=only_saved("thumbnail.png", "image/png")
     )
 
 
