@@ -55,18 +55,23 @@ class Pattern:
 
 # JSON Schema only knows the format "email"; app.mail.message checks an address in full.
 _EMAIL = Field(max_length=320, json_schema_extra={"format": "email"}, examples=["ada@example.com"])
-Address = Annotated[str, AfterValidator(address), _EMAIL]
+Address = Annotated[str, _EMAIL, AfterValidator(address)]
 # Patterns for the OpenAPI document. They match what header_text and body_text accept.
 _LINE = r"^(?!.*=\?.*\?=)[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]*$"
 _LINES = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$"
 
+# The length comes first: after a validator, its message would speak of "items".
 Subject = Annotated[
     str,
-    AfterValidator(header_text),
     Field(max_length=200, json_schema_extra={"pattern": _LINE}),
+    AfterValidator(header_text),
 ]
 Text = Annotated[str, AfterValidator(body_text), Field(json_schema_extra={"pattern": _LINES})]
-LogText = Annotated[Text, Field(max_length=1000)]
+LogText = Annotated[
+    str,
+    Field(max_length=1000, json_schema_extra={"pattern": _LINES}),
+    AfterValidator(body_text),
+]
 # A name or an id to search for. PostgreSQL raises an error if a query contains a NUL character.
 SearchText = Annotated[str, Pattern(r"[^\x00]*", "must not contain a NUL character")]
 Name = Annotated[

@@ -42,7 +42,9 @@ setInterval(() => document.hidden || freshenTimes(), 1000);
 // Updates
 
 // Make `element` like `wanted`, and leave alone what is the same. So focus, open details, scroll
-// positions and loaded pictures stay. Elements with an id are matched by it, others by position.
+// positions and loaded pictures stay. Elements with an id are matched by it, others by position. So
+// each part that may come or go has an id: otherwise "Cancel" could take the place, and the focus,
+// of "Run now" just before a person presses Enter.
 function patch(element, wanted) {
   if (element.hasAttribute("data-keep")) return;
   const keeps = (name) => name === "open" && element.nodeName === "DETAILS";
@@ -55,6 +57,8 @@ function patch(element, wanted) {
   patchChildren(element, wanted);
 }
 
+const isText = (node) => node.nodeType === Node.TEXT_NODE;
+
 function patchChildren(element, wanted) {
   const ids = new Set([...wanted.children].map((child) => child.id).filter(Boolean));
   let here = element.firstChild; // everything before it is done
@@ -63,7 +67,10 @@ function patchChildren(element, wanted) {
     here.remove();
     here = next;
   };
+  const isGone = (node) => node.id && !ids.has(node.id);
   for (const child of wanted.childNodes) {
+    // A part that has gone, and the space before it, must not change the positions of the rest.
+    while (here && (isGone(here) || (isText(here) && !isText(child)))) removeHere();
     let same = here;
     if (child.id) {
       same = [...element.children].find((candidate) => candidate.id === child.id);
@@ -99,9 +106,16 @@ main.addEventListener("input", (event) => {
   event.target.form?.setAttribute("data-changed", "");
 });
 
+// An element that is moved loses its focus, so give it back.
+function keepFocus(change) {
+  const active = document.activeElement;
+  change();
+  if (active !== document.activeElement && active.isConnected) active.focus({ preventScroll: true });
+}
+
 function show(html) {
   const page = new DOMParser().parseFromString(html, "text/html");
-  patch(main, page.getElementById("main"));
+  keepFocus(() => patch(main, page.getElementById("main")));
   freshenTimes();
 }
 
@@ -121,7 +135,7 @@ function showNumbers(tick) {
   const numbers = document.getElementById("numbers");
   if (isInUse(numbers)) return;
   const page = new DOMParser().parseFromString(tick.html, "text/html");
-  patchChildren(numbers, page.body);
+  keepFocus(() => patchChildren(numbers, page.body));
   freshenTimes();
 }
 

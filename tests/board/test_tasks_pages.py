@@ -20,8 +20,7 @@ from app.board import tasks as tasks_page
 from app.board.json_values import MOST_SHOWN
 from app.main import create_app
 from tests.support.gate import bearing
-from tests.support.html_pages import Form, Page, browse, submit
-from tests.support.pages import BROWSER
+from tests.support.pages import BROWSER, Form, Page, browse, submit
 from tests.support.service import settings_in, wait_for
 from tests.support.smtp_server import SmtpServer
 
@@ -314,7 +313,7 @@ def test_an_action_that_came_too_late_is_a_message_on_the_page(client: TestClien
     (task,) = claim(client)
     settle(client, task, Status.SUCCEEDED, result="null")
     for action in ("retry", "cancel", "run-now"):
-        page = Page(submit(client, Form(f"/board/tasks/{task_id}/{action}")))
+        page = Page.of(submit(client, Form(f"/board/tasks/{task_id}/{action}")))
         assert page.status == 409
         assert "This is the task as it is now." in page.text
         assert "Succeeded" in page.text
@@ -398,7 +397,7 @@ def test_tasks_of_other_clients_do_not_exist(tmp_path: Path) -> None:
         for action in ("retry", "cancel", "run-now"):
             form = Form(f"/board/tasks/{task_id}/{action}")
             assert submit(client, form, bearing("key-e")).status_code == 404
-        page = Page(client.get("/board/tasks/cancel?kind=send_email", headers=eve))
+        page = Page.of(client.get("/board/tasks/cancel?kind=send_email", headers=eve))
         assert page.form("/board/tasks/cancel").buttons == []
 
 
@@ -538,7 +537,7 @@ def test_the_key_of_a_form_does_not_fit_a_different_form(client: TestClient) -> 
 def test_more_tasks_than_confirmed_ask_again(client: TestClient) -> None:
     queue_mails(client, 2)
     _, form = confirm(client, "cancel", "kind=send_email")
-    page = Page(submit(client, form, confirmed="1"))
+    page = Page.of(submit(client, form, confirmed="1"))
     assert page.status == 409
     assert "you confirmed 1, and now 2 tasks match" in page.text
     form = page.form("/board/tasks/cancel")
@@ -577,7 +576,7 @@ def test_an_unreadable_action_is_refused(client: TestClient) -> None:
         {"about": "\0"},
     ]
     for changes in unreadable:
-        page = Page(submit(client, form, **changes))
+        page = Page.of(submit(client, form, **changes))
         assert page.status == 422, changes
     assert ids(browse(client, "/board/tasks?kind=cancel_tasks")) == []
 

@@ -8,6 +8,9 @@ kills           sends from many clients during a fault, then counts lost and rep
 workers         starts several workers, which leave marks (marks); stuck_worker keeps a row's lock
 task_runner     runs tasks of the service on a clock that a test sets, so retries take no time
 fake_clock      a system clock that a test can set
+pages           a browser without scripts: loads pages, follows links, sends forms
+every_page      a service with everything that the pages can show, and the address of each page
+axe             checks a page in a real browser for barriers to people with disabilities
 network         separate machines (network namespaces) with cables that a test can unplug
 power           a disk that loses its power or fails when a test says so
 
@@ -22,5 +25,5 @@ unbounded_event_streams  event streams that buffer without a limit
 For the tests themselves:
 
 torture         short and long forms of a test, and the table that `make torture` prints
-tools           skips a test if a program is missing
+tools           skips a test if a program or a script is missing
 """
