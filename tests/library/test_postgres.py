@@ -16,6 +16,7 @@ from afterward.engines.postgres import connections as postgres_connections
 from afterward.engines.postgres import engine as postgres_engine
 from afterward.engines.postgres import event_relay as postgres_events
 from afterward.engines.postgres import listener as postgres_listener
+from afterward.engines.postgres import search as postgres_search
 from afterward.engines.postgres import statements as postgres_statements
 from afterward.engines.postgres.engine import Postgres as Engine
 from afterward.engines.postgres.outages import Outages
@@ -572,7 +573,7 @@ async def test_searches_leave_connections_for_claims_and_commits(
         await has_ended.wait()
         return 7
 
-    monkeypatch.setattr(postgres_engine.search, "count_tasks", count_slowly)
+    monkeypatch.setattr(postgres_search, "count_tasks", count_slowly)
     counts = [asyncio.create_task(engine.count_tasks(TaskFilter())) for _ in range(9)]
     await asyncio.sleep(0.05)
     async with asyncio.timeout(2):

@@ -18,10 +18,7 @@ CHANNEL = "afterward_events"
 _MAX_BYTES = 7999  # of a payload, because PostgreSQL requires less than 8,000
 _GATHER_SECONDS = 0.02  # to wait for further events that can share a notification
 _SILENCE_SECONDS = 1.0  # to send nothing after no other process was listening
-_UNSENT_FIELDS = {
-    "arguments": "",
-    "history": None,
-}  # they can be long, and no subscriber reads them
+_UNSENT_FIELDS = {"arguments", "history"}  # they can be long, and no subscriber reads them
 _SENT_FIELDS = tuple(field.name for field in fields(Task) if field.name not in _UNSENT_FIELDS)
 
 log = structlog.get_logger(__name__)
@@ -63,7 +60,7 @@ class EventRelay:
         if time.monotonic() < self._silent_until:
             return
         # Release the fields that are not sent now, because they may be large.
-        self._unsent.append(replace(event, task=replace(event.task, **_UNSENT_FIELDS)))
+        self._unsent.append(replace(event, task=replace(event.task, arguments="", history=None)))
         if len(self._unsent) == 1:
             self._run(self._send_all())
 
