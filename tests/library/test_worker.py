@@ -112,7 +112,7 @@ async def test_an_urgent_task_begins_before_those_that_wait(engine: Engine, cloc
     async def cancel_all(context: Context[None]) -> None:
         begun.append("cancel_all")
         if begun.count("cancel_all") == 1:
-            raise TemporaryError
+            raise TemporaryError("once more")
 
     registry = Registry[None](send, TaskKind(cancel_all, urgent=True))
     queue = Queue(engine, registry, NO_WAITS, now=clock)
