@@ -1,6 +1,7 @@
 """Event streams: each sends the changes of its own client's tasks, uses little memory, and ends."""
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -524,6 +525,17 @@ def test_a_client_with_an_id_from_long_ago_gets_a_gap_event_and_then_new_events(
         assert next(events).event == "gap"
         task_id = service.post(SEND).json()["id"]
         assert next(events).data["id"] == task_id
+
+
+@pytest.mark.thorough
+def test_a_client_gets_a_gap_if_failed_tasks_may_have_been_removed(tmp_path: Path) -> None:
+    """They may be kept for a shorter time than the others."""
+    yesterday = f"{time.time() - 24 * 3600:.6f}-x"
+    with (
+        Service(tmp_path, worker_concurrency=0, retention_failed_days=0.5) as service,
+        stream_of(service, "/events", **{"Last-Event-ID": yesterday}) as events,
+    ):
+        assert next(events).event == "gap"
 
 
 @pytest.mark.thorough

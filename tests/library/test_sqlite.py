@@ -214,6 +214,10 @@ async def list_changed(engine: SQLite) -> None:
     await engine.list_changed("", since=NOW, now=NOW, limit=10)
 
 
+async def list_failed(engine: SQLite) -> None:
+    await engine.list_failed("ada", limit=5)
+
+
 @pytest.mark.parametrize(
     ("ask", "indexes"),
     [
@@ -222,6 +226,8 @@ async def list_changed(engine: SQLite) -> None:
         (pull_forward, {"tasks_due"}),
         (extend, {"tasks_held"}),
         (list_changed, {"tasks_finished", "tasks_held", "tasks_by_state", "tasks_due"}),
+        (list_changed, {"tasks_failed", "tasks_retrying"}),
+        (list_failed, {"tasks_failed"}),
         (listing(statuses=(Status.FAILED,)), {"tasks_by_state"}),
         (listing(kind="greet", statuses=(Status.QUEUED,), since=NOW), {"tasks_by_state"}),
         (listing(error="PermanentError 550"), {"tasks_by_error"}),

@@ -103,6 +103,27 @@ async def test_a_task_s_context_has_the_task_and_the_tools(engine: Engine, clock
     assert seen == [(task.id, 1, "a hammer")]
 
 
+async def test_an_urgent_task_begins_before_those_that_wait(engine: Engine, clock: Clock) -> None:
+    begun = []
+
+    async def send(context: Context[None]) -> None:
+        begun.append("send")
+
+    async def cancel_all(context: Context[None]) -> None:
+        begun.append("cancel_all")
+        if begun.count("cancel_all") == 1:
+            raise TemporaryError("once more")
+
+    registry = Registry[None](send, TaskKind(cancel_all, urgent=True))
+    queue = Queue(engine, registry, NO_WAITS, now=clock)
+    await promise(queue, send)
+    await promise(queue, send)
+    clock.now += 1
+    await promise(queue, cancel_all)
+    await Worker(queue, None, concurrency=1).run_until_idle()
+    assert begun == ["cancel_all", "cancel_all", "send", "send"]
+
+
 async def test_a_task_fails_if_its_retry_policy_does(engine: Engine, clock: Clock) -> None:
     """Otherwise it would stay running until the process ends."""
 
