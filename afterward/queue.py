@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -195,7 +196,9 @@ class Queue(Generic[ToolsT]):
         self.events.emit(EventType.QUEUED, task)
         return task
 
-    async def change_slice(self, task: Task, wanted: TaskFilter, *, most: int) -> Slice | None:
+    async def change_slice(
+        self, task: Task, wanted: TaskFilter, *, most: int = sys.maxsize
+    ) -> Slice | None:
         """Do the next slice of a bulk action: retry or cancel up to 200 tasks.
 
         A durable task calls this until the slice is the last one. `task` is that task, as the

@@ -168,7 +168,7 @@ async def test_a_slice_publishes_an_event_for_each_task_the_oldest_first(
     tasks = await cancelled_tasks(engine, 5)
     action, recorder = await an_action(engine), EventRecorder(queue)
     for wanted, event_type in ((RETRIES, "queued"), (CANCELS, "cancelled")):
-        piece = await queue.change_slice(action, wanted, most=99)
+        piece = await queue.change_slice(action, wanted)
         assert piece is not None
         assert (len(piece.changed), piece.done) == (5, 5)
         assert [event.type.value for event in recorder.events] == [event_type] * 5
@@ -194,7 +194,7 @@ async def test_other_work_runs_between_the_events_of_a_slice(
             seen.add(len(recorder.events))
             await asyncio.sleep(0)
 
-    await asyncio.gather(queue.change_slice(action, RETRIES, most=99), watch())
+    await asyncio.gather(queue.change_slice(action, RETRIES), watch())
     assert {0, 10, 20, 30} <= seen
 
 
@@ -208,7 +208,7 @@ async def test_a_retried_task_of_a_slice_gets_the_bounds_of_its_kind(
     await engine.cancel(unknown.id, NOW)
     wanted = TaskFilter().acted_on(Action.RETRY, NOW)
     clock.now = NOW + 1
-    piece = await queue.change_slice(await an_action(engine), wanted, most=99)
+    piece = await queue.change_slice(await an_action(engine), wanted)
     assert piece is not None
     assert {(task.kind, task.max_attempts, task.gives_up_at) for task in piece.changed} == {
         ("greet", None, NOW + 61),
@@ -223,15 +223,15 @@ async def test_a_slice_retries_only_as_many_tasks_as_the_backlog_takes(
     queue = Queue(engine, Registry[None](greet), NO_WAITS, max_backlog=4, now=clock)
     await cancelled_tasks(engine, 5)
     action = await an_action(engine)  # it is unfinished, so three places are left
-    piece = await queue.change_slice(action, RETRIES, most=99)
+    piece = await queue.change_slice(action, RETRIES)
     assert piece is not None
     assert (piece.done, piece.is_last) == (3, False)
     with pytest.raises(BacklogFull):
-        await queue.change_slice(action, RETRIES, most=99)
-    cancelled = await queue.change_slice(await an_action(engine), CANCELS, most=99)
+        await queue.change_slice(action, RETRIES)
+    cancelled = await queue.change_slice(await an_action(engine), CANCELS)
     assert cancelled is not None
     assert len(cancelled.changed) == 3
-    piece = await queue.change_slice(action, RETRIES, most=99)
+    piece = await queue.change_slice(action, RETRIES)
     assert piece is not None
     assert (piece.done, piece.is_last) == (5, True)
 
@@ -240,7 +240,7 @@ async def test_a_slice_without_a_claim_publishes_nothing(engine: Engine, clock: 
     queue = queue_of(engine, greet, now=clock)
     await cancelled_tasks(engine, 1)
     recorder = EventRecorder(queue)
-    assert await queue.change_slice(a_task(), RETRIES, most=99) is None
+    assert await queue.change_slice(a_task(), RETRIES) is None
     assert recorder.events == []
     assert await BacklogLimit(engine.backlog, 1).reserve_up_to(9) == 1
 
@@ -248,4 +248,4 @@ async def test_a_slice_without_a_claim_publishes_nothing(engine: Engine, clock: 
 async def test_a_filter_without_an_action_changes_nothing(engine: Engine, clock: Clock) -> None:
     queue = queue_of(engine, greet, now=clock)
     with pytest.raises(ValueError, match="acted_on"):
-        await queue.change_slice(await an_action(engine), TaskFilter(), most=99)
+        await queue.change_slice(await an_action(engine), TaskFilter())
