@@ -75,13 +75,13 @@ def timeline(task: Task, now: float) -> list[TimelineEvent]:
         Attempt 2 is next   12:00:05, after 3.8 s of waiting
         Gives up            four days after 12:00:00
     """
-    life = _Life(task, _parse(task.history))
+    parsed = _ParsedTask(task, _parse(task.history))
     events = [
         TimelineEvent(title="Accepted", at=task.created_at),
-        *_missing(life),
-        *_failures(life.history),
-        *_latest_retry(life),
-        *_given_back(life),
+        *_missing(parsed),
+        *_failures(parsed.history),
+        *_latest_retry(parsed),
+        *_given_back(parsed),
         *_present(task, now),
     ]
     return _compared(events)
@@ -116,29 +116,31 @@ def _wait(before: TimelineEvent, event: TimelineEvent) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Life:
+class _ParsedTask:
     """A task with its parsed history, and the conclusions from both."""
 
     task: Task
     history: list[FailedAttempt]
 
     @property
-    def has_attempt(self) -> bool:
+    def has_unlisted_attempt(self) -> bool:
         """Whether the latest attempt runs or has succeeded, and so is not in the history."""
         return self.task.status in {Status.RUNNING, Status.SUCCEEDED}
 
     @property
     def is_unreadable(self) -> bool:
+        """Whether the stored history is damaged."""
         return bool(self.task.history) and not self.history
 
     @property
-    def unlisted(self) -> int:
+    def unlisted_claims(self) -> int:
         """The number of claims whose attempts are not in the history, nor the latest one."""
-        return self.task.claims - len(self.history) - self.has_attempt
+        return self.task.claims - len(self.history) - self.has_unlisted_attempt
 
     @property
     def may_be_cut(self) -> bool:
-        return self.unlisted > 0 and len(self.history) >= MOST_KEPT
+        """Whether the row may have had more failed attempts than it keeps."""
+        return self.unlisted_claims > 0 and len(self.history) >= MOST_KEPT
 
     @property
     def retried_at(self) -> float | None:
@@ -157,7 +159,7 @@ class _Life:
         if self.retried_at is not None:
             return True
         last = self.history[-1].attempt if self.history else 0
-        return self.task.attempts < last + self.has_attempt
+        return self.task.attempts < last + self.has_unlisted_attempt
 
     @property
     def is_given_back(self) -> bool:
@@ -168,14 +170,14 @@ class _Life:
 # The past
 
 
-def _missing(life: _Life) -> Iterator[TimelineEvent]:
+def _missing(parsed: _ParsedTask) -> Iterator[TimelineEvent]:
     """Yield an event for the attempts that the row keeps no longer, if there are any."""
-    if life.is_unreadable:
+    if parsed.is_unreadable:
         yield TimelineEvent(
             title="Failed attempts", text="The stored list of failed attempts cannot be read."
         )
-    elif life.may_be_cut:
-        first = life.history[0].attempt
+    elif parsed.may_be_cut:
+        first = parsed.history[0].attempt
         yield TimelineEvent(
             title="Earlier attempts",
             text=f"A task keeps its newest {MOST_KEPT} failed attempts. "
@@ -211,9 +213,9 @@ def _failure(attempt: FailedAttempt) -> TimelineEvent:
     )
 
 
-def _latest_retry(life: _Life) -> Iterator[TimelineEvent]:
-    if life.is_retried:
-        yield _retried(life.retried_at)
+def _latest_retry(parsed: _ParsedTask) -> Iterator[TimelineEvent]:
+    if parsed.is_retried:
+        yield _retried(parsed.retried_at)
 
 
 def _retried(at: float | None) -> TimelineEvent:
@@ -222,14 +224,14 @@ def _retried(at: float | None) -> TimelineEvent:
     )
 
 
-def _given_back(life: _Life) -> Iterator[TimelineEvent]:
+def _given_back(parsed: _ParsedTask) -> Iterator[TimelineEvent]:
     """Yield an event for the attempts that stopping workers did not let finish."""
-    is_counted = not life.is_unreadable and not life.may_be_cut
-    times = life.unlisted if is_counted else int(life.is_given_back)
+    is_counted = not parsed.is_unreadable and not parsed.may_be_cut
+    times = parsed.unlisted_claims if is_counted else int(parsed.is_given_back)
     if times > 0:
         yield TimelineEvent(
             title="Given back" if times == 1 else f"Given back {times} times",
-            at=life.task.updated_at if life.is_given_back else None,
+            at=parsed.task.updated_at if parsed.is_given_back else None,
             text="A worker that stopped did not let the attempt finish, so it does not count.",
         )
 
