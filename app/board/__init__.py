@@ -15,7 +15,8 @@ sign_in       /board/sign-in    the API key of a browser, in a cookie
 static        /board/static     the style sheet, the script and the icon
 
 task_search   the form of the search, and the filter that it means
-timeline      the events of a task's life, from its row
+timeline      the events of a task's life, in words
+parsed_task   what has happened to a task, from its row
 json_values   the arguments and the result of a task as texts
 shown_task    a task as a page may show it, without its arguments if HIDE_ARGUMENTS is set
 form_keys     lets a form act once, also if it is sent twice
