@@ -99,9 +99,11 @@ def _wanted(name: str, text: str) -> list[str | None]:
     return [*text.split(",")] if name == "status" else [text]
 
 
-def _value(task: Json, name: str) -> str:
+def _value(task: Json, name: str) -> object:
     """Return the value that a filter compares. Only failed tasks are in a group of errors."""
     if name != "error":
-        return str(task.get(name))
+        return task.get(name)
     error = task.get("error")
-    return group_of(error) if task.get("status") == "failed" and isinstance(error, dict) else ""
+    if task.get("status") != "failed" or not isinstance(error, dict):
+        return None
+    return group_of(error)

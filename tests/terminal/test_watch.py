@@ -194,6 +194,7 @@ def test_a_person_who_waits_for_the_first_change_is_told(
         (["--kind", "send_email", "--about", "ada@example.com"], 2),
         (["--about", "grace@example.com"], 0),
         (["--batch-id", "b-1"], 0),
+        (["--batch-id", "None"], 0),
     ],
 )
 def test_filters_select_changes(
