@@ -41,20 +41,20 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class BulkProgress:
     """How far the slices of an action have come, as its record says."""
 
     cursor: str | None = None  # the id of the last task that was looked at
     done: int = 0  # the tasks that were changed
 
     @classmethod
-    def of(cls, record: Record) -> "Reached":
+    def of(cls, record: Record) -> "BulkProgress":
         """Read the record of an action."""
         return cls(**record.body)
 
-    def after(self, found: list[str], changed: int) -> "Reached":
+    def after(self, found: list[str], changed: int) -> "BulkProgress":
         """Return how far the action has come after a slice: these ids, in descending order."""
-        return Reached(found[-1] if found else self.cursor, self.done + changed)
+        return BulkProgress(found[-1] if found else self.cursor, self.done + changed)
 
     def as_record(self, task: Task, now: float) -> Record:
         """Return the record of the action that this durable task carries out."""

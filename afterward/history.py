@@ -4,6 +4,7 @@ An attempt that succeeds adds nothing, because the row has its start, its end an
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from afterward.task import Task, to_json
@@ -12,20 +13,35 @@ MOST_KEPT = 20  # of the failed attempts of a task, the newest
 # Characters of JSON. The type and the text of an error, at most 1,000 characters, always fit. The
 # facts of a TaskError can be of any size, and would be stored 20 times.
 MOST_OF_ERROR = 16_000
+_UNKNOWN = "Unknown"  # the type of an error that is stored without one
 
 
 def error_group(error: str | None) -> str | None:
-    """Return the type of an error, with its SMTP code if it has one: `PermanentError 550`.
+    """Return the group of an error, which is stored as JSON. None for no error.
 
-    Failed tasks are counted and retried by this group. None for no error.
+    Failed tasks are counted and retried by this group.
     """
-    if error is None:
-        return None
-    described = json.loads(error)
-    if not isinstance(described, dict):
-        return "Unknown"
-    kind, code = described.get("type", "Unknown"), described.get("smtp_code")
+    return None if error is None else group_of(_described(error))
+
+
+def group_of(described: Mapping[str, Any]) -> str:
+    """Return the type of an error, with its SMTP code if it has one: `PermanentError 550`."""
+    kind, code = described.get("type", _UNKNOWN), described.get("smtp_code")
     return f"{kind}" if code is None else f"{kind} {code}"
+
+
+def error_type(error: str) -> str:
+    """Return the type of an error, which is stored as JSON."""
+    return str(_described(error).get("type", _UNKNOWN))
+
+
+def _described(error: str) -> dict[str, Any]:
+    """Parse a stored error. A damaged one has no type."""
+    try:
+        described = json.loads(error)
+    except ValueError:
+        return {}
+    return described if isinstance(described, dict) else {}
 
 
 def with_failure(task: Task, error: str | None, ended_at: float) -> str:

@@ -16,7 +16,6 @@ This module needs the package `opentelemetry-api`, which comes with FastAPI. The
 tracer provider that the application configures with `opentelemetry-sdk`.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -33,6 +32,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from afterward.history import error_type
 from afterward.task import Outcome, Task
 from afterward.tracing import Tracing
 
@@ -99,4 +99,4 @@ def _record_outcome(span: Span, outcome: Outcome) -> None:
     span.set_attribute("afterward.task.outcome", ended_as)
     if outcome.counts and outcome.error is not None:
         span.set_status(StatusCode.ERROR)
-        span.set_attribute("error.type", json.loads(outcome.error)["type"])
+        span.set_attribute("error.type", error_type(outcome.error))

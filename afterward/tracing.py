@@ -38,13 +38,12 @@ class _NoTracing(Tracing):
         return None
 
     def attempt(self, task: Task) -> AbstractContextManager[Callable[[Outcome], object]]:  # noqa: ARG002
-        return _NO_ATTEMPT
+        return nullcontext(_ignore)
 
 
 def _ignore(_: Outcome) -> None:
     pass
 
 
-_NO_ATTEMPT = nullcontext(_ignore)
 NO_TRACING = _NoTracing()
 """Traces nothing."""

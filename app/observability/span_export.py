@@ -4,13 +4,13 @@ import time
 from collections.abc import Sequence
 
 import structlog
-from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-_WITH_ADDRESSES = ("url.path", "url.query")  # such as /send-notification/ada@example.com
+# Such as /send-notification/ada@example.com.
+_WITH_ADDRESSES = ("url.full", "url.path", "url.query")
 
 log = structlog.get_logger(__name__)
 
@@ -23,10 +23,10 @@ def make_provider() -> TracerProvider:
     # The SDK would flush at the exit of the process, and wait for a dead collector for long. The
     # lifespan of the service flushes instead.
     provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
-    provider.add_span_processor(HideAddresses())
     # The queue is bounded (OTEL_BSP_MAX_QUEUE_SIZE). While the collector is away, spans are
     # dropped, and neither requests nor tasks wait.
-    provider.add_span_processor(BatchSpanProcessor(ReportOutages(OTLPSpanExporter())))
+    exporter = HideAddresses(ReportOutages(OTLPSpanExporter()))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
 
 
@@ -38,17 +38,45 @@ def _resource() -> Resource:
     return resource
 
 
-class HideAddresses(SpanProcessor):
-    """Hides the path and the query of a request, because they may contain a mail address.
+class HideAddresses(SpanExporter):
+    """Hides the path and the query of requests, because they may contain a mail address.
 
-    The span still has the path as the route defines it, such as `/send-notification/{email}`.
+    It does so at the export, so it does not matter at what time an attribute is set. The span still
+    has the path as the route defines it, such as `/send-notification/{email}`.
     """
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
-        """Replace the attributes of a span that begins."""
-        for name in _WITH_ADDRESSES:
-            if name in (span.attributes or {}):
-                span.set_attribute(name, "REDACTED")
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Export a batch by the other exporter, without the addresses."""
+        return self._exporter.export([_without_addresses(span) for span in spans])
+
+    def shutdown(self) -> None:
+        """Shut the other exporter down."""
+        self._exporter.shutdown()
+
+
+def _without_addresses(span: ReadableSpan) -> ReadableSpan:
+    """Return the span itself if it has no address, or else a copy: a span that ended is fixed."""
+    attributes = span.attributes or {}
+    hidden = {name: "REDACTED" for name in _WITH_ADDRESSES if name in attributes}
+    if not hidden:
+        return span
+    return ReadableSpan(
+        name=span.name,
+        context=span.get_span_context(),
+        parent=span.parent,
+        resource=span.resource,
+        attributes={**attributes, **hidden},
+        events=span.events,
+        links=span.links,
+        kind=span.kind,
+        status=span.status,
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )
 
 
 class ReportOutages(SpanExporter):

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any, Self
@@ -32,7 +33,9 @@ class Client:
         self, url: str, key: str | None = None, transport: httpx2.BaseTransport | None = None
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            raise Trouble(f"{url} is no address of a service: it must begin with http://")
+            raise Trouble(
+                f"{url} is not a valid service URL: it must begin with http:// or https://"
+            )
         self.url = url.rstrip("/")
         self._has_key = key is not None
         self._is_local = _is_loopback(self.url)
@@ -45,7 +48,7 @@ class Client:
                 trust_env=not self._is_local,  # no proxy of HTTP_PROXY stands before this machine
             )
         except httpx2.InvalidURL as error:
-            raise Trouble(f"{url} is no address of a service: {error}") from error
+            raise Trouble(f"{url} is not a valid service URL: {error}") from error
 
     def __enter__(self) -> Self:
         """Return the client itself."""
@@ -140,7 +143,10 @@ class Client:
     def _explained_errors(self) -> Iterator[None]:
         try:
             yield
-        except (httpx2.RequestError, UnicodeError) as error:  # UnicodeError: no name of a host
+        except (
+            httpx2.RequestError,
+            UnicodeError,
+        ) as error:  # UnicodeError: a bad host name
             raise Trouble(self._reason(error)) from error
 
     def _reason(self, error: Exception) -> str:
@@ -154,7 +160,7 @@ class Client:
         return f"Cannot reach {self.url}: {error}"
 
     def _trouble(self, response: httpx2.Response, exit_codes: Mapping[int, int]) -> Trouble:
-        """Return the error for an answer of the service that is no success."""
+        """Return the error for an unsuccessful response of the service."""
         status, problem = response.status_code, _problem(response)
         if status == HTTPStatus.UNAUTHORIZED:
             return Trouble(
@@ -194,17 +200,17 @@ def _checked(key: str) -> str:
 
 
 def as_object(value: Any) -> Json:
-    """Return a part of an answer that must be an object. Raises Trouble if it is none."""
+    """Return a part of an answer that must be an object. Raises Trouble if it is not."""
     if isinstance(value, dict):
         return value
-    raise Trouble("The service has answered with something else than an object.")
+    raise Trouble("The service has answered with JSON that is not an object.")
 
 
 def _object(response: httpx2.Response) -> Json:
     """Return the object in the body of a response."""
     try:
         return as_object(response.json())
-    except ValueError as error:  # the body is no JSON, or no text
+    except ValueError as error:  # the body is not JSON, or not text
         raise Trouble(f"{response.url} does not answer with JSON, as this service does.") from error
 
 
@@ -222,6 +228,13 @@ def integer(answer: Json, name: str) -> int:
     if isinstance(found, int):
         return found
     raise Trouble(f"The service's answer has no number {name}.")
+
+
+def instant(answer: Json, name: str) -> datetime:
+    """Return a time in an answer of the service. Raises Trouble if there is none."""
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(str(answer.get(name)))
+    raise Trouble(f"The service's answer has no time {name}.")
 
 
 def _problem(response: httpx2.Response) -> Json:

@@ -107,5 +107,5 @@ def _parse(sent: httpx2.ServerSentEvent) -> Event | None:
     except ValueError:
         data = None
     if not isinstance(data, dict):
-        raise Trouble("The service has sent an event that is no JSON object.")
+        raise Trouble("The service has sent an event that is not a JSON object.")
     return Event(sent.event, data)

@@ -5,11 +5,12 @@ Each command returns its exit code.
 
 from collections.abc import Mapping
 
+from afterward.filter import storable_about
+from afterward.history import group_of
 from app.terminal.client import Client
 from app.terminal.following import Event, follow
 from app.terminal.output import NOT_SUCCEEDED, NOTHING_MATCHED, Json, Output, Trouble
 from app.terminal.views import (
-    error_group,
     field,
     write_change,
     write_details,
@@ -91,12 +92,18 @@ def _matches(task: Json, filters: Mapping[str, str]) -> bool:
     return all(_value(task, name) in _wanted(name, text) for name, text in filters.items())
 
 
-def _wanted(name: str, text: str) -> list[str]:
-    return text.split(",") if name == "status" else [text]
+def _wanted(name: str, text: str) -> list[str | None]:
+    """Return the values of a field that a filter selects."""
+    if name == "about":
+        return [storable_about(text)]  # the service stores only the beginning of a long text
+    return [*text.split(",")] if name == "status" else [text]
 
 
-def _value(task: Json, name: str) -> str:
-    """Return the value that a filter compares. Failed tasks are in a group of their error."""
+def _value(task: Json, name: str) -> object:
+    """Return the value that a filter compares. Only failed tasks are in a group of errors."""
     if name != "error":
-        return str(task.get(name))
-    return error_group(task.get("error")) if task.get("status") == "failed" else ""
+        return task.get(name)
+    error = task.get("error")
+    if task.get("status") != "failed" or not isinstance(error, dict):
+        return None
+    return group_of(error)

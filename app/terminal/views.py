@@ -5,12 +5,13 @@ all. So a missing or strange field never raises an error here: it is shown as it
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich.cells import cell_len
 
+from afterward.history import group_of
 from app.terminal.output import Json, Output, printable
 
 STYLES = {
@@ -31,6 +32,10 @@ _COLUMNS = (("ID", 36), ("STATUS", 9), ("AGE", 4), ("KIND", 11), ("ABOUT", 5))
 _FIRST_COLUMNS = 3
 _WIDE = 100
 
+_TIME_WIDTH = 23  # characters of a time, as `time_text` returns it
+_RETRIED = "retried on request: the attempts are counted from 1 again"
+_GIVEN_BACK = "given back: its worker stopped, so this attempt does not count"
+
 
 # Fields
 
@@ -41,23 +46,16 @@ def field(task: Json, name: str) -> str:
     return "" if value is None else printable(value)
 
 
-def error_group(error: Any) -> str:
-    """Return the type of an error and its SMTP code: `PermanentError 550`. Empty for no error."""
-    if not isinstance(error, dict):
-        return "" if error is None else printable(error)
-    return f"{field(error, 'type')} {field(error, 'smtp_code')}".strip()
-
-
 def error_text(error: Any) -> str:
     """Return an error in one line: `PermanentError 550: no such mailbox`. Empty for no error.
 
     The code is left out if the detail begins with it, as the reply of an SMTP server does.
     """
     if not isinstance(error, dict):
-        return error_group(error)
+        return "" if error is None else printable(error)
     detail, code = field(error, "detail"), field(error, "smtp_code")
-    group = field(error, "type") if code and detail.startswith(code) else error_group(error)
-    return f"{group}: {detail}"
+    has_code = code and detail.startswith(code)
+    return f"{field(error, 'type') if has_code else printable(group_of(error))}: {detail}"
 
 
 def _status(task: Json) -> tuple[str, str]:
@@ -78,9 +76,11 @@ def _parsed(text: object) -> datetime | None:
 
 
 def time_text(text: object) -> str:
-    """Return a time as `2026-11-28 14:03:22 UTC`."""
+    """Return a time as `2026-11-28 14:03:22 UTC`. Empty for no time."""
     moment = _parsed(text)
-    return printable(text) if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if moment is None:
+        return "" if text is None else printable(text)
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _since(text: object) -> timedelta | None:
@@ -97,11 +97,6 @@ def short(span: timedelta) -> str:
 def _age(task: Json) -> str:
     span = _since(task.get("created_at"))
     return "?" if span is None else short(span)
-
-
-def _seconds(attempt: Json) -> str:
-    seconds = attempt.get("seconds")
-    return f"{seconds:.2f} s" if isinstance(seconds, int | float) else "?"
 
 
 # Lists
@@ -181,9 +176,9 @@ def write_details(output: Output, task: Json) -> None:
 
 
 def write_timeline(output: Output, task: Json, *, indent: int = 2) -> None:
-    """Print the events in the life of a task, in the order of time."""
+    """Print the events in the life of a task, in the order in which they happened."""
     for moment, event, style in _timeline(task):
-        output.item(time_text(moment), event, style, indent=indent)
+        output.item(f"{time_text(moment):<{_TIME_WIDTH}}", event, style, indent=indent)
 
 
 def _fields(task: Json) -> Iterator[tuple[str, str]]:
@@ -212,25 +207,76 @@ def _percent(progress: object) -> str:
     return f"{progress:.0%}" if isinstance(progress, int | float) else ""
 
 
-def _timeline(task: Json) -> Iterator[tuple[object, str, str]]:
-    """Yield the time, the text and the style of each event in the life of a task."""
+# The time of an event, or None if it is unknown; its text; and its style.
+_Event = tuple[object, str, str]
+
+
+def _timeline(task: Json) -> Iterator[_Event]:
+    """Yield the events in the life of a task. A client has retried this mail after its failure.
+
+    14:00:00  accepted
+    14:00:01  attempt 1 crashed: WorkerDied: the process died while it ran this task
+    14:00:35  attempt 2 failed after 0.25 s: PermanentError: 550 no such mailbox
+              retried on request: the attempts are counted from 1 again
+    15:00:00  attempt 1 succeeded
+    """
     yield task.get("created_at"), "accepted", ""
     history = task.get("history")
-    attempts = (
-        [item for item in history if isinstance(item, dict)] if isinstance(history, list) else []
-    )
-    for attempt in attempts:
-        yield attempt.get("started_at"), _failed_attempt(attempt), "yellow"
+    attempts = filter(_is_attempt, history if isinstance(history, list) else [])
+    last = yield from _failed_attempts(attempts)
+    yield from _since_last_failure(task, last)
     yield from _now(task)
+
+
+def _is_attempt(item: object) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("attempt"), int)
+
+
+def _failed_attempts(attempts: Iterable[Json]) -> Generator[_Event, None, int]:
+    """Yield the failed attempts, and the retries between them. Return the last one's number.
+
+    A retry on request has no event of its own in the history, but the numbers begin at 1 again.
+    """
+    before = 0
+    for attempt in attempts:
+        if attempt["attempt"] <= before:
+            yield None, _RETRIED, ""
+        before = attempt["attempt"]
+        yield attempt.get("started_at"), _failed_attempt(attempt), "yellow"
+    return before
 
 
 def _failed_attempt(attempt: Json) -> str:
     worker = f" (worker {field(attempt, 'worker')})" if attempt.get("worker") else ""
-    error = error_text(attempt.get("error"))
-    return f"attempt {field(attempt, 'attempt')} failed after {_seconds(attempt)}: {error}{worker}"
+    end = f"attempt {attempt['attempt']} {_end(attempt.get('seconds'))}"
+    return f"{end}: {error_text(attempt.get('error'))}{worker}"
 
 
-def _now(task: Json) -> Iterator[tuple[object, str, str]]:
+def _end(seconds: object) -> str:
+    """Return how an attempt ended. Its length is unknown after a crash."""
+    if seconds is None:
+        return "crashed"
+    return f"failed after {seconds:.2f} s" if isinstance(seconds, int | float) else "failed"
+
+
+def _since_last_failure(task: Json, last: int) -> Iterator[_Event]:
+    """Yield what happened after the last failed attempt, whose number is `last`; 0 for none.
+
+    A retry on request sets the number of attempts to 0. A worker that stops gives its running tasks
+    back: such a task is queued, but has a start.
+    """
+    status, attempts = task.get("status"), task.get("attempts")
+    is_queued, has_started = status == "queued", task.get("started_at") is not None
+    # The latest attempt is not in the history while it runs, and if it has succeeded.
+    expected = last + (status in ("running", "succeeded"))
+    if isinstance(attempts, int) and attempts < expected:
+        is_latest = is_queued and not has_started
+        yield task.get("updated_at") if is_latest else None, _RETRIED, ""
+    if is_queued and has_started:
+        yield task.get("updated_at"), _GIVEN_BACK, ""
+
+
+def _now(task: Json) -> Iterator[_Event]:
     """Yield the last event: the end of the task, its running attempt, or its next attempt."""
     status, style = _status(task)
     attempt = f"attempt {field(task, 'attempts')}"

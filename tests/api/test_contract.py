@@ -247,6 +247,7 @@ def test_a_response_without_a_body_has_no_newline(client: TestClient) -> None:
     wait_for(client, upload["id"])
     deleted = client.delete(f"/uploads/{upload['upload']['id']}")
     assert (deleted.status_code, deleted.content) == (204, b"")
+    assert "content-type" not in deleted.headers
 
 
 # The request id.

@@ -180,6 +180,7 @@ def test_options_names_the_allowed_methods_of_a_path(client: TestClient, path: s
     address = PARAMETER.sub("ada@example.com", path)
     response = client.options(address)
     assert (response.status_code, response.content) == (204, b"")
+    assert "content-type" not in response.headers
     allowed = set(response.headers["allow"].split(", "))
     assert "OPTIONS" in allowed
     assert ("HEAD" in allowed) == ("GET" in allowed)
@@ -190,6 +191,12 @@ def test_options_names_the_allowed_methods_of_a_path(client: TestClient, path: s
             assert refused.headers["allow"] == response.headers["allow"]
     for route in ROUTES:
         assert route.path != path or allowed.issuperset(route.methods or ())
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if route.status_code == 204])
+def test_a_route_without_content_has_no_content_type(route: APIRoute) -> None:
+    """The default, JSONResponse, would have one."""
+    assert getattr(route.response_class, "media_type", "not set") is None
 
 
 def test_options_of_an_unknown_path_is_not_found(client: TestClient) -> None:

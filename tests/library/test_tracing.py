@@ -20,6 +20,7 @@ from afterward.events import EventType
 from afterward.opentelemetry import OpenTelemetry
 from afterward.queue import Queue
 from afterward.registry import Registry
+from afterward.task import Outcome, Status
 from afterward.worker import Worker
 from tests.library.support import NO_WAITS, Clock, EventRecorder, a_task, opened, put, working
 from tests.support.spans import Spans, attributes_of, id_of
@@ -196,6 +197,14 @@ async def test_a_failed_attempt_has_the_type_of_its_error_but_nothing_confidenti
     }
     assert [status.status_code for _, status in errors.values()].count(StatusCode.ERROR) == 2
     assert ADDRESS not in "".join(span.to_json() for span in spans.all)
+
+
+@pytest.mark.parametrize("damaged", ["", "?", "null", "[]", "{}"])
+async def test_an_error_that_cannot_be_read_has_an_unknown_type(spans: Spans, damaged: str) -> None:
+    with OpenTelemetry(spans.provider).attempt(a_task()) as record_outcome:
+        record_outcome(Outcome(Status.FAILED, error=damaged))
+    (attempt,) = spans.all
+    assert attributes_of(attempt)["error.type"] == "Unknown"
 
 
 async def test_a_follow_up_is_a_child_of_the_attempt_that_added_it(

@@ -43,10 +43,8 @@ ATTEMPT = "process send_email"
 
 @pytest.fixture
 def spans() -> Spans:
-    """The spans of a service in this process, processed as those that are exported."""
-    spans = Spans()
-    spans.provider.add_span_processor(HideAddresses())
-    return spans
+    """The spans of a service in this process, as they are exported."""
+    return Spans(through=HideAddresses)
 
 
 @pytest.fixture
@@ -79,6 +77,20 @@ def test_no_span_has_an_address(client: TestClient, spans: Spans) -> None:
     exported = "".join(span.to_json() for span in spans.all)
     assert '"url.path": "REDACTED"' in exported
     assert "@example.com" not in exported
+
+
+def test_an_address_that_is_set_after_the_start_of_a_span_is_hidden_too(spans: Spans) -> None:
+    with spans.provider.get_tracer("test").start_as_current_span("request") as span:
+        span.set_attribute("url.path", "/send-notification/ada@example.com")
+        span.set_attribute("url.full", "http://localhost/send-notification/ada@example.com")
+        span.set_attribute("http.route", "/send-notification/{email}")
+    (exported,) = spans.all
+    assert attributes_of(exported) == {
+        "url.path": "REDACTED",
+        "url.full": "REDACTED",
+        "http.route": "/send-notification/{email}",
+    }
+    assert id_of(exported) == span.get_span_context()
 
 
 def test_a_request_continues_the_trace_of_its_client(client: TestClient, spans: Spans) -> None:
@@ -224,7 +236,7 @@ def test_the_beginning_and_the_end_of_an_outage_are_logged(spans: Spans) -> None
             pass
     fails, works = SpanExportResult.FAILURE, SpanExportResult.SUCCESS
     inner = Scripted(works, fails, fails, works, works, fails)
-    exporter = ReportOutages(inner)
+    exporter = HideAddresses(ReportOutages(inner))
     with capture_logs() as lines:
         results = [exporter.export(spans.all) for _ in range(6)]
     exporter.shutdown()

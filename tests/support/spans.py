@@ -1,7 +1,7 @@
 """Spans that tests can read: those of this process, and those that other processes export."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Sampler
 from opentelemetry.trace import SpanContext
@@ -18,12 +18,20 @@ Attributes = Mapping[str, Any]
 
 
 class Spans:
-    """A provider of spans, which keeps the spans that have ended."""
+    """A provider of spans, which keeps the spans that have ended.
 
-    def __init__(self, sampler: Sampler = DEFAULT_ON) -> None:
+    `through` is an exporter around the one that keeps them.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler = DEFAULT_ON,
+        *,
+        through: Callable[[SpanExporter], SpanExporter] = lambda kept: kept,
+    ) -> None:
         self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
         self._exporter = InMemorySpanExporter()
-        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.provider.add_span_processor(SimpleSpanProcessor(through(self._exporter)))
 
     @contextmanager
     def request(self) -> Iterator[SpanContext]:

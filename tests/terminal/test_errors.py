@@ -104,8 +104,11 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_printed(
 @pytest.mark.parametrize(
     ("url", "line"),
     [
-        ("http://127.0.0.1:x", "http://127.0.0.1:x is no address of a service: Invalid port"),
-        ("localhost:8000", "localhost:8000 is no address of a service: it must begin with http://"),
+        ("http://127.0.0.1:x", "http://127.0.0.1:x is not a valid service URL: Invalid port"),
+        (
+            "localhost:8000",
+            "localhost:8000 is not a valid service URL: it must begin with http:// or https://",
+        ),
         ("http://mail.example.com", "Cannot reach http://mail.example.com: refused"),
         ("https://localhost", "Cannot reach https://localhost: refused"),
     ],

@@ -189,7 +189,11 @@ def test_a_task_is_shown_with_its_fields_and_its_attempts(
 @pytest.mark.parametrize(
     ("changes", "last"),
     [
-        ({"status": "queued"}, "accepted"),
+        ({"status": "queued", "started_at": None}, "accepted"),
+        (
+            {"status": "queued"},
+            "given back: its worker stopped, so this attempt does not count",
+        ),
         ({"status": "running", "max_attempts": 8}, "attempt 1 runs on mail-1:4711:5f2a"),
         (
             {"status": "retrying", "next_attempt_at": "2126-11-28T14:00:00Z"},
@@ -210,6 +214,60 @@ def test_the_last_line_tells_how_the_task_is_now(
     stand_in.answers(task(**changes, history=[]))
     assert run("show", ID) == 0
     assert re.fullmatch(rf".* UTC  {last}", capsys.readouterr().out.splitlines()[-1])
+
+
+def shown_events(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines after the empty line, which are the timeline."""
+    lines = capsys.readouterr().out.splitlines()
+    return lines[lines.index("") + 1 :]
+
+
+def test_a_crash_and_a_retry_on_request_are_events(
+    stand_in: StandIn, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    died = {"type": "WorkerDied", "detail": "the process died"}
+    crash = ATTEMPT | {"seconds": None, "error": died}
+    history = [crash, ATTEMPT | {"attempt": 2}, ATTEMPT]
+    stand_in.answers(task(attempts=1, history=history))
+    assert run("show", ID) == 0
+    assert shown_events(capsys) == [
+        "  2026-11-28 14:00:00 UTC  accepted",
+        "  2026-11-28 14:00:00 UTC  attempt 1 crashed: WorkerDied: the process died (worker w-1)",
+        "  2026-11-28 14:00:00 UTC  attempt 2 failed after 0.25 s: Later 451: full (worker w-1)",
+        "                           retried on request: the attempts are counted from 1 again",
+        "  2026-11-28 14:00:00 UTC  attempt 1 failed after 0.25 s: Later 451: full (worker w-1)",
+        "                           retried on request: the attempts are counted from 1 again",
+        "  2026-11-28 14:00:01 UTC  attempt 1 succeeded",
+    ]
+
+
+RETRIED = "retried on request: the attempts are counted from 1 again"
+
+
+@pytest.mark.parametrize(
+    ("changes", "events"),
+    [
+        ({"status": "queued", "attempts": 0, "started_at": None}, [f"14:00:01 UTC  {RETRIED}"]),
+        ({"status": "cancelled", "attempts": 0, "started_at": None}, [RETRIED, "cancelled"]),
+        ({"status": "running", "attempts": 1}, [RETRIED, "attempt 1 runs on mail-1:4711:5f2a"]),
+        ({"status": "running", "attempts": 2}, ["attempt 2 runs on mail-1:4711:5f2a"]),
+        ({"status": "queued", "attempts": 1}, ["given back: its worker stopped"]),
+        ({"status": "failed", "attempts": 1}, ["14:00:01 UTC  failed"]),
+    ],
+)
+def test_the_events_after_the_last_failure_follow_from_the_fields_of_the_task(
+    stand_in: StandIn,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, object],
+    events: list[str],
+) -> None:
+    stand_in.answers(task(**changes, history=[ATTEMPT]))
+    assert run("show", ID) == 0
+    shown = shown_events(capsys)[2:]
+    assert len(shown) == len(events)
+    for line, text in zip(shown, events, strict=True):
+        assert text in line
 
 
 def test_the_json_of_a_task_is_that_of_the_api(

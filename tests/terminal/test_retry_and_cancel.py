@@ -8,7 +8,17 @@ from collections.abc import Callable
 import pytest
 
 from tests.terminal.conftest import Run
-from tests.terminal.stand_in import ID, StandIn, event, problem, stream, task, without_styles
+from tests.terminal.stand_in import (
+    ID,
+    StandIn,
+    event,
+    failure,
+    page,
+    problem,
+    stream,
+    task,
+    without_styles,
+)
 
 RETRY = task(kind="retry_tasks", status="queued", about=None, result=None)
 
@@ -172,7 +182,9 @@ def test_a_yes_starts_the_action(
 ) -> None:
     type_at(typed)
     end = done(matched=1, done=1, skipped=0)
-    stand_in.answers({"matches": 1}, RETRY, stream(event("end", end)))
+    stand_in.answers(
+        page(failure()), {"matches": 1}, {"matches": 1}, RETRY, stream(event("end", end))
+    )
     assert run("retry", "--status", "failed") == 0
     said = capsys.readouterr()
     assert said.err.startswith("Retry 1 task? [y/N] ")
@@ -188,9 +200,96 @@ def test_another_answer_changes_nothing(
     typed: str,
 ) -> None:
     type_at(typed)
-    stand_in.answers({"matches": 312})
+    stand_in.answers(page(task()), {"matches": 312})
     assert run("cancel", "--kind", "send_email") == 1
     assert capsys.readouterr().err == "Cancel 312 tasks? [y/N] Nothing was changed.\n"
+
+
+def test_a_task_that_is_created_after_the_question_is_not_changed(
+    stand_in: StandIn, run: Run, type_at: TypeAt
+) -> None:
+    """The limit comes from the newest task, and not from the clock of this machine."""
+    type_at("y\n")
+    end = done(matched=1, done=1, skipped=0)
+    answers = {"matches": 1}, {"matches": 1}, RETRY, stream(event("end", end))
+    stand_in.answers(page(failure(created_at="2026-11-28T14:00:00.123456Z")), *answers)
+    assert run("retry", "--status", "failed") == 0
+    wanted = {"status": "failed", "until": "2026-11-28T14:00:00.124456+00:00"}
+    assert stand_in.asked[0] == "GET /tasks?status=failed&limit=1"
+    assert stand_in.body(1) == stand_in.body(2) == {"filter": wanted, "dry_run": True}
+    assert stand_in.body(3) == {"filter": wanted}
+
+
+def test_an_earlier_until_of_the_person_stays(stand_in: StandIn, run: Run, type_at: TypeAt) -> None:
+    type_at("n\n")
+    stand_in.answers(page(failure()), {"matches": 1})
+    assert run("retry", "--until", "2026-11-28T14:00:00Z") == 1
+    assert stand_in.body(1)["filter"] == {"until": "2026-11-28T14:00:00Z"}
+
+
+def test_more_tasks_after_the_answer_are_another_question(
+    stand_in: StandIn, run: Run, type_at: TypeAt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two tasks that were created before the first question have failed since."""
+    type_at("y\ny\n")
+    counts = {"matches": 312}, {"matches": 314}, {"matches": 313}
+    end = done(matched=313, done=313, skipped=0)
+    stand_in.answers(page(failure()), *counts, RETRY, stream(event("end", end)))
+    assert run("retry", "--status", "failed") == 0
+    said = capsys.readouterr()
+    assert said.err.startswith(
+        "Retry 312 tasks? [y/N] More tasks match now. Retry 314 tasks? [y/N] "
+    )
+    assert said.out == "313 tasks retried, 1 skipped because they had changed\n"
+
+
+def test_a_no_to_the_second_question_changes_nothing(
+    stand_in: StandIn, run: Run, type_at: TypeAt
+) -> None:
+    type_at("y\nn\n")
+    stand_in.answers(page(failure()), {"matches": 312}, {"matches": 314})
+    assert run("retry", "--status", "failed") == 1
+    assert [request.method for request in stand_in.requests] == ["GET", "POST", "POST"]
+    assert stand_in.body(2)["dry_run"]
+
+
+def test_no_question_is_asked_if_no_task_matches(
+    stand_in: StandIn, run: Run, type_at: TypeAt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_at("y\n")
+    stand_in.answers(page())
+    assert run("retry", "--status", "failed") == 1
+    assert capsys.readouterr().err == "No task matches that can be retried.\n"
+
+
+def test_a_newest_task_without_a_time_is_exit_code_2(
+    stand_in: StandIn, run: Run, type_at: TypeAt
+) -> None:
+    type_at("y\n")
+    stand_in.answers(page(failure(created_at=None)))
+    assert run("retry", "--status", "failed") == 2
+
+
+@pytest.mark.parametrize(
+    ("matched", "changed", "line"),
+    [
+        (310, 310, "310 tasks retried, 2 skipped because they had changed\n"),
+        (310, 309, "309 tasks retried, 3 skipped because they had changed\n"),
+        (315, 315, "315 tasks retried; 3 of them matched only after the count\n"),
+    ],
+)
+def test_the_result_tells_how_it_differs_from_the_number_that_was_counted(
+    stand_in: StandIn,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    matched: int,
+    changed: int,
+    line: str,
+) -> None:
+    end = done(matched=matched, done=changed, skipped=matched - changed)
+    stand_in.answers({"matches": 312}, RETRY, stream(event("end", end)))
+    assert run("retry", "--status", "failed", "--yes") == 0
+    assert capsys.readouterr().out == line
 
 
 def test_without_a_terminal_only_yes_starts_the_action(
@@ -200,7 +299,7 @@ def test_without_a_terminal_only_yes_starts_the_action(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    stand_in.answers({"matches": 312})
+    stand_in.answers(page(failure()), {"matches": 312})
     assert run("retry", "--status", "failed") == 2
     line = "Retry 312 tasks? There is no terminal to answer at: add --yes.\n"
     assert capsys.readouterr().err == line

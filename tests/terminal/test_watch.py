@@ -137,8 +137,8 @@ def test_a_refused_reconnect_ends_the_command(
         (httpx2.ConnectError("refused"), "Nothing answers at http://127.0.0.1:8000."),
         (problem(503, "The database is away."), "The service answered 503: The database is away."),
         (httpx2.Response(200, text="Hello"), "http://127.0.0.1:8000 does not answer like this"),
-        (stream(b"event: task\ndata: [1]\n\n"), "The service has sent an event that is no JSON"),
-        (stream(b"event: task\ndata: {\n\n"), "The service has sent an event that is no JSON"),
+        (stream(b"event: task\ndata: [1]\n\n"), "The service has sent an event that is not a JSON"),
+        (stream(b"event: task\ndata: {\n\n"), "The service has sent an event that is not a JSON"),
         (stream(b"data: " + b"x" * 2_000_000), "http://127.0.0.1:8000 does not answer like this"),
     ],
 )
@@ -194,6 +194,7 @@ def test_a_person_who_waits_for_the_first_change_is_told(
         (["--kind", "send_email", "--about", "ada@example.com"], 2),
         (["--about", "grace@example.com"], 0),
         (["--batch-id", "b-1"], 0),
+        (["--batch-id", "None"], 0),
     ],
 )
 def test_filters_select_changes(
@@ -206,3 +207,12 @@ def test_filters_select_changes(
     stand_in.answers(stream(event("task", task(), "1"), event("task", failure(), "2")), ENOUGH)
     run("watch", *options)
     assert len(capsys.readouterr().out.splitlines()) == number
+
+
+def test_a_long_about_selects_the_part_of_it_that_the_service_stores(
+    stand_in: StandIn, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = task(about="a" * 255)
+    stand_in.answers(stream(event("task", stored)), ENOUGH)
+    run("watch", "--about", "a" * 300)
+    assert len(capsys.readouterr().out.splitlines()) == 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from afterward.bulk import Action, Reached, Slice
+from afterward.bulk import Action, BulkProgress, Slice
 from afterward.engines.postgres import search, statements
 from afterward.engines.postgres.connections import Session
 from afterward.engines.postgres.statements import SHORT_COLUMNS, Row
@@ -24,10 +24,10 @@ async def change_slice(
     """Do the next slice of the action of `task`. See Engine.change_slice."""
     # 1. Read how far the slices before have come, and find the next tasks. The lock of the record
     #    keeps out another slice of this action, whose caller was cut off before its reply came.
-    record = await statements.lock_record(session, Reached().as_record(task, now))
-    reached = Reached.of(record)
-    limit = min(limit, most - reached.done)
-    found = await search.find(session, wanted, reached.cursor, limit + 1)
+    record = await statements.lock_record(session, BulkProgress().as_record(task, now))
+    progress = BulkProgress.of(record)
+    limit = min(limit, most - progress.done)
+    found = await search.find(session, wanted, progress.cursor, limit + 1)
     is_last, found = len(found) <= limit, found[:limit]
 
     # 2. Lock the tasks that still match, and the durable task of the action. So no other worker can
@@ -52,15 +52,15 @@ async def change_slice(
     # 4. Write how far the action has come. The crashes before this slice do not count any more,
     #    because the action makes progress. There may be any number of them, so the history forgets
     #    the oldest.
-    reached = reached.after([row["id"] for row in found], len(rows))
-    await statements.write(session, [Writes(records=(reached.as_record(task, now),))])
+    progress = progress.after([row["id"] for row in found], len(rows))
+    await statements.write(session, [Writes(records=(progress.as_record(task, now),))])
     await session.execute(
         "UPDATE afterward.tasks SET crashes = 0, history = $2 WHERE id = $1 AND crashes > 0",
         task.id,
         newest_attempts(task.history),
     )
     changed = tuple(map(statements.to_task, rows))
-    return Slice(changed, reached.done, is_last=is_last or reached.done == most)
+    return Slice(changed, progress.done, is_last=is_last or progress.done == most)
 
 
 async def _lock(session: Session, task: Task, found: Sequence[Row], wanted: TaskFilter) -> set[str]:

@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable
 
-from afterward.bulk import Action, Reached, Slice
+from afterward.bulk import Action, BulkProgress, Slice
 from afterward.engines.sqlite import search, statements
 from afterward.engines.sqlite.statements import SHORT_COLUMNS
 from afterward.filter import TaskFilter
@@ -38,10 +38,10 @@ def change_slice(
 
     # 2. Read how far the slices before have come, and find the next tasks. They cannot change
     #    before step 3, because no other connection writes.
-    before = Reached().as_record(task, now)
-    reached = Reached.of(statements.find_record(connection, before) or before)
-    limit = min(limit, most - reached.done)
-    found = search.find(connection, wanted, reached.cursor, limit + 1)
+    before = BulkProgress().as_record(task, now)
+    progress = BulkProgress.of(statements.find_record(connection, before) or before)
+    limit = min(limit, most - progress.done)
+    found = search.find(connection, wanted, progress.cursor, limit + 1)
     is_last, found = len(found) <= limit, found[:limit]
 
     # 3. Change them.
@@ -52,9 +52,9 @@ def change_slice(
     )
 
     # 4. Write how far the action has come.
-    reached = reached.after([each.id for each in found], len(changed))
-    statements.write(connection, Writes(records=(reached.as_record(task, now),)))
-    return Slice(tuple(changed), reached.done, is_last=is_last or reached.done == most)
+    progress = progress.after([each.id for each in found], len(changed))
+    statements.write(connection, Writes(records=(progress.as_record(task, now),)))
+    return Slice(tuple(changed), progress.done, is_last=is_last or progress.done == most)
 
 
 def _retry(

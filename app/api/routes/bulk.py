@@ -42,14 +42,14 @@ class BulkAction(BaseModel):
     dry_run: Annotated[bool, Field(strict=True)] = False
 
 
-class Matches(BaseModel):
+class MatchCount(BaseModel):
     """The number of tasks on which the action would act."""
 
     matches: int
 
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"model": Matches, "description": "The number of tasks, for a dry run."},
+    200: {"model": MatchCount, "description": "The number of tasks, for a dry run."},
     **documented(409, 413, 415, 422, 503, 507),
 }
 

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Annotated, Any, TypeVar
 
 import structlog
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
@@ -135,7 +135,12 @@ async def _download(
     return StreamingResponse(chain((first,), blocks), headers=headers)
 
 
-@router.delete("/inbox/{mail_id}", status_code=204, responses=documented(404, 422, 503))
+@router.delete(
+    "/inbox/{mail_id}",
+    status_code=204,
+    response_class=Response,
+    responses=documented(404, 422, 503),
+)
 @without_turn
 async def delete_mail(mail_id: SearchText, catcher: RunningCatcher) -> None:
     """Remove one mail."""
@@ -143,7 +148,7 @@ async def delete_mail(mail_id: SearchText, catcher: RunningCatcher) -> None:
         raise HTTPException(404, NO_MAIL)
 
 
-@router.delete("/inbox", status_code=204, responses=documented(404, 503))
+@router.delete("/inbox", status_code=204, response_class=Response, responses=documented(404, 503))
 @without_turn
 async def delete_mails(catcher: RunningCatcher) -> None:
     """Remove all mails."""

@@ -270,7 +270,12 @@ async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Respons
     )
 
 
-@router.delete("/uploads/{upload_id}", status_code=204, responses=documented(404, 422, 503, 507))
+@router.delete(
+    "/uploads/{upload_id}",
+    status_code=204,
+    response_class=Response,  # a JSONResponse would have a Content-Type, without any content
+    responses=documented(404, 422, 503, 507),
+)
 async def delete_upload(upload: ExistingUpload, durable_tasks: DurableTasks) -> None:
     """Remove an upload from the list, and queue the removal of its bytes, in one transaction."""
     add_removal(upload, durable_tasks)
