@@ -47,7 +47,7 @@ To add a page:
 5. Read a task with `ShownTask`, not from the queue, so that HIDE_ARGUMENTS is obeyed.
 6. A form is read by `read_form`, and answered by `see_other`. If it adds tasks, commit them by
    `commit_once`, because a double click sends a form twice.
-7. If many viewers read the same, or if it takes long to read, share the read: see shared_read.
+7. If many viewers read the same, or a read takes long, share it by `SharedReads`.
 """
 
 from app.board import (
