@@ -20,10 +20,9 @@ json_values   the arguments and the result of a task as texts
 counts        the counts on the pages of tasks, shared by all viewers
 
 numbers       reads the numbers of the overview, once for all viewers
-shared_read   a read that all viewers share
 activity      counts the tasks of the last hour, minute by minute
 charts        draws the counts as SVG
-ticks         makes the ticks, once for all viewers
+ticks         tells open pages, at most once a second, to update
 dependencies  the objects behind the pages, for the routes
 
 The pages are templates in app/templates/pages. `app.api` has what they share with the inbox and the
