@@ -91,6 +91,14 @@ async def next_tick(viewer: Viewer) -> dict[str, Any]:
     return data
 
 
+async def frame_with(viewer: Viewer, text: bytes) -> bytes:
+    """Return the next frame that contains this text."""
+    async with asyncio.timeout(5):
+        while text not in (frame := await anext(viewer)):
+            pass
+        return frame
+
+
 async def nothing_comes(viewer: Viewer) -> bool:
     """Whether no frame comes within the time of several ticks."""
     try:
@@ -182,12 +190,9 @@ async def test_without_changes_there_are_heartbeats(
     numbers.html_is = "<p>the same</p>"
     async with viewing(ticks) as plain, viewing(ticks, part="numbers") as viewer:
         assert await next_frame(plain) == HEARTBEAT
-        while await next_frame(viewer) != HEARTBEAT:
-            pass
+        assert await frame_with(viewer, HEARTBEAT)
         numbers.html_is = "<p>changed</p>"
-        while (frame := await next_frame(viewer)) == HEARTBEAT:
-            pass
-        assert b"changed" in frame
+        assert await frame_with(viewer, b"changed")
         assert await next_frame(plain) == HEARTBEAT
 
 
@@ -212,9 +217,7 @@ async def test_the_page_of_the_workers_gets_ticks_without_changes(
     monkeypatch.setattr(ticks_module, "QUIET_SECONDS", 0.05)
     async with viewing(ticks, part="workers") as workers, viewing(ticks) as plain:
         for _ in range(2):
-            while (frame := await next_frame(workers)) == HEARTBEAT:
-                pass
-            assert b'"every":5.0' in frame
+            assert b'"every":5.0' in await frame_with(workers, b"tick")
         assert await next_frame(plain) == HEARTBEAT
 
 
@@ -256,11 +259,9 @@ async def test_after_an_outage_the_same_numbers_are_shown_again(
     numbers.html_is = "<p>the same</p>"
     async with viewing(ticks, part="numbers") as viewer:
         numbers.error = QueueUnavailable()
-        while b"problem" not in await next_frame(viewer):
-            pass
+        assert await frame_with(viewer, b"problem")
         numbers.error = None
-        while b"the same" not in await next_frame(viewer):
-            pass
+        assert await frame_with(viewer, b"the same")
 
 
 @pytest.mark.anyio
@@ -273,8 +274,7 @@ async def test_a_change_after_an_unexpected_error_is_shown_without_another_chang
         ticks.record(change())
         await asyncio.sleep(0.05)
         numbers.error = None
-        while b"html" not in await next_frame(viewer):
-            pass
+        assert await frame_with(viewer, b"html")
 
 
 @pytest.mark.anyio
