@@ -49,7 +49,7 @@ class Activity:
         self._engine = engine
         self._most_clients = most_clients
         self._now = now
-        self._counts: OrderedDict[str, _Counts] = OrderedDict()  # by client
+        self._counts: OrderedDict[str, _MinuteCounts] = OrderedDict()  # by client
         self._complete_since = now()  # nothing that was counted since then is forgotten
 
     def record(self, event: Event) -> None:
@@ -84,7 +84,7 @@ class Activity:
                 counts.unread_since = math.inf
         return counts.until(self._now())
 
-    def _counts_of(self, client: str) -> "_Counts":
+    def _counts_of(self, client: str) -> "_MinuteCounts":
         """Return the counts of a client.
 
         If there are more than `most_clients`, drop the client whose chart was requested least
@@ -92,13 +92,13 @@ class Activity:
         """
         counts = self._counts.get(client)
         if counts is None:
-            counts = self._counts[client] = _Counts(self._complete_since)
+            counts = self._counts[client] = _MinuteCounts(self._complete_since)
             if len(self._counts) > self._most_clients:
                 self._counts.popitem(last=False)
                 self._complete_since = self._now()
         return counts
 
-    async def _read_record(self, client: str, counts: "_Counts") -> None:
+    async def _read_record(self, client: str, counts: "_MinuteCounts") -> None:
         """Count the newest tasks in the database that no event has counted."""
         wanted = TaskFilter(client=client, since=self._now() - MINUTES * MINUTE)
         after, left = None, MOST_READ
@@ -116,7 +116,7 @@ class Activity:
 
 
 def _changes(task: Task) -> list[tuple[int, float]]:
-    """Return the columns of _Counts in which this task counts, and the times."""
+    """Return the columns of _MinuteCounts in which this task counts, and the times."""
     changes = [(ACCEPTED, task.created_at)]
     if task.finished_at is not None and task.status in _FINAL_COLUMNS:
         changes.append((_FINAL_COLUMNS[task.status], task.finished_at))
@@ -126,7 +126,7 @@ def _changes(task: Task) -> list[tuple[int, float]]:
 _FINAL_COLUMNS = {Status.SUCCEEDED: SUCCEEDED, Status.FAILED: FAILED}
 
 
-class _Counts:
+class _MinuteCounts:
     """The counts of one client: for each minute, the tasks accepted, succeeded and failed.
 
     Minutes are numbered since the epoch. Only the newest MINUTES are kept.
@@ -145,7 +145,7 @@ class _Counts:
         self.reading = asyncio.Lock()
         self._minutes = minutes or {}
 
-    def without(self, lost_since: float, now: float) -> "_Counts":
+    def without(self, lost_since: float, now: float) -> "_MinuteCounts":
         """Return a copy that has to read the minutes since `lost_since` again.
 
         A read that still runs does not add to the copy.
@@ -154,7 +154,7 @@ class _Counts:
         kept = {
             minute: row for minute, row in self._minutes.items() if minute * MINUTE < unread_since
         }
-        return _Counts(now, unread_since, kept)
+        return _MinuteCounts(now, unread_since, kept)
 
     def add(self, column: int, at: float) -> None:
         self._minutes.setdefault(int(at // MINUTE), [0, 0, 0])[column] += 1
