@@ -103,12 +103,13 @@ function isInUse(part = main) {
   return types || selects || fields.some(isChanged) || part.querySelector("dialog[open]") !== null;
 }
 
-// Whether a field has another value than the page gave it.
+// Whether a field has another value than the page gave it. A copy of the field is reset to that
+// value, because the browser may write it in another way: "10:00:00" becomes "10:00".
 function isChanged(field) {
-  if (field.type === "checkbox") return field.checked !== field.defaultChecked;
-  if (!field.options) return field.value !== field.defaultValue;
-  const chosen = [...field.options].find((option) => option.defaultSelected);
-  return field.selectedIndex !== (chosen?.index ?? 0);
+  const form = document.createElement("form");
+  const fresh = form.appendChild(field.cloneNode(true));
+  form.reset();
+  return field.value !== fresh.value || field.checked !== fresh.checked;
 }
 
 // An element that is moved loses its focus, so give it back.

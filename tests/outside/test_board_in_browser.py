@@ -110,7 +110,7 @@ def test_a_page_follows_again_when_the_typed_text_is_removed(
     """Meanwhile it says why it does not move. The focus is elsewhere, so the text alone counts."""
     service = serve()
     page = new_page()
-    page.goto(service.url + "/board/tasks")
+    page.goto(service.url + "/board/tasks?since=2026-01-01T10:00:00")
     page.get_by_label("About").fill("a")
     page.get_by_role("heading", level=1).click()
     service.post(SEND)
