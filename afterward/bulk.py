@@ -13,7 +13,9 @@ The retried tasks and the record are in one transaction. So a kill at any instan
 slice nor loses its count: the next attempt of the durable task goes on below the cursor.
 
 The tasks of an action are fixed by the moment at which it was accepted: TaskFilter.acted_on. A task
-that has changed since, or that retention has removed, is left out.
+that has changed since, or that retention has removed, is left out. The caller also gives the number
+of tasks that it has counted, and the action stops there. Without this bound, it could change more
+tasks, because clocks differ, and a transaction may commit later than the times that it writes.
 """
 
 from dataclasses import dataclass
@@ -69,4 +71,4 @@ class Slice:
     done: int
     """The tasks that all slices of the action have changed so far."""
     is_last: bool
-    """Whether no further task matches."""
+    """Whether no further task matches, or the action has changed as many as it may."""

@@ -223,15 +223,17 @@ class Engine(Protocol):
         wanted: TaskFilter,
         *,
         limit: int,
+        most: int,
         bounds_of: Callable[[str], Bounds],
         now: float,
     ) -> Slice | None:
         """Do the next slice of a bulk action, and write how far it came. See afterward.bulk.
 
         `task` is the durable task of the action, as it was claimed; `wanted.allows` is the action.
-        Up to `limit` tasks are changed, in descending order of their ids. `bounds_of` returns the
-        bounds of a retried task, by its kind. If the worker has lost its claim, no task is changed,
-        and the method returns None.
+        Up to `limit` tasks are changed, in descending order of their ids, and all slices of the
+        action together change no more than `most`. `bounds_of` returns the bounds of a retried
+        task, by its kind. If the worker has lost its claim, no task is changed, and the method
+        returns None.
 
         A slice sets `crashes` of `task` to 0. So the durable task of an action survives any number
         of crashes, as long as there is a slice between them.

@@ -15,9 +15,9 @@ class TaskFilter:
 
     `client` is always a condition, because a client only sees its own tasks. `not_kinds` leaves out
     the tasks of these kinds. `about` is matched exactly. `error` is the group of a failed task's
-    error (see afterward.history.error_group). `since` and `until` are seconds since the epoch:
-    tasks that were created at or after `since`, and before `until`. `finished_by` is one more time:
-    tasks that ended then, or earlier.
+    error (see afterward.history.error_group). Times are seconds since the epoch: `since` and
+    `until` select the tasks that were created at or after `since`, and before `until`;
+    `unchanged_since` selects the tasks whose last change was at this time or earlier.
 
     `allows` selects the tasks on which this action can act: for RETRY, failed and cancelled ones.
     """
@@ -32,22 +32,21 @@ class TaskFilter:
     error: str | None = None
     since: float | None = None
     until: float | None = None
-    finished_by: float | None = None
+    unchanged_since: float | None = None
     allows: Action | None = None
 
     def acted_on(self, action: Action, accepted_at: float) -> "TaskFilter":
-        """Return the filter of the tasks on which an action acts that was accepted at this time.
+        """Return the filter of the tasks that an action changes if it is accepted at this time.
 
-        A retry acts on the tasks that had ended by then, a cancellation on those that had been
-        created. So a task is not retried twice if it fails again during the action.
+        These tasks had been created by then, and have not changed since. So the set can only
+        become smaller. For example, a running task that fails after the acceptance is neither
+        retried nor cancelled, and no task is retried twice.
         """
-        if action is Action.RETRY:
-            return replace(self, allows=action, finished_by=accepted_at)
         # `until` itself is excluded, so take the next number above the time of acceptance.
         until = math.nextafter(accepted_at, math.inf)
         if self.until is not None:
             until = min(until, self.until)
-        return replace(self, allows=action, until=until)
+        return replace(self, allows=action, until=until, unchanged_since=accepted_at)
 
     @property
     def is_by_value(self) -> bool:
@@ -71,13 +70,13 @@ class TaskFilter:
 
     @property
     def first_id(self) -> str | None:
-        """An id that no task since `since` is below, because ids begin with the time."""
+        """The lowest id that a task created at or after `since` can have."""
         return None if self.since is None else lowest_id(self.since)
 
     def before_id(self, after: str | None = None) -> str | None:
-        """Return an id that is above all tasks until `until`, and not above the id `after`.
+        """Return an upper bound (exclusive) for the ids of this page; None if there is none.
 
-        A page of tasks begins below `after`, the last id of the page before it.
+        `after` is the last id of the page before it.
         """
         # An id has the millisecond of its task. A task of the same millisecond as `until` can be
         # created before it, so go on to the next one; and to the second, because 1 ms more can be
@@ -93,7 +92,6 @@ class FailureGroup:
     kind: str
     error: str  # see afterward.history.error_group
     tasks: int
-    newest: str  # the id of a task with this error
 
 
 def storable_about(value: object) -> str | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -195,12 +196,15 @@ class Queue(Generic[ToolsT]):
         self.events.emit(EventType.QUEUED, task)
         return task
 
-    async def change_slice(self, task: Task, wanted: TaskFilter) -> Slice | None:
+    async def change_slice(
+        self, task: Task, wanted: TaskFilter, *, most: int = sys.maxsize
+    ) -> Slice | None:
         """Do the next slice of a bulk action: retry or cancel up to 200 tasks.
 
         A durable task calls this until the slice is the last one. `task` is that task, as the
-        worker claimed it, and `wanted` is a filter made by TaskFilter.acted_on. Returns None if the
-        worker has lost its claim; then nothing was changed.
+        worker claimed it, and `wanted` is a filter made by TaskFilter.acted_on. All slices of the
+        action together change no more than `most` tasks. Returns None if the worker has lost its
+        claim; then nothing was changed.
 
         With fewer places than 200 in the backlog, fewer tasks are retried. Raises BacklogFull if
         there is none, and QueueUnavailable. After CommitUnknown, the next call goes on where this
@@ -217,7 +221,7 @@ class Queue(Generic[ToolsT]):
 
         try:
             piece = await self.engine.change_slice(
-                task, wanted, limit=limit, bounds_of=bounds_of, now=now
+                task, wanted, limit=limit, most=most, bounds_of=bounds_of, now=now
             )
         finally:
             self._backlog_limit.release(limit if retries else 0)

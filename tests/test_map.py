@@ -123,6 +123,14 @@ def test_the_app_has_the_routes_of_every_module(package: str, the_list: str) -> 
     assert modules <= _modules_of_routes(), f"add the module to ROUTERS in {the_list}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "app/board").glob("*.py")), ids=lambda p: p.stem)
+def test_a_page_reads_a_task_by_shown_task(path: Path) -> None:
+    """Otherwise a page could forget HIDE_ARGUMENTS."""
+    others = r"hide_arguments|\bfind_task\b|\bExistingTask\b|\b(queue|engine)\.get\("
+    if path.stem != "shown_task":
+        assert not re.search(others, path.read_text()), "read the task by app.board.shown_task"
+
+
 def _modules_of_routes() -> set[str]:
     """Return the names of the modules that define the app's routes."""
     routes = create_app(Settings(_env_file=None)).routes

@@ -1,7 +1,8 @@
-"""Errors of pages as pages. Clients that do not ask for HTML get the problem as JSON.
+"""Turns JSON errors into HTML error pages for browsers.
 
 Every refusal and error of the service is a problem (see app.api.errors), whether a route, the
-access control or a size limit has made it. So this is the one place that makes pages of them.
+access control or a size limit has made it. So this is the one place that turns them into pages.
+Clients that do not ask for HTML get the problem as JSON.
 """
 
 import json

@@ -25,9 +25,9 @@ def prefers_page(scope: Scope) -> bool:
 
 
 class DataRoute(ServiceRoute):
-    """The route of JSON that exists as a page, too. It leaves browsers to the route of the page.
+    """A JSON route. It declines requests that prefer HTML.
 
-    That route comes later in the app, and has the same path.
+    The page's route at the same path answers them. It comes later in the app.
     """
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:

@@ -17,7 +17,7 @@ async def count_matches(
     wanted: TaskFilter,
     accepted_at: float | None = None,
 ) -> int:
-    """Return the number of tasks on which an action would act that is accepted at this time.
+    """Count the tasks that the action would change if the service accepted it at `accepted_at`.
 
     Without `accepted_at`, the time is now. Raises QueueUnavailable.
     """
@@ -35,8 +35,8 @@ def add_action(
 ) -> Task:
     """Add the durable task that retries or cancels all tasks of a client that match the filters.
 
-    `matched` is their number at `accepted_at`, as `count_matches` returned it. The set of the tasks
-    is fixed by that time: take it before they are counted.
+    `matched` is their number at `accepted_at`, as `count_matches` returned it. The action changes
+    these tasks, except those that have changed since. It never changes more than `matched`.
     """
     function = retry_tasks if Action(action) is Action.RETRY else cancel_tasks
     return durable_tasks.add_task(

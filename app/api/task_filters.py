@@ -10,6 +10,8 @@ from afterward.filter import TaskFilter, storable_about
 from afterward.task import Status
 from app.api.schemas import Pattern, SearchText
 
+TASK_ID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+
 _STATUS = f"({'|'.join(Status)})"
 _NO_STATUS = f"must be one or more of {', '.join(Status)}, separated by commas"
 _DATE_TIME = re.compile(
@@ -92,7 +94,7 @@ class TaskFilters(BaseModel):
 def _seconds(at: datetime) -> float:
     """Return a time in seconds since the epoch, for the comparison with `created_at`.
 
-    The API shows `created_at` rounded to microseconds. A task that was created at 0.1234564 s is
-    shown with 0.123456 s, one from 0.1234556 s too; and `since` that time includes both.
+    The API rounds `created_at` to microseconds. So subtract half a microsecond: `since` then
+    includes every task that the API shows with that time.
     """
     return at.timestamp() - 0.5e-6

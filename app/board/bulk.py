@@ -1,35 +1,29 @@
 """/board/tasks/retry and /board/tasks/cancel: retry or cancel all tasks that a search has found.
 
-GET shows a page to confirm, with the number of tasks on its button. POST carries the action out,
-unless more tasks match by then: in that case it shows the page again, with the new number. So a
-person never acts on more tasks than the button said. Fewer are possible, because a task may start,
-or be retried by someone else, before it is its turn; the task of the action counts them.
+GET counts the tasks, and shows a page to confirm, with their number on its button. POST carries the
+action out on these tasks, as they were at the time of the count: the form has that time. So the
+action never changes more tasks than the button said. It changes fewer if a task has changed since
+then, because a worker has begun it, for example. The task of the action counts those as skipped.
 """
 
-import hashlib
 import re
-import secrets
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 
-from afterward.errors import KeyTaken
-from afterward.fastapi import IdempotencyKeyReused
-from afterward.queue import Queue
-from afterward.task import Answer, Writes
 from app.api.dependencies import ClientDep, QueueDep
-from app.api.forms import read_form, see_other
+from app.api.forms import FormFields, read_form, see_other
 from app.api.pages import page
 from app.api.route import ServiceRoute
 from app.api.task_actions import add_action, count_matches
 from app.api.task_filters import TaskFilters
-from app.board.task_search import TaskSearch, conditions_of, fixed
-from app.tasks.tools import Tools
+from app.board.form_keys import commit_once, new_form_key
+from app.board.task_search import Fields, TaskSearch, conditions_of
 
-_KEY = re.compile(r"[\w-]{1,64}", re.ASCII)
 _NUMBER = re.compile(r"\d{1,12}", re.ASCII)
+_TIME = re.compile(r"\d{1,11}(\.\d{1,9})?", re.ASCII)  # seconds since the epoch
 _NO_FORM = "The form is not complete. Go back to the tasks, and choose the action again."
 _NO_CONDITIONS = "Search for tasks first: an action on many tasks needs at least one condition."
 
@@ -50,10 +44,16 @@ async def confirm(
 ) -> HTMLResponse:
     """Ask whether to act on the tasks that match the query, and say how many they are."""
     now = queue.now()
-    search = _readable(TaskSearch.read(request.query_params, now))
-    filters = fixed(search.filters, now)
-    matches = await count_matches(queue, action, filters.for_client(client), now)
-    return _confirm_page(request, action, filters, matches)
+    filters = _read_filters(request.query_params, now)
+    return page(
+        request,
+        "board/confirm.html",
+        action=action,
+        conditions=conditions_of(filters),
+        matches=await count_matches(queue, action, filters.for_client(client), now),
+        counted_at=now,
+        form_key=new_form_key(),
+    )
 
 
 @router.post("/board/tasks/retry")
@@ -61,70 +61,30 @@ async def confirm(
 async def act(request: Request, action: ActionDep, queue: QueueDep, client: ClientDep) -> Response:
     """Queue the action, and show its task. Its progress tells how far it is."""
     form = await read_form(request)
-    key, confirmed = form.get("key", ""), form.get("confirmed", "")
-    if not _KEY.fullmatch(key) or not _NUMBER.fullmatch(confirmed):
-        raise HTTPException(422, _NO_FORM)
-    accepted_at = queue.now()
-    filters = _readable(TaskSearch.read(form, accepted_at)).filters
-    matches = await count_matches(queue, action, filters.for_client(client), accepted_at)
-    if matches > int(confirmed):
-        return _confirm_page(request, action, filters, matches, confirmed=int(confirmed))
-    work = queue.collect(request.state.request_id, client)
-    task = add_action(work, action, filters, client, accepted_at, matches)
-    answer = Answer(
-        key=f"{client} {key}".lstrip(),
-        fingerprint=_fingerprint(action, filters),
-        body="",
-        location=f"/board/tasks/{task.id}",
-        created_at=accepted_at,
-    )
-    return see_other(await _commit_once(queue, work.collected(answer), answer))
+    matches, counted_at = _read_count(form, queue.now())
+    filters = _read_filters(form, counted_at)
+    unit_of_work = queue.collect(request.state.request_id, client)
+    task = add_action(unit_of_work, action, filters, client, counted_at, matches)
+    location = f"/board/tasks/{task.id}"
+    return see_other(await commit_once(queue, unit_of_work, form, client, location))
 
 
-async def _commit_once(queue: Queue[Tools], writes: Writes, answer: Answer) -> str:
-    """Commit the action, and return the path of its task.
+def _read_count(form: FormFields, now: float) -> tuple[int, float]:
+    """Return the number of tasks that was confirmed, and the time of the count.
 
-    A form that is sent twice, for example by a double click, has the same key both times. Its
-    second action is not written, and the path is that of the first.
+    The time is `now` at the latest. Raises HTTPException 422 if the form lacks one of them.
     """
-    try:
-        await queue.commit(writes)
-    except KeyTaken as taken:
-        if taken.answer.fingerprint != answer.fingerprint:
-            raise IdempotencyKeyReused from None
-        return taken.answer.location
-    return answer.location
+    matches, counted_at = form.get("matches", ""), form.get("counted_at", "")
+    if not _NUMBER.fullmatch(matches) or not _TIME.fullmatch(counted_at):
+        raise HTTPException(422, _NO_FORM)
+    return int(matches), min(float(counted_at), now)
 
 
-def _readable(search: TaskSearch) -> TaskSearch:
-    """Return the search. Raises HTTPException 422 if it has no conditions, or unreadable ones."""
+def _read_filters(fields: Fields, now: float) -> TaskFilters:
+    """Return the filters. Raises HTTPException 422 if there are none, or unreadable ones."""
+    search = TaskSearch.read(fields, now)
     if search.errors:
         raise HTTPException(422, " ".join(f"{name}: {m}" for name, m in search.errors.items()))
     if not search.has_conditions:
         raise HTTPException(422, _NO_CONDITIONS)
-    return search
-
-
-def _fingerprint(action: str, filters: TaskFilters) -> str:
-    return hashlib.sha256(f"{action} {conditions_of(filters)}".encode()).hexdigest()
-
-
-def _confirm_page(
-    request: Request,
-    action: str,
-    filters: TaskFilters,
-    matches: int,
-    *,
-    confirmed: int | None = None,
-) -> HTMLResponse:
-    """Show the number of tasks. `confirmed` is a smaller number that was confirmed before."""
-    return page(
-        request,
-        "board/confirm.html",
-        status=200 if confirmed is None else 409,
-        action=action,
-        conditions=conditions_of(filters),
-        matches=matches,
-        confirmed=confirmed,
-        key=secrets.token_urlsafe(16),
-    )
+    return search.filters

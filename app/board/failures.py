@@ -22,8 +22,11 @@ router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
 
 
 @dataclass(frozen=True, slots=True)
-class Failures:
-    """A group of failed tasks with its newest task; None if none of them is failed by now."""
+class FailureRow:
+    """A group of failed tasks as a row of the table, with its newest task.
+
+    `newest` is the task that was created last, or None if no task of the group is left.
+    """
 
     group: FailureGroup
     newest: Task | None
@@ -52,7 +55,7 @@ async def read_failures(
     return page(
         request,
         "board/failures.html",
-        failures=[Failures(group, task) for group, task in zip(shown, newest, strict=True)],
+        failures=[FailureRow(group, task) for group, task in zip(shown, newest, strict=True)],
         left_out=len(groups) - len(shown),
         total=sum(group.tasks for group in groups),
     )

@@ -12,9 +12,10 @@ _INDENTED = json.JSONEncoder(ensure_ascii=False, indent=2)
 
 @dataclass(frozen=True, slots=True)
 class NamedValue:
-    """A value from JSON as a text. `size` is its length in characters.
+    """A value from JSON as a text. `size` is the length of the whole value in characters.
 
-    If `is_cut`, the text is only the beginning, and `size` is that of all of it without indents.
+    `is_cut` says whether the page shows only the beginning. In that case, `size` counts the JSON
+    without indents.
     """
 
     name: str

@@ -35,7 +35,7 @@ async def read_sign_in(
     request: Request, next_page: Annotated[str, Query(alias="next")] = "/"
 ) -> Response:
     """Show the form for the key. A service without keys needs none, and shows its overview."""
-    if _client_of_key(request) is None:
+    if _client_finder(request) is None:
         return see_other("/")
     return _sign_in_page(request, next_page)
 
@@ -46,10 +46,10 @@ async def sign_in(request: Request) -> Response:
     """Check a key, and let the browser keep it."""
     form = await read_form(request)
     key, next_page = form.get("key", "").strip(), form.get("next", "/")
-    client_of_key = _client_of_key(request)
-    if client_of_key is None:
+    find_client = _client_finder(request)
+    if find_client is None:
         return see_other("/")
-    client = client_of_key(key.encode())
+    client = find_client(key.encode())
     if client is None:
         log.info("sign-in refused")
         return _sign_in_page(request, next_page, problem=_WRONG_KEY)
@@ -74,7 +74,7 @@ def own_page(address: str) -> str:
     return address if is_own else "/"
 
 
-def _client_of_key(request: Request) -> Callable[[bytes], str | None] | None:
+def _client_finder(request: Request) -> Callable[[bytes], str | None] | None:
     """Return the function that finds the client of a key; None if the service has no keys."""
     return getattr(request.app.state, "client_of_key", None)
 

@@ -9,14 +9,13 @@ from fastapi.responses import HTMLResponse, Response
 
 from afterward.errors import QueueError, TaskHasStarted, TaskNotGivenUp, TaskNotRetrying
 from afterward.queue import Queue
-from afterward.task import FINISHED, WAITING, Status, Task
+from afterward.task import GIVEN_UP, WAITING, Status, Task
 from app.api.dependencies import QueueDep
 from app.api.forms import see_other
 from app.api.pages import page
 from app.api.route import ServiceRoute
-from app.api.routes.tasks import ExistingTask
-from app.api.schemas import TaskFailure
 from app.board import json_values
+from app.board.shown_task import ShownTask, find_shown_task
 from app.board.timeline import timeline
 from app.tasks.tools import Tools
 
@@ -27,25 +26,25 @@ router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
 
 
 @router.get("/board/tasks/{task_id}")
-async def read_task(request: Request, task: ExistingTask, queue: QueueDep) -> HTMLResponse:
+async def read_task(request: Request, task: ShownTask, queue: QueueDep) -> HTMLResponse:
     """Show a task."""
     return _task_page(request, queue, task)
 
 
 @router.post("/board/tasks/{task_id}/retry")
-async def retry_task(request: Request, task: ExistingTask, queue: QueueDep) -> Response:
+async def retry_task(request: Request, task: ShownTask, queue: QueueDep) -> Response:
     """Queue a failed or cancelled task again."""
     return await _act(request, queue, task, queue.retry(task))
 
 
 @router.post("/board/tasks/{task_id}/cancel")
-async def cancel_task(request: Request, task: ExistingTask, queue: QueueDep) -> Response:
+async def cancel_task(request: Request, task: ShownTask, queue: QueueDep) -> Response:
     """Cancel a task that waits for its first or its next attempt."""
     return await _act(request, queue, task, queue.cancel(task.id))
 
 
 @router.post("/board/tasks/{task_id}/run-now")
-async def run_task_now(request: Request, task: ExistingTask, queue: QueueDep) -> Response:
+async def run_task_now(request: Request, task: ShownTask, queue: QueueDep) -> Response:
     """Make the next attempt of a failed task due at once."""
     return await _act(request, queue, task, queue.run_now(task.id))
 
@@ -60,33 +59,40 @@ async def _act(
     try:
         await action
     except _REFUSALS as refusal:
-        now_task = await queue.get(task.id)
-        return _task_page(request, queue, now_task, refusal=refusal)
+        settings = request.state.settings
+        task = await find_shown_task(task.id, queue, task.client, settings)
+        return _task_page(request, queue, task, refusal=refusal)
     return see_other(f"/board/tasks/{task.id}")
 
 
 def _task_page(
     request: Request, queue: Queue[Tools], task: Task, *, refusal: QueueError | None = None
 ) -> HTMLResponse:
-    settings = request.state.settings
+    now = queue.now()
     return page(
         request,
         "board/task.html",
         status=200 if refusal is None else 409,
         refusal=refusal,
         task=task,
-        events=timeline(task, queue.now()),
-        error=None if task.error is None else TaskFailure.of(task.error),
-        arguments=None if settings.hide_arguments else json_values.arguments(task.arguments),
+        events=timeline(task, now),
+        arguments=json_values.arguments(task.arguments) if task.arguments else None,
         result=json_values.result(task.result),
-        mail=_mail(task) if settings.catcher else None,
+        mail=_mail(task),
         upload=task.about if task.kind in _OF_UPLOADS else None,
-        is_finished=task.status in FINISHED,
-        is_waiting=task.status in WAITING,
-        can_run_now=task.status is Status.RETRYING and task.due_at > queue.now(),
-        can_retry=task.status in {Status.FAILED, Status.CANCELLED},
-        can_copy=task.kind == "send_email" and not settings.hide_arguments,
+        actions=_actions(task, now),
+        can_copy=task.kind == "send_email" and task.arguments,
     )
+
+
+def _actions(task: Task, now: float) -> dict[str, str]:
+    """Return the actions that the task allows: the last part of the form's path, and its button."""
+    actions = {"retry": "Retry"} if task.status in GIVEN_UP else {}
+    if task.status is Status.RETRYING and task.due_at > now:
+        actions["run-now"] = "Run now"
+    if task.status in WAITING:
+        actions["cancel"] = "Cancel"
+    return actions
 
 
 def _mail(task: Task) -> str | None:

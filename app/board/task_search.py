@@ -20,7 +20,7 @@ PERIODS = {
     "24h": timedelta(hours=24),
     "7d": timedelta(days=7),
 }
-"""The choices for the time of creation: so long before now."""
+"""How far back a search goes: the choices, by their names in the form."""
 
 Fields = ImmutableMultiDict[str, str]  # of a query or a form; a field may have several values
 
@@ -46,20 +46,8 @@ class TaskSearch:
         typed = {name: fields.get(name, "") for name in (*_CONDITIONS, "period")}
         chosen = ",".join(fields.getlist("status")).split(",")
         statuses = tuple(status for status in chosen if status)
-        conditions = {name: typed[name].strip() for name in _CONDITIONS if typed[name].strip()}
-        conditions |= {"status": ",".join(statuses)} if statuses else {}
-        errors = _resolve_times(conditions, typed["period"], now)
-        filters = TaskFilters()
-        try:
-            filters = TaskFilters.model_validate(conditions)
-        except ValidationError as error:
-            errors = _messages(error) | errors
-        return cls(
-            typed=typed,
-            statuses=statuses,
-            filters=TaskFilters() if errors else filters,
-            errors=errors,
-        )
+        filters, errors = _parse(typed, statuses, now)
+        return cls(typed=typed, statuses=statuses, filters=filters, errors=errors)
 
     @property
     def has_conditions(self) -> bool:
@@ -87,15 +75,23 @@ def conditions_of(filters: TaskFilters) -> dict[str, str]:
     return filters.model_dump(mode="json", exclude_none=True)
 
 
-def fixed(filters: TaskFilters, now: float) -> TaskFilters:
-    """Return the filter with an end in time, so that no task that is created later matches."""
-    until = filters.until or datetime.fromtimestamp(now, UTC)
-    return filters.model_copy(update={"until": until})
-
-
 def is_local_time(text: str) -> bool:
     """Whether a browser shows this text in <input type="datetime-local">."""
     return not text or _LOCAL_TIME.fullmatch(text) is not None
+
+
+def _parse(
+    typed: dict[str, str], statuses: tuple[str, ...], now: float
+) -> tuple[TaskFilters, dict[str, str]]:
+    """Return the filters that the fields mean, and the errors by field. One of them is empty."""
+    conditions = {name: typed[name].strip() for name in _CONDITIONS if typed[name].strip()}
+    conditions |= {"status": ",".join(statuses)} if statuses else {}
+    errors = _resolve_times(conditions, typed["period"], now)
+    try:
+        filters = TaskFilters.model_validate(conditions)
+    except ValidationError as error:
+        errors = _messages(error) | errors
+    return (TaskFilters(), errors) if errors else (filters, {})
 
 
 def _resolve_times(conditions: dict[str, Any], period: str, now: float) -> dict[str, str]:

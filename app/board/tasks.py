@@ -1,7 +1,7 @@
 """GET /board/tasks: the search for tasks, and its results page by page."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -10,22 +10,24 @@ from fastapi.responses import HTMLResponse
 from afterward.errors import TaskNotFound
 from afterward.queue import Queue
 from afterward.task import Status, Task
-from app.api.dependencies import ClientDep, QueueDep
+from app.api.dependencies import ClientDep, QueueDep, SettingsDep
 from app.api.forms import see_other
 from app.api.page_texts import query_with
 from app.api.pages import example, page
 from app.api.route import ServiceRoute
-from app.api.routes.tasks import find_task
 from app.api.schemas import TaskFailure
+from app.api.task_filters import TASK_ID
 from app.board.counts import Matches
 from app.board.dependencies import BoardDep
+from app.board.shown_task import find_shown_task
 from app.board.task_search import PERIODS, TaskSearch, is_local_time
+from app.settings import Settings
 from app.tasks.tools import Tools
 
 LISTED = 50
 ERROR_LENGTH = 300  # characters of an error in a row of the table
 
-_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_ID = re.compile(TASK_ID)
 _BAD_AFTER = "This is no page of a list. Go to the newest tasks."
 
 router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
@@ -60,7 +62,11 @@ def error_line(error: str | None) -> str:
 
 @router.get("/board/tasks")
 async def read_tasks(
-    request: Request, queue: QueueDep, client: ClientDep, board: BoardDep
+    request: Request,
+    queue: QueueDep,
+    client: ClientDep,
+    settings: SettingsDep,
+    board: BoardDep,
 ) -> Response:
     """Show the form, and a page of the tasks that match it, newest first.
 
@@ -70,12 +76,12 @@ async def read_tasks(
     search = TaskSearch.read(request.query_params, now)
     after = request.query_params.get("after") or None
     if after is not None and not _ID.fullmatch(after):
-        search.errors["after"] = _BAD_AFTER
+        search = replace(search, errors=search.errors | {"after": _BAD_AFTER})
     if search.errors:
         return _tasks_page(request, queue, search, status=422)
     wanted = search.filters.for_client(client)
     tasks = await queue.engine.list_tasks(wanted, after=after, limit=LISTED + 1)
-    if not tasks and await _is_task(queue, search.filters.about, client):
+    if not tasks and await _is_task(search.filters.about, queue, client, settings):
         return see_other(f"/board/tasks/{search.filters.about}")
     return _tasks_page(
         request,
@@ -89,12 +95,12 @@ async def read_tasks(
     )
 
 
-async def _is_task(queue: Queue[Tools], text: str | None, client: str) -> bool:
+async def _is_task(text: str | None, queue: Queue[Tools], client: str, settings: Settings) -> bool:
     """Whether the text is the id of a task of this client."""
     if text is None or not _ID.fullmatch(text):
         return False
     try:
-        await find_task(text, queue, client)
+        await find_shown_task(text, queue, client, settings)
     except TaskNotFound:
         return False
     return True

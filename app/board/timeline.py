@@ -1,33 +1,24 @@
 """The timeline of a task: the events of its life, as its row tells them.
 
-A row keeps the acceptance, the newest failed attempts and the latest attempt. It does not keep
-everything, and an event says where something is missing:
-
-- A row has the newest 20 failed attempts (`afterward.history.MOST_KEPT`), and the older ones are
-  gone.
-- When a client retries a task, its attempts are counted from 1 again. The time of this is only kept
-  until the next attempt begins. After that the numbers of the attempts show it: 1, 2, 3, 1, 2.
-- When a worker stops, it gives its running tasks back, and these attempts do not count. The row
-  counts all claims, so the number of such attempts is known, but their times are not.
+app.board.parsed_task concludes what happened, and this module puts it into words. A row does not
+keep everything, and an event says where something is missing.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from pydantic import TypeAdapter
-
 from afterward.history import MOST_KEPT
 from afterward.retry import MAX_CRASHES
 from afterward.task import Status, Task
 from app.api.schemas import FailedAttempt, TaskFailure
+from app.board.parsed_task import ParsedTask
 
 # Seconds by which a time may be earlier than the time before it, without a clock that was set back:
 # workers on several machines write these times, and their clocks differ a little.
 CLOCKS_DIFFER = 1.0
 SHORTEST_WAIT = 0.001  # seconds; a shorter one is not worth telling
 
-_HISTORY = TypeAdapter(list[FailedAttempt])
 _PERMANENT = {"PermanentError", "UnusableResult"}  # see afterward.errors
 
 
@@ -75,24 +66,16 @@ def timeline(task: Task, now: float) -> list[TimelineEvent]:
         Attempt 2 is next   12:00:05, after 3.8 s of waiting
         Gives up            four days after 12:00:00
     """
-    life = _Life(task, _parse(task.history))
+    parsed = ParsedTask.of(task)
     events = [
         TimelineEvent(title="Accepted", at=task.created_at),
-        *_missing(life),
-        *_failures(life.history),
-        *_latest_retry(life),
-        *_given_back(life),
+        *_missing(parsed),
+        *_failures(parsed.history),
+        *_latest_retry(parsed),
+        *_given_back(parsed),
         *_present(task, now),
     ]
     return _compared(events)
-
-
-def _parse(history: str | None) -> list[FailedAttempt]:
-    """Return the failed attempts of a stored history; none if it is damaged."""
-    try:
-        return _HISTORY.validate_json(history or "[]")
-    except ValueError:
-        return []
 
 
 def _compared(events: list[TimelineEvent]) -> list[TimelineEvent]:
@@ -115,67 +98,17 @@ def _wait(before: TimelineEvent, event: TimelineEvent) -> float | None:
     return wait if wait >= SHORTEST_WAIT else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Life:
-    """A task with its parsed history, and the conclusions from both."""
-
-    task: Task
-    history: list[FailedAttempt]
-
-    @property
-    def has_attempt(self) -> bool:
-        """Whether the latest attempt runs or has succeeded, and so is not in the history."""
-        return self.task.status in {Status.RUNNING, Status.SUCCEEDED}
-
-    @property
-    def is_unreadable(self) -> bool:
-        return bool(self.task.history) and not self.history
-
-    @property
-    def unlisted(self) -> int:
-        """The number of claims whose attempts are not in the history, nor the latest one."""
-        return self.task.claims - len(self.history) - self.has_attempt
-
-    @property
-    def may_be_cut(self) -> bool:
-        return self.unlisted > 0 and len(self.history) >= MOST_KEPT
-
-    @property
-    def retried_at(self) -> float | None:
-        """The time of a retry on request, until the next attempt begins.
-
-        Acceptance and such a retry both make a task due at once, and the retry removes the start of
-        the latest attempt.
-        """
-        task = self.task
-        is_retried = task.started_at is None and task.due_at != task.created_at
-        return task.due_at if is_retried else None
-
-    @property
-    def is_retried(self) -> bool:
-        """Whether a client has retried the task after the last attempt of its history."""
-        if self.retried_at is not None:
-            return True
-        last = self.history[-1].attempt if self.history else 0
-        return self.task.attempts < last + self.has_attempt
-
-    @property
-    def is_given_back(self) -> bool:
-        """Whether a worker has given the task back, and no worker has claimed it since."""
-        return self.task.status is Status.QUEUED and self.task.started_at is not None
-
-
 # The past
 
 
-def _missing(life: _Life) -> Iterator[TimelineEvent]:
+def _missing(parsed: ParsedTask) -> Iterator[TimelineEvent]:
     """Yield an event for the attempts that the row keeps no longer, if there are any."""
-    if life.is_unreadable:
+    if parsed.is_unreadable:
         yield TimelineEvent(
             title="Failed attempts", text="The stored list of failed attempts cannot be read."
         )
-    elif life.may_be_cut:
-        first = life.history[0].attempt
+    elif parsed.may_be_cut:
+        first = parsed.history[0].attempt
         yield TimelineEvent(
             title="Earlier attempts",
             text=f"A task keeps its newest {MOST_KEPT} failed attempts. "
@@ -211,9 +144,9 @@ def _failure(attempt: FailedAttempt) -> TimelineEvent:
     )
 
 
-def _latest_retry(life: _Life) -> Iterator[TimelineEvent]:
-    if life.is_retried:
-        yield _retried(life.retried_at)
+def _latest_retry(parsed: ParsedTask) -> Iterator[TimelineEvent]:
+    if parsed.is_retried:
+        yield _retried(parsed.retried_at)
 
 
 def _retried(at: float | None) -> TimelineEvent:
@@ -222,14 +155,14 @@ def _retried(at: float | None) -> TimelineEvent:
     )
 
 
-def _given_back(life: _Life) -> Iterator[TimelineEvent]:
+def _given_back(parsed: ParsedTask) -> Iterator[TimelineEvent]:
     """Yield an event for the attempts that stopping workers did not let finish."""
-    is_counted = not life.is_unreadable and not life.may_be_cut
-    times = life.unlisted if is_counted else int(life.is_given_back)
+    is_counted = not parsed.is_unreadable and not parsed.may_be_cut
+    times = parsed.unlisted_claims if is_counted else int(parsed.is_given_back)
     if times > 0:
         yield TimelineEvent(
             title="Given back" if times == 1 else f"Given back {times} times",
-            at=life.task.updated_at if life.is_given_back else None,
+            at=parsed.task.updated_at if parsed.is_given_back else None,
             text="A worker that stopped did not let the attempt finish, so it does not count.",
         )
 

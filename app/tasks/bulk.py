@@ -23,9 +23,10 @@ async def retry_tasks(
 ) -> dict[str, int]:
     """Queue the failed and cancelled tasks again that matched the filter at that time.
 
-    Returns how many tasks `matched`, were `done`, and were `skipped` because they had changed, or
-    were removed, in the meantime. Raises TemporaryError while the backlog is full or the database
-    refuses; the next attempt goes on where this one has come to.
+    `matched` is their number. No more tasks are retried than these. Returns how many `matched`,
+    were `done`, and were `skipped` because they had changed, or were removed, in the meantime.
+    Raises TemporaryError while the backlog is full or the database refuses; the next attempt goes
+    on where this one has come to.
     """
     return await _act(context, Action.RETRY, wanted, accepted_at, matched)
 
@@ -41,7 +42,7 @@ async def cancel_tasks(
 
 
 def acted_on(wanted: TaskFilter, action: Action, accepted_at: float) -> TaskFilter:
-    """Return the filter of the tasks on which an action acts that was accepted at this time.
+    """Return the filter of the tasks that an action changes if it is accepted at this time.
 
     Unless the filter names their kind, bulk actions are left out. For example, "retry all that
     failed today" must not repeat a bulk retry that failed this morning, or cancel everything again.
@@ -56,20 +57,17 @@ async def _act(
 ) -> dict[str, int]:
     # The client is taken from this task, and not from the stored arguments.
     own = acted_on(replace(wanted, client=context.task.client), action, accepted_at)
-    while not (piece := await _change_slice(context, own)).is_last:
-        await context.report_progress(piece.done / max(matched, piece.done, 1))
+    while not (piece := await _change_slice(context, own, matched)).is_last:
+        await context.report_progress(piece.done / matched)
     await context.report_progress(1.0)
-    # The count may lack a task that ended just before the acceptance, because its worker wrote the
-    # end just after the count.
-    matched = max(matched, piece.done)
     log.info("bulk action done", action=action, matched=matched, done=piece.done)
     return {"matched": matched, "done": piece.done, "skipped": matched - piece.done}
 
 
-async def _change_slice(context: Context, wanted: TaskFilter) -> Slice:
+async def _change_slice(context: Context, wanted: TaskFilter, matched: int) -> Slice:
     """Do the next slice. It is one transaction, so an error leaves no half of it behind."""
     try:
-        piece = await context.tools.queue.change_slice(context.task, wanted)
+        piece = await context.tools.queue.change_slice(context.task, wanted, most=matched)
     except QueueUnavailable as error:  # also a full backlog, or the unknown outcome of a commit
         raise TemporaryError(str(error)) from error
     if piece is None:

@@ -38,7 +38,7 @@ def test_a_mail_sent_by_the_form_arrives(browser: TestClient, tmp_path: Path) ->
 
 def test_the_form_is_filled_with_the_defaults(browser: TestClient) -> None:
     fields = form_of(browser)
-    assert fields.pop("form_id")
+    assert fields.pop("form_key")
     assert fields == {
         "recipient": "",
         "subject": "Notification",
@@ -56,7 +56,7 @@ def test_the_form_is_filled_with_the_mail_of_a_task(idle_browser: TestClient) ->
         if link.startswith("/board/send?like=")
     ]
     form = form_of(idle_browser, link)
-    assert form.pop("form_id")
+    assert form.pop("form_key")
     assert form == MAIL | {"subject": HOSTILE[:60]}
     second = idle_browser.post("/board/send", data=form)
     assert second.headers["location"] != first.headers["location"]
@@ -80,18 +80,23 @@ def test_hidden_arguments_are_in_no_form(tmp_path: Path) -> None:
         assert MAIL["message"] not in response.text
 
 
-def test_a_form_that_is_sent_twice_queues_one_mail(idle_browser: TestClient) -> None:
+def test_a_form_that_is_sent_twice_queues_and_logs_one_mail(
+    idle_browser: TestClient, tmp_path: Path
+) -> None:
     form = form_of(idle_browser) | MAIL
     first, second = (idle_browser.post("/board/send", data=form) for _ in range(2))
     assert first.headers["location"] == second.headers["location"]
+    assert (tmp_path / "log.txt").read_text().count("message to ada@example.com") == 1
     changed = idle_browser.post("/board/send", data=form | {"subject": "Another"})
     assert changed.headers["location"] != first.headers["location"]
     assert len(idle_browser.get("/tasks").json()["data"]) == 2
 
 
-@pytest.mark.parametrize("form_id", ["", "x", HOSTILE, "x" * 1000])
-def test_a_form_with_an_odd_id_is_sent_all_the_same(idle_browser: TestClient, form_id: str) -> None:
-    response = idle_browser.post("/board/send", data=MAIL | {"form_id": form_id})
+@pytest.mark.parametrize("form_key", ["", "x", HOSTILE, "x" * 1000])
+def test_a_form_with_an_odd_key_is_sent_all_the_same(
+    idle_browser: TestClient, form_key: str
+) -> None:
+    response = idle_browser.post("/board/send", data=MAIL | {"form_key": form_key})
     assert response.status_code == 303
 
 

@@ -1,17 +1,13 @@
 """The search for tasks: what its fields mean, and what is wrong with them."""
 
-from datetime import UTC, datetime
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import QueryParams
 
 from app.api.task_filters import TaskFilters
-from app.board.task_search import TaskSearch, conditions_of, fixed
+from app.board.task_search import TaskSearch, conditions_of
 from tests.library.support import NOW
-
-AT_NOW = datetime.fromtimestamp(NOW, UTC)  # 2023-11-14, 22:13:20
 
 
 def search(query: str) -> TaskSearch:
@@ -80,17 +76,11 @@ def test_the_query_of_a_search_is_the_same_search() -> None:
     assert search(search(query).query) == search(query)
 
 
-def test_a_fixed_filter_has_absolute_times() -> None:
-    """A form has it in hidden fields, which mean the same filter whenever it is sent."""
-    filters = fixed(search("period=1h&status=failed").filters, NOW)
+def test_the_conditions_of_a_search_have_absolute_times() -> None:
+    """A form has them in hidden fields, which mean the same filter whenever it is sent."""
+    filters = search("period=1h&status=failed").filters
     again = TaskSearch.read(QueryParams(conditions_of(filters)), NOW + 9999)
     assert again.filters.for_client("") == filters.for_client("")
-    assert filters.until == AT_NOW
-
-
-def test_a_fixed_filter_keeps_its_own_end() -> None:
-    ends = TaskFilters.model_validate({"until": "2023-11-14T22:00:00Z"})
-    assert fixed(ends, NOW) == ends
 
 
 NAMES = st.sampled_from([*TaskFilters.model_fields, "period", "colour"])
@@ -108,7 +98,6 @@ def test_a_confirmed_search_selects_the_tasks_of_the_page(fields: list[tuple[str
     Any text in any field is a condition or an error.
     """
     found = TaskSearch.read(QueryParams(fields), NOW)
-    confirmed = fixed(found.filters, NOW)
-    again = TaskSearch.read(QueryParams([*conditions_of(confirmed).items()]), NOW)
-    assert (again.filters, again.errors) == (confirmed, {})
-    assert again.filters.for_client("ada") == confirmed.for_client("ada")
+    again = TaskSearch.read(QueryParams([*conditions_of(found.filters).items()]), NOW)
+    assert (again.filters, again.errors) == (found.filters, {})
+    assert again.filters.for_client("ada") == found.filters.for_client("ada")

@@ -13,8 +13,12 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import TypeAdapter
 
+from afterward.bulk import Action
 from afterward.errors import QueueUnavailable
+from afterward.filter import TaskFilter
+from afterward.retry import Bounds
 from afterward.task import Outcome, Status, Task, new_id
 from app.board import tasks as tasks_page
 from app.board.json_values import MOST_SHOWN
@@ -337,9 +341,14 @@ def test_arguments_can_be_hidden(tmp_path: Path) -> None:
     with TestClient(create_app(settings)) as client:
         body = {"subject": "Secret subject", "message": "Secret message"}
         task_id = client.post("/send-notification/ada@example.com", json=body).json()["id"]
-        page = browse(client, f"/board/tasks/{task_id}")
-    assert "HIDE_ARGUMENTS is set" in page.text
-    assert "Secret" not in page.html
+        pages = [browse(client, f"/board/tasks/{task_id}")]
+        form = Form(f"/board/tasks/{task_id}/cancel")
+        assert submit(client, form).status_code == 303
+        pages.append(Page.of(submit(client, form)))
+    assert [page.status for page in pages] == [200, 409]
+    for page in pages:
+        assert "HIDE_ARGUMENTS is set" in page.text
+        assert "Secret" not in page.html
 
 
 def test_a_mail_leads_to_the_inbox(tmp_path: Path) -> None:
@@ -454,6 +463,34 @@ def test_a_group_whose_newest_task_is_gone_is_shown(
 # Actions on many tasks
 
 
+def carry_out(client: TestClient, task_id: str) -> set[str]:
+    """Do the first slice of a bulk action, and return the ids of the tasks that it has changed."""
+    (action,) = run(
+        client,
+        "claim",
+        "worker-2",
+        kinds=["retry_tasks", "cancel_tasks"],
+        limit=1,
+        now=time.time(),
+        lease=30,
+    ).running
+    assert action.id == task_id
+    arguments = json.loads(action.arguments)["kwargs"]
+    kind, matched = Action(action.kind.removesuffix("_tasks")), arguments["matched"]
+    wanted = TypeAdapter(TaskFilter).validate_python(arguments["wanted"])
+    piece = run(
+        client,
+        "change_slice",
+        action,
+        wanted.acted_on(kind, arguments["accepted_at"]),
+        limit=9,
+        most=matched,
+        bounds_of=lambda _: Bounds(8),
+        now=time.time(),
+    )
+    return {task.id for task in piece.changed}
+
+
 def confirm(client: TestClient, action: str, query: str) -> tuple[Page, Form]:
     page = browse(client, f"/board/tasks/{action}?{query}")
     return page, page.form(f"/board/tasks/{action}")
@@ -504,45 +541,64 @@ def test_the_buttons_of_a_search_have_the_numbers_of_all_its_pages(
 
 def test_a_period_is_fixed_when_it_is_confirmed(client: TestClient) -> None:
     """Otherwise the button would mean other tasks a moment later."""
-    queue_mails(client)
+    (counted,) = queue_mails(client)
     _, form = confirm(client, "cancel", "period=1h")
     queue_mails(client)
     fields = dict(form.fields)
     assert "period" not in fields
-    assert fields["since"] < fields["until"]
-    assert submit(client, form).status_code == 303
-    page = browse(client, "/board/tasks?kind=cancel_tasks")
-    (task_id,) = ids(page)
-    task = run(client, "get", task_id)
-    assert json.loads(task.arguments)["kwargs"]["matched"] == 1
+    assert fields["since"]
+    task_id = submit(client, form).headers["location"].removeprefix("/board/tasks/")
+    assert carry_out(client, task_id) == {counted}
 
 
 @BOTH_ENGINES
 def test_a_form_that_is_sent_twice_is_one_action(client: TestClient) -> None:
+    """Also if more tasks match before the browser sends it again."""
     queue_mails(client, 2)
     _, form = confirm(client, "cancel", "kind=send_email")
-    first, second = submit(client, form), submit(client, form)
+    first = submit(client, form)
+    queue_mails(client)
+    second = submit(client, form)
     assert first.status_code == second.status_code == 303
     assert first.headers["location"] == second.headers["location"]
     assert len(ids(browse(client, "/board/tasks?kind=cancel_tasks"))) == 1
 
 
-def test_the_key_of_a_form_does_not_fit_a_different_form(client: TestClient) -> None:
+def test_a_form_with_other_fields_is_another_action(client: TestClient) -> None:
     queue_mails(client, 2)
     _, form = confirm(client, "cancel", "kind=send_email")
-    assert submit(client, form).status_code == 303
-    assert submit(client, form, about="user0@example.com").status_code == 422
+    first = submit(client, form)
+    other = submit(client, form, about="user0@example.com")
+    assert first.headers["location"] != other.headers["location"]
+    _, again = confirm(client, "cancel", "kind=send_email")
+    assert submit(client, again).headers["location"] != first.headers["location"]
 
 
-def test_more_tasks_than_confirmed_ask_again(client: TestClient) -> None:
+@BOTH_ENGINES
+def test_tasks_that_fail_after_the_count_are_not_retried(client: TestClient) -> None:
+    """In an outage, tasks fail all the time. The confirmation is not refused because of them."""
+    (counted,) = queue_mails(client)
+    fail_all(client)
+    queue_mails(client)
+    (running,) = claim(client)
+    _, form = confirm(client, "retry", "kind=send_email")
+    assert form.buttons == ["Retry these 1"]
+    settle(client, running, Status.FAILED, error=USER_UNKNOWN)
+    task_id = submit(client, form).headers["location"].removeprefix("/board/tasks/")
+    assert carry_out(client, task_id) == {counted}
+
+
+@BOTH_ENGINES
+def test_tasks_that_are_tried_again_after_the_count_are_not_cancelled(client: TestClient) -> None:
     queue_mails(client, 2)
+    counted, running = sorted(claim(client), key=lambda task: task.id)
+    retry = {"error": USER_UNKNOWN, "due_at": time.time() + 60}
+    settle(client, counted, Status.RETRYING, **retry)
     _, form = confirm(client, "cancel", "kind=send_email")
-    page = Page.of(submit(client, form, confirmed="1"))
-    assert page.status == 409
-    assert "you confirmed 1, and now 2 tasks match" in page.text
-    form = page.form("/board/tasks/cancel")
-    assert form.buttons == ["Cancel these 2"]
-    assert submit(client, form).status_code == 303
+    assert form.buttons == ["Cancel these 1"]
+    settle(client, running, Status.RETRYING, **retry)
+    task_id = submit(client, form).headers["location"].removeprefix("/board/tasks/")
+    assert carry_out(client, task_id) == {counted.id}
 
 
 def test_nothing_to_do_has_no_button(client: TestClient) -> None:
@@ -564,13 +620,15 @@ def test_an_unreadable_action_is_refused(client: TestClient) -> None:
     assert browse(client, "/board/tasks/retry?status=done").status == 422
     _, form = confirm(client, "cancel", "kind=send_email")
     unreadable: list[dict[str, Any]] = [
-        {"key": ""},
-        {"key": "a b"},
-        {"key": "\0"},
-        {"confirmed": ""},
-        {"confirmed": "-1"},
-        {"confirmed": "9" * 99},
-        {"confirmed": "٣"},
+        {"matches": ""},
+        {"matches": "-1"},
+        {"matches": "9" * 99},
+        {"matches": "٣"},
+        {"counted_at": ""},
+        {"counted_at": "nan"},
+        {"counted_at": "1e9"},
+        {"counted_at": "9" * 99},
+        {"counted_at": "٣"},
         {"status": "done"},
         {"since": "yesterday"},
         {"about": "\0"},
@@ -611,7 +669,7 @@ def check_fields(client: TestClient, text: str) -> None:
         assert page.status in {200, 404, 422}
         check_harmless(page)
     for path in ("/board/tasks/retry", "/board/tasks/cancel"):
-        body = urlencode({"key": text, "confirmed": text, "about": text}, errors="replace")
+        body = urlencode({"form_key": text, "matches": text, "about": text}, errors="replace")
         response = client.post(path, content=body, headers=BROWSER)
         assert response.status_code == 415
     check_harmless(browse(client, f"/board/tasks/{sent}"))

@@ -77,10 +77,13 @@ async def do_slice(
     wanted: TaskFilter,
     *,
     limit: int = 100,
+    most: int = 1_000,
     bounds_of: Callable[[str], Bounds] = eight_attempts,
     now: float = LATER,
 ) -> Slice:
-    piece = await engine.change_slice(action, wanted, limit=limit, bounds_of=bounds_of, now=now)
+    piece = await engine.change_slice(
+        action, wanted, limit=limit, most=most, bounds_of=bounds_of, now=now
+    )
     assert piece is not None
     return piece
 
@@ -258,6 +261,43 @@ async def test_a_task_that_was_created_after_the_acceptance_is_not_cancelled(
     assert ids(piece.changed) == ids(tasks[:2])
 
 
+async def test_a_task_that_ran_at_the_acceptance_is_not_cancelled(engine: Engine) -> None:
+    """It was not counted, so the action must not change it when it waits for its next attempt."""
+    await put(engine, running := a_task(), crashed := a_task())
+    claimed = await claim_all(engine)
+    action = await an_action(engine)
+    for task in claimed:
+        outcome = Outcome(Status.RETRYING, due_at=LATER, error=AN_ERROR)
+        await engine.settle(task, outcome, NOW + 2)
+    assert await engine.count_tasks(cancels(NOW + 1)) == 0
+    assert await do_slice(engine, action, cancels(NOW + 1)) == Slice((), 0, is_last=True)
+    assert await statuses(engine, [running, crashed]) == [Status.RETRYING] * 2
+
+
+async def test_a_task_that_was_created_after_the_acceptance_is_not_retried(
+    engine: Engine,
+) -> None:
+    """The clock of the worker that has ended it is behind."""
+    tasks = [a_task(at=NOW), a_task(at=NOW + 2)]
+    await put(engine, *tasks)
+    for task in tasks:
+        await engine.cancel(task.id, NOW)
+    piece = await do_slice(engine, await an_action(engine), retries(NOW + 1))
+    assert ids(piece.changed) == {tasks[0].id}
+
+
+async def test_all_slices_together_change_no_more_tasks_than_they_may(engine: Engine) -> None:
+    tasks = await failed_tasks(engine, 5)
+    action = await an_action(engine)
+    slices = [await do_slice(engine, action, retries(), limit=2, most=3) for _ in range(3)]
+    assert [(len(piece.changed), piece.done, piece.is_last) for piece in slices] == [
+        (2, 2, False),
+        (1, 3, True),
+        (0, 3, True),
+    ]
+    assert await statuses(engine, tasks) == [Status.FAILED] * 2 + [Status.QUEUED] * 3
+
+
 def test_an_earlier_end_of_the_filter_stays() -> None:
     assert cancels(NOW, until=NOW - 1).until == NOW - 1
     assert cancels(NOW, until=0.0).until == 0.0
@@ -348,7 +388,7 @@ async def test_a_worker_that_has_lost_its_claim_changes_nothing(engine: Engine) 
     await recover(engine, "worker-2", now=NOW + LEASE)
     for _ in ("re-queued", "claimed by another worker"):
         lost = await engine.change_slice(
-            action, retries(), limit=9, bounds_of=eight_attempts, now=LATER
+            action, retries(), limit=9, most=9, bounds_of=eight_attempts, now=LATER
         )
         assert lost is None
         await claim(engine, "worker-2", limit=1, now=NOW + LEASE)

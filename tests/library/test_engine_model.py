@@ -292,6 +292,7 @@ class _EngineMachine(RuleBasedStateMachine):
                 claimed,
                 TaskFilter().acted_on(action, self.now),
                 limit=limit,
+                most=1_000,
                 bounds_of=lambda _: Bounds(max_attempts=5),
                 now=self.now,
             )

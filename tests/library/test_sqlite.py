@@ -204,7 +204,9 @@ def slice_of(action: Action) -> Callable[[SQLite], Awaitable[object]]:
         task = await claim_one(engine)
         await engine.cancel(other.id, NOW)
         wanted = TaskFilter().acted_on(action, NOW)
-        await engine.change_slice(task, wanted, limit=9, bounds_of=lambda _: Bounds(8), now=NOW)
+        await engine.change_slice(
+            task, wanted, limit=9, most=9, bounds_of=lambda _: Bounds(8), now=NOW
+        )
 
     return change_slice
 

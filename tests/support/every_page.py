@@ -83,12 +83,10 @@ class FullService:
         }
         mail = {"recipient": "ada@example.com", "subject": "Hello", "message": "Hello"}
         too_late = f"/board/tasks/{self.tasks[Status.SUCCEEDED]}/cancel"
-        form = condition | {"confirmed": "1", "key": "a-key"}
         return {
             **PAGES,
             **{name: Address(path) for name, path in paths.items()},
             "409, too late": Address(too_late, {}),
-            "409, more than confirmed": Address("/board/tasks/retry", form),
             "503": Address("/board/send", mail),
             "sign in, wrong key": Address("/board/sign-in", {"key": "wrong"}),
         }

@@ -17,6 +17,7 @@ async def change_slice(
     task: Task,
     wanted: TaskFilter,
     limit: int,
+    most: int,
     bounds_of: Callable[[str], Bounds],
     now: float,
 ) -> Slice | None:
@@ -25,6 +26,7 @@ async def change_slice(
     #    keeps out another slice of this action, whose caller was cut off before its reply came.
     record = await statements.lock_record(session, Reached().as_record(task, now))
     reached = Reached.of(record)
+    limit = min(limit, most - reached.done)
     found = await search.find(session, wanted, reached.cursor, limit + 1)
     is_last, found = len(found) <= limit, found[:limit]
 
@@ -58,7 +60,7 @@ async def change_slice(
         newest_attempts(task.history),
     )
     changed = tuple(map(statements.to_task, rows))
-    return Slice(changed, reached.done, is_last=is_last)
+    return Slice(changed, reached.done, is_last=is_last or reached.done == most)
 
 
 async def _lock(session: Session, task: Task, found: Sequence[Row], wanted: TaskFilter) -> set[str]:
@@ -72,13 +74,13 @@ async def _lock(session: Session, task: Task, found: Sequence[Row], wanted: Task
         SELECT id FROM afterward.tasks
         WHERE (id = $1 AND status = 'running' AND claims = $2)
         OR (id = ANY($3::text[]) AND status = ANY($4::text[])
-            AND ($5::float8 IS NULL OR finished_at <= $5))
+            AND ($5::float8 IS NULL OR updated_at <= $5))
         ORDER BY seq + 0 FOR UPDATE  -- see statements.end_attempts
         """,
         task.id,
         task.claims,
         [row["id"] for row in found],
         wanted.possible_statuses,
-        wanted.finished_by,
+        wanted.unchanged_since,
     )
     return {row["id"] for row in rows}

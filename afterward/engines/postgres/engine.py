@@ -370,11 +370,12 @@ class Postgres(Engine):
         wanted: TaskFilter,
         *,
         limit: int,
+        most: int,
         bounds_of: Callable[[str], Bounds],
         now: float,
     ) -> Slice | None:
         async with self._pool.transaction() as session:
-            piece = await bulk.change_slice(session, task, wanted, limit, bounds_of, now)
+            piece = await bulk.change_slice(session, task, wanted, limit, most, bounds_of, now)
         if wanted.allows is Action.RETRY:
             self._tasks_added.set()
         return piece

@@ -88,7 +88,7 @@ def _ranges(wanted: TaskFilter, after: str | None = None) -> tuple[str, str, Seq
         "id <": wanted.before_id(after),
         "created_at >=": wanted.since,
         "created_at <": wanted.until,
-        "finished_at <=": wanted.finished_by,
+        "updated_at <=": wanted.unchanged_since,
     }
     where = [f"{sql} {parameter(value)}" for sql, value in given.items() if value is not None]
     if wanted.not_kinds:
@@ -133,7 +133,7 @@ async def count_failures(session: Session, client: str) -> list[FailureGroup]:
     """Return the groups of a client's failed tasks, the largest first."""
     rows = await session.fetch(
         """
-        SELECT kind, error_group AS error, count(*) AS tasks, max(id) AS newest
+        SELECT kind, error_group AS error, count(*) AS tasks
         FROM afterward.tasks WHERE client = $1 AND status = 'failed'
         GROUP BY kind, error_group ORDER BY count(*) DESC
         """,

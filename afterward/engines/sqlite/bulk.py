@@ -18,6 +18,7 @@ def change_slice(
     task: Task,
     wanted: TaskFilter,
     limit: int,
+    most: int,
     bounds_of: Callable[[str], Bounds],
     now: float,
 ) -> Slice | None:
@@ -39,6 +40,7 @@ def change_slice(
     #    before step 3, because no other connection writes.
     before = Reached().as_record(task, now)
     reached = Reached.of(statements.find_record(connection, before) or before)
+    limit = min(limit, most - reached.done)
     found = search.find(connection, wanted, reached.cursor, limit + 1)
     is_last, found = len(found) <= limit, found[:limit]
 
@@ -52,7 +54,7 @@ def change_slice(
     # 4. Write how far the action has come.
     reached = reached.after([each.id for each in found], len(changed))
     statements.write(connection, Writes(records=(reached.as_record(task, now),)))
-    return Slice(tuple(changed), reached.done, is_last=is_last)
+    return Slice(tuple(changed), reached.done, is_last=is_last or reached.done == most)
 
 
 def _retry(

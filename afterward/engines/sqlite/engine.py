@@ -377,6 +377,7 @@ class SQLite(Engine):
         wanted: TaskFilter,
         *,
         limit: int,
+        most: int,
         bounds_of: Callable[[str], Bounds],
         now: float,
     ) -> Slice | None:
@@ -384,7 +385,9 @@ class SQLite(Engine):
         if wanted.allows is Action.RETRY:
             self._wake_worker()
         return await self._commits.run(
-            lambda connection: bulk.change_slice(connection, task, wanted, limit, bounds_of, now)
+            lambda connection: bulk.change_slice(
+                connection, task, wanted, limit, most, bounds_of, now
+            )
         )
 
     async def pull_forward(self, *, now: float, longest_wait: float) -> None:

@@ -31,7 +31,7 @@ _CONDITIONS = {
     "before_id": "id < :before_id",
     "since": "created_at >= :since",
     "until": "created_at < :until",
-    "finished_by": "finished_at <= :finished_by",
+    "unchanged_since": "updated_at <= :unchanged_since",
 }
 
 # The indexes by a value that few tasks have. The other conditions choose from these tasks.
@@ -115,7 +115,7 @@ def _ranges(
         "before_id": wanted.before_id(after),
         "since": wanted.since,
         "until": wanted.until,
-        "finished_by": wanted.finished_by,
+        "unchanged_since": wanted.unchanged_since,
     }
     given = {name: sql for name, sql in _CONDITIONS.items() if values[name] is not None}
     statuses = wanted.possible_statuses
@@ -186,7 +186,7 @@ def count_failures(connection: sqlite3.Connection, client: str) -> list[FailureG
     """Return the groups of a client's failed tasks, the largest first."""
     rows = connection.execute(
         """
-        SELECT kind, error_group, count(*), max(id) FROM tasks INDEXED BY tasks_by_error
+        SELECT kind, error_group, count(*) FROM tasks INDEXED BY tasks_by_error
         WHERE client = ? AND status = 'failed' GROUP BY kind, error_group ORDER BY count(*) DESC
         """,
         (client,),

@@ -31,9 +31,7 @@ from app.api.server_sent_events import (
     gap_event,
     position,
 )
-from app.api.task_filters import TaskFilters
-
-_ID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+from app.api.task_filters import TASK_ID, TaskFilters
 
 router = APIRouter(tags=["tasks"], route_class=ServiceRoute)
 
@@ -58,7 +56,7 @@ class TaskQuery(TaskFilters):
 
     limit: Annotated[int, Field(ge=1, le=100)] = 50
     after: Annotated[
-        Annotated[str, Pattern(_ID, "must be the id of a task")] | None,
+        Annotated[str, Pattern(TASK_ID, "must be the id of a task")] | None,
         Field(
             description="The last id of the previous page. Retention may have removed that task."
         ),
