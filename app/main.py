@@ -144,7 +144,9 @@ async def _run_with_api(settings: Settings, traces: Traces | None) -> AsyncItera
         receivers = state["metrics"].record, state["event_stream"].publish, state["board"].record
         engine, replay = state["queue"].engine, state["replay"]
         engine.subscribe(*receivers)
-        engine.subscribe_to_gaps(partial(replay.catch_up, state["event_stream"]))
+        engine.subscribe_to_gaps(
+            partial(replay.catch_up, state["event_stream"]), state["board"].catch_up
+        )
         yield state
 
 

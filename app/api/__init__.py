@@ -15,6 +15,7 @@ event_stream        hands each change of a task to the clients that follow it
 replay              reads the changes that a returning client has missed
 server_sent_events  writes these changes as a streaming response
 health_checks       runs the checks behind /readyz
+shared_read         a read that all callers share
 turns               limits how many requests are answered at once while tasks run
 negotiation         chooses between JSON and the page at the same path
 pages               renders the HTML pages

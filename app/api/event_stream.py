@@ -113,7 +113,7 @@ class Reader:
     def _next_unread(self) -> Sequence[Change]:
         changes = _take_oldest(self._unread)
         self._unread_bytes -= sum(len(change.data) for change in changes)
-        # Leave out a change if the replay has told it, or a later change of the same task. Such
+        # Skip a change if the replay has sent it already, or a later change of the same task. Such
         # changes come soon after the replay, or not at all.
         if changes[0].updated_at > self._replayed_until + MARGIN_SECONDS:
             self._replayed.clear()
@@ -143,15 +143,19 @@ class Reader:
         """
         if self._missed:
             self.discard()
-        self._closed = True
-        self._news.set()
+        else:
+            self._end()
 
     def discard(self) -> None:
         """End the reader at once, and drop the changes that still wait."""
         self._missed.clear()
         self._unread.clear()
         self._unread_bytes = 0
-        self.close()
+        self._end()
+
+    def _end(self) -> None:
+        self._closed = True
+        self._news.set()
 
 
 def _take_oldest(changes: deque[Change]) -> list[Change]:

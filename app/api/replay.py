@@ -23,7 +23,7 @@ one event for each task, with the task as it is now, and not each change on the 
 get an event again that it has read before the connection broke, because step 2 goes MARGIN_SECONDS
 further back.
 
-If not all changes can be replayed, the client gets a `gap` instead: see `Replay.missed`.
+If not all changes can be replayed, the client gets a `gap` instead: see `Replay.read_missed`.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class Replay:
         """The id of an event at this moment, for a client that has read none yet."""
         return event_id(self._now())
 
-    async def missed(self, client: str, last_event_id: str) -> Changes | None:
+    async def read_missed(self, client: str, last_event_id: str) -> Changes | None:
         """Return the changes since an event, ordered by time, or None if some would be missing.
 
         That is the case if the id is not an id of ours, or if its time is in the future or before
@@ -98,7 +98,7 @@ class Replay:
 
     async def _catch_up(self, event_stream: EventStream, since: float) -> None:
         for client in event_stream.clients:
-            event_stream.replay(client, await self.missed(client, event_id(since)))
+            event_stream.replay(client, await self.read_missed(client, event_id(since)))
 
     def _time_of(self, last_event_id: str) -> float | None:
         """Return the time of an event, in seconds since the epoch, or None if it is of no use."""

@@ -23,7 +23,6 @@ form_keys     lets a form act once, also if it is sent twice
 counts        the counts on the pages of tasks, shared by all viewers
 
 numbers       reads the numbers of the overview, once for all viewers
-shared_read   a read that all viewers share
 activity      counts the tasks of the last hour, minute by minute
 charts        draws the counts as SVG
 ticks         tells open pages, at most once a second, to update
@@ -42,12 +41,12 @@ To add a page:
    themselves: without app.hardening, nothing stops such a form.
 3. Render a template with `page`. It extends base.html, which has the links to the pages. It writes
    `{{ prefix }}` before each path of the service.
-4. To follow the changes of tasks, the template fills the block `live` as tasks.html does. board.js
-   then loads the page again, and keeps each element that has an id.
+4. To follow the changes of tasks, the template fills the block `live` like tasks.html: see ticks.
+   board.js then loads the page again, and keeps each element that has an id.
 5. Read a task with `ShownTask`, not from the queue, so that HIDE_ARGUMENTS is obeyed.
 6. A form is read by `read_form`, and answered by `see_other`. If it adds tasks, commit them by
    `commit_once`, because a double click sends a form twice.
-7. If many viewers read the same, or a read takes long, share it by `SharedReads`.
+7. If many viewers read the same, or if it takes long to read, share it: `board.reads.of(…).get()`.
 """
 
 from app.board import (

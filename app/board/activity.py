@@ -1,6 +1,7 @@
 """The tasks of the last hour, minute by minute, for the charts of the overview."""
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from afterward.task import Status, Task
 
 MINUTE = 60.0
 MINUTES = 60
-MOST_CLIENTS = 1000  # whose tasks are counted at a time; about 20 MB
+MOST_CLIENTS = 1000  # clients whose tasks are counted; all together about 20 MB
 MOST_READ = 5_000  # tasks that one client's charts are read from after a start
 PAGE = 100  # tasks in one query
+ACCEPTED, SUCCEEDED, FAILED = range(3)  # the columns of a minute, in the order of Hour
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,10 @@ class Activity:
     """Counts the tasks of each client that are accepted, that succeed and that fail.
 
     `record` subscribes to the events of the queue, also to those of other processes. The counts are
-    in memory. For the time before the start, they are read from the database when they are first
-    asked for: from the newest MOST_READ tasks of a client. With 100 tasks a second these are the
-    tasks of the last 50 seconds, and with one task a second those of the whole hour.
+    in memory. For the time before the start, and for a time whose events may be lost, they are read
+    from the database when they are next asked for: from the newest MOST_READ tasks of a client.
+    With 100 tasks a second these are the tasks of the last 50 seconds, and with one task a second
+    those of the whole hour.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Activity:
         self._engine = engine
         self._most_clients = most_clients
         self._now = now
-        self._counts: OrderedDict[str, _Counts] = OrderedDict()  # by client
+        self._counts: OrderedDict[str, _MinuteCounts] = OrderedDict()  # by client
         self._complete_since = now()  # nothing that was counted since then is forgotten
 
     def record(self, event: Event) -> None:
@@ -54,34 +57,49 @@ class Activity:
         task = event.task
         # A task that is queued again, by a retry, was updated after its creation.
         if event.type is EventType.QUEUED and task.created_at == task.updated_at:
-            self._counts_of(task.client).add(0, task.created_at)
+            self._count(task.client, ACCEPTED, task.created_at)
         elif event.type is EventType.SUCCEEDED:
-            self._counts_of(task.client).add(1, task.updated_at)
+            self._count(task.client, SUCCEEDED, task.updated_at)
         elif event.type is EventType.FAILED:
-            self._counts_of(task.client).add(2, task.updated_at)
+            self._count(task.client, FAILED, task.updated_at)
+
+    def _count(self, client: str, column: int, at: float) -> None:
+        counts = self._counts_of(client)
+        if at >= counts.since:  # what came before is read from the database
+            counts.add(column, at)
+
+    def catch_up(self, since: float) -> None:
+        """Read the counts from this time on again, because events may be lost."""
+        self._complete_since = now = self._now()
+        for client, counts in self._counts.items():
+            self._counts[client] = counts.without(since, now)
 
     async def last_hour(self, client: str) -> Hour:
         """Return the tasks of a client by minute. Raises QueueUnavailable."""
         counts = self._counts_of(client)
         self._counts.move_to_end(client)
         async with counts.reading:
-            if not counts.is_read:
+            if counts.unread_since < counts.since:
                 await self._read_record(client, counts)
-                counts.is_read = True
+                counts.unread_since = math.inf
         return counts.until(self._now())
 
-    def _counts_of(self, client: str) -> "_Counts":
-        """Return the counts of a client. For a further client, forget the one asked for longest."""
+    def _counts_of(self, client: str) -> "_MinuteCounts":
+        """Return the counts of a client.
+
+        If there are more than `most_clients`, drop the client whose chart was requested least
+        recently.
+        """
         counts = self._counts.get(client)
         if counts is None:
-            counts = self._counts[client] = _Counts(self._complete_since)
+            counts = self._counts[client] = _MinuteCounts(self._complete_since)
             if len(self._counts) > self._most_clients:
                 self._counts.popitem(last=False)
                 self._complete_since = self._now()
         return counts
 
-    async def _read_record(self, client: str, counts: "_Counts") -> None:
-        """Count the newest tasks in the database, as far as no event has counted them."""
+    async def _read_record(self, client: str, counts: "_MinuteCounts") -> None:
+        """Count the newest tasks in the database that no event has counted."""
         wanted = TaskFilter(client=client, since=self._now() - MINUTES * MINUTE)
         after, left = None, MOST_READ
         earlier: list[tuple[int, float]] = []
@@ -93,33 +111,50 @@ class Activity:
                 break
             after, left = tasks[-1].id, left - PAGE
         for column, at in earlier:
-            if at < counts.since:
+            if counts.unread_since <= at < counts.since:
                 counts.add(column, at)
 
 
 def _changes(task: Task) -> list[tuple[int, float]]:
-    """Return the columns of _Counts in which this task counts, and the times."""
-    changes = [(0, task.created_at)]
+    """Return the columns of _MinuteCounts in which this task counts, and the times."""
+    changes = [(ACCEPTED, task.created_at)]
     if task.finished_at is not None and task.status in _FINAL_COLUMNS:
         changes.append((_FINAL_COLUMNS[task.status], task.finished_at))
     return changes
 
 
-_FINAL_COLUMNS = {Status.SUCCEEDED: 1, Status.FAILED: 2}
+_FINAL_COLUMNS = {Status.SUCCEEDED: SUCCEEDED, Status.FAILED: FAILED}
 
 
-class _Counts:
+class _MinuteCounts:
     """The counts of one client: for each minute, the tasks accepted, succeeded and failed.
 
     Minutes are numbered since the epoch. Only the newest MINUTES are kept.
     """
 
-    def __init__(self, since: float) -> None:
+    def __init__(
+        self,
+        since: float,
+        unread_since: float = -math.inf,
+        minutes: dict[int, list[int]] | None = None,
+    ) -> None:
         self.since = since
-        """Since when events are counted. What came before has to be read from the database."""
-        self.is_read = False
+        """The time from which on events are counted."""
+        self.unread_since = unread_since
+        """The counts from this time until `since` have to be read from the database."""
         self.reading = asyncio.Lock()
-        self._minutes: dict[int, list[int]] = {}
+        self._minutes = minutes or {}
+
+    def without(self, lost_since: float, now: float) -> "_MinuteCounts":
+        """Return a copy that has to read the minutes since `lost_since` again.
+
+        A read that still runs does not add to the copy.
+        """
+        unread_since = min(self.unread_since, lost_since // MINUTE * MINUTE)
+        kept = {
+            minute: row for minute, row in self._minutes.items() if minute * MINUTE < unread_since
+        }
+        return _MinuteCounts(now, unread_since, kept)
 
     def add(self, column: int, at: float) -> None:
         self._minutes.setdefault(int(at // MINUTE), [0, 0, 0])[column] += 1

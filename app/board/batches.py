@@ -14,6 +14,7 @@ from app.api.page_texts import query_with
 from app.api.pages import page
 from app.api.route import ServiceRoute
 from app.api.schemas import BatchView, SearchText
+from app.board.dependencies import BoardDep
 
 LISTED = 20
 
@@ -25,20 +26,28 @@ async def list_batches(
     request: Request,
     queue: QueueDep,
     client: ClientDep,
+    board: BoardDep,
     after: Annotated[SearchText | None, Query(max_length=64)] = None,
 ) -> HTMLResponse:
     """List the batches of the client, newest first. Their tasks are on the page of the tasks."""
-    ids = await queue.engine.list_batches(client, after=after, limit=LISTED + 1)
-    counted = await asyncio.gather(
-        *(_count(queue.engine, batch_id, client) for batch_id in ids[:LISTED])
-    )
+    batches, last = await board.reads.of(_read_batches, queue.engine, client, after).get()
     return page(
         request,
         "board/batches.html",
-        batches=[batch for batch in counted if batch is not None],
-        older=query_with(request, after=ids[LISTED - 1]) if len(ids) > LISTED else None,
+        batches=batches,
+        older=query_with(request, after=last) if last else None,
         newest=query_with(request, after=None) if after else None,
     )
+
+
+async def _read_batches(
+    engine: Engine, client: str, after: str | None
+) -> tuple[list[BatchView], str | None]:
+    """Return a page of batches; if there are older ones, also the id after which these begin."""
+    ids = await engine.list_batches(client, after=after, limit=LISTED + 1)
+    counted = await asyncio.gather(*(_count(engine, batch_id, client) for batch_id in ids[:LISTED]))
+    batches = [batch for batch in counted if batch is not None]
+    return batches, ids[LISTED - 1] if len(ids) > LISTED else None
 
 
 async def _count(engine: Engine, batch_id: str, client: str) -> BatchView | None:

@@ -8,7 +8,7 @@ WIDTH, HEIGHT = 240, 56  # of the drawing; the style sheet stretches it to the w
 GAP = 1  # between two bars
 
 
-def bars(values: Sequence[int], *, title: str, status: str = "", unit: str = "a minute") -> Markup:
+def bars(values: Sequence[int], *, title: str, status: str = "") -> Markup:
     """Return a bar chart of one value for each minute, the present minute last.
 
     `title` names the chart for screen readers, which read a summary instead of the bars. `status`
@@ -35,7 +35,7 @@ def bars(values: Sequence[int], *, title: str, status: str = "", unit: str = "a 
         width=WIDTH,
         height=HEIGHT,
         title=title,
-        summary=summary(values, unit),
+        summary=summary(values),
         top=top if highest else "",
         drawn=drawn,
     )
@@ -45,11 +45,11 @@ def _height(value: int, highest: int) -> float:
     return max(1.0, round(value / highest * HEIGHT, 1))
 
 
-def summary(values: Sequence[int], unit: str = "a minute") -> str:
+def summary(values: Sequence[int]) -> str:
     """Return a chart in words: "12 now, at most 40 a minute, 300 in the last 60 minutes"."""
     if not values:
         return "No values."
     return (
-        f"{values[-1]:,} now, at most {max(values):,} {unit}, "
+        f"{values[-1]:,} now, at most {max(values):,} a minute, "
         f"{sum(values):,} in the last {len(values)} minutes"
     )

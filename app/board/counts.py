@@ -1,19 +1,17 @@
 """The counts on the pages of tasks. Viewers share them, because a count may take long.
 
 To count a million failed tasks takes a second, in which SQLite does nothing else. So the pages show
-a count that may be up to 30 s old (see `shared_read`), and the page that confirms an action counts
-again.
+a count that may be up to 30 s old (see `app.api.shared_read`), and the page that confirms an action
+counts again.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 from starlette.datastructures import QueryParams
 
-from afterward.filter import FailureGroup
 from afterward.queue import Queue
+from app.api.shared_read import SharedReads
 from app.api.task_actions import count_matches
-from app.board.shared_read import SharedReads
 from app.board.task_search import TaskSearch
 from app.tasks.tools import Tools
 
@@ -27,22 +25,15 @@ class Matches:
 
 
 class Counts:
-    """Counts the tasks of a search, and the groups of failed tasks."""
+    """Counts the tasks of a search."""
 
-    def __init__(self, queue: Queue[Tools]) -> None:
+    def __init__(self, queue: Queue[Tools], reads: SharedReads) -> None:
         self._queue = queue
-        self._matches: SharedReads[Matches] = SharedReads()
-        self._failures: SharedReads[list[FailureGroup]] = SharedReads()
+        self._reads = reads
 
     async def matches(self, search: TaskSearch, client: str) -> Matches:
         """Count the tasks of a search. Raises QueueUnavailable."""
-        count = partial(self._count_matches, search.query, client)
-        return await self._matches.of(f"{search.query} {client}", count).get()
-
-    async def failures(self, client: str) -> list[FailureGroup]:
-        """Return the groups of failed tasks, the largest first. Raises QueueUnavailable."""
-        count = partial(self._queue.engine.count_failures, client)
-        return await self._failures.of(client, count).get()
+        return await self._reads.of(self._count_matches, search.query, client).get()
 
     async def _count_matches(self, query: str, client: str) -> Matches:
         # The query is read each time, because a period ends now.

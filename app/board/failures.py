@@ -50,9 +50,8 @@ async def read_failures(
     request: Request, queue: QueueDep, client: ClientDep, board: BoardDep
 ) -> HTMLResponse:
     """Show the groups, the largest first."""
-    groups = await board.counts.failures(client)
+    groups, newest = await board.reads.of(_read_groups, queue.engine, client).get()
     shown = groups[:MOST_GROUPS]
-    newest = await asyncio.gather(*(_newest(queue.engine, client, group) for group in shown))
     return page(
         request,
         "board/failures.html",
@@ -60,6 +59,14 @@ async def read_failures(
         left_out=len(groups) - len(shown),
         total=sum(group.tasks for group in groups),
     )
+
+
+async def _read_groups(engine: Engine, client: str) -> tuple[list[FailureGroup], list[Task | None]]:
+    """Return all groups, the largest first, and the newest task of each that is shown."""
+    groups = await engine.count_failures(client)
+    shown = groups[:MOST_GROUPS]
+    newest = await asyncio.gather(*(_newest(engine, client, group) for group in shown))
+    return groups, newest
 
 
 async def _newest(engine: Engine, client: str, group: FailureGroup) -> Task | None:

@@ -1,4 +1,4 @@
-"""The numbers of the overview: read once a second for all viewers of a client."""
+"""The numbers of the overview: read at most once a second for all viewers of a client."""
 
 import asyncio
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from afterward.engine import Engine
 from afterward.filter import TaskFilter
 from afterward.queue import Queue
 from afterward.task import WAITING, Status
-from app.api.health_checks import Health, Passed
+from app.api.health_checks import CheckResults, Health
 from app.api.pages import render
 from app.api.schemas import TaskView
+from app.api.shared_read import SharedRead, SharedReads
 from app.board.activity import Activity, Hour
 from app.board.charts import bars
-from app.board.shared_read import SharedRead, SharedReads
 from app.tasks.tools import Tools
 from app.tasks.workers import WorkerView, list_workers
 
@@ -43,24 +43,29 @@ class Numbers:
         return bool(self.waiting or self.running or self.failures or sum(self.hour.accepted))
 
 
-class Overview:
+class OverviewNumbers:
     """Reads and renders the numbers of the overview."""
 
-    def __init__(self, queue: Queue[Tools], health: Health, activity: Activity) -> None:
+    def __init__(
+        self, queue: Queue[Tools], health: Health, activity: Activity, reads: SharedReads
+    ) -> None:
         self._queue = queue
         self.now = queue.now
         self._activity = activity
         self._health = SharedRead(health.check, reused=HEALTH_REUSED_SECONDS)
-        self._last_health: Passed | None = None
-        self._reads: SharedReads[Numbers] = SharedReads()
+        self._last_health: CheckResults | None = None
+        self._reads = reads
 
-    def numbers_of(self, client: str) -> SharedRead[Numbers]:
-        """Return the shared read of a client's numbers. It raises QueueUnavailable."""
-        return self._reads.of(client, partial(self._read, client))
+    async def read(self, client: str) -> Numbers:
+        """Return a client's numbers, which may be some seconds old. Raises QueueUnavailable."""
+        return await self._reads.of(self._read, client).get()
 
-    async def html(self, client: str, prefix: str) -> Markup:
-        """Return the part of the overview that changes. Raises QueueUnavailable."""
-        numbers = await self.numbers_of(client).get()
+    async def read_newer(self, client: str) -> Numbers:
+        """Wait until the numbers may be read again, and read them. Raises QueueUnavailable."""
+        return await self._reads.of(self._read, client).get_newer()
+
+    async def html(self, numbers: Numbers, prefix: str) -> Markup:
+        """Render the part of the overview that changes. It waits for the health for a second."""
         return render(
             "board/numbers.html",
             prefix=prefix,
@@ -88,7 +93,7 @@ class Overview:
             workers=workers,
         )
 
-    async def _current_health(self) -> Passed | None:
+    async def _current_health(self) -> CheckResults | None:
         """Return the last result of the health checks; None while the first checks still run."""
         try:
             async with asyncio.timeout(HEALTH_WAIT_SECONDS):

@@ -13,10 +13,11 @@ router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
 
 
 @router.get("/")
+@without_turn  # because it may wait for the checks of the health
 async def read_overview(request: Request, board: BoardDep, client: ClientDep) -> HTMLResponse:
     """Show how the tasks and the parts of the service are doing."""
-    html = await board.overview.html(client, request.scope.get("root_path", ""))
-    numbers = await board.overview.numbers_of(client).get()
+    numbers = await board.numbers.read(client)
+    html = await board.numbers.html(numbers, request.scope.get("root_path", ""))
     return page(
         request,
         "board/overview.html",

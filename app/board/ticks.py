@@ -1,13 +1,21 @@
 """Ticks tell the open pages that something changed: at most one a second.
 
-A tick is rendered once for all viewers of a client, and they share its bytes. So 200 open
-dashboards cost little more than one: for each of them, one write to a socket a second.
+A tick is made once for all viewers of a client, and they share its bytes. So 200 open dashboards
+cost little more than one: for each of them, one write to a socket a second.
+
+A page says by its `part` which ticks it needs:
+
+None        a tick after each change of a task. The page then loads itself again.
+"workers"   the same, and after QUIET_SECONDS without a change also a tick. Heartbeats of workers
+            are not events, so the page of the workers must look for them.
+"numbers"   a tick with the overview's numbers as HTML, after each change of a task. The health and
+            the workers change without an event, so they are read after QUIET_SECONDS, too.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import structlog
 
@@ -15,16 +23,18 @@ from afterward.errors import QueueError
 from afterward.events import Event, EventType
 from afterward.task import to_json
 from app.api.server_sent_events import HEARTBEAT
-from app.board.numbers import Overview
+from app.board.numbers import OverviewNumbers
 
 TICK_SECONDS = 1.0  # at least, between two ticks
-QUIET_SECONDS = 15.0  # without a change, after which viewers get a heartbeat
-# A page that shows more than the numbers loads itself again after a tick. The tick says how often
-# it may: every five seconds, and less often if so many pages are open that the process would have
-# to answer more than ten of them a second. With 200 open pages that is every 20 seconds.
+QUIET_SECONDS = 15.0  # without a tick, after which a viewer gets a heartbeat
+# A page without the numbers loads itself again after a tick. The tick says how often it may: every
+# five seconds, and less often if so many of these pages are open that the process would have to
+# answer more than ten of them a second. With 200 open pages that is every 20 seconds.
 RELOAD_SECONDS = 5.0
 RELOADS_PER_SECOND = 10.0
 _AT_ONCE = 20  # viewers that are woken before other work gets a chance to run
+
+Part = Literal["numbers", "workers"] | None
 
 log = structlog.get_logger(__name__)
 
@@ -35,10 +45,8 @@ class Viewer:
     A viewer that reads slowly skips ticks, because only the newest waits for it.
     """
 
-    def __init__(self, *, with_numbers: bool) -> None:
-        self.with_numbers = with_numbers
-        """Whether its ticks contain the overview's numbers as HTML."""
-        self._frame: bytes | None = None
+    def __init__(self) -> None:
+        self._tick: bytes | None = None
         self._news = asyncio.Event()
         self._closed = False
 
@@ -48,22 +56,26 @@ class Viewer:
 
     async def __anext__(self) -> bytes:
         """Wait for the next frame."""
-        while self._frame is None and not self._closed:
+        if self._tick is None and not self._closed:
             self._news.clear()
-            await self._news.wait()
-        if self._frame is None:
+            try:
+                async with asyncio.timeout(QUIET_SECONDS):
+                    await self._news.wait()
+            except TimeoutError:
+                return HEARTBEAT
+        if self._tick is None:
             raise StopAsyncIteration
-        frame, self._frame = self._frame, None
-        return frame
+        tick, self._tick = self._tick, None
+        return tick
 
-    def show(self, frame: bytes) -> None:
-        """Let the viewer read this frame next."""
-        self._frame = frame
+    def show(self, tick: bytes) -> None:
+        """Let the viewer read this tick next."""
+        self._tick = tick
         self._news.set()
 
     def discard(self) -> None:
         """End the viewer at once."""
-        self._frame = None
+        self._tick = None
         self._closed = True
         self._news.set()
 
@@ -71,9 +83,10 @@ class Viewer:
 class Ticks:
     """Sends ticks to the viewers of each client. `record` subscribes to the queue's events."""
 
-    def __init__(self, overview: Overview) -> None:
-        self._overview = overview
-        self._audiences: dict[str, dict[str, _Audience]] = {}  # by client, then by prefix
+    def __init__(self, numbers: OverviewNumbers) -> None:
+        self._numbers = numbers
+        self._audiences: dict[str, dict[Part, _Audience]] = {}  # by client
+        self._pages = 0  # that load themselves again after a tick
         self._closed = False
 
     def record(self, event: Event) -> None:
@@ -82,33 +95,33 @@ class Ticks:
             for audience in self._audiences.get(event.task.client, {}).values():
                 audience.changed.set()
 
+    def catch_up(self) -> None:
+        """Let all viewers know that something may have changed, because events may be lost."""
+        for audiences in self._audiences.values():
+            for audience in audiences.values():
+                audience.changed.set()
+
     @contextmanager
-    def viewer(self, client: str, prefix: str, *, with_numbers: bool) -> Iterator[Viewer]:
+    def viewer(self, client: str, part: Part, prefix: str) -> Iterator[Viewer]:
         """Follow the changes of a client's tasks inside a `with` block.
 
         The first tick comes at once, because something may have changed between the page and now.
-        Links in the numbers begin with `prefix`.
+        Links in the numbers begin with `prefix`, which is the same for all pages of the service.
         """
-        audiences = self._audiences.setdefault(client, {})
-        if prefix not in audiences:
-            audiences[prefix] = _Audience(self._overview, client, prefix)
-        audience, viewer = audiences[prefix], Viewer(with_numbers=with_numbers)
-        audience.viewers.add(viewer)
-        audience.changed.set()
+        viewer = Viewer()
+        audience = self._enter(viewer, client, part, prefix)
+        self._pages += part != "numbers"
+        if part == "numbers":
+            audience.changed.set()
+        else:
+            viewer.show(self._reload())
         if self._closed:
             viewer.discard()
         try:
             yield viewer
         finally:
-            audience.viewers.discard(viewer)
-            if not audience.viewers:
-                audience.ticker.cancel()
-                self._remove(client, prefix)
-
-    def _remove(self, client: str, prefix: str) -> None:
-        del self._audiences[client][prefix]
-        if not self._audiences[client]:
-            del self._audiences[client]
+            self._pages -= part != "numbers"
+            self._leave(viewer, client, part)
 
     def close(self) -> None:
         """End every viewer, because a server that stops waits for its responses to end."""
@@ -118,15 +131,41 @@ class Ticks:
                 for viewer in audience.viewers:
                     viewer.discard()
 
+    def _enter(self, viewer: Viewer, client: str, part: Part, prefix: str) -> "_Audience":
+        audiences = self._audiences.setdefault(client, {})
+        if part not in audiences:
+            audiences[part] = _Audience(self._ticks_of(client, part, prefix))
+        audiences[part].viewers.add(viewer)
+        return audiences[part]
+
+    def _leave(self, viewer: Viewer, client: str, part: Part) -> None:
+        audiences = self._audiences[client]
+        audiences[part].viewers.discard(viewer)
+        if not audiences[part].viewers:
+            audiences.pop(part).ticker.cancel()
+        if not audiences:
+            del self._audiences[client]
+
+    def _ticks_of(self, client: str, part: Part, prefix: str) -> "_MakeTick":
+        if part == "numbers":
+            return _NumbersTicks(self._numbers, client, prefix).make
+
+        async def make(*, changed: bool) -> bytes | None:
+            return self._reload() if changed or part == "workers" else None
+
+        return make
+
+    def _reload(self) -> bytes:
+        """Return a tick that lets a page load itself again, at most every so many seconds."""
+        every = max(RELOAD_SECONDS, self._pages / RELOADS_PER_SECOND)
+        return _tick(now=self._numbers.now(), every=every)
+
 
 class _Audience:
-    """The viewers of one client, and the asyncio task that makes their ticks."""
+    """Viewers that get the same ticks, and the asyncio task that makes them."""
 
-    def __init__(self, overview: Overview, client: str, prefix: str) -> None:
-        self._overview = overview
-        self._client = client
-        self._prefix = prefix
-        self._last_html = ""
+    def __init__(self, make_tick: "_MakeTick") -> None:
+        self._make_tick = make_tick
         self.viewers: set[Viewer] = set()
         self.changed = asyncio.Event()
         self.ticker = asyncio.create_task(self._tick_until_cancelled(), name="ticks")
@@ -135,57 +174,62 @@ class _Audience:
         while True:
             changed = await self._wait_for_change()
             try:
-                tick, numbers = await self._make_frames(changed=changed)
-            except Exception:  # the next tick tries again
+                tick = await self._make_tick(changed=changed)
+            except Exception:  # the next tick tries again, after QUIET_SECONDS at most
                 log.exception("a tick of the dashboard cannot be made")
-                tick = numbers = HEARTBEAT
-            await self._show(tick, numbers)
+                tick = None
+            if tick is not None:
+                await self._show(tick)
             await asyncio.sleep(TICK_SECONDS)
 
     async def _wait_for_change(self) -> bool:
         """Wait until something changed, but at most QUIET_SECONDS. Return whether it did.
 
-        Numbers that were read a moment ago are reused. So wait until they are read again, because
-        they may be older than the change.
+        A change that comes from now on makes another tick, because this one may not show it.
         """
         try:
             async with asyncio.timeout(QUIET_SECONDS):
                 await self.changed.wait()
         except TimeoutError:
             return False
-        if self._show_numbers:
-            await asyncio.sleep(self._overview.numbers_of(self._client).pause)
         self.changed.clear()
         return True
 
-    @property
-    def _show_numbers(self) -> bool:
-        return any(viewer.with_numbers for viewer in self.viewers)
-
-    async def _make_frames(self, *, changed: bool) -> tuple[bytes, bytes]:
-        """Return the frame for viewers without the numbers, and the frame for those with them.
-
-        `now` is the time in seconds since the epoch, by which a page corrects its clock.
-        """
-        every = max(RELOAD_SECONDS, len(self.viewers) / RELOADS_PER_SECOND)
-        facts = {"now": self._overview.now(), "every": every}
-        tick = _tick(facts) if changed else HEARTBEAT
-        if not self._show_numbers:
-            return tick, tick
-        try:
-            html = await self._overview.html(self._client, self._prefix)
-        except QueueError as error:
-            return tick, _tick(facts | {"problem": str(error)})
-        unchanged, self._last_html = html == self._last_html, html
-        return tick, HEARTBEAT if unchanged and not changed else _tick(facts | {"html": html})
-
-    async def _show(self, tick: bytes, numbers: bytes) -> None:
-        """Show the frames to all viewers, a few at a time."""
+    async def _show(self, tick: bytes) -> None:
+        """Show a tick to all viewers, a few at a time."""
         for position, viewer in enumerate(tuple(self.viewers), start=1):
-            viewer.show(numbers if viewer.with_numbers else tick)
+            viewer.show(tick)
             if position % _AT_ONCE == 0:
                 await asyncio.sleep(0)
 
 
-def _tick(facts: dict[str, Any]) -> bytes:
+_MakeTick = Callable[..., Awaitable[bytes | None]]
+"""Called with `changed=`, whether a task changed. Returns None if the viewers need no tick."""
+
+
+class _NumbersTicks:
+    """Makes the ticks with the numbers of one client."""
+
+    def __init__(self, numbers: OverviewNumbers, client: str, prefix: str) -> None:
+        self._numbers = numbers
+        self._client = client
+        self._prefix = prefix
+        self._last_html = ""
+
+    async def make(self, *, changed: bool) -> bytes | None:
+        """Return a tick; None if no task changed, and the numbers are as they were."""
+        try:
+            numbers = await self._numbers.read_newer(self._client)
+        except QueueError as error:
+            self._last_html = ""  # so that after the outage even the same numbers are shown
+            return _tick(now=self._numbers.now(), problem=str(error))
+        html = await self._numbers.html(numbers, self._prefix)
+        if html == self._last_html and not changed:
+            return None
+        self._last_html = html
+        return _tick(now=self._numbers.now(), html=html)
+
+
+def _tick(**facts: Any) -> bytes:
+    """Write a tick. `now` is the time since the epoch, by which a page corrects its clock."""
     return b"event: tick\ndata: %b\n\n" % to_json(facts).encode()

@@ -99,12 +99,18 @@ function isInUse(part = main) {
   const types = part.contains(active) && active.matches("input, select, textarea");
   const selection = getSelection();
   const selects = !selection.isCollapsed && part.contains(selection.anchorNode);
-  return types || selects || part.querySelector("form[data-changed], dialog[open]") !== null;
+  const fields = [...part.querySelectorAll("input, select, textarea")];
+  return types || selects || fields.some(isChanged) || part.querySelector("dialog[open]") !== null;
 }
 
-main.addEventListener("input", (event) => {
-  event.target.form?.setAttribute("data-changed", "");
-});
+// Whether a field has another value than the page gave it. A copy of the field is reset to that
+// value, because the browser may write it in another way: "10:00:00" becomes "10:00".
+function isChanged(field) {
+  const form = document.createElement("form");
+  const fresh = form.appendChild(field.cloneNode(true));
+  form.reset();
+  return field.value !== fresh.value || field.checked !== fresh.checked;
+}
 
 // An element that is moved loses its focus, so give it back.
 function keepFocus(change) {
@@ -119,24 +125,40 @@ function show(html) {
   freshenTimes();
 }
 
-async function reload() {
-  const response = await fetch(location.href, { headers: { Accept: "text/html" } });
-  if (response.redirected) {
-    location.assign(response.url); // to the page to sign in
-  } else if (response.ok) {
-    const html = await response.text();
-    if (!isInUse()) show(html);
-    return true;
-  }
-  return response.ok;
+// The states of a page, and their texts. `reload` and `showNumbers` return a state.
+const TEXTS = {
+  live: "Live",
+  paused: "Paused: in use",
+  lost: "Cannot be loaded", // at present
+  gone: "Cannot be loaded", // for example because the task was removed
+};
+
+let loading = Promise.resolve();
+
+// Load the page again. Loads follow one another, so that the last one is the newest.
+function reload() {
+  loading = loading.then(load).catch(() => "lost");
+  return loading;
 }
 
-function showNumbers(tick) {
+async function load() {
+  if (isInUse()) return "paused";
+  const response = await fetch(location.href, { headers: { Accept: "text/html" } });
+  if (response.redirected) location.assign(response.url); // to the page to sign in
+  if (response.redirected || !response.ok) return response.status < 500 ? "gone" : "lost";
+  const html = await response.text();
+  if (isInUse()) return "paused";
+  show(html);
+  return "live";
+}
+
+function showNumbers(html) {
   const numbers = document.getElementById("numbers");
-  if (isInUse(numbers)) return;
-  const page = new DOMParser().parseFromString(tick.html, "text/html");
+  if (isInUse(numbers)) return "paused";
+  const page = new DOMParser().parseFromString(html, "text/html");
   keepFocus(() => patchChildren(numbers, page.body));
   freshenTimes();
+  return "live";
 }
 
 // Follows the stream while the page is visible and not paused.
@@ -146,8 +168,10 @@ class Live {
     this.state = box.querySelector(".live-state");
     this.button = box.querySelector("button");
     this.source = null;
-    this.timer = null; // of the next reload
-    this.reloadedAt = Date.now();
+    this.tick = null; // the newest that is not shown yet
+    this.timer = null; // of the next update, or of the next try to connect
+    this.updating = false;
+    this.updatedAt = Date.now();
     this.paused = readSetting("paused") === "yes";
     this.button.addEventListener("click", () => this.setPaused(!this.paused));
     document.addEventListener("visibilitychange", () => this.follow());
@@ -185,6 +209,11 @@ class Live {
   disconnect() {
     this.source?.close();
     this.source = null;
+    this.dropTick();
+  }
+
+  dropTick() {
+    this.tick = null;
     clearTimeout(this.timer);
     this.timer = null;
   }
@@ -196,33 +225,45 @@ class Live {
     this.disconnect();
     this.timer = setTimeout(() => {
       this.timer = null;
-      reload().catch(() => null).then(() => this.follow());
+      reload().then(() => this.follow());
     }, 5000 + 5000 * Math.random());
   }
 
   receive(tick) {
     compareClocks(tick.now);
-    if (tick.problem) this.tell("lost", tick.problem);
-    else if (tick.html) {
-      this.tell("live", "Live");
-      showNumbers(tick);
-    } else this.plan(tick.every * 1000);
+    if (tick.problem) {
+      this.dropTick();
+      this.tell("lost", tick.problem);
+    } else {
+      this.tick = tick;
+      this.plan(tick.html ? 0 : this.untilReload(tick.every * 1000));
+    }
   }
 
-  // Load the page again, but not more often than every so many milliseconds. If the server asks
-  // for long pauses, because many pages are open, they do not all come at the same moment.
-  plan(every) {
-    if (this.timer) return;
-    const wait = Math.max(0, this.reloadedAt + every - Date.now());
-    this.timer = setTimeout(() => this.update(every), wait + Math.random() * (every - 5000));
+  // The milliseconds until the page may load itself again. If the server asks for long pauses,
+  // because many pages are open, they do not all come at the same moment.
+  untilReload(every) {
+    const wait = Math.max(0, this.updatedAt + every - Date.now());
+    return wait + Math.random() * (every - 5000);
   }
 
-  async update(every) {
-    this.timer = null;
-    this.reloadedAt = Date.now();
-    if (isInUse()) return this.plan(every);
-    const loaded = await reload().catch(() => false);
-    if (this.source) this.tell(loaded ? "live" : "lost", loaded ? "Live" : "Cannot be loaded");
+  plan(wait) {
+    if (this.timer || this.updating) return;
+    this.timer = setTimeout(() => this.update(), wait);
+  }
+
+  // Show the newest tick. If the page is in use, or cannot be loaded at present, try again.
+  async update() {
+    const tick = this.tick;
+    this.timer = this.tick = null;
+    this.updating = true;
+    const state = tick.html ? showNumbers(tick.html) : await reload();
+    this.updating = false;
+    if (!this.source) return;
+    this.tell(state, TEXTS[state]);
+    if (state !== "paused") this.updatedAt = Date.now();
+    if (state === "paused" || state === "lost") this.tick ??= tick;
+    if (this.tick) this.plan(state === "paused" ? 1000 : this.untilReload(this.tick.every * 1000));
   }
 
   tell(state, text) {
@@ -305,7 +346,6 @@ function sendAll(files) {
     const line = addLine(file);
     sending = sending.then(() => send(file, line));
   }
-  drop.removeAttribute("data-changed");
 }
 
 function addLine(file) {
@@ -338,7 +378,7 @@ function send(file, { state, bar }) {
     request.addEventListener("load", () => {
       if (request.status === 202) end("uploaded", "done");
       else end(problemOf(request), "bad");
-      if (main.dataset.live) reload().catch(() => null);
+      if (address) reload();
     });
     request.addEventListener("error", () => end("The connection was lost. Try again.", "bad"));
     const form = new FormData();

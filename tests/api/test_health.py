@@ -1,6 +1,5 @@
 """Health checks, readiness, metrics, and the links of the overview."""
 
-import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from afterward.errors import QueueUnavailable
-from app.api import health_checks as health
+from app.api import shared_read
 from app.main import create_app
 from tests.support.service import free_port, settings_in, wait_for
 
@@ -86,7 +85,7 @@ def test_each_check_runs_at_most_once_a_second(
 ) -> None:
     """Requests for /readyz need no key and have no rate limit, but a check writes to the disk."""
     clock = [0.0]
-    monkeypatch.setattr(health, "_now", lambda: clock[0])
+    monkeypatch.setattr(shared_read, "_now", lambda: clock[0])
     asked = Counter[str]()
     settings = settings_in(
         tmp_path, api_keys="ada: k1", rate_limit="1/hour", worker_concurrency=0, catcher=False
@@ -115,26 +114,6 @@ def count_calls(
         return await method()
 
     monkeypatch.setattr(owner, name, counted)
-
-
-@pytest.mark.anyio
-async def test_concurrent_callers_share_a_check_and_a_cancelled_caller_does_not_stop_it() -> None:
-    asked, answer = 0, asyncio.Event()
-
-    async def check() -> bool:
-        nonlocal asked
-        asked += 1
-        await answer.wait()
-        return True
-
-    remembered = health.CachedCheck(check)
-    callers = [asyncio.create_task(remembered.passes()) for _ in range(5)]
-    await asyncio.sleep(0)
-    callers[0].cancel()
-    answer.set()
-    assert await asyncio.gather(*callers[1:]) == [True] * 4
-    assert callers[0].cancelled() or callers[0].cancelling()
-    assert asked == 1
 
 
 @pytest.mark.parametrize("owner", ["queue", "uploads", "mailer"])

@@ -57,7 +57,7 @@ def replay_of(record: Any) -> Replay:
 async def missed(
     replay: Replay, last_event_id: str = LAST, client: str = "ada"
 ) -> list[str] | None:
-    changes = await replay.missed(client, last_event_id)
+    changes = await replay.read_missed(client, last_event_id)
     return None if changes is None else [change.task_id for change in changes]
 
 
@@ -165,8 +165,8 @@ async def test_a_client_that_disconnects_does_not_take_the_read_from_the_others(
 async def test_clients_share_the_changes_that_wait_to_be_sent() -> None:
     """So many clients that return to different times, and do not read, hold little memory."""
     replay = replay_of(Record([a_task("1"), a_task("2")]))
-    first = await replay.missed("ada", "1699999980.000000-")
-    second = await replay.missed("ada", "1699999990.000000-")
+    first = await replay.read_missed("ada", "1699999980.000000-")
+    second = await replay.read_missed("ada", "1699999990.000000-")
     assert first
     assert second
     assert all(a is b for a, b in zip(first, second, strict=True))

@@ -1,5 +1,6 @@
 """The charts, and the counts that they show."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -58,6 +59,7 @@ class Record:
     ) -> list[Task]:
         """Return a page of the tasks, as an engine does."""
         self.reads += 1
+        await asyncio.sleep(0)
         assert wanted.since is not None
         return [
             task
@@ -174,6 +176,43 @@ async def test_of_many_clients_the_silent_ones_are_forgotten_and_read_again() ->
     assert sum((await activity.last_hour("c0")).accepted) == 2
     assert sum((await activity.last_hour("c9")).accepted) == 1
     assert record.reads == 11
+
+
+@pytest.mark.anyio
+async def test_the_minutes_whose_events_may_be_lost_are_read_again() -> None:
+    """The minutes before them stay as they were counted: not all of them can be read again."""
+    forgotten = a_task(NOW, 1)
+    known, lost = a_task(NOW + 70, 2), finished(a_task(NOW + 75, 3), Status.FAILED, NOW + 80)
+    activity, clock, record = new_activity()
+    for task in (forgotten, known):
+        activity.record(Event(EventType.QUEUED, task))
+    clock.now = NOW + 90
+    assert (await activity.last_hour("")).accepted[-2:] == (1, 1)
+
+    record.tasks = [lost, known]
+    activity.catch_up(NOW + 72)
+    activity.record(Event(EventType.FAILED, lost))  # late: it is read from the database
+    later = a_task(NOW + 95, 4)
+    record.tasks.insert(0, later)
+    activity.record(Event(EventType.QUEUED, later))
+    clock.now = NOW + 100
+    for _ in range(2):
+        hour = await activity.last_hour("")
+        assert (hour.accepted[-2:], hour.failed[-2:]) == ((1, 3), (0, 1))
+    assert record.reads == 2
+
+
+@pytest.mark.anyio
+async def test_a_read_that_runs_when_events_are_lost_is_made_again() -> None:
+    before = a_task(NOW - 5, 1)
+    activity, clock, record = new_activity(before)
+    reading = asyncio.create_task(activity.last_hour(""))
+    await asyncio.sleep(0)
+    clock.now = NOW + 10
+    record.tasks.insert(0, a_task(NOW + 5, 2))
+    activity.catch_up(NOW + 4)
+    await reading
+    assert sum((await activity.last_hour("")).accepted) == 2
 
 
 @pytest.mark.anyio

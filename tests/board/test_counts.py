@@ -1,13 +1,15 @@
 """The counts on the pages of tasks, which all viewers share."""
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
 from starlette.datastructures import QueryParams
 
 from afterward.queue import Queue
-from app.board import shared_read
+from app.api import shared_read
+from app.api.shared_read import SharedReads
 from app.board.counts import Counts, Matches
 from app.board.task_search import TaskSearch
 from tests.library.support import NOW, Clock
@@ -26,11 +28,6 @@ class CountingEngine:
         self.counted.append(wanted)
         return 7
 
-    async def count_failures(self, client: str) -> list[Any]:
-        """Return no groups."""
-        self.counted.append(client)
-        return []
-
 
 @pytest.fixture
 def engine() -> CountingEngine:
@@ -41,7 +38,7 @@ def engine() -> CountingEngine:
 def counts(engine: CountingEngine, clock: Clock) -> Counts:
     queue: Any = Queue.__new__(Queue)
     queue.engine, queue.now = engine, clock
-    return Counts(queue)
+    return Counts(queue, SharedReads())
 
 
 @pytest.fixture
@@ -70,18 +67,10 @@ async def test_clients_and_searches_have_their_own_counts(
     assert asked == [("a", "ada"), ("b", "ada"), ("a", "eve")]
 
 
-async def test_the_failures_of_each_client_are_counted_once(
-    counts: Counts, engine: CountingEngine
-) -> None:
-    for client in ("ada", "eve", "ada"):
-        await counts.failures(client)
-    assert engine.counted == ["ada", "eve"]
-
-
 async def test_a_period_moves_with_the_clock(
     counts: Counts, engine: CountingEngine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_read, "LONGEST_REUSED", 0.0)
+    monkeypatch.setattr(shared_read, "_now", itertools.count(0, 100).__next__)
     first = search("period=1h")
     await counts.matches(first, "")
     clock.now += 600

@@ -3,13 +3,16 @@
 import asyncio
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import closing, nullcontext
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from afterward.errors import QueueUnavailable
+from app.api import shared_read
 from tests.support.gate import bearing, served
 from tests.support.pages import BROWSER, HOSTILE, Page
 from tests.support.service import until, wait_for
@@ -29,7 +32,7 @@ def numbers(client: TestClient, **headers: str) -> dict[str, str]:
 
 def fresh_numbers(client: TestClient, **headers: str) -> dict[str, str]:
     """Return the numbers as they are now, not those that were read up to a second ago."""
-    client.app_state["board"].overview._reads._reads.clear()
+    client.app_state["board"].reads._reads.clear()
     return numbers(client, **headers)
 
 
@@ -140,10 +143,7 @@ def test_the_health_of_each_part_is_shown(tmp_path: Path) -> None:
 def test_viewers_share_the_checks_and_the_queries(
     browser: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = {"check": 0, "backlog": 0}
-    engine = browser.app_state["queue"].engine
-    for name in calls:
-        count_calls(engine, name, calls, monkeypatch)
+    calls = count_calls(browser, monkeypatch, "check", "backlog")
     for _ in range(20):
         assert browser.get("/").status_code == 200
 
@@ -151,16 +151,72 @@ def test_viewers_share_the_checks_and_the_queries(
     assert calls["backlog"] <= 3  # one a second
 
 
-def count_calls(
-    engine: object, name: str, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("path", "queries"),
+    [
+        ("/board/failures", ["count_failures", "list_tasks"]),
+        ("/board/batches", ["list_batches", "count_batch"]),
+    ],
+)
+def test_viewers_of_a_list_share_its_queries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, queries: list[str]
 ) -> None:
-    method = getattr(engine, name)
+    with served(tmp_path) as client:
+        client.post("/send-notifications", json={"recipients": ["ada@example.com"]})
+        (task,) = client.get("/tasks").json()["data"]
+        wait_for(client, task["id"])
+    fail(tmp_path, task["id"])
+    monkeypatch.setattr(shared_read, "_now", lambda: 0.0)
+    with served(tmp_path) as client:
+        calls = count_calls(client, monkeypatch, *queries)
+        pages = [client.get(path, headers=BROWSER) for _ in range(5)]
+        assert [len(Page(page.text).all("tr")) for page in pages] == [2] * 5, "the head, and a row"
+        assert calls == dict.fromkeys(queries, 1)
 
-    async def counted() -> object:
-        calls[name] += 1
-        return await method()
 
-    monkeypatch.setattr(engine, name, counted)
+def count_calls(client: TestClient, monkeypatch: pytest.MonkeyPatch, *names: str) -> dict[str, int]:
+    """Count the calls of these methods of the engine from now on."""
+    engine = client.app_state["queue"].engine
+    calls = dict.fromkeys(names, 0)
+
+    def replace(name: str) -> None:
+        method = getattr(engine, name)
+
+        async def counted(*arguments: Any, **options: Any) -> object:
+            calls[name] += 1
+            return await method(*arguments, **options)
+
+        monkeypatch.setattr(engine, name, counted)
+
+    for name in names:
+        replace(name)
+    return calls
+
+
+def test_the_page_and_its_numbers_are_of_one_read(
+    browser: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_read, "_now", count(0, 100).__next__)  # nothing is reused
+    calls = count_calls(browser, monkeypatch, "backlog")
+    assert browser.get("/").status_code == 200
+    assert calls == {"backlog": 1}
+
+
+def test_the_page_waits_for_the_health_without_a_turn(
+    browser: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other requests would wait with it, while tasks run."""
+    taken = []
+
+    def take_turn() -> nullcontext[None]:
+        taken.append(1)
+        return nullcontext()
+
+    monkeypatch.setattr(browser.app_state["turns"], "take_turn", take_turn)
+    assert browser.get("/").status_code == 200
+    assert taken == []
+    assert browser.get("/board/workers").status_code == 200
+    assert taken == [1]
 
 
 def test_a_slow_health_check_does_not_hold_up_the_page(

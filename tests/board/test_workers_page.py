@@ -44,6 +44,12 @@ def test_without_a_worker_the_page_says_how_to_start_one(idle_browser: TestClien
     assert "python -m app worker" in idle_browser.get("/board/workers").text
 
 
+def test_the_page_looks_for_heartbeats_which_are_not_events(idle_browser: TestClient) -> None:
+    page = Page(idle_browser.get("/board/workers").text)
+    assert page.find("main").attributes["data-live"] == "/board/live?part=workers"
+    assert idle_browser.head("/board/live?part=workers").status_code == 200
+
+
 def test_a_silent_worker_is_shown_as_silent(idle_browser: TestClient) -> None:
     write(idle_browser, "mail-1:7:abc", seen_ago=3)
     write(idle_browser, "mail-1:8:def", seen_ago=120)

@@ -5,7 +5,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.outside.conftest import NewPage, Serve
 
@@ -102,6 +102,71 @@ def test_a_list_loads_itself_again_unless_a_person_types(new_page: NewPage, serv
     expect(witness.get_by_role("rowheader")).to_have_count(1)
     expect(page.get_by_role("rowheader")).to_have_count(0)
     expect(page.get_by_label("About")).to_have_value("ada")
+
+
+def test_a_page_follows_again_when_the_typed_text_is_removed(
+    new_page: NewPage, serve: Serve
+) -> None:
+    """Meanwhile it says why it does not move. The focus is elsewhere, so the text alone counts."""
+    service = serve()
+    page = new_page()
+    page.goto(service.url + "/board/tasks?since=2026-01-01T10:00:00")
+    page.get_by_label("About").fill("a")
+    page.get_by_role("heading", level=1).click()
+    service.post(SEND)
+    expect(page.locator(".live-state")).to_have_text("Paused: in use")
+    expect(page.get_by_role("rowheader")).to_have_count(0)
+    page.get_by_label("About").fill("")
+    page.get_by_role("heading", level=1).click()
+    expect(page.get_by_role("rowheader")).to_have_count(1)
+    expect(page.locator(".live-state")).to_have_text("Live")
+
+
+def test_numbers_that_come_while_text_is_selected_are_shown_afterwards(
+    new_page: NewPage, serve: Serve
+) -> None:
+    service = serve(worker_concurrency=0)
+    page = new_page()
+    page.goto(service.url)
+    expect(page.locator(".live-state")).to_have_text("Live")
+    page.evaluate("getSelection().selectAllChildren(document.getElementById('counts'))")
+    service.post(SEND)
+    expect(page.locator(".live-state")).to_have_text("Paused: in use")
+    expect(waiting(page)).to_have_text("0")
+    page.evaluate("getSelection().empty()")
+    expect(waiting(page)).to_have_text("1")
+    expect(page.locator(".live-state")).to_have_text("Live")
+
+
+def test_a_slow_load_is_not_overtaken_by_the_next(new_page: NewPage, serve: Serve) -> None:
+    """The first answer comes late. A second request is sent only after it."""
+    service = serve()
+    page = new_page()
+    page.goto(service.url + "/board/tasks")
+    running: list[Route] = []
+    page.route("**/board/tasks", lambda route: running.append(route))  # noqa: PLW0108
+    service.post(SEND)
+    for _ in range(2):
+        page.wait_for_timeout(6000)
+        assert len(running) == 1
+        service.post(SEND)
+    running[0].continue_()
+    expect(page.get_by_role("rowheader")).not_to_have_count(0)
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_a_page_that_cannot_be_loaded_tries_again_without_a_change(
+    new_page: NewPage, serve: Serve
+) -> None:
+    service = serve()
+    page = new_page()
+    page.goto(service.url + "/board/tasks")
+    page.route("**/board/tasks", lambda route: route.fulfill(status=503, body="away"))
+    service.post(SEND)
+    expect(page.locator(".live-state")).to_have_text("Cannot be loaded")
+    page.unroute("**/board/tasks")
+    expect(page.get_by_role("rowheader")).to_have_count(1)
+    expect(page.locator(".live-state")).to_have_text("Live")
 
 
 def test_a_page_says_that_the_connection_is_lost_and_follows_again(

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.service import Service, free_port, wait_until_open
+from tests.support.service import PATIENCE, Service, free_port, until, wait_until_open
 
 TEXT = "It is done.\n.\n..\nGrüße, 🎉\n"
 
@@ -37,7 +37,9 @@ def test_a_mail_is_shown_by_maildev_as_it_was_sent(ports: tuple[int, int], tmp_p
         )
         done = service.wait_for(answer.json()["id"])
 
-    [mail] = httpx2.get(f"http://127.0.0.1:{web}/email").json()
+    url = f"http://127.0.0.1:{web}/email"
+    until(lambda: httpx2.get(url).json(), within=PATIENCE)  # it accepts a mail before it shows it
+    [mail] = httpx2.get(url).json()
     assert mail["subject"] == "Grüße aus der Ferne 🎉"
     assert mail["text"].startswith(TEXT)
     assert f"<{mail['messageId']}>" == done["result"]["message_id"]

@@ -7,7 +7,7 @@ from fastapi.responses import PlainTextResponse
 
 from app.api.dependencies import HealthDep, MetricsDep, QueueDep
 from app.api.errors import documented
-from app.api.health_checks import Passed
+from app.api.health_checks import CheckResults
 from app.api.route import ServiceRoute, without_turn
 from app.api.schemas import Readiness
 from app.tasks.workers import list_workers
@@ -38,7 +38,7 @@ async def readyz(response: Response, health: HealthDep) -> Readiness:
     return Readiness(status="ready" if passed.smtp else "degraded", checks=checks)
 
 
-def _describe_database(passed: Passed) -> str:
+def _describe_database(passed: CheckResults) -> str:
     if passed.database:
         return "ok"
     return "damaged" if passed.database_is_damaged else "failing"

@@ -221,7 +221,7 @@ async def _write_all_events(
     # 1. Begin with the changes that the client has missed: see app.api.replay.
     if last_event_id is None:
         yield position(last_id)
-    elif (missed := await replay.missed(client, last_event_id)) is not None:
+    elif (missed := await replay.read_missed(client, last_event_id)) is not None:
         last_id = last_event_id
         reader.replay(missed)
     else:
