@@ -396,6 +396,17 @@ async def test_a_worker_that_has_lost_its_claim_changes_nothing(engine: Engine) 
     assert (await engine.get(action.id)).crashes == 1
 
 
+async def test_a_lost_action_does_not_cancel_its_own_task(engine: Engine) -> None:
+    """It finds its own task among the waiting ones, once another worker has re-queued it."""
+    action = await an_action(engine, "worker-1")
+    await recover(engine, "worker-2", now=NOW + LEASE)
+    lost = await engine.change_slice(
+        action, cancels(), limit=9, most=9, bounds_of=eight_attempts, now=LATER
+    )
+    assert lost is None
+    assert await statuses(engine, [action]) == [Status.RETRYING]
+
+
 async def test_slices_of_one_action_at_the_same_time_share_its_tasks(engine: Engine) -> None:
     """The first may still run on PostgreSQL after the connection of its caller has broken."""
     tasks = await failed_tasks(engine, 40)

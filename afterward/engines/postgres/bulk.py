@@ -33,7 +33,7 @@ async def change_slice(
     # 2. Lock the tasks that still match, and the durable task of the action. So no other worker can
     #    claim it and do the same slice, and no worker can claim a task that is being cancelled.
     locked = await _lock(session, task, found, wanted)
-    if task.id not in locked:
+    if locked is None:
         return None
     kinds = {row["id"]: row["kind"] for row in found if row["id"] in locked}
 
@@ -63,15 +63,20 @@ async def change_slice(
     return Slice(changed, progress.done, is_last=is_last or progress.done == most)
 
 
-async def _lock(session: Session, task: Task, found: Sequence[Row], wanted: TaskFilter) -> set[str]:
-    """Lock the found tasks, and the task of the action; return the ids of the locked tasks.
+async def _lock(
+    session: Session, task: Task, found: Sequence[Row], wanted: TaskFilter
+) -> set[str] | None:
+    """Lock the task of the action and the found tasks. Return the ids of those that still match.
+
+    Returns None if the worker has lost its claim to the action. An action may find its own task,
+    once it is re-queued, so the id alone does not tell that the worker holds it.
 
     Other transactions may have changed a task since it was found. PostgreSQL compares the
     conditions with the newest version of each row, after it has waited for the lock.
     """
     rows = await session.fetch(
         """
-        SELECT id FROM afterward.tasks
+        SELECT id, id = $1 AND status = 'running' AND claims = $2 AS is_held FROM afterward.tasks
         WHERE (id = $1 AND status = 'running' AND claims = $2)
         OR (id = ANY($3::text[]) AND status = ANY($4::text[])
             AND ($5::float8 IS NULL OR updated_at <= $5))
@@ -83,4 +88,5 @@ async def _lock(session: Session, task: Task, found: Sequence[Row], wanted: Task
         wanted.possible_statuses,
         wanted.unchanged_since,
     )
-    return {row["id"] for row in rows}
+    is_held = any(row["is_held"] for row in rows)
+    return {row["id"] for row in rows} if is_held else None
