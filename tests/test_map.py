@@ -78,6 +78,7 @@ def test_service_and_examples_use_public_names_of_the_library_only() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES + LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.thorough
 def test_every_file_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
@@ -124,6 +125,7 @@ def test_the_app_has_the_routes_of_every_module(package: str, the_list: str) -> 
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "app/board").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.thorough
 def test_a_page_reads_a_task_by_shown_task(path: Path) -> None:
     """Otherwise a page could forget HIDE_ARGUMENTS."""
     others = r"hide_arguments|\bfind_task\b|\bExistingTask\b|\b(queue|engine)\.get\("

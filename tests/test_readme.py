@@ -150,6 +150,7 @@ def terminal(tmp_path: Path, shell: list[str]) -> Iterator[Terminal]:
     terminal.press_ctrl_c()
 
 
+@pytest.mark.thorough
 def test_the_tour_of_the_readme_and_of_the_tutorial_works(terminal: Terminal) -> None:
     """Its stops are a mail, two retries, a kill, a restart, an upload and a batch."""
     terminal.start("start")

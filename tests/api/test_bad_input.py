@@ -251,6 +251,7 @@ ODD_IDS = [
         ("DELETE", "/inbox/{}"),
     ],
 )
+@pytest.mark.thorough
 def test_an_unknown_id_is_not_found(
     client: TestClient, method: str, path: str, odd_id: str
 ) -> None:
@@ -283,6 +284,7 @@ def test_an_unknown_path_is_not_found(client: TestClient, method: str, path: str
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "TRACE", "QUUX"])
+@pytest.mark.thorough
 def test_the_refusal_of_a_method_names_the_allowed_methods(
     client: TestClient, path: str, allowed: set[str], method: str
 ) -> None:

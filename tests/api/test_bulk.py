@@ -221,6 +221,7 @@ def test_a_client_acts_on_its_own_tasks_only(two_clients: TestClient) -> None:
     ],
     ids=lambda value: str(value)[:80],
 )
+@pytest.mark.thorough
 def test_a_body_that_cannot_be_understood_is_refused(
     idle_client: TestClient, path: str, body: Json, pointer: str
 ) -> None:

@@ -599,6 +599,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("mail", ODD.values(), ids=ODD)
+@pytest.mark.thorough
 def test_a_malformed_mail_does_not_hide_other_mails(
     client: TestClient, directory: Path, mail: bytes
 ) -> None:

@@ -106,6 +106,7 @@ SPECIAL = {
 
 
 @pytest.mark.parametrize("path", [path for path in READ if path not in SPECIAL])
+@pytest.mark.thorough
 def test_head_has_the_status_and_the_headers_of_get(published: Published, path: str) -> None:
     client, address = published.service.client, published.address(path)
     got, head = client.get(address), client.head(address)
@@ -176,6 +177,7 @@ PATHS = {route.path for route in ROUTES}
 
 
 @pytest.mark.parametrize("path", sorted(PATHS))
+@pytest.mark.thorough
 def test_options_names_the_allowed_methods_of_a_path(client: TestClient, path: str) -> None:
     address = PARAMETER.sub("ada@example.com", path)
     response = client.options(address)

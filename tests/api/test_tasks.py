@@ -211,6 +211,7 @@ def test_a_waiting_task_has_no_worker_and_no_history(idle_client: TestClient) ->
     assert (task["worker"], task["history"]) == (None, [])
 
 
+@pytest.mark.thorough
 def test_a_task_tells_its_failed_attempts_and_the_list_does_not(
     tmp_path: Path, smtp_server: SmtpServer
 ) -> None:

@@ -57,6 +57,7 @@ def worker(tmp_path: Path, database_url: str, smtp_server: SmtpServer) -> Proces
     )
 
 
+@pytest.mark.thorough
 def test_a_worker_runs_the_tasks_of_the_api_and_the_api_shows_their_progress(
     api: Service, worker: Process, smtp_server: SmtpServer
 ) -> None:

@@ -71,6 +71,7 @@ def test_the_first_examples_are_short(example: str) -> None:
 # 1_background_task.py
 
 
+@pytest.mark.thorough
 def test_a_kill_takes_a_background_task(tmp_path: Path) -> None:
     with Example(tmp_path, "1_background_task") as server:
         assert server.post(SEND).status_code == httpx2.codes.ACCEPTED
@@ -163,6 +164,7 @@ def test_the_smallest_refuses_a_second_process(tmp_path: Path) -> None:
 # 3_durable_task.py
 
 
+@pytest.mark.thorough
 def test_the_librarys_task_survives_a_kill(tmp_path: Path) -> None:
     with Example(tmp_path, "3_durable_task") as server:
         task = server.post(SEND).json()

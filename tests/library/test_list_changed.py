@@ -146,6 +146,7 @@ async def test_no_list_is_returned_if_too_many_tasks_would_be_read(engine: Engin
     assert await changed(engine, LATER, client="ada", limit=3) == []
 
 
+@pytest.mark.thorough
 async def test_every_change_is_listed_after_chance_operations(engine: Engine) -> None:
     """The list agrees with a filter in Python, for many moments since when."""
     chance = random.Random(16)

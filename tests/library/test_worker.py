@@ -963,6 +963,7 @@ async def test_a_task_that_a_stopping_worker_has_just_claimed_runs(
 
 
 @pytest.mark.parametrize("grace", [2, 0])
+@pytest.mark.thorough
 async def test_a_stop_waits_for_the_claim_under_way(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch, grace: float
 ) -> None:

@@ -203,6 +203,7 @@ async def test_the_list_is_searched_and_has_pages(catcher: Catcher) -> None:
     assert catcher.count() == 3
 
 
+@pytest.mark.thorough
 async def test_a_search_keeps_only_what_it_returns_in_memory(
     catcher: Catcher, tmp_path: Path
 ) -> None:

@@ -160,6 +160,7 @@ def test_a_body_arrives_unchanged_except_for_its_line_ends(text: str) -> None:
 
 @pytest.mark.parametrize("forbidden", FORBIDDEN_IN_HEADERS)
 @pytest.mark.parametrize("place", ["{}", "{}after", "before{}", "before{}after"])
+@pytest.mark.thorough
 def test_a_header_refuses_characters_that_could_start_another_header(
     forbidden: str, place: str
 ) -> None:

@@ -284,6 +284,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("mail", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.thorough
 def test_a_large_mail_takes_little_memory(mail: bytes) -> None:
     file = BytesIO(mail)
     tracemalloc.start()

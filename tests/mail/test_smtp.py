@@ -271,6 +271,7 @@ async def test_with_implicit_tls_the_handshake_comes_first(
 
 @pytest.mark.usefixtures("trusted")
 @pytest.mark.parametrize("stage", ["auth", "mail"])
+@pytest.mark.thorough
 async def test_the_socket_is_closed_if_the_server_stops_reading_under_tls(
     tls_server: SmtpServer, mailer_to: MakeMailer, stage: str
 ) -> None:

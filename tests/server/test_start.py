@@ -128,6 +128,7 @@ def refusal(process: Process, *, code: int) -> str:
     return process.log
 
 
+@pytest.mark.thorough
 def test_a_second_start_in_the_same_directory_names_the_first_process(tmp_path: Path) -> None:
     with (
         Service(tmp_path) as first,

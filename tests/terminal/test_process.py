@@ -49,6 +49,7 @@ def tasks(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.thorough
 def test_tasks_are_listed_shown_and_watched(service: Service) -> None:
     listed = tasks(service, "list", "--about", "ada@example.com", "--limit", "2")
     assert listed.returncode == 0

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from anyio.from_thread import start_blocking_portal
 
 from tests.support.service import Service
@@ -32,6 +33,7 @@ def test_mail_waits_for_an_smtp_server_that_is_down(tmp_path: Path) -> None:
     assert mail.recipients == ("ada@example.com",)
 
 
+@pytest.mark.thorough
 def test_the_catcher_fails_on_purpose(tmp_path: Path) -> None:
     """It defers two attempts, and refuses a mail for good, because the addresses ask for it."""
     with Service(tmp_path) as service:

@@ -59,6 +59,7 @@ NEARLY = b"\r\n-\r\n--\r\n--c\r\r\n\r\n--\r--b\n--b\r\n-b\r\n --b\r"
 
 
 @pytest.mark.parametrize("cut", range(len(form(part(NEARLY, FILE))) + 1))
+@pytest.mark.thorough
 async def test_a_body_may_be_split_into_two_chunks_anywhere(cut: int) -> None:
     body = form(part(NEARLY, FILE))
     assert (await read([body[:cut], b"", body[cut:]]))[1] == NEARLY
@@ -359,6 +360,7 @@ async def test_a_form_with_missing_or_other_parts_is_invalid_and_its_input_is_no
 
 
 @pytest.mark.parametrize("size", range(1, 100))
+@pytest.mark.thorough
 async def test_a_second_part_is_refused_in_chunks_of_any_size(size: int) -> None:
     body = form(part(b"Hello", FILE), part(b"Bye", FILE))
     with pytest.raises(InvalidForm, match="one file"):
@@ -366,6 +368,7 @@ async def test_a_second_part_is_refused_in_chunks_of_any_size(size: int) -> None
 
 
 @pytest.mark.parametrize("length", range(len(form(part(b"Hello", FILE))) - 2))
+@pytest.mark.thorough
 async def test_a_truncated_body_is_malformed(length: int) -> None:
     with pytest.raises(MalformedMultipart):
         await read([form(part(b"Hello", FILE))[:length]])

@@ -556,6 +556,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.thorough
 async def test_the_process_ends_after_its_parent_was_killed(tmp_path: Path, *, busy: bool) -> None:
     picture = tmp_path / "picture"
     if busy:
