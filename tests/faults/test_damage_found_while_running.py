@@ -15,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
+from afterward.engines.sqlite import damage_check
 from afterward.engines.sqlite.damage_check import BackgroundCheck
 from afterward.engines.sqlite.engine import SQLite
 from afterward.errors import CannotStart, QueueDamaged, TaskNotFound
@@ -88,8 +89,9 @@ def test_the_next_start_checks_the_file_again(
 ) -> None:
     with service(tmp_path) as (client, _):
         until(lambda: client.get("/readyz").status_code == 503, within=PATIENCE)
+    monkeypatch.setattr(damage_check, "FIRST_SECONDS", 2.0)  # the request comes before the check
     with service(tmp_path) as (client, _):
-        assert client.get("/livez").status_code == 200  # so the start has not refused the file
+        assert send(client).status_code == 202
         until(lambda: client.get("/readyz").status_code == 503, within=PATIENCE)
     monkeypatch.undo()  # now the start has enough time to find the damage
     with pytest.raises(CannotStart, match="it is damaged"), service(tmp_path):
