@@ -25,16 +25,17 @@ settings.register_profile(
 settings.load_profile("afterward")
 
 
-# Only `make check` runs these files, and the tests with the mark `thorough`: faults, attacks,
-# third-party programs, S3, a PostgreSQL that stops and freezes, the model test of the engines, and
-# HTTP clients that are old or break connections. `make test` runs a test of both engines on SQLite
-# only, except for `test_engine_contract.py`, which it runs on PostgreSQL as well.
+# Only `make check` runs these files, the tests with the mark `thorough`, and the tests that start a
+# PostgreSQL server: faults, attacks, third-party programs, S3, the model test of the engines, HTTP
+# clients that are old or break connections, and the rules of the source code. `make test` runs a
+# test of both engines on SQLite.
 THOROUGH = {
     Path(__file__).parent / path
     for path in (
         "faults",
         "attacks",
         "outside",
+        "test_map.py",
         "uploads/test_s3.py",
         "api/test_uploads_in_s3.py",
         "api/test_postgres_away.py",
@@ -68,7 +69,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_left_out(item: pytest.Item) -> bool:
     if item.get_closest_marker("long_form"):
         return not LONG
-    return item.get_closest_marker("thorough") is not None and item.config.option.ordinary
+    if not item.config.option.ordinary:
+        return False
+    return item.get_closest_marker("thorough") is not None or _needs_postgresql(item)
+
+
+def _needs_postgresql(item: pytest.Item) -> bool:
+    """Tell whether a test starts a server, through a fixture or through its engine parameter."""
+    assert isinstance(item, pytest.Function)
+    if hasattr(item, "callspec") and "postgresql" in item.callspec.params.values():
+        return True
+    return "postgres" in item.fixturenames or "mistreated" in item.fixturenames
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

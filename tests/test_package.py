@@ -57,6 +57,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel
 
 
+@pytest.mark.thorough
 def test_the_wheel_holds_every_file_of_the_library(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         packed = {name for name in file.namelist() if ".dist-info/" not in name}
@@ -70,6 +71,7 @@ def test_the_wheel_holds_every_file_of_the_library(wheel: Path) -> None:
     assert packed == tree
 
 
+@pytest.mark.thorough
 def test_the_installed_library_runs_a_task_in_any_directory(wheel: Path, tmp_path: Path) -> None:
     installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -167,6 +167,7 @@ def test_a_redirect_to_a_different_server_gets_no_prefix(tmp_path: Path) -> None
         assert client.get("/elsewhere").headers["location"] == elsewhere
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("prefix", ["/tasks", "/docs/api", "/upload", "/livez"])
 def test_a_prefix_that_is_a_path_of_the_service_is_refused(
     tmp_path: Path, prefix: str, capsys: pytest.CaptureFixture[str]

@@ -15,7 +15,7 @@ from app.main import create_app
 from tests.api.requests import upload_of
 from tests.support.service import PATIENCE, Service, mails_in, settings_in, wait_for
 
-ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)]
+ENGINES = ["sqlite", "postgresql"]
 
 
 def log_lines(directory: Path) -> list[str]:
@@ -175,6 +175,7 @@ def test_the_test_client_waits_for_background_tasks(client: TestClient, tmp_path
     assert log_lines(tmp_path) == ["test task"]
 
 
+@pytest.mark.thorough
 def test_a_real_server_answers_before_its_background_tasks_are_done(tmp_path: Path) -> None:
     """The log file is a pipe: the task waits until a reader opens it, the response does not."""
     log = tmp_path / "log.txt"

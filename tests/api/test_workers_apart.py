@@ -176,6 +176,7 @@ def test_uvicorn_does_not_run_several_processes_on_sqlite(tmp_path: Path) -> Non
         httpx2.get(f"http://127.0.0.1:{port}/livez")
 
 
+@pytest.mark.thorough
 def test_a_separate_worker_with_a_concurrency_of_zero_is_refused(tmp_path: Path) -> None:
     ended = subprocess.run(
         WORKER,

@@ -19,6 +19,7 @@ from afterward.unit_of_work import Context
 from afterward.worker import Worker
 from tests.library.support import (
     DAY,
+    KINDS,
     LONGEST_WAITS,
     NOW,
     Clock,
@@ -150,7 +151,7 @@ async def test_after_the_clock_was_set_back_new_tasks_are_due_at_once_and_retrie
     yesterday = NOW - DAY
     (new,) = await claim_all(engine, now=yesterday)
     assert new.id != failed.id
-    await engine.pull_forward(now=yesterday, longest_wait=HOUR)
+    await engine.pull_forward(kinds=KINDS, now=yesterday, longest_wait=HOUR, limit=9)
     (retry,) = await claim_all(engine, now=yesterday)
     assert retry.id == failed.id
 
@@ -158,7 +159,7 @@ async def test_after_the_clock_was_set_back_new_tasks_are_due_at_once_and_retrie
 @pytest.mark.anyio
 async def test_a_retry_within_the_longest_wait_keeps_its_time(engine: Engine) -> None:
     await put(engine, a_task(due_at=NOW + HOUR))
-    await engine.pull_forward(now=NOW, longest_wait=HOUR)
+    await engine.pull_forward(kinds=KINDS, now=NOW, longest_wait=HOUR, limit=9)
     assert await claim_all(engine, now=NOW + HOUR - 1) == []
 
 

@@ -14,12 +14,9 @@ from tests.support.postgres import Postgres, sql, with_tables
 __all__ = ["sql"]
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def engine_url(request: pytest.FixtureRequest) -> str:
-    """The URL of an empty database, for each engine in turn. A new engine adds its name here.
-
-    `make test` runs these tests on SQLite only; `test_engine_contract` it runs on both engines.
-    """
+    """The URL of an empty database, for each engine in turn. A new engine adds its name here."""
     return str(request.getfixturevalue(f"{request.param}_url"))
 
 

@@ -240,6 +240,7 @@ PIECES = st.sampled_from(
 MAILS = st.lists(PIECES | st.binary(max_size=8), max_size=40).map(b"".join)
 
 
+@pytest.mark.thorough
 @settings(
     max_examples=300,
     deadline=None,

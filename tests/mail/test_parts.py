@@ -38,6 +38,7 @@ BODIES = st.binary(max_size=300)
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=300)
 
 
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(
     text=TEXTS,

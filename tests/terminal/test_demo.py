@@ -50,6 +50,7 @@ def test_without_the_catcher_every_mail_is_taken(tmp_path: Path, smtp_server: Sm
     assert "--status failed" not in shown.stdout
 
 
+@pytest.mark.thorough
 def test_the_demo_names_the_address_at_which_no_service_answers(tmp_path: Path) -> None:
     port = free_port()
     shown = demo(tmp_path, port=port)

@@ -97,6 +97,9 @@ def test_a_closed_pipe_ends_the_command_without_a_traceback(
     [
         (">/dev/full", (2, "The command cannot go on: [Errno 28] No space left on device\n")),
         (">&-", (0, "")),
+        pytest.param("--about nobody 2>/dev/full", (1, ""), marks=pytest.mark.thorough),
+        pytest.param("--limit 1 2>/dev/full", (2, ""), marks=pytest.mark.thorough),
+        pytest.param("--limit 1 >&- 2>/dev/full", (2, ""), marks=pytest.mark.thorough),
     ],
 )
 def test_output_that_cannot_be_written_is_no_traceback(
@@ -114,6 +117,7 @@ def test_output_that_cannot_be_written_is_no_traceback(
     assert (done.returncode, done.stderr) == ended
 
 
+@pytest.mark.thorough
 def test_ctrl_c_ends_the_command_without_a_traceback(service: Service, tmp_path: Path) -> None:
     with Process(tmp_path, command=(*TASKS, "watch"), **of_the_client(service)) as process:
         until(lambda: _send_mail(service) and process.log, within=PATIENCE)
@@ -186,6 +190,7 @@ def test_the_help_names_every_command() -> None:
         assert f"\n    {command} " in said
 
 
+@pytest.mark.thorough
 def test_the_service_does_not_import_the_terminal() -> None:
     """Otherwise each start would take longer."""
     code = "import sys, app.__main__, app.main, app.server; print(*sys.modules)"

@@ -576,6 +576,7 @@ async def test_the_process_ends_after_its_parent_was_killed(tmp_path: Path, *, b
     await until(lambda: not alive(child))
 
 
+@pytest.mark.thorough
 def test_importing_the_package_loads_neither_pillow_nor_a_web_framework() -> None:
     program = (
         "import sys, app.uploads.pictures, app.uploads.local, app.uploads.multipart\n"
