@@ -12,8 +12,12 @@ python=${PYTHON:-python3}
 unfinished=.venv/unfinished
 
 main() {
-    ! kill -0 "$(cat "$unfinished" 2>/dev/null)" 2>/dev/null ||
-        fail "Process $(cat "$unfinished") is installing into .venv: wait until it has finished."
+    # Process ids come again: in a container, the killed process may have had the id of this one.
+    owner=$(cat "$unfinished" 2>/dev/null || true)
+    if [ -n "$owner" ] && [ "$owner" != $$ ] && kill -0 "$owner" 2>/dev/null; then
+        fail "Process $owner is installing into .venv: wait until it has finished." \
+            "If it is another program: rm -r .venv"
+    fi
     if usable && cmp -s "$lock" ".venv/$lock"; then
         return
     fi
@@ -24,6 +28,11 @@ main() {
     # nothing. That works with any pip, and a new release of a package changes nothing.
     .venv/bin/python -m pip --disable-pip-version-check install \
         --no-deps --require-hashes --only-binary :all: -r "$lock"
+    # pip may have replaced packages of another lock file, which has changed since it was installed.
+    # Without its copy here, it will be installed again.
+    for stamp in .venv/requirements*.txt; do
+        cmp -s "$stamp" "${stamp#.venv/}" || rm -f "$stamp"
+    done
     cp "$lock" ".venv/$lock"
     rm "$unfinished"
     echo "Installed."

@@ -22,10 +22,10 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def install(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Install the checkout's lock file, without a network."""
+def install(checkout: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Install the checkout's lock file, or run another command, without a network."""
     return subprocess.run(
-        ["scripts/install.sh", LOCK],
+        command or ["scripts/install.sh", LOCK],
         cwd=checkout,
         env={"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1"} | environment,
         capture_output=True,
@@ -116,7 +116,43 @@ def test_a_second_installation_is_refused_while_the_first_runs(checkout: Path) -
 
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"Process {os.getpid()} is installing")
+    assert "If it is another program: rm -r .venv" in refused.stderr
     assert (checkout / ".venv" / "unfinished").exists()
+
+
+def test_the_id_of_the_script_itself_in_the_file_is_that_of_a_killed_process(
+    checkout: Path,
+) -> None:
+    """In a container, process ids begin at 1 again with each start."""
+    (checkout / ".venv").mkdir()
+    program = f"echo $$ >.venv/unfinished; exec scripts/install.sh {LOCK}"
+    ended = install(checkout, "sh", "-c", program, PYTHON="python-of-nowhere")
+
+    assert "there is no python-of-nowhere here" in ended.stderr  # it goes on to make .venv
+
+
+@pytest.mark.thorough
+def test_a_lock_file_that_has_changed_since_its_installation_is_installed_again(
+    checkout: Path,
+) -> None:
+    """Commit A `make test`, commit B `make run`, which downgrades, and back to A `make test`."""
+    of_tests = "requirements-test.txt"
+    (checkout / of_tests).write_text("# commit A\n")
+    install(checkout, "scripts/install.sh", of_tests)
+    assert install(checkout).stdout  # the packages of both are of commit A
+    assert install(checkout, "scripts/install.sh", of_tests).stdout == ""
+
+    (checkout / of_tests).write_text("# commit B\n")
+    (checkout / LOCK).write_text("# commit B\n")
+    assert install(checkout).stdout
+
+    (checkout / of_tests).write_text("# commit A\n")
+    assert install(checkout, "scripts/install.sh", of_tests).stdout.endswith("Installed.\n")
+
+    (checkout / of_tests).unlink()
+    (checkout / LOCK).write_text("# commit C\n")
+    assert install(checkout).returncode == 0
+    assert not (checkout / ".venv" / of_tests).exists()
 
 
 @pytest.mark.thorough
