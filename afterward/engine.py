@@ -8,7 +8,7 @@ from afterward.bulk import Slice
 from afterward.events import Event, Subscriber
 from afterward.filter import FailureGroup, TaskFilter
 from afterward.retry import Bounds
-from afterward.task import Backlog, Claim, Outcome, Record, Status, Task, Writes
+from afterward.task import Answer, Backlog, Claim, Outcome, Record, Status, Task, Writes
 
 
 class Engine(Protocol):
@@ -42,9 +42,13 @@ class Engine(Protocol):
     async def put(self, writes: Writes) -> None:
         """Write everything in `writes` in one transaction.
 
-        Raises KeyTaken if the idempotency key of `writes.answer` was used before, and
+        Raises KeyTaken if the idempotency key of `writes.answer` was used before, and otherwise
         RecordNotFound if a record in `writes.removed` does not exist. Then nothing was written.
         """
+
+    @abstractmethod
+    async def check_key(self, answer: Answer) -> None:
+        """Raise KeyTaken if the idempotency key of an answer was used before. Writes nothing."""
 
     @abstractmethod
     async def put_through(self, connection: object, task: Task) -> None:
@@ -240,11 +244,13 @@ class Engine(Protocol):
         """
 
     @abstractmethod
-    async def pull_forward(self, *, now: float, longest_wait: float) -> None:
-        """Make each retry due that would have to wait for more than `longest_wait` seconds.
+    async def pull_forward(
+        self, *, kinds: Sequence[str], now: float, longest_wait: float, limit: int
+    ) -> int:
+        """Make retries of these kinds due that would have to wait for over `longest_wait` seconds.
 
-        No retry policy asks for so long a wait. It means that the clock was set back after the
-        retry was planned.
+        No retry of these kinds is planned for so late a time. So the clock was set back after the
+        retry was planned. Changes at most `limit` tasks, and returns their number.
         """
 
     @abstractmethod
@@ -303,7 +309,10 @@ class Engine(Protocol):
 
     @abstractmethod
     def subscribe(self, *subscribers: Subscriber) -> None:
-        """Call `subscribers` with each event that another process publishes from now on."""
+        """Call `subscribers` with each event that another process publishes from now on.
+
+        They are added to earlier ones, and stay when the engine stops and starts again.
+        """
 
     @abstractmethod
     def subscribe_to_gaps(self, *subscribers: Callable[[float], None]) -> None:
@@ -311,5 +320,6 @@ class Engine(Protocol):
 
         That is so after the connection for events has broken, and after the start. The argument is
         the time of the first event that may be lost, in seconds since the epoch. The call comes
-        when events arrive again, so the record has all changes that these events would have told.
+        when events arrive again, so the database has all changes that these events would have
+        reported.
         """

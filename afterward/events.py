@@ -1,13 +1,16 @@
 """The changes of tasks as events. Log lines, metrics and event streams subscribe to them."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 import structlog
 
 from afterward.task import Task
+
+MessageT = TypeVar("MessageT")
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +33,11 @@ class EventType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change, with the task as it stands after it."""
+    """One change, and the task after it.
+
+    In events of a bulk action or of another process, its `arguments` may be empty, and its
+    `history` None. In a LOST event, it is the task as the worker claimed it.
+    """
 
     type: EventType
     task: Task
@@ -60,13 +67,18 @@ class Events:
     ) -> None:
         """Call every subscriber with a new event."""
         event = Event(event_type, task, **details)  # type: ignore[arg-type]
-        for subscriber in self._subscribers:
-            try:
-                subscriber(event)
-            except Exception:
-                # The subscriber may be the log itself, on a full disk. A commit that has succeeded
-                # must not fail because of that.
-                with contextlib.suppress(Exception):
-                    log.exception(
-                        "a subscriber of task events fails", task_id=task.id, event_type=event_type
-                    )
+        tell(self._subscribers, event, task_id=task.id, event_type=event_type)
+
+
+def tell(
+    subscribers: Iterable[Callable[[MessageT], None]], message: MessageT, **facts: object
+) -> None:
+    """Call each subscriber with a message. If one raises, the error is logged with these facts."""
+    for subscriber in subscribers:
+        try:
+            subscriber(message)
+        except Exception:
+            # The subscriber may be the log itself, on a full disk. A commit that has succeeded must
+            # not fail because of that.
+            with contextlib.suppress(Exception):
+                log.exception("a subscriber of task events fails", **facts)

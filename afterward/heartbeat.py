@@ -1,6 +1,7 @@
 """The heartbeat of a worker: extend its leases, and cancel the attempts that have lost theirs.
 
-It also makes retries due that would wait for too long, because the clock was set back.
+It also makes retries due that would wait for too long, because the clock was set back. The leases
+do not wait for that: a worker that lives must not lose them.
 
 With a lease of 30 seconds, the leases are extended every 10 seconds. A worker that crashes, hangs
 or loses its network stops doing so. Then its leases expire, and another worker re-queues its tasks.
@@ -8,12 +9,14 @@ If the first worker is only slow, its next heartbeat finds that it no longer hol
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from afterward.attempt import Attempt
 from afterward.keep_trying import keep_trying
 from afterward.queue import Queue
+
+PULLED_AT_ONCE = 1000  # retries, so that a statement stays short
 
 
 class Heartbeat:
@@ -33,10 +36,14 @@ class Heartbeat:
 
     async def run(self) -> None:
         """Beat three times in each lease, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._repeat(self._extend_leases))
+            group.create_task(self._repeat(self._pull_retries_forward))
+
+    async def _repeat(self, operation: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await keep_trying(self._pull_retries_forward)
+            await keep_trying(operation)
             await asyncio.sleep(self._lease / 3)
-            await keep_trying(self._extend_leases)
 
     async def _extend_leases(self) -> None:
         """Extend the leases, and cancel the attempts of tasks that another worker has re-queued.
@@ -53,7 +60,12 @@ class Heartbeat:
                 attempt.cancel()
 
     async def _pull_retries_forward(self) -> None:
-        """Make every retry due that waits longer than any policy gives: the clock was set back."""
-        await self._queue.engine.pull_forward(
-            now=self._queue.now(), longest_wait=self._queue.longest_wait
-        )
+        """Make every retry due that waits for longer than planned: the clock was set back."""
+        pulled = PULLED_AT_ONCE
+        while pulled == PULLED_AT_ONCE:
+            pulled = await self._queue.engine.pull_forward(
+                kinds=[*self._queue.registry],  # other kinds may have policies with longer waits
+                now=self._queue.now(),
+                longest_wait=self._queue.longest_wait,
+                limit=PULLED_AT_ONCE,
+            )

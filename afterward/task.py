@@ -24,6 +24,7 @@ WAITING = (Status.QUEUED, Status.RETRYING)
 GIVEN_UP = (Status.FAILED, Status.CANCELLED)
 FINISHED = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
 ANSWERS_LIVE_SECONDS = 24 * 3600.0  # a stored response, for repeated requests
+MOST_IN_INDEX = 255  # characters of a text by which tasks are found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,11 @@ class Task:
 
 
 TASK_FIELDS = tuple(field.name for field in fields(Task))
+# The fields that are written with a new task. The others have their default values then.
+NEW_TASK_FIELDS = (
+    *("id", "kind", "arguments", "request_id", "trace_context", "about", "client"),
+    *("batch_id", "status", "max_attempts", "gives_up_at", "created_at", "updated_at", "due_at"),
+)
 _STATUSES = {status.value: status for status in Status}
 _SETTERS = [getattr(Task, name).__set__ for name in TASK_FIELDS]
 _set_status = _SETTERS[TASK_FIELDS.index("status")]
@@ -93,6 +99,9 @@ class Record:
     id: str
     body: dict[str, Any]
     created_at: float
+
+
+RECORD_FIELDS = tuple(field.name for field in fields(Record))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +205,27 @@ def new_id(now: float) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
+def body_of_record(stored: str) -> Any:
+    """Parse the body of a record. A damaged one is None, so that it hides no other record."""
+    try:
+        return json.loads(stored)
+    except (ValueError, RecursionError):
+        return None
+
+
 def lowest_id(at: float) -> str:
     """Return an id that no id made by `new_id` at this time, or later, is below."""
     digits = f"{max(0, int(at * 1000)):012x}"
     return f"{digits[:8]}-{digits[8:]}-0000-0000-000000000000"
+
+
+def storable_text(text: str) -> str:
+    """Return the beginning of a text, up to MOST_IN_INDEX characters, as every database stores it.
+
+    PostgreSQL has no NUL in a text, and no text of 2,700 bytes or more in an index. Neither
+    database stores half of a surrogate pair.
+    """
+    return text[:MOST_IN_INDEX].replace("\0", "").encode(errors="replace").decode()
 
 
 def json_encoder(convert: Callable[[object], object]) -> Callable[[object], str]:

@@ -141,7 +141,10 @@ class Worker(Generic[ToolsT]):
 
     @property
     def is_busy(self) -> bool:
-        """Whether a task began or ended within QUIET_SECONDS, for app.api.turns of the service."""
+        """Whether a task began or ended within QUIET_SECONDS.
+
+        An app may let requests wait while this is so.
+        """
         return time.monotonic() - self._last_step_at < QUIET_SECONDS
 
     @property

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import random
+import string
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from afterward.errors import (
     BatchNotFound,
     CannotStart,
     KeyTaken,
+    QueueUnavailable,
     RecordNotFound,
     TaskHasStarted,
     TaskNotFound,
@@ -41,11 +44,8 @@ from tests.library.support import (
 
 pytestmark = pytest.mark.anyio
 
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine_url(request: pytest.FixtureRequest) -> str:
-    """Each engine in turn, in every run of the tests."""
-    return str(request.getfixturevalue(f"{request.param}_url"))
+# It is random, because PostgreSQL compresses the texts in an index.
+A_LONG_TEXT = "a" + "".join(random.Random(0).choices(string.ascii_letters, k=9000))
 
 
 def an_answer(key: str = "key", *, at: float = NOW, **changes: Any) -> Answer:
@@ -133,6 +133,19 @@ async def test_a_put_that_fails_writes_nothing(engine: Engine) -> None:
         await engine.get(task.id)
     with pytest.raises(RecordNotFound):
         await engine.read_record("uploads", "1", client="")
+
+
+async def test_a_text_that_is_too_long_for_an_index_does_not_affect_other_puts(
+    engine: Engine,
+) -> None:
+    """PostgreSQL refuses it, and SQLite stores it."""
+    too_long, *others = a_task(request_id=A_LONG_TEXT), a_task(), a_task()
+    refusal, *rest = await asyncio.gather(
+        *(put(engine, task) for task in (too_long, *others)), return_exceptions=True
+    )
+    assert rest == [None, None]
+    assert not isinstance(refusal, QueueUnavailable)  # nothing is gained by trying again
+    assert [await engine.get(task.id) for task in others] == others
 
 
 async def test_an_empty_put_is_allowed(engine: Engine) -> None:
@@ -387,6 +400,11 @@ async def test_a_task_that_was_due_stays_due_when_the_clock_is_set_back(
     assert {task.id for task in again} == {task.id for task in tasks}
 
 
+async def pull_forward(engine: Engine, *, kinds: Sequence[str] = KINDS, limit: int = 1000) -> int:
+    """Pull the retries forward that wait for more than a minute."""
+    return await engine.pull_forward(kinds=kinds, now=NOW, longest_wait=60, limit=limit)
+
+
 async def test_a_retry_that_would_wait_too_long_is_pulled_forward(engine: Engine) -> None:
     """Such a wait means that the clock was set back.
 
@@ -396,9 +414,24 @@ async def test_a_retry_that_would_wait_too_long_is_pulled_forward(engine: Engine
     for task, wait in zip(await claim_all(engine), (60, 61), strict=True):
         await engine.settle(task, Outcome(Status.RETRYING, due_at=NOW + wait), NOW)
     await put(engine, a_task(due_at=NOW + 3600))
-    await engine.pull_forward(now=NOW, longest_wait=60)
+    assert await pull_forward(engine) == 1
     assert [task.id for task in await claim_all(engine)] == [far.id]
     assert [task.id for task in await claim_all(engine, now=NOW + 60)] == [near.id]
+
+
+async def test_only_retries_of_the_named_kinds_are_pulled_forward_up_to_the_limit(
+    engine: Engine,
+) -> None:
+    """A worker does not know how long a retry of another kind may wait."""
+    await put(engine, *(a_task(kind=kind) for kind in ("greet", "greet", "send_email", "work")))
+    for task in await claim_all(engine):
+        await engine.settle(task, Outcome(Status.RETRYING, due_at=NOW + 61), NOW)
+    kinds = ("greet", "send_email")
+    assert await pull_forward(engine, kinds=kinds, limit=2) == 2
+    assert await pull_forward(engine, kinds=kinds, limit=2) == 1
+    assert await pull_forward(engine, kinds=kinds, limit=2) == 0
+    assert {task.kind for task in await claim_all(engine)} == {*kinds}
+    assert [task.kind for task in await claim_all(engine, now=NOW + 61)] == ["work"]
 
 
 async def test_a_claim_takes_tasks_of_the_named_kinds_only(engine: Engine) -> None:
@@ -540,6 +573,25 @@ async def test_an_outcome_is_written(
         error=outcome.error,
         history=history,
     )
+
+
+@pytest.mark.parametrize("code", [A_LONG_TEXT, "a\0b\ud800"], ids=["long", "not storable"])
+async def test_any_group_of_errors_is_stored_and_found(engine: Engine, code: str) -> None:
+    """The outcomes that are written together with it are stored too."""
+    await put(engine, *(a_task() for _ in range(3)))
+    failure = Outcome(Status.FAILED, error=to_json({"type": "PermanentError", "smtp_code": code}))
+    outcomes = [failure, Outcome(Status.SUCCEEDED), Outcome(Status.SUCCEEDED)]
+    claimed = await claim_all(engine)
+    settled = await asyncio.gather(
+        *(engine.settle(task, end, NOW) for task, end in zip(claimed, outcomes, strict=True))
+    )
+    assert [task and task.status for task in settled] == [end.status for end in outcomes]
+    group = error_group(failure.error)
+    assert group is not None
+    assert group.startswith("PermanentError a")
+    assert len(group) <= 255
+    (found,) = await engine.list_tasks(TaskFilter(error=group), limit=9)
+    assert found.id == claimed[0].id
 
 
 async def test_unexpected_errors_are_counted(engine: Engine) -> None:
@@ -738,6 +790,15 @@ async def test_an_idempotency_key_is_free_again_after_a_day(engine: Engine) -> N
     await engine.put(Writes(answer=an_answer(at=NOW + DAY + 1)))
 
 
+async def test_a_key_can_be_checked_without_a_write(engine: Engine) -> None:
+    await engine.check_key(an_answer())
+    await engine.put(Writes(answer=an_answer()))
+    with pytest.raises(KeyTaken) as raised:
+        await engine.check_key(an_answer(fingerprint="another", at=NOW + DAY))
+    assert raised.value.answer == an_answer()
+    await engine.check_key(an_answer(at=NOW + DAY + 1))
+
+
 async def test_a_hundred_requests_with_the_same_idempotency_key_make_one_task(
     engine: Engine,
 ) -> None:
@@ -785,6 +846,19 @@ async def test_a_put_removes_records_and_adds_a_task_together(engine: Engine) ->
     assert left == [a_record("3")]
     assert await engine.read_record("uploads", "1", client="ada") == other
     assert await engine.get(task.id) == task
+
+
+async def test_a_repetition_of_a_put_that_removes_a_record_gets_the_first_answer(
+    engine: Engine,
+) -> None:
+    """The record is missing then, because the first request has removed it."""
+    await engine.put(Writes(records=(a_record(), a_record("2"))))
+    again = Writes(removed=(a_record(),), answer=an_answer())
+    outcomes = await asyncio.gather(*(engine.put(again) for _ in range(3)), return_exceptions=True)
+    assert [*map(type, outcomes)] == [type(None), KeyTaken, KeyTaken]
+    late = replace(again, answer=an_answer("another"))
+    outcomes = await asyncio.gather(*map(engine.put, (again, late)), return_exceptions=True)
+    assert [*map(type, outcomes)] == [KeyTaken, RecordNotFound]
 
 
 async def test_a_put_that_removes_a_missing_record_writes_nothing(engine: Engine) -> None:

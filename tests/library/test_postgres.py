@@ -3,13 +3,15 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from afterward import worker
 from afterward.engines.postgres import connections as postgres_connections
@@ -19,6 +21,7 @@ from afterward.engines.postgres import listener as postgres_listener
 from afterward.engines.postgres import search as postgres_search
 from afterward.engines.postgres import statements as postgres_statements
 from afterward.engines.postgres.engine import Postgres as Engine
+from afterward.engines.postgres.event_relay import EventRelay
 from afterward.engines.postgres.outages import Outages
 from afterward.errors import CommitUnknown, DiskFull, KeyTaken, QueueUnavailable, TaskNotFound
 from afterward.events import Event, EventType
@@ -267,7 +270,7 @@ async def test_no_operation_reads_more_rows_than_it_needs(postgres: Postgres) ->
         claimed = await engine.claim("worker-2", kinds=KINDS, limit=9, now=NOW, lease=0.0)
         assert claimed.running
         await engine.extend("worker-1", now=NOW, lease=LEASE)
-        await engine.pull_forward(now=NOW, longest_wait=DAY)
+        await engine.pull_forward(kinds=KINDS, now=NOW, longest_wait=DAY, limit=10)
         await engine.purge(finished_before=NOW, failed_before=NOW, answered_before=NOW, limit=10)
         await engine.backlog()
         await engine.count_batch("batch", client="")
@@ -509,6 +512,49 @@ async def test_an_event_reaches_other_processes(engine: Engine, database_url: st
     assert own == []
 
 
+async def test_subscribers_are_added_and_stay_after_a_restart(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_events, "_SILENCE_SECONDS", 0.05)
+    heard: list[Event] = []
+    gaps: list[float] = []
+    engine = Engine(database_url)
+    for _ in range(2):
+        engine.subscribe(heard.append)
+        engine.subscribe_to_gaps(gaps.append)
+    for _ in range(2):
+        await engine.start()
+        await eventually(lambda: "afterward_events" in engine._listener._listening)
+        async with opened(database_url) as other:
+            other.publish(Event(EventType.STARTED, a_task()))
+            await eventually(lambda: len(heard) == 2)
+        await eventually(lambda: len(gaps) == 2)
+        heard.clear()
+        gaps.clear()
+        await engine.stop()
+
+
+async def test_a_careless_subscriber_and_an_unknown_event_harm_no_other(engine: Engine) -> None:
+    """A process of a newer version may send events that this one does not know."""
+
+    def careless(_: object) -> None:
+        raise LookupError
+
+    heard: list[Event] = []
+    gaps: list[float] = []
+    engine.subscribe(careless, heard.append)
+    engine.subscribe_to_gaps(careless, gaps.append)
+    tasks = [a_task(arguments="") for _ in range(4)]
+    (payload,) = EventRelay(Mock(), Mock())._payloads([Event(EventType.STARTED, t) for t in tasks])
+    sender, first, second, third, fourth = json.loads(payload)
+    second[0] = "paused"
+    third[2]["priority"] = 7
+    engine._event_relay.receive(json.dumps([sender, first, second, third, fourth]))
+    assert [event.task for event in heard] == [tasks[0], tasks[3]]
+    engine._event_relay._tell_of_gap_now(NOW)
+    assert gaps == [NOW]
+
+
 async def test_a_gap_in_the_events_is_told_when_they_arrive_again(
     engine: Engine, database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -597,7 +643,68 @@ async def test_an_event_that_cannot_be_sent_is_dropped(
     monkeypatch.setattr(engine._event_relay, "_notify", refuse)
     engine.publish(Event(EventType.STARTED, a_task()))
     await engine._event_relay.finish()
-    assert engine._event_relay._unsent == []
+    assert not engine._event_relay._unsent
+
+
+class SlowChannel:
+    """Stands for a database that takes some time to send notifications."""
+
+    def __init__(self) -> None:
+        self.is_free = asyncio.Event()
+        self.at_once = self.most_at_once = 0
+        self.sent: list[str] = []
+
+    async def notify(self, payloads: Sequence[str]) -> bool:
+        """Send the payloads once the channel is free."""
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await self.is_free.wait()
+        self.at_once -= 1
+        self.sent += [facts["id"] for p in payloads for _, _, facts in json.loads(p)[1:]]
+        return True
+
+
+async def test_events_for_a_slow_database_are_sent_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So they keep their order, and leave connections for claims and commits."""
+    monkeypatch.setattr(postgres_events, "_GATHER_SECONDS", 0.0)
+    channel = SlowChannel()
+    relay = EventRelay(channel.notify, Mock())
+    tasks = [a_task() for _ in range(5)]
+    for task in tasks:
+        relay.publish(Event(EventType.STARTED, task))
+        await asyncio.sleep(0.01)
+    channel.is_free.set()
+    await relay.finish()
+    assert channel.sent == [task.id for task in tasks]
+    assert channel.most_at_once == 1
+    relay.publish(Event(EventType.STARTED, tasks[0]))
+    await relay.finish()
+    assert channel.sent[5:] == [tasks[0].id]
+
+
+async def test_the_oldest_events_are_dropped_when_too_many_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgres_events, "_MOST_UNSENT", 3)
+    channel = SlowChannel()
+    relay = EventRelay(channel.notify, Mock())
+    tasks = [a_task() for _ in range(6)]
+    with capture_logs() as lines:
+        for task in tasks:
+            relay.publish(Event(EventType.STARTED, task))
+    assert [line["log_level"] for line in lines] == ["warning"]
+    channel.is_free.set()
+    await relay.finish()
+    assert channel.sent == [task.id for task in tasks[3:]]
+
+
+async def test_an_event_that_has_no_json_form_loses_only_itself(engine: Engine) -> None:
+    tasks = [a_task(), a_task(progress=float("nan")), a_task()]
+    events = [Event(EventType.PROGRESSED, task) for task in tasks]
+    (payload,) = engine._event_relay._payloads(events)
+    assert [facts["id"] for _, _, facts in json.loads(payload)[1:]] == [tasks[0].id, tasks[2].id]
 
 
 async def test_an_event_that_waits_to_be_sent_holds_no_arguments_and_no_history(
@@ -647,7 +754,7 @@ async def test_no_notification_is_sent_while_no_other_process_listens(
     engine.publish(Event(EventType.STARTED, a_task()))
     await engine._event_relay.finish()
     engine.publish(Event(EventType.STARTED, a_task()))
-    assert engine._event_relay._unsent == []
+    assert not engine._event_relay._unsent
 
     heard: list[Event] = []
     async with another(database_url, heard):

@@ -35,6 +35,13 @@ async def refusal(url: str) -> str:
     return message
 
 
+async def refusal_of_migration(url: str) -> str:
+    """Make the tables in this database, which must fail, and return the reason."""
+    with pytest.raises(CannotStart) as raised:
+        await make_tables(url)
+    return str(raised.value)
+
+
 async def start_and_put_a_task(url: str) -> None:
     engine = open_engine(url)
     await engine.start()
@@ -145,6 +152,34 @@ async def test_a_role_that_may_not_make_tables_is_refused_the_migration(
     assert "make_tables" in await refusal(empty_url)
 
 
+async def test_a_role_without_rights_on_the_tables_is_refused(
+    postgres: Postgres, empty_url: str
+) -> None:
+    await make_tables(empty_url)
+    postgres.sql(f"CREATE ROLE limited LOGIN PASSWORD '{PASSWORD}'")
+    message = await refusal(empty_url.replace("//afterward", "//limited"))
+    assert "refuses: permission denied for schema afterward" in message
+
+
+async def test_a_migration_that_loses_its_connection_is_refused_in_one_line(
+    postgres: Postgres, empty_url: str
+) -> None:
+    second_session = await asyncpg.connect(empty_url)
+    await second_session.execute("BEGIN; CREATE SCHEMA afterward")
+    migrating = asyncio.create_task(make_tables(empty_url))
+    end = (
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+        "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    async with asyncio.timeout(5):
+        while postgres.sql(end, empty_url) == "0":  # noqa: ASYNC110 - no event tells of a lock
+            await asyncio.sleep(0.01)
+    with pytest.raises(CannotStart, match="refuses the migration") as raised:
+        await migrating
+    assert "\n" not in str(raised.value)
+    await second_session.close()
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("setting", ["fsync", "synchronous_commit"])
 async def test_a_database_that_does_not_sync_commits_is_refused(setting: str) -> None:
@@ -175,6 +210,16 @@ async def test_a_wrong_password_is_refused_at_once(postgres: Postgres) -> None:
     message = await refusal(postgres.url(password="secret"))
     assert 'password authentication failed for user "afterward"' in message
     assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    "address", ["ada:secret@localhost:abc", "ada:secret@[::1", "ada:secret/word@localhost"]
+)
+async def test_a_url_that_cannot_be_read_is_refused_without_its_password(address: str) -> None:
+    for ask in (refusal, refusal_of_migration):
+        message = await ask(f"postgresql://{address}/queue")
+        assert "the URL of PostgreSQL cannot be read" in message
+        assert "secret" not in message
 
 
 async def test_a_missing_database_is_refused_at_once(postgres: Postgres) -> None:

@@ -32,6 +32,7 @@ from afterward.retry import Bounds
 from afterward.task import Answer, Status, Writes
 from afterward.unit_of_work import Context
 from tests.library.support import (
+    KINDS,
     LEASE,
     NOW,
     EventRecorder,
@@ -157,6 +158,13 @@ async def test_a_task_is_still_there_at_the_next_start(path: Path) -> None:
         assert await engine.get(task.id) == task
 
 
+async def test_an_old_sqlite_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 0))
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.36.0")
+    with pytest.raises(CannotStart, match=r"^SQLite 3\.37 or newer is needed, .* has 3\.36\.0$"):
+        await SQLite(path).start()
+
+
 async def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "cannot be opened" in await refusal(tmp_path / "file" / "queue.db")
@@ -166,7 +174,7 @@ async def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def pull_forward(engine: SQLite) -> Awaitable[object]:
-    return engine.pull_forward(now=NOW, longest_wait=LEASE)
+    return engine.pull_forward(kinds=KINDS, now=NOW, longest_wait=LEASE, limit=10)
 
 
 def extend(engine: SQLite) -> Awaitable[object]:

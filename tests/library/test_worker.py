@@ -12,6 +12,7 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from afterward import heartbeat as heartbeat_module
 from afterward import keep_trying as keep_trying_module
 from afterward import worker as worker_module
 from afterward.engine import Engine
@@ -537,6 +538,18 @@ async def test_progress_is_clamped_to_0_and_1(
     queue = queue_of(engine, tell, now=clock)
     task = await after_a_run(queue, await promise(queue, tell))
     assert task.progress == noted
+
+
+async def test_progress_that_is_no_number_is_refused(engine: Engine, clock: Clock) -> None:
+    """No JSON has NaN, so no client could read the task."""
+
+    async def tell(context: Context[None]) -> None:
+        await context.report_progress(float("nan"))
+
+    queue = queue_of(engine, tell, now=clock)
+    task = await after_a_run(queue, await promise(queue, tell))
+    assert (task.status, task.progress) == (Status.FAILED, None)
+    assert error_of(task)["detail"] == "progress must be a number from 0 to 1, and it is NaN"
 
 
 async def test_progress_that_cannot_be_written_is_dropped(engine: Engine, clock: Clock) -> None:
@@ -1391,6 +1404,38 @@ async def test_a_worker_goes_on_when_the_database_is_back(
         assert recorder.event_types == ["queued"]
         database.refused.clear()
         await recorder.until(EventType.SUCCEEDED)
+
+
+async def test_the_leases_do_not_wait_for_retries_that_cannot_be_pulled_forward(
+    engine: Engine, clock: Clock
+) -> None:
+    """Otherwise another worker would re-queue the tasks of a worker that lives."""
+    database = refusing(engine, "pull_forward")
+    queue = queue_of(database, wait_forever, now=clock)
+    recorder = EventRecorder(queue)
+    await promise(queue, wait_forever)
+    async with working(queue, lease=0.15):
+        await recorder.until(EventType.STARTED)
+        clock.now += LEASE
+        await asyncio.sleep(0.2)
+        assert await recover(engine, "another worker", now=clock.now + 0.1) == []
+
+
+async def test_more_retries_are_pulled_forward_than_one_statement_takes(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat_module, "PULLED_AT_ONCE", 2)
+
+    async def greet(context: Context[None]) -> None:
+        pass
+
+    queue = queue_of(engine, greet, now=clock)
+    recorder = EventRecorder(queue)
+    await put(engine, *(a_task() for _ in range(5)))
+    for task in await claim_all(engine):
+        await engine.settle(task, Outcome(Status.RETRYING, due_at=NOW + DAY), NOW)
+    async with working(queue):
+        await recorder.until(EventType.SUCCEEDED, times=5)
 
 
 async def test_a_worker_between_two_refused_claims_stops_at_once(

@@ -52,8 +52,9 @@ DATABASE_ERRORS = (
     asyncpg.InternalClientError,
 )
 # Classes of errors (PostgreSQL's documentation, appendix A) that mean a bug in a statement:
-# unsupported features, wrong cardinality, data, constraints, cursors, syntax and names.
-_STATEMENT_ERRORS = ("0A", "21", "22", "23", "24", "26", "2B", "34", "42", "44")
+# unsupported features, wrong cardinality, data, constraints, cursors, syntax and names. Class 54 is
+# a value beyond a limit of PostgreSQL, such as a text that is too long for its index.
+_STATEMENT_ERRORS = ("0A", "21", "22", "23", "24", "26", "2B", "34", "42", "44", "54")
 # Errors at start that do not go away by waiting.
 _PERMANENT_ERRORS = (
     asyncpg.InvalidAuthorizationSpecificationError,
@@ -100,7 +101,7 @@ def connection_options(url: str) -> dict[str, Any]:
 async def connect(
     url: str, *, patience: float | None = None, **changes: Any
 ) -> "asyncpg.Connection[Any]":
-    """Open a connection; `changes` replace some of the options above.
+    """Open a connection; `changes` replace some of the options of `connection_options`.
 
     Waits for a server that does not answer yet: `patience` seconds, by default PATIENCE_SECONDS.
     Raises CannotStart after that, and at once if waiting cannot help, for example after a wrong
@@ -112,16 +113,36 @@ async def connect(
             connection: asyncpg.Connection[Any] = await asyncpg.connect(
                 **connection_options(url) | changes
             )
+        except ValueError:
+            # Neither the URL nor the error is shown, because a part of the password may be in both.
+            raise CannotStart(
+                "the URL of PostgreSQL cannot be read: its port must be a number, and / ? # @ : in "
+                "a user or a password must be written as %2F %3F %23 %40 %3A"
+            ) from None
         except DATABASE_ERRORS as error:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             if isinstance(error, _PERMANENT_ERRORS):
-                raise CannotStart(f"{_place(url)} refuses: {error}") from error
+                raise CannotStart(f"{_place(url)} refuses: {in_one_line(error)}") from error
             if time.monotonic() > deadline:
                 raise CannotStart(f"{_place(url)} does not answer: {reason}") from error
             log.warning("waiting for the database", place=_place(url), error=reason)
             await asyncio.sleep(1.0)
         else:
             return connection
+
+
+@contextlib.contextmanager
+def explain_refusal(url: str) -> Iterator[None]:
+    """Raise CannotStart, with the reason in one line, for an error of the database."""
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        raise CannotStart(f"{_place(url)} refuses: {in_one_line(error)}") from error
+
+
+def in_one_line(error: Exception) -> str:
+    """Describe an error of the database without its details, which are further lines."""
+    return str(error).split("\n")[0] or type(error).__name__
 
 
 def _hosts(url: str) -> list[str]:

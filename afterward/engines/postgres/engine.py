@@ -17,8 +17,9 @@ from afterward.engines.postgres.connections import (
     Pool,
     connect,
     connection_options,
+    explain_refusal,
 )
-from afterward.engines.postgres.event_relay import CHANNEL, EventRelay
+from afterward.engines.postgres.event_relay import CHANNEL, EventRelay, GapSubscriber
 from afterward.engines.postgres.listener import ListeningConnection
 from afterward.engines.postgres.schema import check
 from afterward.engines.postgres.statements import (
@@ -38,7 +39,7 @@ from afterward.events import Event, Subscriber
 from afterward.filter import FailureGroup, TaskFilter
 from afterward.history import error_group
 from afterward.retry import WORKER_DIED, Bounds
-from afterward.task import Backlog, Claim, Outcome, Record, Status, Task, Writes, to_json
+from afterward.task import Answer, Backlog, Claim, Outcome, Record, Status, Task, Writes, to_json
 
 
 class Postgres(Engine):
@@ -55,6 +56,8 @@ class Postgres(Engine):
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._subscribers: list[Subscriber] = []
+        self._gap_subscribers: list[GapSubscriber] = []
         self._make_parts()
 
     def _make_parts(self) -> None:
@@ -66,17 +69,22 @@ class Postgres(Engine):
         # The attempts that this process has claimed and not yet settled, by the task's id and the
         # number of the claim.
         self._held: dict[tuple[str, int], Task] = {}
-        self._event_relay = EventRelay(self._notify, self.get)
+        self._event_relay = EventRelay(
+            self._notify, self.get, self._subscribers, self._gap_subscribers
+        )
         self._listener = ListeningConnection(
             lambda: asyncpg.connect(**connection_options(self._url))
         )
+        if self._subscribers:
+            self._listen_for_events()
 
     async def start(self) -> None:
         self._make_parts()
         connection = await connect(self._url)
         try:
-            await check(connection)
-            await self._pool.open()
+            with explain_refusal(self._url):
+                await check(connection)
+                await self._pool.open()
         except BaseException:
             # A step failed, or the start was cancelled. The server may hang, so do not wait for it.
             connection.terminate()
@@ -116,19 +124,30 @@ class Postgres(Engine):
         ):
             # 1. Refuse units that remove a record which does not exist.
             missing = await statements.lock_records_to_remove(session, units)
+            pairs = [*zip(units, missing, strict=True)]
             # 2. Of the others, refuse those with an idempotency key that is in use.
-            answers = [
-                writes.answer if error is None else None
-                for writes, error in zip(units, missing, strict=True)
-            ]
+            answers = [None if error else writes.answer for writes, error in pairs]
             taken = await statements.insert_answers(session, answers)
-            # 3. Write the rest.
-            refusals = [first or second for first, second in zip(missing, taken, strict=True)]
+            # 3. The first ones may be repeated requests: the record is missing because the first
+            #    request has removed it. They are refused because of their key.
+            answers = [writes.answer if error else None for writes, error in pairs]
+            repeated = await statements.find_taken_keys(session, answers)
+            # 4. Write the rest.
+            refusals = [
+                first or second or third
+                for first, second, third in zip(repeated, missing, taken, strict=True)
+            ]
             accepted = [
                 writes for writes, refusal in zip(units, refusals, strict=True) if refusal is None
             ]
             await statements.write(session, accepted)
         return refusals
+
+    async def check_key(self, answer: Answer) -> None:
+        async with self._pool.session(reads_only=True) as session:
+            (key_taken,) = await statements.find_taken_keys(session, [answer])
+        if key_taken is not None:
+            raise key_taken
 
     async def put_through(self, connection: object, task: Task) -> None:
         await insert_through(connection, task)
@@ -380,9 +399,14 @@ class Postgres(Engine):
             self._tasks_added.set()
         return piece
 
-    async def pull_forward(self, *, now: float, longest_wait: float) -> None:
+    async def pull_forward(
+        self, *, kinds: Sequence[str], now: float, longest_wait: float, limit: int
+    ) -> int:
         async with self._pool.session() as session:
-            await session.execute(statements.PULL_FORWARD, now, timedelta(seconds=longest_wait))
+            command_tag = await session.execute(
+                statements.PULL_FORWARD, list(kinds), now, timedelta(seconds=longest_wait), limit
+            )
+        return statements.row_count(command_tag)
 
     async def wait_for_tasks(self, at_most: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -517,13 +541,16 @@ class Postgres(Engine):
         self._event_relay.publish(event)
 
     def subscribe(self, *subscribers: Subscriber) -> None:
-        self._event_relay.subscribe(subscribers)
+        self._subscribers += subscribers
+        self._listen_for_events()
+
+    def subscribe_to_gaps(self, *subscribers: GapSubscriber) -> None:
+        self._gap_subscribers += subscribers
+
+    def _listen_for_events(self) -> None:
         self._listener.listen(
             CHANNEL, receive=self._event_relay.receive, on_gap=self._event_relay.tell_of_gap
         )
-
-    def subscribe_to_gaps(self, *subscribers: Callable[[float], None]) -> None:
-        self._event_relay.subscribe_to_gaps(subscribers)
 
     async def _notify(self, payloads: Sequence[str]) -> bool:
         async with self._pool.session(reads_only=True) as session:

@@ -5,18 +5,21 @@ import json
 import math
 import time
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
 from afterward.errors import QueueError
-from afterward.events import Event, EventType, Subscriber
+from afterward.events import Event, EventType, Subscriber, tell
 from afterward.task import TASK_FIELDS, Status, Task, to_json
 
 CHANNEL = "afterward_events"
 _MAX_BYTES = 7999  # of a payload, because PostgreSQL requires less than 8,000
 _GATHER_SECONDS = 0.02  # to wait for further events that can share a notification
+_MOST_UNSENT = 10_000  # events, while the database is slow; then the oldest are dropped
 _SILENCE_SECONDS = 1.0  # to send nothing after no other process was listening
 _UNSENT_FIELDS = {"arguments", "history"}  # they can be long, and no subscriber reads them
 _SENT_FIELDS = tuple(name for name in TASK_FIELDS if name not in _UNSENT_FIELDS)
@@ -30,7 +33,7 @@ class EventRelay:
     """Sends the events of this process to the others, and passes theirs on to its subscribers.
 
     `notify` sends payloads to the channel, and returns whether another process listens. `read`
-    returns the task with an id.
+    returns the task with an id. The lists of subscribers belong to the caller, who may add some.
 
     A payload is JSON: the id of the sender, and then events. Each event is a list of its type, the
     duration of the attempt in seconds, and the fields of the task that are not None:
@@ -42,14 +45,18 @@ class EventRelay:
         self,
         notify: Callable[[Sequence[str]], Awaitable[bool]],
         read: Callable[[str], Awaitable[Task]],
+        subscribers: Sequence[Subscriber] = (),
+        gap_subscribers: Sequence[GapSubscriber] = (),
     ) -> None:
         self._notify = notify
         self._read = read
         self._sender_id = uuid.uuid4().hex
-        self._unsent: list[Event] = []
+        self._subscribers = subscribers
+        self._gap_subscribers = gap_subscribers
+        self._unsent: deque[Event] = deque(maxlen=_MOST_UNSENT)
+        self._is_sending = False
+        self._has_dropped = False
         self._silent_until = -math.inf
-        self._subscribers: tuple[Subscriber, ...] = ()
-        self._gap_subscribers: tuple[GapSubscriber, ...] = ()
         self._gap: tuple[float, asyncio.TimerHandle] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -61,17 +68,14 @@ class EventRelay:
             return
         # Release the fields that are not sent now, because they may be large.
         short = replace(event.task, arguments="", history=None)
+        drops = len(self._unsent) == _MOST_UNSENT
         self._unsent.append(replace(event, task=short))
-        if len(self._unsent) == 1:
+        if not self._is_sending:
+            self._is_sending = True
             self._run(self._send_all())
-
-    def subscribe(self, subscribers: Sequence[Subscriber]) -> None:
-        """Pass the events of other processes to these subscribers."""
-        self._subscribers = tuple(subscribers)
-
-    def subscribe_to_gaps(self, subscribers: Sequence[GapSubscriber]) -> None:
-        """Tell these subscribers of gaps. See Engine.subscribe_to_gaps."""
-        self._gap_subscribers = tuple(subscribers)
+        if drops and not self._has_dropped:
+            self._has_dropped = True
+            log.warning("the database is slow, so events for other processes are dropped")
 
     def tell_of_gap(self, since: float) -> None:
         """Tell the subscribers that events since then may be lost, as soon as events arrive again.
@@ -89,20 +93,26 @@ class EventRelay:
 
     def _tell_of_gap_now(self, since: float) -> None:
         self._gap = None
-        for subscriber in self._gap_subscribers:
-            subscriber(since)
+        tell(self._gap_subscribers, since, gap_since=since)
 
     def receive(self, payload: str) -> None:
         """Pass on the events of a payload, unless this process has sent it."""
         sender, *events = json.loads(payload)
         if sender == self._sender_id:
             return
-        for event_type, seconds, facts in events:
-            if len(facts) == 1:  # the id alone, because the task was too long to be sent
-                self._run(self._read_and_deliver(event_type, seconds, **facts))
-            else:
-                task = Task(**facts | {"status": Status(facts["status"]), "arguments": ""})
-                self._deliver(Event(EventType(event_type), task, seconds))
+        for event in events:
+            try:
+                self._receive_event(*event)
+            except (TypeError, ValueError) as error:
+                # A newer version may send types and fields that this one does not know.
+                log.debug("event dropped, it is unknown here", error=repr(error))
+
+    def _receive_event(self, event_type: str, seconds: float | None, facts: dict[str, Any]) -> None:
+        if len(facts) == 1:  # the id alone, because the task was too long to be sent
+            self._run(self._read_and_deliver(EventType(event_type), seconds, **facts))
+        else:
+            task = Task(**facts | {"status": Status(facts["status"]), "arguments": ""})
+            self._deliver(Event(EventType(event_type), task, seconds))
 
     async def finish(self) -> None:
         """Wait until all events are sent or dropped."""
@@ -116,11 +126,21 @@ class EventRelay:
         task.add_done_callback(self._tasks.discard)
 
     async def _send_all(self) -> None:
-        await asyncio.sleep(_GATHER_SECONDS)
-        events, self._unsent = self._unsent, []
+        """Send events until there are none. There is one sender, so that their order stays."""
+        try:
+            while self._unsent:
+                await asyncio.sleep(_GATHER_SECONDS)
+                events = [*self._unsent]
+                self._unsent.clear()
+                await self._send(events)
+        finally:
+            self._is_sending = False
+
+    async def _send(self, events: Sequence[Event]) -> None:
         try:
             if not await self._notify(self._payloads(events)):
                 self._silent_until = time.monotonic() + _SILENCE_SECONDS
+            self._has_dropped = False
         except QueueError as error:
             log.debug("events not sent", events=len(events), error=repr(error))
 
@@ -129,7 +149,11 @@ class EventRelay:
         beginning = f'["{self._sender_id}"'
         payloads = [beginning]
         for event in events:
-            encoded = "," + _encode(event, at_most=_MAX_BYTES - len(beginning) - len(",]"))
+            try:
+                encoded = "," + _encode(event, at_most=_MAX_BYTES - len(beginning) - len(",]"))
+            except ValueError as error:  # a number that JSON does not have
+                log.warning("event not sent", task_id=event.task.id, error=repr(error))
+                continue
             if len(payloads[-1]) + len(encoded) + len("]") > _MAX_BYTES:
                 payloads.append(beginning)
             payloads[-1] += encoded
@@ -137,18 +161,17 @@ class EventRelay:
 
     async def _read_and_deliver(
         self,
-        event_type: str,
+        event_type: EventType,
         seconds: float | None,
         id: str,  # noqa: A002 - the name of the task's field
     ) -> None:
         try:
-            self._deliver(Event(EventType(event_type), await self._read(id), seconds))
+            self._deliver(Event(event_type, await self._read(id), seconds))
         except QueueError as error:
             log.debug("event dropped, its task cannot be read", task_id=id, error=repr(error))
 
     def _deliver(self, event: Event) -> None:
-        for subscriber in self._subscribers:
-            subscriber(event)
+        tell(self._subscribers, event, task_id=event.task.id, event_type=event.type)
 
 
 def _encode(event: Event, *, at_most: int) -> str:

@@ -1,12 +1,19 @@
 """Creates PostgreSQL's tables, and checks them at every start."""
 
+import contextlib
 from importlib.resources import files
 from typing import Any
 
 import asyncpg
 import structlog
 
-from afterward.engines.postgres.connections import MIGRATION_PATIENCE_SECONDS, connect
+from afterward.engines.postgres.connections import (
+    CLOSE_SECONDS,
+    DATABASE_ERRORS,
+    MIGRATION_PATIENCE_SECONDS,
+    connect,
+    in_one_line,
+)
 from afterward.errors import CannotStart, TablesMissing
 
 SCHEMA = "afterward"
@@ -50,10 +57,11 @@ async def migrate(url: str) -> None:
                 script = files("afterward.engines.postgres").joinpath("schema.sql").read_text()
                 await connection.execute(script)
         log.info("migrated", schema=SCHEMA, version=SCHEMA_VERSION)
-    except asyncpg.PostgresError as error:
-        raise CannotStart(f"the database refuses the migration: {error}") from error
+    except DATABASE_ERRORS as error:
+        raise CannotStart(f"the database refuses the migration: {in_one_line(error)}") from error
     finally:
-        await connection.close()
+        with contextlib.suppress(*DATABASE_ERRORS):
+            await connection.close(timeout=CLOSE_SECONDS)
 
 
 async def _version(connection: "asyncpg.Connection[Any]") -> int:

@@ -65,11 +65,13 @@ CREATE INDEX tasks_retrying ON afterward.tasks (client, updated_at) WHERE status
 -- For the filters of list_tasks. In each index, the tasks with equal values are sorted by id, which
 -- is the order of a page.
 CREATE INDEX tasks_by_state ON afterward.tasks (client, kind, status, id);
-CREATE INDEX tasks_by_error ON afterward.tasks (client, kind, error_group, id) WHERE status = 'failed';
+CREATE INDEX tasks_by_error ON afterward.tasks (client, kind, error_group, id)
+    WHERE status = 'failed';
 -- The client is '' if the app does not tell its clients apart.
 CREATE INDEX tasks_by_client ON afterward.tasks (client, id) WHERE client <> '';
 CREATE INDEX tasks_about ON afterward.tasks (client, about, id) WHERE about IS NOT NULL;
-CREATE INDEX tasks_by_request ON afterward.tasks (client, request_id, id) WHERE request_id IS NOT NULL;
+CREATE INDEX tasks_by_request ON afterward.tasks (client, request_id, id)
+    WHERE request_id IS NOT NULL;
 -- Also for count_batch and list_batches.
 CREATE INDEX tasks_by_batch ON afterward.tasks (client, batch_id, id) WHERE batch_id IS NOT NULL;
 

@@ -1,7 +1,6 @@
 """The SQL statements of the PostgreSQL engine. Each function runs in the session of its caller."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
@@ -13,12 +12,15 @@ from afterward.retry import MAX_CRASHES, Bounds
 from afterward.task import (
     ANSWERS_LIVE_SECONDS,
     FINISHED,
+    NEW_TASK_FIELDS,
+    RECORD_FIELDS,
     TASK_FIELDS,
     Answer,
     Outcome,
     Record,
     Task,
     Writes,
+    body_of_record,
     restore_task,
     to_json,
 )
@@ -33,12 +35,7 @@ TASK_COLUMNS = ", ".join(f"tasks.{column}" for column in TASK_FIELDS)
 SHORT_COLUMNS = TASK_COLUMNS.replace("tasks.arguments", "'' AS arguments").replace(
     "tasks.history", "NULL AS history"
 )
-# The columns of a new task. The others have their default values.
-_NEW_COLUMNS = (
-    *("id", "kind", "arguments", "request_id", "trace_context", "about", "client"),
-    *("batch_id", "status", "max_attempts", "gives_up_at", "created_at", "updated_at", "due_at"),
-)
-RECORD_COLUMNS = "collection, client, id, body, created_at"
+RECORD_COLUMNS = ", ".join(RECORD_FIELDS)
 _ANSWER_COLUMNS = "key, fingerprint, body, location, created_at"
 
 # Claim due tasks, and re-queue crashed tasks. Parameters:
@@ -166,19 +163,19 @@ OLDEST = f"""
     )
 """
 
-# Make retries due that would have to wait for longer than $2, a wait that no retry policy asks for:
-# the clock of the database was set back. $1 is the time by the clock of the worker's process.
-# Queued tasks keep their due time, because it was chosen on purpose.
-PULL_FORWARD = f"""
-    WITH RECURSIVE {_WAITING_KINDS}, far AS (
-        SELECT far.seq FROM kinds, LATERAL (
+# Make up to $4 retries of the kinds $1 due that would have to wait for longer than $3. None is
+# planned for so late a time: the clock of the database was set back. $2 is the time by the clock of
+# the worker's process. Queued tasks keep their due time, because it was chosen on purpose.
+PULL_FORWARD = """
+    WITH far AS (
+        SELECT far.seq FROM unnest($1::text[]) AS kind, LATERAL (
             SELECT seq FROM afterward.tasks
             WHERE status IN ('queued', 'retrying') AND crashes = 0 AND status = 'retrying'
-            AND tasks.kind = kinds.kind AND timed AND ready_at > now() + $2
-            FOR UPDATE SKIP LOCKED
-        ) AS far
+            AND tasks.kind = kind.kind AND timed AND ready_at > now() + $3
+            LIMIT $4 FOR UPDATE SKIP LOCKED
+        ) AS far LIMIT $4
     )
-    UPDATE afterward.tasks SET due_at = least(due_at, $1), ready_at = now()
+    UPDATE afterward.tasks SET due_at = least(due_at, $2), ready_at = now()
     FROM far WHERE tasks.seq = far.seq
 """
 
@@ -214,7 +211,7 @@ def fits_in_one_statement(units: Sequence[Writes]) -> bool:
 async def write(session: Session, units: Sequence[Writes]) -> None:
     """Insert the tasks of several units of work, write and remove their records, wake workers."""
     tasks = [task for writes in units for task in writes.tasks]
-    columns = ", ".join(_NEW_COLUMNS)
+    columns = ", ".join(NEW_TASK_FIELDS)
     for start in range(0, len(tasks), INSERT_AT_ONCE):
         chunk = tasks[start : start + INSERT_AT_ONCE]
         await session.execute(
@@ -230,7 +227,7 @@ async def write(session: Session, units: Sequence[Writes]) -> None:
                 $12::float8[], $13::float8[], $14::float8[])
             AS new ({columns})
             """,
-            *zip(*map(attrgetter(*_NEW_COLUMNS), chunk), strict=True),
+            *zip(*map(attrgetter(*NEW_TASK_FIELDS), chunk), strict=True),
         )
     if removed := {record_key(record) for writes in units for record in writes.removed}:
         await session.execute(
@@ -312,7 +309,6 @@ async def insert_answers(
     #    deadlock. An answer from more than 24 hours ago is replaced.
     first = {answer.key: answer for answer in reversed(answers) if answer is not None}
     inserted: set[str] = set()
-    earlier: dict[str, Answer] = {}
     if first:
         rows = await session.fetch(
             f"""
@@ -328,11 +324,7 @@ async def insert_answers(
         )
         inserted = {row["key"] for row in rows}
     # 2. Read the stored answers of the keys that were not inserted.
-    if taken := first.keys() - inserted:
-        rows = await session.fetch(
-            f"SELECT {_ANSWER_COLUMNS} FROM afterward.answers WHERE key = ANY($1)", list(taken)
-        )
-        earlier = {row["key"]: Answer(**row) for row in rows}
+    earlier = await _read_answers(session, first.keys() - inserted)
 
     def refusal(answer: Answer | None) -> KeyTaken | None:
         if answer is None or (answer.key in inserted and first[answer.key] is answer):
@@ -340,6 +332,34 @@ async def insert_answers(
         return KeyTaken(earlier.get(answer.key, first[answer.key]))
 
     return [refusal(answer) for answer in answers]
+
+
+async def find_taken_keys(
+    session: Session, answers: Sequence[Answer | None]
+) -> list[KeyTaken | None]:
+    """Return KeyTaken for each answer with a key that is in use, and None for the others."""
+    stored = await _read_answers(session, {answer.key for answer in answers if answer is not None})
+
+    def is_taken(answer: Answer) -> bool:
+        earlier = stored.get(answer.key)
+        return earlier is not None and (
+            earlier.created_at >= answer.created_at - ANSWERS_LIVE_SECONDS
+        )
+
+    return [
+        KeyTaken(stored[answer.key]) if answer is not None and is_taken(answer) else None
+        for answer in answers
+    ]
+
+
+async def _read_answers(session: Session, keys: Collection[str]) -> dict[str, Answer]:
+    """Return the stored answers of these keys, by their keys."""
+    if not keys:
+        return {}
+    rows = await session.fetch(
+        f"SELECT {_ANSWER_COLUMNS} FROM afterward.answers WHERE key = ANY($1)", list(keys)
+    )
+    return {row["key"]: Answer(**row) for row in rows}
 
 
 async def end_attempts(
@@ -499,7 +519,7 @@ async def lock_record(session: Session, record: Record) -> Record:
 
 def to_record(row: Row) -> Record:
     """Make a Record from a row with RECORD_COLUMNS."""
-    return Record(**{**row, "body": json.loads(row["body"])})
+    return Record(**{**row, "body": body_of_record(row["body"])})
 
 
 def row_count(command_tag: str) -> int:

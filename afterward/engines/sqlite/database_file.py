@@ -16,7 +16,17 @@ SCHEMA_VERSION = 1
 # "AFTW" in ASCII: marks the files of this project. Files from before the first release lack it,
 # and have other tables.
 APPLICATION_ID = 0x41465457
+OLDEST_SQLITE = (3, 37)  # has STRICT tables
 LOCKED_SECONDS = 1.0  # how long a statement waits while another program locks the database
+
+
+def check_version() -> None:
+    """Raise CannotStart if this Python has an older SQLite than the tables need."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        raise CannotStart(
+            f"SQLite {oldest} or newer is needed, and this Python has {sqlite3.sqlite_version}"
+        )
 
 
 def lock(path: Path) -> int:

@@ -17,6 +17,7 @@ from afterward.engines.sqlite.damage_check import BackgroundCheck
 from afterward.engines.sqlite.database_file import (
     SCHEMA_VERSION,
     check_database,
+    check_version,
     lock,
     open_database,
     open_for_searches,
@@ -37,6 +38,7 @@ from afterward.retry import Bounds
 from afterward.task import (
     GIVEN_UP,
     WAITING,
+    Answer,
     Backlog,
     Claim,
     Outcome,
@@ -73,6 +75,7 @@ class SQLite(Engine):
         self._tasks_added = asyncio.Event()
 
     async def start(self) -> None:
+        check_version()
         self._tasks_added = asyncio.Event()
         self._lock = lock(self._path)
         async with contextlib.AsyncExitStack() as after_an_error:
@@ -140,6 +143,9 @@ class SQLite(Engine):
                 await self._commits.run_merged(statements.insert_tasks, task)
             case _:
                 await self._commits.run(lambda connection: statements.put(connection, writes))
+
+    async def check_key(self, answer: Answer) -> None:
+        await self._commits.run(lambda connection: statements.check_key(connection, answer))
 
     async def put_through(self, connection: object, task: Task) -> None:  # noqa: ARG002
         raise RuntimeError(
@@ -390,11 +396,13 @@ class SQLite(Engine):
             )
         )
 
-    async def pull_forward(self, *, now: float, longest_wait: float) -> None:
-        def pull_forward(connection: sqlite3.Connection) -> None:
-            connection.execute(statements.PULL_FORWARD, {"now": now, "latest": now + longest_wait})
-
-        await self._commits.run(pull_forward)
+    async def pull_forward(
+        self, *, kinds: Sequence[str], now: float, longest_wait: float, limit: int
+    ) -> int:
+        values = {"kinds": to_json(kinds), "now": now, "latest": now + longest_wait, "limit": limit}
+        return await self._commits.run(
+            lambda connection: connection.execute(statements.PULL_FORWARD, values).rowcount
+        )
 
     async def wait_for_tasks(self, at_most: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -59,15 +59,16 @@ CREATE INDEX tasks_by_error ON tasks (client, kind, error_group, id) WHERE statu
 CREATE INDEX tasks_by_client ON tasks (client, id) WHERE client <> '';
 CREATE INDEX tasks_about ON tasks (client, about, id) WHERE about IS NOT NULL;
 CREATE INDEX tasks_by_request ON tasks (client, request_id, id) WHERE request_id IS NOT NULL;
--- Also for count_batch and list_batches. The status is not in the index: a look-up of each task costs
--- less than an update of the index at each change of a status.
+-- Also for count_batch and list_batches. The status is not in the index: a look-up of each task
+-- costs less than an update of the index at each change of a status.
 CREATE INDEX tasks_by_batch ON tasks (client, batch_id, id) WHERE batch_id IS NOT NULL;
 
 -- The number of tasks in each status. Triggers keep it, because counting a million rows would take
 -- too long.
 CREATE TABLE counts (status TEXT PRIMARY KEY, tasks INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 INSERT INTO counts VALUES
-    ('queued', 0), ('running', 0), ('retrying', 0), ('succeeded', 0), ('failed', 0), ('cancelled', 0);
+    ('queued', 0), ('running', 0), ('retrying', 0),
+    ('succeeded', 0), ('failed', 0), ('cancelled', 0);
 
 CREATE TRIGGER count_insert AFTER INSERT ON tasks BEGIN
     UPDATE counts SET tasks = tasks + 1 WHERE status = new.status;
@@ -81,7 +82,8 @@ CREATE TRIGGER count_update AFTER UPDATE OF status ON tasks WHEN old.status <> n
 END;
 
 -- The number of tasks in each status that retention has removed from a batch. The rows are kept
--- until retention removes the last task of the batch, so count_batch still counts the removed tasks.
+-- until retention removes the last task of the batch, so count_batch still counts the removed
+-- tasks.
 CREATE TABLE removed (
     batch_id TEXT    NOT NULL,
     client   TEXT    NOT NULL,

@@ -1,6 +1,5 @@
 """The SQL statements of the SQLite engine. Each function runs in the transaction of its caller."""
 
-import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +16,8 @@ from afterward.retry import MAX_CRASHES, WORKER_DIED
 from afterward.task import (
     ANSWERS_LIVE_SECONDS,
     FINISHED,
+    NEW_TASK_FIELDS,
+    RECORD_FIELDS,
     TASK_FIELDS,
     WAITING,
     Answer,
@@ -25,6 +26,7 @@ from afterward.task import (
     Status,
     Task,
     Writes,
+    body_of_record,
     restore_task,
     to_json,
 )
@@ -34,24 +36,7 @@ TASK_COLUMNS = ", ".join(TASK_FIELDS)
 SHORT_COLUMNS = TASK_COLUMNS.replace("arguments", "'' AS arguments").replace(
     "history", "NULL AS history"
 )
-RECORD_COLUMNS = "collection, client, id, body, created_at"
-# The columns of a new task. The others have their default values.
-_NEW_COLUMNS = (
-    "id",
-    "kind",
-    "arguments",
-    "request_id",
-    "trace_context",
-    "about",
-    "client",
-    "batch_id",
-    "status",
-    "max_attempts",
-    "gives_up_at",
-    "created_at",
-    "updated_at",
-    "due_at",
-)
+RECORD_COLUMNS = ", ".join(RECORD_FIELDS)
 
 
 def status_list(statuses: Iterable[Status]) -> str:
@@ -92,15 +77,16 @@ OLDEST = f"""
     )
 """
 
-# Make retries due that have a due time after :latest. For example, at 12:00:00 a retry is planned
-# for 12:00:30, and then the clock is set back to 11:00:00: the retry would wait for more than an
-# hour. Queued tasks keep their due time, because it was chosen on purpose.
+# Make up to :limit retries of the :kinds due that have a due time after :latest. For example, at
+# 12:00:00 a retry is planned for 12:00:30, and then the clock is set back to 11:00:00: the retry
+# would wait for more than an hour. Queued tasks keep their due time, because it was chosen on
+# purpose.
 PULL_FORWARD = f"""
-    WITH RECURSIVE {_WAITING_KINDS}
     UPDATE tasks SET due_at = :now WHERE seq IN (
-        SELECT seq FROM kinds CROSS JOIN tasks INDEXED BY tasks_due
-        WHERE {_WAITS} AND status = 'retrying' AND tasks.kind = kinds.kind AND timed = 1
+        SELECT seq FROM json_each(:kinds) AS kinds CROSS JOIN tasks INDEXED BY tasks_due
+        WHERE {_WAITS} AND status = 'retrying' AND tasks.kind = kinds.value AND timed = 1
         AND due_at > :latest
+        LIMIT :limit
     )
 """
 
@@ -208,11 +194,11 @@ def insert_tasks(connection: sqlite3.Connection, tasks: Sequence[Task]) -> list[
 
 @cache
 def _insertion(tasks: int) -> str:
-    row = f"({', '.join('?' * len(_NEW_COLUMNS))})"
-    return f"INSERT INTO tasks ({', '.join(_NEW_COLUMNS)}) VALUES {', '.join([row] * tasks)}"
+    row = f"({', '.join('?' * len(NEW_TASK_FIELDS))})"
+    return f"INSERT INTO tasks ({', '.join(NEW_TASK_FIELDS)}) VALUES {', '.join([row] * tasks)}"
 
 
-_new_values: Callable[[Task], Row] = attrgetter(*_NEW_COLUMNS)
+_new_values: Callable[[Task], Row] = attrgetter(*NEW_TASK_FIELDS)
 
 
 def settle(
@@ -284,6 +270,8 @@ def put(connection: sqlite3.Connection, writes: Writes) -> None:
 
     Raises KeyTaken, and RecordNotFound if a record that is to be removed does not exist.
     """
+    if writes.answer is not None:
+        check_key(connection, writes.answer)
     for record in writes.removed:
         found = connection.execute(
             "SELECT 1 FROM records WHERE collection = ? AND client = ? AND id = ?",
@@ -295,9 +283,9 @@ def put(connection: sqlite3.Connection, writes: Writes) -> None:
 
 
 def write(connection: sqlite3.Connection, writes: Writes) -> None:
-    """Write a unit of work, even if a record that is to be removed does not exist.
+    """Write a unit of work that may be written.
 
-    Raises KeyTaken.
+    Its idempotency key is not in use. A record that is to be removed may be missing.
     """
     if writes.answer is not None:
         _insert_answer(connection, writes.answer)
@@ -325,8 +313,7 @@ def delete_record(connection: sqlite3.Connection, record: Record) -> bool:
 
 
 def _insert_answer(connection: sqlite3.Connection, answer: Answer) -> None:
-    """Store the answer to an idempotent request. Raises KeyTaken if its key is in use."""
-    check_key(connection, answer)
+    """Store the answer to an idempotent request."""
     # A key is free again after 24 hours, even if retention has not removed its answer yet.
     connection.execute(
         """
@@ -450,4 +437,4 @@ def find_record(connection: sqlite3.Connection, record: Record) -> Record | None
 def to_record(row: Row) -> Record:
     """Make a Record from the columns of RECORD_COLUMNS."""
     collection, client, record_id, body, created_at = row
-    return Record(collection, client, record_id, json.loads(body), created_at)
+    return Record(collection, client, record_id, body_of_record(body), created_at)
