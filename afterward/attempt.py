@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from afterward.pauses import OutageEnd, Pauses
 from afterward.queue import Queue
 from afterward.retry import is_unexpected
 from afterward.task import WAITING, Outcome, Status, Task, to_json
+from afterward.tracing import trace_attempt
 from afterward.unit_of_work import Context
 
 OUTCOME_TRIES = 3  # the reason is in Attempt._settle
@@ -117,10 +119,10 @@ class Attempt(Generic[ToolsT]):
     async def _run_and_settle(self) -> None:
         task = self.task
         with (
-            self._queue.tracing.attempt(task) as trace_outcome,
             structlog.contextvars.bound_contextvars(
                 task_id=task.id, kind=task.kind, request_id=task.request_id
             ),
+            trace_attempt(self._queue.tracing, task) as trace_outcome,
         ):
             began = time.monotonic()
             ended = await self._run()
@@ -211,6 +213,8 @@ class Attempt(Generic[ToolsT]):
 
     async def _report_progress(self, progress: float) -> None:
         fraction = min(max(progress, 0.0), 1.0)
+        if math.isnan(fraction):
+            raise ValueError("progress must be a number from 0 to 1, and it is NaN")
         # Progress is only shown, so a database that refuses it is no reason to fail the task.
         with contextlib.suppress(QueueUnavailable):
             reported = await self._queue.engine.report(self.task, fraction, self._queue.now())

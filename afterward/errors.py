@@ -1,5 +1,8 @@
 """The errors of the queue and of tasks. The docstring of a QueueError is its message."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from afterward.task import Answer
 
 
@@ -83,6 +86,8 @@ class TaskError(Exception):
 
     `facts`, such as `smtp_code=550`, are stored beside `type` and `detail` in the task's error.
     """
+
+    facts: Mapping[str, int | str] = MappingProxyType({})  # if a subclass does not call __init__
 
     def __init__(self, detail: str, **facts: int | str | None) -> None:
         super().__init__(detail)

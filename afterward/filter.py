@@ -4,9 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from afterward.bulk import Action
-from afterward.task import Status, lowest_id
-
-MOST_ABOUT = 255  # characters of a task's `about` that are stored
+from afterward.task import Status, lowest_id, storable_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +76,10 @@ class TaskFilter:
 
         `after` is the last id of the page before it.
         """
-        # An id has the millisecond of its task. A task of the same millisecond as `until` can be
-        # created before it, so go on to the next one; and to the second, because 1 ms more can be
-        # rounded to the same millisecond.
+        # An id only has the millisecond of its task. A task in the same millisecond as `until` may
+        # have been created before `until`, so the bound must be in a later millisecond. Adding 1 ms
+        # is not enough, because the sum may be rounded down to the same millisecond. So add 2 ms.
+        # The condition on `created_at` leaves out the rest.
         until = None if self.until is None else lowest_id(self.until + 0.002)
         return min(filter(None, (after, until)), default=None)
 
@@ -95,11 +94,5 @@ class FailureGroup:
 
 
 def storable_about(value: object) -> str | None:
-    """Return the text to store as `about`, of at most MOST_ABOUT characters.
-
-    PostgreSQL stores no NUL, and neither database stores half of a surrogate pair.
-    """
-    if value is None:
-        return None
-    text = str(value)[:MOST_ABOUT].replace("\0", "")
-    return text.encode(errors="replace").decode()
+    """Return the text to store as `about`. See storable_text."""
+    return None if value is None else storable_text(str(value))

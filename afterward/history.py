@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from afterward.task import Task, to_json
+from afterward.task import Task, storable_text, to_json
 
 MOST_KEPT = 20  # of the failed attempts of a task, the newest
 # Characters of JSON. The type and the text of an error, at most 1,000 characters, always fit. The
@@ -25,9 +25,12 @@ def error_group(error: str | None) -> str | None:
 
 
 def group_of(described: Mapping[str, Any]) -> str:
-    """Return the type of an error, with its SMTP code if it has one: `PermanentError 550`."""
+    """Return the type of an error, with its SMTP code if it has one: `PermanentError 550`.
+
+    An index has the groups, so a long one is cut.
+    """
     kind, code = described.get("type", _UNKNOWN), described.get("smtp_code")
-    return f"{kind}" if code is None else f"{kind} {code}"
+    return storable_text(f"{kind}" if code is None else f"{kind} {code}")
 
 
 def error_type(error: str) -> str:
@@ -39,7 +42,7 @@ def _described(error: str) -> dict[str, Any]:
     """Parse a stored error. A damaged one has no type."""
     try:
         described = json.loads(error)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return described if isinstance(described, dict) else {}
 
@@ -82,6 +85,6 @@ def failed_attempts(history: str | None) -> list[Any]:
     """
     try:
         attempts = json.loads(history or "[]")
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return attempts[-MOST_KEPT:] if isinstance(attempts, list) else []

@@ -9,12 +9,14 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from afterward.backlog_limit import BacklogLimit
 from afterward.bulk import SLICE, Action, Slice
+from afterward.circuit_breaker import LONGEST_PAUSE_SECONDS
 from afterward.engine import Engine
+from afterward.errors import BacklogFull
 from afterward.events import Events, EventType
 from afterward.filter import TaskFilter
 from afterward.registry import Registry
 from afterward.retry import Bounds, RetryPolicy
-from afterward.task import Answer, Task, Writes
+from afterward.task import Answer, Task, Writes, storable_text
 from afterward.tracing import NO_TRACING, Tracing
 from afterward.unit_of_work import Context, UnitOfWork
 
@@ -55,14 +57,15 @@ class Queue(Generic[ToolsT]):
     def collect(self, request_id: str | None = None, client: str = "") -> UnitOfWork[ToolsT]:
         """Return an empty unit of work, to be committed with `commit`.
 
-        Its tasks belong to `client`, and their log lines name `request_id`.
+        Its tasks belong to `client`, and their log lines name `request_id`, up to its 255th
+        character.
         """
         return UnitOfWork(
             self.registry,
             policy_of=self.policy_of,
             now=self.now,
             trace_context=self.tracing.trace_context,
-            request_id=request_id,
+            request_id=None if request_id is None else storable_text(request_id),
             client=client,
         )
 
@@ -87,9 +90,9 @@ class Queue(Generic[ToolsT]):
 
     @property
     def longest_wait(self) -> float:
-        """The longest wait before a retry, in seconds, that any policy gives."""
+        """The longest wait before a retry, in seconds, that a policy or a pause gives."""
         policies = [self.policy, *map(self.policy_of, self.registry)]
-        return max(policy.maximum for policy in policies)
+        return max(LONGEST_PAUSE_SECONDS, *(policy.maximum for policy in policies))
 
     async def commit(self, writes: Writes) -> None:
         """Write a unit of work. When this returns, its tasks are on disk: they are promises.
@@ -100,7 +103,7 @@ class Queue(Generic[ToolsT]):
         cancellation of this call, either everything was written or nothing.
         """
         if writes.tasks or writes.records or writes.removed or writes.answer:
-            await self._backlog_limit.reserve(len(writes.tasks))
+            await self._reserve(len(writes.tasks), writes.answer)
             try:
                 await self.engine.put(writes)
             finally:
@@ -182,7 +185,7 @@ class Queue(Generic[ToolsT]):
         """
         now = self.now()
         bounds = self.policy_of(task.kind).bounds(now)
-        await self._backlog_limit.reserve(1)
+        await self._reserve(1, answer)
         try:
             task = await self.engine.retry(
                 task.id,
@@ -195,6 +198,18 @@ class Queue(Generic[ToolsT]):
             self._backlog_limit.release(1)
         self.events.emit(EventType.QUEUED, task)
         return task
+
+    async def _reserve(self, tasks: int, answer: Answer | None) -> None:
+        """Reserve places in the backlog. Raises BacklogFull.
+
+        A repeated request needs no place, so KeyTaken is raised for it even if the backlog is full.
+        """
+        try:
+            await self._backlog_limit.reserve(tasks)
+        except BacklogFull:
+            if answer is not None:
+                await self.engine.check_key(answer)
+            raise
 
     async def change_slice(
         self, task: Task, wanted: TaskFilter, *, most: int = sys.maxsize

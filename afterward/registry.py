@@ -1,11 +1,9 @@
 """The registry: the functions that may run as durable tasks, and their retry policies."""
 
-import asyncio
 import inspect
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 from afterward.filter import storable_about
 from afterward.retry import RetryPolicy
@@ -31,32 +29,6 @@ class TaskKind:
     urgent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Parameter:
-    """A parameter of a task's function: it gives its value in a call."""
-
-    name: str
-    position: int  # among the positional arguments behind the Context
-    default: Any
-
-    @classmethod
-    def of(cls, function: Function, name: str) -> Self:
-        """Look up a parameter. Raises TypeError if there is none with one value."""
-        parameters = [*inspect.signature(function).parameters.values()]
-        for position, found in enumerate(parameters[1:]):
-            if found.name == name and found.kind not in (found.VAR_POSITIONAL, found.VAR_KEYWORD):
-                is_keyword = found.kind is found.KEYWORD_ONLY
-                default = None if found.default is found.empty else found.default
-                return cls(name, sys.maxsize if is_keyword else position, default)
-        raise TypeError(f"{_name_of(function)} has no parameter `{name}` for `about`")
-
-    def value(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the value of the parameter in a call with these arguments."""
-        if self.position < len(args):
-            return args[self.position]
-        return kwargs.get(self.name, self.default)
-
-
 class Registry(Generic[ToolsT]):
     """The kinds of durable tasks, by the names of their functions.
 
@@ -68,23 +40,22 @@ class Registry(Generic[ToolsT]):
 
     def __init__(self, *kinds: Function | TaskKind) -> None:
         self._kinds: dict[str, TaskKind] = {}
-        self._about: dict[str, _Parameter] = {}
         self._signatures: dict[str, Signature] = {}
         for given in kinds:
             kind = given if isinstance(given, TaskKind) else TaskKind(given)
             name = _name_of(kind.function)
-            if not asyncio.iscoroutinefunction(kind.function):
+            if not inspect.iscoroutinefunction(kind.function):
                 raise TypeError(
                     f"{name} must be `async def`; inside it, run blocking calls with "
                     "asyncio.to_thread"
                 )
             if kind.retry is not None and not isinstance(kind.retry, RetryPolicy):
                 raise TypeError(f"{name}: retry must be a RetryPolicy")
-            if kind.about is not None:
-                self._about[name] = _Parameter.of(kind.function, kind.about)
             if self._kinds.setdefault(name, kind) != kind:
                 raise TypeError(f"two tasks are named {name}")
-            self._signatures[name] = Signature(kind.function)
+            self._signatures[name] = signature = Signature(kind.function)
+            if kind.about is not None and kind.about not in signature.defaults:
+                raise TypeError(f"{name} has no parameter `{kind.about}` for `about`")
         self.urgent = frozenset(name for name, kind in self._kinds.items() if kind.urgent)
         """The kinds whose tasks begin before the tasks of other kinds."""
 
@@ -109,8 +80,10 @@ class Registry(Generic[ToolsT]):
 
     def about(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """Return the text to store as `about` for a call of this kind, or None."""
-        parameter = self._about.get(name)
-        return None if parameter is None else storable_about(parameter.value(args, kwargs))
+        about = self._kinds[name].about
+        if about is None:
+            return None
+        return storable_about(self._signatures[name].argument(about, args, kwargs))
 
     def policy(self, name: str) -> RetryPolicy | None:
         """Return the retry policy of this kind; None if it has none of its own, or is unknown."""

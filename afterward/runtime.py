@@ -54,7 +54,10 @@ class Afterward(Generic[ToolsT]):
     `retention_failed_days`. With `max_backlog` unfinished tasks, new ones are refused. `tracing`
     may be an `OpenTelemetry` of `afterward.opentelemetry`, which traces requests and their tasks.
 
-    Each change of a task is logged. A task that fails for good is logged at level ERROR.
+    Each change of a task is logged, if the level of Python's root logger allows it: at DEBUG when
+    it is queued, starts or reports progress; at INFO when it succeeds, is cancelled, or is run now
+    on request; at WARNING when an attempt fails or is interrupted; at ERROR when the task fails for
+    good. Python's default is WARNING, so call `logging.basicConfig(level=logging.INFO)`.
     """
 
     def __init__(  # noqa: PLR0913 -- keyword-only settings

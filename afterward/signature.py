@@ -42,9 +42,9 @@ class Signature:
     """The function of a task, and the types of its parameters after the context.
 
     The annotations are resolved once, here. If an annotation is JSON already, such as `str` or
-    `dict[str, int]`, its arguments are stored and passed on as they are, at no cost. So are they if
-    there is no annotation, or if pydantic does not know the type. Raises TypeError if an annotation
-    cannot be resolved, or if the function takes no context.
+    `dict[str, int]`, its arguments are stored and passed on as JSON has them: a tuple comes back as
+    a list. So are they if there is no annotation, or if pydantic does not know the type. Raises
+    TypeError if an annotation cannot be resolved, or if the function takes no context.
 
     The parameters of a decorated function are those of the function inside, if the decorator passes
     on `*args` and `**kwargs`. A decorator that adds an argument must set `__signature__`.
@@ -52,6 +52,8 @@ class Signature:
 
     def __init__(self, function: Function) -> None:
         self.function = function
+        self.defaults: dict[str, Any] = {}
+        """The default of each parameter but `*args` and `**kwargs`; None if it has none."""
         self._positional: list[_Parameter] = []
         self._named: dict[str, _Parameter] = {}
         self._more_positional = self._more_named = _Parameter("")  # for *args and **kwargs
@@ -63,17 +65,24 @@ class Signature:
         """Return the arguments of a call as JSON.
 
         Raises TypeError if an argument has no JSON form; ValueError for NaN and infinities, for an
-        argument that does not fit its annotation, and for one that the worker would not get back
-        unchanged, such as a SecretStr. The message names the task and the argument, and does not
-        show the value, which may be secret.
+        argument that does not fit its annotation, and for one that its annotated type would not
+        restore unchanged, such as a SecretStr. The message names the task and the argument, and
+        does not show the value, which may be secret.
         """
         if self.takes_json:
             try:
-                return to_json({"args": args, "kwargs": kwargs})
+                return to_strict_json({"args": args, "kwargs": kwargs})
             except (TypeError, ValueError, RecursionError):
                 pass  # to name the argument, encode each for itself
         args, kwargs = self._convert(self._encode_argument, args, kwargs)
         return to_json({"args": args, "kwargs": kwargs})
+
+    def argument(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the value of a parameter in a call with these arguments."""
+        for parameter, value in zip(self._positional, args, strict=False):
+            if parameter.name == name:
+                return value
+        return kwargs.get(name, self.defaults[name])
 
     def decode(self, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Return the arguments of a call from their JSON values.
@@ -92,6 +101,7 @@ class Signature:
         elif given.kind is given.VAR_KEYWORD:
             self._more_named = parameter
         else:
+            self.defaults[given.name] = None if given.default is given.empty else given.default
             if given.kind is not given.KEYWORD_ONLY:
                 self._positional.append(parameter)
             if given.kind is not given.POSITIONAL_ONLY:
@@ -113,7 +123,7 @@ class Signature:
         try:
             if parameter.adapter is not None:
                 return _to_json_value(parameter.adapter, value)
-            to_json(value)
+            to_strict_json(value)
         except Exception as error:  # noqa: BLE001 -- a validator may raise any error
             kind = TypeError if isinstance(error, TypeError) else ValueError
             reason = _explain(error, parameter) + self._advice(parameter, value)
@@ -145,6 +155,24 @@ class Signature:
             f"{self.function.__name__}: the stored argument `{parameter.name}` does not fit: "
             f"{reason}"
         )
+
+
+def to_strict_json(value: object) -> str:
+    """Return JSON as `to_json` does, but raise TypeError for a dict key that is not a str.
+
+    JSON has no other keys. `json` makes a str of a number, so 1 and "1" would become one key.
+    """
+    encoded = to_json(value)  # first, because it refuses a value that contains itself
+    rest = [value]
+    for part in rest:
+        if isinstance(part, dict):
+            for key in part:
+                if not isinstance(key, str):
+                    raise TypeError(f"a dict key of type {type(key).__name__} has no JSON form")
+            rest += part.values()
+        elif isinstance(part, list | tuple):
+            rest += part
+    return encoded
 
 
 def _resolved_parameters(function: Function) -> list[inspect.Parameter]:

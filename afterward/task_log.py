@@ -59,8 +59,10 @@ class TaskLog:
         # The worker logs the outage itself: when it begins, once a minute, and when it ends.
         if isinstance(error, ServiceUnavailable):
             return logging.DEBUG
-        # The detail is no part of the cause, because it may name the recipient of the mail.
-        cause = (task.kind, type(error).__name__, *map(str, error.facts.values()))
+        # The stored error, because the `facts` of a subclass may be any object. The detail is no
+        # part of the cause, because it may name the recipient of the mail.
+        stored = _error_of(task) | {"detail": None}
+        cause = (task.kind, *map(str, stored.values()))
         if counted := self._deferrals.get(cause):
             counted.add(task)
             return logging.DEBUG

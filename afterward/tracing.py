@@ -6,15 +6,22 @@ with the request, the trace context of the request is stored with each of its ta
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Protocol
+
+import structlog
 
 from afterward.task import Outcome, Task
 
+log = structlog.get_logger(__name__)
+
 
 class Tracing(Protocol):
-    """Connects tasks with the traces of a tracing system. Its methods must not raise."""
+    """Connects tasks with the traces of a tracing system.
+
+    An error that a method raises is logged, and the request or the attempt goes on without a span.
+    """
 
     @abstractmethod
     def trace_context(self) -> str | None:
@@ -47,3 +54,52 @@ def _ignore(_: Outcome) -> None:
 
 NO_TRACING = _NoTracing()
 """Traces nothing."""
+
+
+def read_trace_context(trace_context: Callable[[], str | None]) -> str | None:
+    """Return what `Tracing.trace_context` returns; None if it raises."""
+    try:
+        return trace_context()
+    except Exception as error:  # noqa: BLE001 -- it is the application's code, and may raise any error
+        _log(error)
+        return None
+
+
+@contextmanager
+def trace_attempt(tracing: Tracing, task: Task) -> Iterator[Callable[[Outcome], None]]:
+    """Surround an attempt with `tracing.attempt(task)`, whose errors do not get out.
+
+    For example, OpenTelemetry passes on an error of the application's sampler. Without the guard,
+    the attempt would never be settled. An error of the surrounded code passes as it is.
+    """
+    span = ExitStack()
+    trace_outcome: Callable[[Outcome], object] = _ignore
+    with _guarded():
+        trace_outcome = span.enter_context(tracing.attempt(task))
+
+    def trace_guarded(outcome: Outcome) -> None:
+        with _guarded():
+            trace_outcome(outcome)
+
+    try:
+        yield trace_guarded
+    except BaseException as error:
+        with _guarded():
+            span.__exit__(type(error), error, error.__traceback__)
+        raise
+    with _guarded():
+        span.close()
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    """Log an error of the tracing, and go on."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 -- as above
+        _log(error)
+
+
+def _log(error: Exception) -> None:
+    with suppress(Exception):  # the disk of the log may be full
+        log.error("the tracing fails", exc_info=error)

@@ -6,8 +6,9 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from afterward.registry import Registry
 from afterward.retry import RetryPolicy
-from afterward.task import Answer, Record, Task, Writes, new_id, to_json
-from afterward.tracing import NO_TRACING
+from afterward.signature import to_strict_json
+from afterward.task import Answer, Record, Task, Writes, new_id
+from afterward.tracing import NO_TRACING, read_trace_context
 
 P = ParamSpec("P")
 ToolsT = TypeVar("ToolsT")
@@ -50,11 +51,12 @@ class UnitOfWork(Generic[ToolsT]):
     ) -> Task:
         """Collect a call of `function`, which gets a Context and then these arguments.
 
-        Returns the task as it will be queued. The arguments are stored as JSON. For a parameter
-        that is annotated with another type, such as a pydantic model, the worker makes a value of
-        this type again. Raises TypeError if the function is not in the registry, cannot be called
-        like this, or an argument has no JSON form; ValueError for NaN and infinities, and for an
-        argument that does not fit its annotation or cannot be restored from JSON.
+        Returns the task as it will be queued. The arguments are stored as JSON, so a tuple comes
+        back as a list. For a parameter that is annotated with another type, such as a pydantic
+        model, the worker makes a value of this type again. Raises TypeError if the function is not
+        in the registry, cannot be called like this, or an argument has no JSON form, such as a dict
+        with a key that is not a str; ValueError for NaN and infinities, and for an argument that
+        does not fit its annotation or cannot be restored from JSON.
         """
         self._check_open()
         kind = self._registry.kind_of(function)
@@ -68,7 +70,7 @@ class UnitOfWork(Generic[ToolsT]):
             kind=kind,
             arguments=arguments,
             request_id=self._request_id,
-            trace_context=self._trace_context(),
+            trace_context=read_trace_context(self._trace_context),
             about=self._registry.about(kind, args, kwargs),
             batch_id=self._batch_id,
             client=self._client,
@@ -87,7 +89,7 @@ class UnitOfWork(Generic[ToolsT]):
         Raises TypeError if `body` has no JSON form, ValueError for NaN and infinities.
         """
         self._check_open()
-        to_json(body)  # only to raise its errors now
+        to_strict_json(body)  # only to raise its errors now
         self._records.append(Record(collection, self._client, record_id, body, self._now()))
 
     def remove_record(self, record: Record) -> None:
@@ -134,4 +136,7 @@ class Context(Generic[ToolsT]):
     durable_tasks: UnitOfWork[ToolsT]
     """The unit of work of this attempt, committed with the task's success, else dropped."""
     report_progress: Callable[[float], Awaitable[None]]
-    """Store the progress of the task, from 0 to 1, and tell the subscribers."""
+    """Store the progress of the task, from 0 to 1, and tell the subscribers.
+
+    A number below 0 counts as 0, and one above 1 as 1. Raises ValueError for NaN.
+    """

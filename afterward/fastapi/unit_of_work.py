@@ -16,7 +16,7 @@ from afterward.errors import (
 )
 from afterward.fastapi.idempotency import IdempotencyKeyReused, answer_to_store, read_key, replay
 from afterward.queue import Queue
-from afterward.task import Answer, Task, Writes
+from afterward.task import Answer, Task, Writes, storable_text
 from afterward.unit_of_work import UnitOfWork
 
 # After these errors of a commit, nothing was written. After CommitUnknown, which extends
@@ -46,8 +46,9 @@ class RequestUnitOfWork(UnitOfWork[Any]):
     """Collects the durable tasks of a request. DurableRoute commits it once the route has returned.
 
     A middleware may set `request.state.client` and `request.state.request_id` to a str. Then the
-    tasks belong to this client, and their log lines name this request id. Raises RuntimeError
-    without a queue, HTTPException 400 for a malformed idempotency key.
+    tasks belong to this client, and their log lines name this request id, up to its 255th
+    character. Raises RuntimeError without a queue, HTTPException 400 for a malformed idempotency
+    key.
     """
 
     # This object keeps no reference to the request, because the request's state already refers to
@@ -62,7 +63,7 @@ class RequestUnitOfWork(UnitOfWork[Any]):
             policy_of=queue.policy_of,
             now=queue.now,
             trace_context=queue.tracing.trace_context,
-            request_id=_text(state, "request_id") or None,
+            request_id=storable_text(_text(state, "request_id")) or None,
             client=_text(state, "client"),
         )
         self._key = read_key(request, self._client)

@@ -34,12 +34,6 @@ AN_ERROR = to_json({"type": "PermanentError", "detail": "no", "smtp_code": 550})
 LATER = NOW + 100  # the time of the slices
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)])
-def engine_url(request: pytest.FixtureRequest) -> str:
-    """Each engine in turn."""
-    return str(request.getfixturevalue(f"{request.param}_url"))
-
-
 async def failed_tasks(
     engine: Engine, number: int, *, at: float = NOW, **changes: Any
 ) -> list[Task]:

@@ -268,6 +268,18 @@ def test_a_repeated_request_gets_the_first_response(idle: Service, client: TestC
     assert count(idle, client) == 1
 
 
+def test_a_repeated_request_gets_the_first_response_although_the_backlog_is_full(
+    tmp_path: Path,
+) -> None:
+    service = Service(tmp_path, concurrency=0, max_backlog=1)
+    with TestClient(service.app) as client:
+        key, other = {"Idempotency-Key": "order-1"}, {"Idempotency-Key": "order-2"}
+        path = "/orders?recipient=ada@example.com"
+        first, second = (client.post(path, headers=key) for _ in "12")
+        assert (second.status_code, second.json()) == (202, first.json())
+        assert client.post(path, headers=other).status_code == 503
+
+
 def test_a_repeated_request_without_a_task_gets_the_first_response(client: TestClient) -> None:
     key = {"Idempotency-Key": '"nothing"'}
     first, second = (client.post("/nothing", headers=key) for _ in "12")
@@ -497,6 +509,21 @@ def test_a_state_with_an_http_client_named_client_is_no_mistake(idle: Service) -
     with TestClient(app) as client:
         task_id = client.post("/orders?recipient=ada@example.com").json()
         assert idle.read(client, task_id).client == ""
+
+
+def test_only_the_beginning_of_a_long_request_id_is_stored(idle: Service) -> None:
+    """An index has the request ids, and PostgreSQL refuses a text that is too long for it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with idle.afterward.lifespan(app) as state:
+            yield {**state, "request_id": "r" * 9000}
+
+    app = FastAPI(lifespan=lifespan)
+    app.include_router(router)
+    with TestClient(app) as client:
+        task_id = client.post("/orders?recipient=ada@example.com").json()
+        assert idle.read(client, task_id).request_id == "r" * 255
 
 
 # Start and stop

@@ -27,12 +27,6 @@ SINCE = NOW + 100
 LATER = NOW + 200
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine_url(request: pytest.FixtureRequest) -> str:
-    """Each engine in turn, in every run of the tests."""
-    return str(request.getfixturevalue(f"{request.param}_url"))
-
-
 async def changed(
     engine: Engine, since: float = SINCE, *, client: str = "", now: float = LATER, limit: int = 100
 ) -> list[Task]:

@@ -65,6 +65,40 @@ async def test_a_failed_commit_publishes_no_event(engine: Engine, clock: Clock) 
     assert recorder.events == []
 
 
+async def test_a_repeated_request_is_recognised_although_the_backlog_is_full(
+    engine: Engine, clock: Clock
+) -> None:
+    """The first request has filled it. The repetition needs no place, and gets the first answer."""
+    queue = Queue(engine, Registry[None](greet), NO_WAITS, max_backlog=1, now=clock)
+    answer, other = (Answer(key, "f", "{}", "/tasks/1", NOW) for key in ("key", "other"))
+
+    def writes(answer: Answer) -> Writes:
+        durable_tasks = queue.collect()
+        durable_tasks.add_task(greet, "Ada")
+        return durable_tasks.collected(answer)
+
+    first = writes(answer)
+    await queue.commit(first)
+    for again in (queue.commit(writes(answer)), queue.retry(first.tasks[0], answer)):
+        with pytest.raises(KeyTaken) as taken:
+            await again
+        assert taken.value.answer == answer
+    for new in (queue.commit(writes(other)), queue.retry(first.tasks[0], other)):
+        with pytest.raises(BacklogFull):
+            await new
+    with pytest.raises(BacklogFull):
+        await queue.retry(first.tasks[0])
+
+
+@pytest.mark.parametrize(("maximum", "longest"), [(1.0, 30.0), (7200.0, 7200.0)])
+def test_no_wait_is_longer_than_that_of_a_policy_or_of_a_pause(
+    maximum: float, longest: float
+) -> None:
+    """A pause of a service that is away lasts for up to 30 s, for any policy."""
+    kinds = Registry[None](TaskKind(greet, RetryPolicy(maximum=maximum)))
+    assert Queue(Mock(spec=Engine), kinds, RetryPolicy(maximum=1.0)).longest_wait == longest
+
+
 async def test_an_empty_unit_of_work_commits_nothing(clock: Clock) -> None:
     """The queue does not even call the engine."""
     engine = Mock(spec=Engine)
@@ -84,6 +118,12 @@ async def test_a_transaction_commits_at_the_end_of_its_block(engine: Engine, clo
     assert [(event.type, event.task) for event in recorder.events] == [("queued", task)]
     assert await engine.get(task.id) == task
     assert (await engine.read_record("names", "1", client="ada")).body == {"name": "Ada"}
+
+
+def test_only_the_beginning_of_a_long_request_id_is_stored(clock: Clock) -> None:
+    queue = queue_of(Mock(spec=Engine), greet, now=clock)
+    assert queue.collect("r" * 9000).add_task(greet, "Ada").request_id == "r" * 255
+    assert queue.collect().add_task(greet, "Ada").request_id is None
 
 
 async def test_a_transaction_whose_block_raises_writes_nothing(

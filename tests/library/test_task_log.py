@@ -92,6 +92,33 @@ def test_deferrals_of_one_cause_are_one_line_a_minute() -> None:
     assert deferrals.defer() == ["tasks deferred"]
 
 
+class Full(TemporaryError):
+    """An error with an __init__ of its own, which does not call that of its base class."""
+
+    def __init__(self, quota: int) -> None:
+        self.quota = quota
+
+
+class Odd(TemporaryError):
+    """An error whose facts are none."""
+
+    facts = 7  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        """Set nothing."""
+
+
+@pytest.mark.parametrize("error", [Full(7), Odd()], ids=repr)
+def test_the_deferrals_of_an_error_without_facts_are_one_line(error: TemporaryError) -> None:
+    deferrals = Deferrals()
+    assert deferrals.defer(error) == ["task retrying"]
+    assert deferrals.defer(error) == []
+
+
+def test_an_error_with_an_init_of_its_own_has_no_facts() -> None:
+    assert Full(7).facts == {}
+
+
 def test_a_cause_is_forgotten_after_a_quiet_minute() -> None:
     deferrals = Deferrals()
     assert deferrals.defer() == ["task retrying"]

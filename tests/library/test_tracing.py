@@ -3,15 +3,17 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
+from structlog.testing import capture_logs
 
 from afterward import Afterward, Context, Task, TemporaryError
 from afterward.engine import Engine
@@ -21,6 +23,7 @@ from afterward.opentelemetry import OpenTelemetry
 from afterward.queue import Queue
 from afterward.registry import Registry
 from afterward.task import Outcome, Status
+from afterward.tracing import Tracing, trace_attempt
 from afterward.worker import Worker
 from tests.library.support import NO_WAITS, Clock, EventRecorder, a_task, opened, put, working
 from tests.support.spans import Spans, attributes_of, id_of
@@ -304,6 +307,102 @@ async def test_afterward_passes_the_tracing_on(tmp_path: Path, spans: Spans) -> 
         await recorder.until(EventType.SUCCEEDED)
     (attempt,) = spans.named("process send")
     assert id_of(attempt).trace_id == request.trace_id
+
+
+# Errors of the tracing
+
+
+class Broken(Tracing):
+    """Raises an error at each of these places."""
+
+    def __init__(self, *places: str) -> None:
+        self._places = places
+
+    def _reach(self, place: str) -> None:
+        if place in self._places:
+            raise LookupError(place)
+
+    def trace_context(self) -> str | None:
+        """Return nothing."""
+        self._reach("trace_context")
+        return None
+
+    def attempt(self, _: Task) -> AbstractContextManager[Callable[[Outcome], object]]:
+        """Return a context manager."""
+        self._reach("attempt")
+        return self._span()
+
+    @contextmanager
+    def _span(self) -> Iterator[Callable[[Outcome], object]]:
+        self._reach("enter")
+        try:
+            yield lambda _: self._reach("outcome")
+        finally:
+            self._reach("exit")
+
+
+@pytest.mark.parametrize(
+    "places",
+    [("trace_context",), ("attempt",), ("enter",), ("outcome",), ("exit",), ("outcome", "exit")],
+    ids=" and ".join,
+)
+async def test_an_error_of_the_tracing_is_logged_and_harms_no_task(
+    engine: Engine, clock: Clock, places: tuple[str, ...]
+) -> None:
+    """Otherwise the task would stay running, and its slot would be lost."""
+    queue = Queue[None](engine, Registry(send), NO_WAITS, now=clock, tracing=Broken(*places))
+    with capture_logs() as lines:
+        tasks = [await add(queue) for _ in range(2)]
+        await asyncio.wait_for(Worker(queue, None, concurrency=1).run_until_idle(), 10)
+    assert [(await queue.get(task.id)).status for task in tasks] == [Status.SUCCEEDED] * 2
+    errors = [line for line in lines if line["log_level"] == "error"]
+    assert {line["event"] for line in errors} == {"the tracing fails"}
+    assert len(errors) == 2 * len(places)
+    assert all(line["exc_info"] for line in errors)
+
+
+class BrokenSampler(Sampler):
+    """Raises an error for each span."""
+
+    def should_sample(self, *_: Any, **__: Any) -> SamplingResult:
+        """Raise an error."""
+        raise LookupError("sampler")
+
+    def get_description(self) -> str:
+        """Return the name of the sampler."""
+        return "broken"
+
+
+class BrokenProcessor(SpanProcessor):
+    """Raises an error when a span starts."""
+
+    def on_start(self, *_: Any, **__: Any) -> None:
+        """Raise an error."""
+        raise LookupError("processor")
+
+
+@pytest.mark.parametrize("fails", ["sampler", "processor"])
+async def test_an_error_in_the_set_up_of_opentelemetry_harms_no_task(
+    engine: Engine, clock: Clock, fails: str
+) -> None:
+    """The SDK passes it on to the caller."""
+    spans = Spans(BrokenSampler()) if fails == "sampler" else Spans()
+    if fails == "processor":
+        spans.provider.add_span_processor(BrokenProcessor())
+    queue = traced(engine, spans, clock)
+    with capture_logs() as lines:
+        task = await add(queue)
+        await asyncio.wait_for(run(queue), 10)
+    assert (await queue.get(task.id)).status is Status.SUCCEEDED
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == [
+        "the tracing fails"
+    ]
+
+
+@pytest.mark.parametrize("places", [(), ("exit",)])
+def test_an_error_inside_the_span_of_an_attempt_passes(places: tuple[str, ...]) -> None:
+    with pytest.raises(asyncio.CancelledError), trace_attempt(Broken(*places), a_task()):
+        raise asyncio.CancelledError
 
 
 def test_the_library_imports_opentelemetry_only_if_it_is_asked_to() -> None:

@@ -2,6 +2,7 @@
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -74,6 +75,21 @@ def test_a_task_is_about_a_default_value_or_one_that_only_a_name_gives(clock: Cl
         Registry[None](TaskKind(invite, about="guests"))
 
 
+def test_a_task_is_about_a_parameter_of_the_decorated_function(clock: Clock) -> None:
+    """A decorator that leaves out an argument has parameters of its own."""
+
+    async def send(context: Context[None], subject: str, recipient: str) -> None: ...
+
+    @wraps(send)
+    async def greet(context: Context[None], recipient: str) -> None: ...
+
+    registry = Registry[None](TaskKind(greet, about="recipient"))
+    durable_tasks = UnitOfWork(registry, policy_of=lambda _: NO_WAITS, now=clock)
+    assert durable_tasks.add_task(greet, "ada@example.com").about == "ada@example.com"
+    with pytest.raises(TypeError, match="send has no parameter `subject`"):
+        Registry[None](TaskKind(greet, about="subject"))
+
+
 @pytest.mark.parametrize("name", ["sender", "context"])
 def test_a_task_can_only_be_about_an_argument(name: str) -> None:
     with pytest.raises(TypeError, match=f"greet has no parameter `{name}`"):
@@ -130,7 +146,14 @@ def test_a_call_that_cannot_work_is_refused_at_once(durable_tasks: UnitOfWork[No
 
 
 @pytest.mark.parametrize(
-    ("value", "error"), [(object(), TypeError), (b"bytes", TypeError), (float("nan"), ValueError)]
+    ("value", "error"),
+    [
+        (object(), TypeError),
+        (b"bytes", TypeError),
+        (float("nan"), ValueError),
+        ({1: "a", "1": "b"}, TypeError),
+        ([({"in": {None: "a"}},)], TypeError),
+    ],
 )
 def test_a_value_that_is_not_json_is_refused(
     durable_tasks: UnitOfWork[None], value: Any, error: type[Exception]
@@ -154,8 +177,12 @@ def test_a_value_that_is_not_json_is_refused(
             lambda tasks: tasks.add_task(greet, "Ada", times=float("nan")),
             "greet: the argument `times`: .* not JSON compliant",
         ),
+        (
+            lambda tasks: tasks.add_task(greet, [{"by_day": {True: "Ada"}}]),
+            "greet: the argument `name`: a dict key of type bool has no JSON form",
+        ),
     ],
-    ids=["positional", "nested", "nan"],
+    ids=["positional", "nested", "nan", "key"],
 )
 def test_a_refusal_names_the_task_and_the_argument(
     durable_tasks: UnitOfWork[None], call: Any, refusal: str
@@ -255,6 +282,7 @@ def test_ids_of_the_same_moment_differ_and_keep_their_order() -> None:
     assert sorted(ids) == ids
 
 
+@pytest.mark.thorough
 def test_ids_that_threads_make_at_the_same_moment_differ() -> None:
     """FastAPI runs a route that is no coroutine in a thread."""
     with ThreadPoolExecutor(8) as threads:
