@@ -49,13 +49,14 @@ class Catcher:
         self._deferrals = fault_addresses.Deferrals()
 
     async def start(self) -> None:
-        """Remove half-written files, and listen on all addresses that `host` stands for.
+        """Remove half-written mails, and listen on all addresses that `host` stands for.
 
         Raises CannotListen, or OSError if the directory cannot be used.
         """
         self._make_directory()
         for half_written in self._directory.glob("*.tmp"):
-            half_written.unlink()
+            if _ID.fullmatch(half_written.stem):  # else another program wrote it
+                half_written.unlink(missing_ok=True)
         self._ids = deque(self._stored_ids())
         loop = asyncio.get_running_loop()
         self._servers = [
@@ -167,9 +168,9 @@ class Catcher:
     ) -> Sequence[Summary]:
         """Return up to `limit` mails, newest first. A broken mail is in the list, too.
 
-        Only mails that have all of the words in their sender, recipients and subject; with `after`,
-        the id of a mail, only older ones. Reads the head of one file after the other, and keeps
-        those that it returns. Call it in a thread: with words, it may read every file.
+        A mail is listed if each word is in its sender, a recipient or its subject. With `after`,
+        the id of a mail, only older mails are listed. The heads are read one by one, and only the
+        listed mails are kept in memory. Call it in a thread: with words, it may read every file.
         """
         found = (mail for mail in self._summaries(after) if mail.has_words(words))
         return list(islice(found, limit))

@@ -28,14 +28,18 @@ MOST_UNREAD = 32 * 1024  # bytes of unread replies that are kept; a reply has a 
 # First digits of replies. A client that does not know a code must go by its first digit (RFC 5321,
 # 4.2): 2 is success, and 3 asks for more, as 354 asks for the content.
 _POSITIVE, _INTERMEDIATE = 2, 3
-_EXPECTED = {"MAIL": _POSITIVE, "RCPT": _POSITIVE, "DATA": _INTERMEDIATE}
+_EXPECTED = {
+    "MAIL": _POSITIVE,
+    "RCPT": _POSITIVE,
+    "DATA": _INTERMEDIATE,
+    "NOOP": _POSITIVE,
+}
 # aiosmtplib compares whole codes. So a reply with the right first digit gets the code that
 # aiosmtplib expects for the command: a server's `250` to QUIT becomes `221`.
 _CODES = {
     b"EHLO": {_POSITIVE: SMTPStatus.completed},
     b"HELO": {_POSITIVE: SMTPStatus.completed},
     b"RSET": {_POSITIVE: SMTPStatus.completed},
-    b"NOOP": {_POSITIVE: SMTPStatus.completed},
     b"QUIT": {_POSITIVE: SMTPStatus.closing},
 }
 _LOGIN_CODES = {
@@ -52,7 +56,7 @@ _QUALIFIED_NAME = re.compile(
 
 
 class UnexpectedReply(SMTPResponseException):
-    """The server refused MAIL, RCPT, DATA or the content: the first digit is not the expected."""
+    """The server refused a command or the content: the first digit is not the expected."""
 
 
 def is_qualified(name: str) -> bool:
@@ -115,8 +119,8 @@ class Connection(SMTP):
         self._step_timeout = timeout
         self._data_timeout = data_timeout
         self.is_ready = False  # True from the end of `open` until `close`
-        # Whether the server has replied to a command of `send` since the pool last set this to
-        # False. A 421, which closes the connection, does not count.
+        # Whether the server has replied to a command of `send` or `check` since the pool last set
+        # this to False. A 421, which closes the connection, does not count.
         self.has_answered = False
         self._channel = _Channel(connection_lost_callback=lambda _: self.close())
         self._open_connections = open_connections
@@ -195,8 +199,12 @@ class Connection(SMTP):
             raise UnexpectedReply(*reply)
         return reply
 
-    async def _send_commands(self, *commands: str) -> None:
-        """Send all commands in one write, and read the reply to each.
+    async def check(self) -> SMTPResponse:
+        """Send NOOP, and return the reply. Raises UnexpectedReply, SMTPException or OSError."""
+        return await self._send_commands("NOOP")
+
+    async def _send_commands(self, *commands: str) -> SMTPResponse:
+        """Send all commands in one write, read the reply to each, and return the last one.
 
         Raises UnexpectedReply for the first refusal, once the later replies are read as well.
         """
@@ -206,6 +214,7 @@ class Connection(SMTP):
             if reply.code // 100 != _EXPECTED[command[:4]]:
                 await self._skip_replies(len(commands) - number)
                 raise UnexpectedReply(*reply)
+        return reply
 
     async def _read_reply(self, timeout: float | None) -> SMTPResponse:  # noqa: ASYNC109
         reply = await self._channel.read_response(timeout)

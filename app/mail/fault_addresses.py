@@ -11,7 +11,7 @@ Only the part before the @ counts, in any case. Every other address is an ordina
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 from app.mail.fields import first_field
@@ -49,26 +49,36 @@ class Deferrals:
         self._attempts: OrderedDict[bytes, int] = OrderedDict()
 
     def deferral(self, recipients: Sequence[str], content: bytes) -> str | None:
-        """Count an attempt. Return the reply to the content if it is deferred, or else None."""
-        for address in recipients:
-            code = _number(_DEFER, address)
-            if code and (attempt := self._count(address, content)) <= DEFERRED_ATTEMPTS:
+        """Count an attempt. Return the reply to the content if it is deferred, or else None.
+
+        An attempt counts for every recipient that asks for a deferral, so a mail to several is not
+        deferred longer. An accepted mail is forgotten.
+        """
+        codes = {
+            _identity(address, content): code
+            for address in recipients
+            if (code := _number(_DEFER, address))
+        }
+        attempts = {mail: self._attempts.pop(mail, 0) + 1 for mail in codes}
+        for mail, attempt in attempts.items():
+            if attempt <= DEFERRED_ATTEMPTS:
+                self._remember(attempts)
                 return (
-                    f"{code} 4.0.0 This address asks the catcher to defer its mail: "
+                    f"{codes[mail]} 4.0.0 This address asks the catcher to defer its mail: "
                     f"attempt {attempt} of {DEFERRED_ATTEMPTS} that are deferred"
                 )
         return None
 
-    def _count(self, address: str, content: bytes) -> int:
-        """Return the number of this attempt, from 1. An accepted mail is forgotten."""
-        identity = (first_field(content, b"message-id") or "").encode() or content
-        mail = sha256(address.lower().encode("utf-8", "replace") + b"\n" + identity).digest()
-        attempt = self._attempts.pop(mail, 0) + 1
-        if attempt <= DEFERRED_ATTEMPTS:
-            self._attempts[mail] = attempt
+    def _remember(self, attempts: Mapping[bytes, int]) -> None:
+        self._attempts.update(attempts)
         while len(self._attempts) > MOST_REMEMBERED:
             self._attempts.popitem(last=False)
-        return attempt
+
+
+def _identity(address: str, content: bytes) -> bytes:
+    """Return a digest by which a mail to this recipient is recognised."""
+    identity = (first_field(content, b"message-id") or "").encode() or content
+    return sha256(address.lower().encode("utf-8", "replace") + b"\n" + identity).digest()
 
 
 def _number(form: re.Pattern[str], address: str) -> str | None:

@@ -35,9 +35,9 @@ _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 class Mailer:
     """Sends mails to one SMTP server, over a pool of at most `connections` connections.
 
-    A connection stays open for 30 s after its last mail. With `security="starttls"` no mail is sent
-    without STARTTLS. Certificates are checked against the system's authorities; the environment
-    variable SSL_CERT_FILE names others.
+    A connection stays open for 30 s after its last use by a mail or a check, so polling /readyz
+    keeps one open. With `security="starttls"` no mail is sent without STARTTLS. Certificates are
+    checked against the system's authorities; the environment variable SSL_CERT_FILE names others.
 
     Args:
         timeout: seconds for each step: to connect, to begin TLS, for the reply to a command.
@@ -71,8 +71,8 @@ class Mailer:
 
         # A connection that is being opened, used or closed has a slot. An idle one has none, but a
         # mail opens a new connection only if none is idle, so there are never more than slots.
-        # `_open` has every connection until it is closed. `_idle` has the idle ones, with the time
-        # since when, the longest first.
+        # `_open` has every connection until it is closed. `_idle` has each idle connection with the
+        # time at which it became idle. The connection that has been idle longest comes first.
         self._slots = asyncio.Semaphore(connections)
         self._open: set[Connection] = set()
         self._idle: dict[Connection, float] = {}
@@ -119,8 +119,8 @@ class Mailer:
             try:
                 return await self._run(idle, commands(idle))
             except (SMTPServerDisconnected, UnexpectedReply):
-                # The mail fails if the server has replied to one of its commands. It goes on to
-                # step 2 if the connection was lost before, or if a 421 was the first reply.
+                # The mail or the check fails if the server has replied to one of its commands. It
+                # goes on to step 2 if the connection was lost before, or the first reply was a 421.
                 if idle.has_answered:
                     raise
         # 2. Open a new connection.
@@ -231,7 +231,7 @@ class Mailer:
     async def _probe(self) -> bool:
         try:
             async with self._slots, asyncio.timeout(CHECK_SECONDS):
-                await self._exchange(lambda server: server.noop())
+                await self._exchange(lambda server: server.check())
         except (OSError, SMTPException, MailError):
             return False
         return True

@@ -96,13 +96,17 @@ async def test_mails_survive_a_restart_and_half_written_mails_are_removed(tmp_pa
     first = Catcher("127.0.0.1", 0, tmp_path, keep=2)
     await first.start()
     await deliver(first, b"Subject: kept\r\n\r\nx")
-    (tmp_path / "1.tmp").write_bytes(b"half")
+    half_written = f"{1:019}-0123abcd.tmp"
+    (tmp_path / half_written).write_bytes(b"half")
+    (tmp_path / "other.tmp").write_bytes(b"of another program")
+    (tmp_path / "directory.tmp").mkdir()
     await first.stop()
 
     second = Catcher("127.0.0.1", 0, tmp_path, keep=2)
     await second.start()
     assert [caught.subject for caught in second.list()] == ["kept"]
-    assert "1.tmp" not in files(tmp_path)
+    assert not (tmp_path / half_written).exists()
+    assert (tmp_path / "other.tmp").exists()
     await deliver(second, b"Subject: new\r\n\r\nx")
     await deliver(second, b"Subject: newer\r\n\r\nx")
     assert [caught.subject for caught in second.list()] == ["newer", "new"]

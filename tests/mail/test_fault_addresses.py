@@ -110,6 +110,19 @@ def test_a_mail_is_known_by_its_message_id_and_recipient_and_without_one_by_its_
     assert attempts(deferrals, b"\r\nhi", number=1) == [""]
 
 
+def test_a_mail_to_several_such_addresses_is_deferred_twice_and_not_twice_for_each() -> None:
+    deferrals = Deferrals()
+    several = DEFER, "ada@example.com", "defer+452@example.org", DEFER
+    for _ in range(2):
+        assert attempts(deferrals, MAIL, *several, number=3) == ["451", "451", ""]
+
+
+def test_a_mail_whose_recipients_have_different_counts_is_accepted_as_well() -> None:
+    deferrals = Deferrals()
+    assert attempts(deferrals, MAIL, number=1) == ["451"]
+    assert attempts(deferrals, MAIL, DEFER, "defer+452@example.org") == ["451", "452", ""]
+
+
 def test_an_accepted_mail_is_forgotten() -> None:
     deferrals = Deferrals()
     for _ in range(2):

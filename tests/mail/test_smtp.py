@@ -473,15 +473,26 @@ async def test_a_server_that_greets_is_reachable(server: SmtpServer, mailer_to: 
     assert server.open_total == 1
 
 
+@pytest.mark.parametrize("answer", [DROP, "421 4.7.0 Too many commands on this connection"])
 async def test_a_server_that_closed_the_idle_connection_is_reachable(
-    server: SmtpServer, mailer_to: MakeMailer
+    server: SmtpServer, mailer_to: MakeMailer, answer: str
 ) -> None:
     """The check opens another connection when the idle one closes at NOOP."""
     mailer = mailer_to(server)
     await send(mailer)
-    server.once["noop"].append(DROP)
+    server.once["noop"].append(answer)
     assert await mailer.check()
     assert server.open_total == 2
+
+
+async def test_a_server_that_refuses_the_check_is_not_reachable(
+    server: SmtpServer, mailer_to: MakeMailer
+) -> None:
+    mailer = mailer_to(server)
+    await send(mailer)
+    server.always["noop"] = "554 5.0.0 No"
+    assert not await mailer.check()
+    assert server.open_total == 1
 
 
 async def test_a_server_that_is_down_is_not_reachable(
