@@ -6,6 +6,8 @@ import time
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.observability.paths import path_of_route
+
 _PROBES = ("/livez", "/readyz")  # health checks ask for them every few seconds
 _MOST_PATH_LENGTH = 1000  # characters; a client may send 64 KiB
 
@@ -17,15 +19,16 @@ class AccessLog:
 
     `bytes` is the size of the response body. `status` is null if there was no response. The line
     leaves out the query, because queries may contain secrets. It has the id and the client of the
-    request, like every log line of a request.
+    request, like every log line of a request. `root_path` is ROOT_PATH.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, root_path: str = "") -> None:
         self._app = app
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
-        level = _log_level(scope)
+        level = _log_level(scope, self._root_path)
         if level is None or not logging.root.isEnabledFor(level):
             await self._app(scope, receive, send)
             return
@@ -69,9 +72,8 @@ def silence_the_server() -> None:
     logging.getLogger("uvicorn.access").disabled = True
 
 
-def _log_level(scope: Scope) -> int | None:
+def _log_level(scope: Scope, root_path: str) -> int | None:
     """Return the log level for a request; None for the lifespan, which is not a request."""
     if scope["type"] != "http":
         return None
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return logging.DEBUG if path in _PROBES else logging.INFO
+    return logging.DEBUG if path_of_route(scope, root_path) in _PROBES else logging.INFO

@@ -9,6 +9,8 @@ from afterward.events import Event, EventType
 from afterward.task import FINISHED, Backlog
 
 _COUNTED = frozenset(EventType) - {EventType.PROGRESSED}
+# In seconds, up to the default of TASK_TIMEOUT_SECONDS.
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 900)
 
 
 class Metrics:
@@ -30,6 +32,7 @@ class Metrics:
             "Duration of an attempt.",
             ["kind", "outcome"],
             registry=registry,
+            buckets=_BUCKETS,
         )
         # Looking up a pair of labels takes longer than counting, so the children are cached.
         self._counter, self._histogram = cache(self._events.labels), cache(self._seconds.labels)
@@ -86,8 +89,8 @@ class Metrics:
     ) -> bytes:
         """Return the metrics in the text format of Prometheus.
 
-        `now` is in seconds since the epoch. `workers` are alive. `checks` has the name of each
-        check, and whether it passes.
+        `now` is in seconds since the epoch. `workers` is the number of workers that are alive.
+        `checks` has the name of each check, and whether it passes.
         """
         for status, tasks in backlog.counts.items():
             if status not in FINISHED:

@@ -19,6 +19,7 @@ from opentelemetry.trace import format_span_id, format_trace_id, get_current_spa
 from structlog.typing import EventDict, WrappedLogger
 
 from afterward.tracing import NO_TRACING, Tracing
+from app.observability.paths import path_of_route
 from app.settings import BadSettings
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 _HEADER = re.compile(r"[ \t]*|[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*=[ \t!#-+\--:<-\[\]-~]*")
+_SAMPLER, _SAMPLER_ARGUMENT = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
+_RATIO = "traceidratio"  # the sampler that takes an argument
+_SAMPLERS = ("always_on", "always_off", _RATIO)
 _NOT_TRACED = ("/livez", "/readyz", "/metrics")  # probes and scrapes come every few seconds
 
 
@@ -61,8 +65,7 @@ def request_tracing(traces: Traces | None, root_path: str) -> TelemetryConfig:
         return config
 
     def is_left_out(scope: MutableMapping[str, Any]) -> bool:
-        prefix = root_path or scope.get("root_path", "")
-        return scope["path"].removeprefix(prefix) in _NOT_TRACED
+        return path_of_route(scope, root_path) in _NOT_TRACED
 
     return {
         **config,
@@ -100,8 +103,12 @@ def traces_by_environment() -> Traces | None:
 
     They ask for traces with an endpoint, or with OTEL_TRACES_EXPORTER=otlp. OTEL_SDK_DISABLED=true
     and OTEL_TRACES_EXPORTER=none switch them off. The SDK reads the other variables: the headers,
-    the sampler, the name of the service, and so on. Raises BadSettings for a value that is invalid,
-    and if the packages are not installed.
+    the sampler, the name of the service, and so on.
+
+    Raises BadSettings if the packages are not installed, for an invalid exporter, endpoint,
+    protocol, header or sampler, and for any other value that the SDK refuses. It does not refuse
+    every invalid value: for OTEL_BSP_SCHEDULE_DELAY, for example, it logs the error, and uses its
+    default.
     """
     wanted_by = _variable_that_asks()
     if wanted_by is None:
@@ -134,7 +141,11 @@ def _variable_that_asks() -> str | None:
 
 
 def _check_values() -> None:
-    """Raise BadSettings for a value that the SDK would find invalid only when it exports spans."""
+    """Raise BadSettings for an invalid value that the SDK would not refuse at the start.
+
+    Instead of an invalid sampler or argument, the SDK would use its default, and sample every
+    request. The other values it would find invalid only when it exports spans.
+    """
     for name in _ENDPOINTS:
         if (url := _value(name)) and not _is_http_url(url):
             raise BadSettings(f"{name}: must be a URL such as http://collector.example.com:4318")
@@ -144,6 +155,11 @@ def _check_values() -> None:
     for name in _HEADERS:  # the SDK would log an invalid one, which may be a secret
         if not all(map(_HEADER.fullmatch, _value(name).split(","))):
             raise BadSettings(f"{name}: must be NAME=VALUE, several separated by commas")
+    sampler = _value(_SAMPLER).lower()
+    if sampler and sampler.removeprefix("parentbased_") not in _SAMPLERS:
+        raise BadSettings(f"{_SAMPLER}: must be {', '.join(_SAMPLERS)}, or parentbased_ and a name")
+    if sampler.endswith(_RATIO) and not _is_ratio(_value(_SAMPLER_ARGUMENT) or "1"):
+        raise BadSettings(f"{_SAMPLER_ARGUMENT}: must be a number from 0 to 1")
 
 
 def _is_http_url(url: str) -> bool:
@@ -151,6 +167,13 @@ def _is_http_url(url: str) -> bool:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number, for example
+        return False
+
+
+def _is_ratio(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
         return False
 
 

@@ -81,15 +81,19 @@ def test_a_refused_request_has_a_line_too(
     ]
 
 
-@pytest.mark.parametrize(("level", "seen"), [("INFO", []), ("DEBUG", ["/livez", "/readyz"])])
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+@pytest.mark.parametrize("root_path", ["", "/afterward"])
 def test_health_checks_are_logged_at_level_debug_only(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], level: str, seen: list[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], level: str, root_path: str
 ) -> None:
-    with TestClient(create_app(settings_in(tmp_path, log_level=level))) as client:
-        client.get("/livez")
-        client.get("/readyz")
+    """A proxy may strip the prefix from the path, or pass it on."""
+    settings = settings_in(tmp_path, log_level=level, root_path=root_path or None)
+    probes = ["/livez", "/readyz", f"{root_path}/livez", f"{root_path}/readyz"]
+    with TestClient(create_app(settings)) as client:
+        for path in probes:
+            assert client.get(path).is_success
         lines = requests_in(capsys)
-    assert [line["path"] for line in lines] == seen
+    assert [line["path"] for line in lines] == (probes if level == "DEBUG" else [])
 
 
 def test_the_access_log_can_be_switched_off(
@@ -118,7 +122,7 @@ def test_the_line_is_written_before_background_tasks_run(
     assert said.index("request") < said.index("background task failed")
 
 
-async def answer(app_sends: list[Message], scope: Scope = SCOPE) -> None:
+async def answer(app_sends: list[Message], scope: Scope = SCOPE, root_path: str = "") -> None:
     """Serve a request with an app that sends these messages, and is then cancelled if some lack."""
     configure_logging("INFO", "json")
 
@@ -131,7 +135,7 @@ async def answer(app_sends: list[Message], scope: Scope = SCOPE) -> None:
     async def send(_: Message) -> None:
         pass
 
-    await AccessLog(app)(scope, send, send)  # type: ignore[arg-type]
+    await AccessLog(app, root_path)(scope, send, send)  # type: ignore[arg-type]
 
 
 START: Message = {"type": "http.response.start", "status": 200}
@@ -172,10 +176,11 @@ async def test_an_unusual_request_has_a_line(
     assert line[name] == value
 
 
+@pytest.mark.parametrize("root_path", ["", "/afterward"])
 @pytest.mark.anyio
-async def test_health_checks_are_recognised_behind_a_prefix(
-    capsys: pytest.CaptureFixture[str],
+async def test_health_checks_are_recognised_behind_a_prefix_of_the_server(
+    capsys: pytest.CaptureFixture[str], root_path: str
 ) -> None:
-    scope = SCOPE | {"path": "/prefix/livez", "root_path": "/prefix"}
-    await answer([START, {"type": "http.response.body"}], scope)
+    scope = SCOPE | {"path": f"/prefix{root_path}/livez", "root_path": "/prefix"}
+    await answer([START, {"type": "http.response.body"}], scope, root_path)
     assert requests_in(capsys) == []

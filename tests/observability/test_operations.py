@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from afterward.events import EventType
 from app.main import create_app
+from app.settings import Settings
 from tests.support.service import ROOT, settings_in, wait_for
 
 OPERATIONS = ROOT / "docs" / "operations"
@@ -116,6 +118,12 @@ def test_every_outcome_of_every_kind_is_counted_from_the_start(metrics: Metrics)
     outcomes = metrics["afterward_tasks_total"]["outcome"]
     assert outcomes == {event_type.value for event_type in EventType} - {"progressed"}
     assert {"send_email", "save_upload"} <= metrics["afterward_tasks_total"]["kind"]
+
+
+def test_the_histogram_measures_attempts_up_to_their_timeout(metrics: Metrics) -> None:
+    """A quantile in the dashboard is never above the last bucket but +Inf."""
+    buckets = {float(bound) for bound in metrics["afterward_task_duration_seconds_bucket"]["le"]}
+    assert max(buckets - {inf}) == Settings(_env_file=None).task_timeout_seconds
 
 
 def test_the_guide_explains_every_metric(metrics: Metrics) -> None:

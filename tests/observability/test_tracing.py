@@ -312,6 +312,27 @@ def test_traces_are_on_if_the_variables_ask_for_them(
     traces.provider.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("sampler", "argument", "description"),
+    [
+        ("", "", "ParentBased{root:AlwaysOnSampler"),
+        ("Always_Off", "1%", "AlwaysOffSampler"),
+        ("traceidratio", "", "TraceIdRatioBased{1.0}"),
+        ("parentbased_traceidratio", "0.01", "ParentBased{root:TraceIdRatioBased{0.01}"),
+    ],
+)
+@pytest.mark.usefixtures("without_variables")
+def test_the_sampler_is_the_one_of_the_variables(
+    monkeypatch: pytest.MonkeyPatch, sampler: str, argument: str, description: str
+) -> None:
+    variables = {"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": argument}
+    set_variables(monkeypatch, ENDPOINT | variables)
+    traces = traces_by_environment()
+    assert traces is not None
+    assert traces.provider.sampler.get_description().startswith(description)
+    traces.provider.shutdown()
+
+
 SECRET = "do-not-repeat-me"
 
 
@@ -330,13 +351,17 @@ SECRET = "do-not-repeat-me"
         ("OTEL_EXPORTER_OTLP_HEADERS", f"authorization: {SECRET}"),
         ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", f'a=b,authorization="{SECRET}"'),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+        ("OTEL_TRACES_SAMPLER", SECRET),
+        ("OTEL_TRACES_SAMPLER", "parentbased_"),
+        *[("OTEL_TRACES_SAMPLER_ARG", bad) for bad in ("1%", "-0.1", "1.1", "nan", SECRET)],
     ],
 )
 @pytest.mark.usefixtures("without_variables")
 def test_a_bad_value_stops_the_start_with_one_line_that_does_not_repeat_it(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str, value: str
 ) -> None:
-    set_variables(monkeypatch, ENDPOINT | {name: value})
+    sampler = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio"}
+    set_variables(monkeypatch, ENDPOINT | sampler | {name: value})
     with pytest.raises(BadSettings) as end:
         traces_by_environment()
     assert end.value.code == 2
@@ -346,6 +371,7 @@ def test_a_bad_value_stops_the_start_with_one_line_that_does_not_repeat_it(
     assert SECRET not in line
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", ["serve", "worker"])
 def test_an_unknown_propagator_stops_the_start_also_without_tracing(
     tmp_path: Path, command: str
@@ -382,6 +408,7 @@ def test_without_the_packages_the_start_is_refused(
     assert line.startswith(f"bad settings: {name}: traces need the packages opentelemetry-sdk")
 
 
+@pytest.mark.thorough
 def test_without_the_variables_nothing_of_the_sdk_is_imported(tmp_path: Path) -> None:
     program = "import sys, app.main; print([name for name in sys.modules if name in %r])"
     unwanted = "opentelemetry.sdk", "opentelemetry.exporter", "afterward.opentelemetry"
