@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from app.terminal.client import Client, as_object, instant, integer
 from app.terminal.following import follow
 from app.terminal.output import NOT_SUCCEEDED, NOTHING_MATCHED, Json, Output, Trouble
-from app.terminal.views import error_text, field
+from app.terminal.views import error_text, field, part
 
 _DONE = {"retry": "retried", "cancel": "cancelled"}
 
@@ -70,7 +70,7 @@ def _without_new_tasks(
     newest = next(client.tasks(filters, 1), None)
     if newest is None:
         raise _no_match(action)
-    until = instant(newest, "created_at") + timedelta(milliseconds=1)
+    until = instant(newest, "created_at", later=timedelta(milliseconds=1))
     return {"until": until.isoformat(), **filters}
 
 
@@ -99,7 +99,7 @@ def _wait(client: Client, output: Output, task: Json, number: int) -> Json:
         MofNCompleteColumn(),
         console=output.notes,
         transient=True,
-        disable=not output.notes.is_terminal,
+        disable=not output.notes_on_terminal,
     )
     with bar:
         shown = bar.add_task("", total=number)
@@ -107,9 +107,12 @@ def _wait(client: Client, output: Output, task: Json, number: int) -> Json:
             for event in follow(client, task_id, output.note):
                 if event.name != "gap":
                     task = event.data
-                    bar.update(shown, completed=round(number * (task.get("progress") or 0)))
-        except KeyboardInterrupt:
-            output.note(f"The service goes on. To see it: python -m app tasks watch {task_id}")
+                    bar.update(shown, completed=round(number * (part(task.get("progress")) or 0)))
+        except (KeyboardInterrupt, Trouble):
+            output.note(
+                f"The service has accepted task {task_id}, and goes on. To see it: "
+                f".venv/bin/python -m app tasks watch {task_id} --url {client.url}"
+            )
             raise
     return task
 

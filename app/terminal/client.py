@@ -2,24 +2,28 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from http import HTTPStatus
-from ipaddress import ip_address
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 import httpx2
 
+from app.listening import is_loopback
 from app.terminal.output import NOTHING_MATCHED, TROUBLE, Json, Trouble
 
 TIMEOUT = 30.0  # seconds for each step of a request
 SILENCE = 60.0  # seconds without a heartbeat, after which an event stream counts as lost
 LARGEST_PAGE = 100  # tasks in one response
+_LARGEST_INTEGER = 2**53  # a larger one is not exact in JSON (RFC 8259, 6)
 
 # Exit codes of some statuses of a response. 404: there is no such task. 409: the task has a status
 # that does not allow the action.
-_NO_SUCH_TASK = {404: NOTHING_MATCHED, 409: NOTHING_MATCHED}
-_ERRORS: Mapping[int, int] = {}
+_EXIT_CODES_OF_ONE_TASK = {404: NOTHING_MATCHED, 409: NOTHING_MATCHED}
+_NO_SPECIAL_EXIT_CODES: Mapping[int, int] = {}
+
+# A request without a usable answer. UnicodeError: a bad host name.
+_UNUSABLE = httpx2.RequestError, UnicodeError
 
 
 class Lost(Exception):
@@ -38,7 +42,7 @@ class Client:
             )
         self.url = url.rstrip("/")
         self._has_key = key is not None
-        self._is_local = _is_loopback(self.url)
+        self._is_local = _is_local(self.url)
         try:
             self._http = httpx2.Client(
                 base_url=self.url,
@@ -62,11 +66,11 @@ class Client:
 
     def task(self, task_id: str) -> Json:
         """Read a task, with its failed attempts."""
-        return self._request("GET", task_path(task_id), _NO_SUCH_TASK)
+        return self._request("GET", task_path(task_id), _EXIT_CODES_OF_ONE_TASK)
 
     def act_on_task(self, action: str, task_id: str) -> Json:
         """Retry or cancel a task."""
-        return self._request("POST", f"{task_path(task_id)}/{action}", _NO_SUCH_TASK)
+        return self._request("POST", f"{task_path(task_id)}/{action}", _EXIT_CODES_OF_ONE_TASK)
 
     # Several tasks
 
@@ -108,7 +112,11 @@ class Client:
             return self._http.get(path).is_success
 
     def _request(
-        self, method: str, path: str, exit_codes: Mapping[int, int] = _ERRORS, **options: Any
+        self,
+        method: str,
+        path: str,
+        exit_codes: Mapping[int, int] = _NO_SPECIAL_EXIT_CODES,
+        **options: Any,
     ) -> Json:
         """Send a request. `exit_codes` has the exit codes of some statuses."""
         with self._explained_errors():
@@ -127,15 +135,15 @@ class Client:
                 response = events.response
                 if not response.is_success:
                     response.read()
-                    trouble = self._trouble(response, _NO_SUCH_TASK)
+                    trouble = self._trouble(response, _EXIT_CODES_OF_ONE_TASK)
                     raise Lost(str(trouble)) if _is_temporary(response) else trouble
                 yield events
-        except UnicodeError as error:
-            raise Trouble(self._reason(error)) from error
         except httpx2.SSEError as error:
             raise Trouble(f"{self.url} does not answer like this service: {error}") from error
         except httpx2.TransportError as error:
             raise Lost(self._reason(error)) from error
+        except _UNUSABLE as error:
+            raise Trouble(self._reason(error)) from error
 
     # Errors
 
@@ -143,10 +151,7 @@ class Client:
     def _explained_errors(self) -> Iterator[None]:
         try:
             yield
-        except (
-            httpx2.RequestError,
-            UnicodeError,
-        ) as error:  # UnicodeError: a bad host name
+        except _UNUSABLE as error:
             raise Trouble(self._reason(error)) from error
 
     def _reason(self, error: Exception) -> str:
@@ -173,6 +178,8 @@ class Client:
                 f"{self.url} does not answer like this service: {status} {response.reason_phrase}"
             )
         message = f"The service answered {status}: {_details(problem)}"
+        if pause := response.headers.get("retry-after"):  # the detail speaks of this header
+            message += f" (Retry-After: {pause})"
         return Trouble(message, exit_codes.get(status, TROUBLE))
 
 
@@ -185,11 +192,11 @@ def _is_temporary(response: httpx2.Response) -> bool:
     return response.is_server_error or response.status_code == HTTPStatus.TOO_MANY_REQUESTS
 
 
-def _is_loopback(url: str) -> bool:
-    with contextlib.suppress(ValueError):
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or ip_address(host).is_loopback
-    return False
+def _is_local(url: str) -> bool:
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
 
 
 def _checked(key: str) -> str:
@@ -210,7 +217,7 @@ def _object(response: httpx2.Response) -> Json:
     """Return the object in the body of a response."""
     try:
         return as_object(response.json())
-    except ValueError as error:  # the body is not JSON, or not text
+    except (ValueError, RecursionError) as error:  # the body is not JSON, not text, or very deep
         raise Trouble(f"{response.url} does not answer with JSON, as this service does.") from error
 
 
@@ -225,15 +232,15 @@ def objects(answer: Json, name: str) -> list[Json]:
 def integer(answer: Json, name: str) -> int:
     """Return a number in an answer of the service. Raises Trouble if there is none."""
     found = answer.get(name)
-    if isinstance(found, int):
+    if isinstance(found, int) and abs(found) <= _LARGEST_INTEGER:
         return found
     raise Trouble(f"The service's answer has no number {name}.")
 
 
-def instant(answer: Json, name: str) -> datetime:
-    """Return a time in an answer of the service. Raises Trouble if there is none."""
-    with contextlib.suppress(ValueError):
-        return datetime.fromisoformat(str(answer.get(name)))
+def instant(answer: Json, name: str, later: timedelta) -> datetime:
+    """Return a moment later than a time in an answer. Raises Trouble if there is none."""
+    with contextlib.suppress(ValueError, OverflowError):
+        return datetime.fromisoformat(str(answer.get(name))) + later
     raise Trouble(f"The service's answer has no time {name}.")
 
 

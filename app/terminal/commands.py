@@ -1,7 +1,8 @@
 """The options of `python -m app tasks`, and its exit codes.
 
-0: done. 1: no task matched, or the watched task has not succeeded. 2: wrong options, or the service
-did not do it. 130: Ctrl-C. 141: the reader of the output has closed it, for example `head`.
+0: done. 1: no task matched, its status does not allow the action, you said no, or the watched task
+or the action on many tasks has not succeeded. 2: wrong options, or the service did not answer or
+refused the request. 130: Ctrl-C. 141: the reader of the output has closed it, for example `head`.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 import httpx2
 
 from afterward.task import Status
-from app.listening import authority
+from app import listening
 from app.settings import load_settings
 from app.terminal.bulk import act_on_tasks
 from app.terminal.client import Client
@@ -25,14 +26,14 @@ from app.terminal.output import (
     TROUBLE,
     Output,
     Trouble,
-    discard_output,
+    discard,
     prepare_streams,
     printable,
+    say,
 )
 from app.terminal.tasks import act_on_task, list_tasks, show_task, watch_task, watch_tasks
 
 DEFAULT_LIMIT = 50
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - to read HOST  # nosec
 
 # The filters of GET /tasks, with the help of their options.
 _FILTERS = {
@@ -56,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m app tasks",
         description="The tasks of a running service.",
-        epilog="Exit codes: 0 done; 1 no task matched, or the watched task has not succeeded; "
+        epilog="Exit codes: 0 done; 1 nothing was to be done, or the task has not succeeded; "
         "2 wrong options, or an error.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -162,8 +163,7 @@ def local_url() -> str:
     settings = load_settings()
     if not settings.port:
         raise Trouble("PORT=0 lets the system choose a port: give the address with --url.")
-    host = _EVERYWHERE.get(settings.host, settings.host)
-    return f"http://{authority(host, settings.port)}{settings.root_path or ''}"
+    return listening.url(settings.host, settings.port, settings.root_path)
 
 
 def open_client(
@@ -225,14 +225,14 @@ def run_quietly(run: Callable[[], int]) -> int:
     try:
         return run()
     except Trouble as error:
-        print(printable(error), file=sys.stderr)  # noqa: T201
+        say(printable(error))
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        discard_output()
+        discard(sys.stdout)
         return PIPE_CLOSED
     except OSError as error:  # the disk is full, for example
-        print(f"The command cannot go on: {error}", file=sys.stderr)  # noqa: T201
-        discard_output()
+        say(f"The command cannot go on: {error}")
+        discard(sys.stdout)
         return TROUBLE

@@ -32,14 +32,14 @@ class _Place:
         self.last_event_id: str | None = None
         self.pause = PAUSE
         self._read: dict[str, None] = {}  # the ids of the newest changes, oldest first
-        self.is_known = False  # whether the service has accepted a connection
+        self.has_connected = False  # whether the service has accepted a connection
         self.is_lost = False  # whether that connection has been lost since
 
     def advance(self, event: httpx2.ServerSentEvent) -> None:
         """Note an event that has arrived."""
         self.last_event_id = event.id or self.last_event_id
         if event.retry is not None:
-            self.pause = min(event.retry / 1000, LONGEST_PAUSE)
+            self.pause = min(max(event.retry, 0), LONGEST_PAUSE * 1000) / 1000
 
     def has_read(self, event: httpx2.ServerSentEvent) -> bool:
         """Return whether this change of a task came before, and note it.
@@ -69,7 +69,7 @@ def follow(client: Client, task_id: str | None, report: Report) -> Iterator[Even
                 return
             reason = "The service has closed the event stream."
         except Lost as error:
-            if not place.is_known:
+            if not place.has_connected:
                 raise Trouble(str(error)) from error
             reason = str(error)
         if not place.is_lost:
@@ -86,7 +86,7 @@ def _read(client: Client, path: str, place: _Place, report: Report) -> Generator
     with client.events(path, place.last_event_id) as source:
         if place.is_lost:
             report("Connected again.")
-        place.is_known, place.is_lost = True, False
+        place.has_connected, place.is_lost = True, False
         if source.response.status_code == httpx2.codes.NO_CONTENT:
             return True
         for sent in source:
@@ -104,7 +104,7 @@ def _parse(sent: httpx2.ServerSentEvent) -> Event | None:
         return None
     try:
         data = json.loads(sent.data)
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
         raise Trouble("The service has sent an event that is not a JSON object.")

@@ -4,12 +4,13 @@ Every text that comes from the service goes through `printable`. Some of these t
 strangers: an SMTP server's reply, a recipient's address.
 """
 
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Iterable
 from io import TextIOBase, TextIOWrapper
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.padding import Padding
@@ -65,9 +66,18 @@ class _Nowhere(TextIOBase):
         return len(text)
 
 
-def discard_output() -> None:
-    """Discard the rest of the output, because Python flushes it once more at its exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def discard(stream: TextIO) -> None:
+    """Discard what a stream still has to write, because Python flushes it once more at its exit."""
+    with contextlib.suppress(OSError):  # it has no file, because it was closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(message: str) -> None:
+    """Print the last line of a command to standard error, if that can be written."""
+    try:
+        print(message, file=sys.stderr)  # noqa: T201
+    except OSError:
+        discard(sys.stderr)
 
 
 class _Console(Console):
@@ -91,8 +101,18 @@ class Output:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person reads the output, who gets headers and ages instead of full times."""
-        return self.console.is_terminal
+        """Whether the output is a terminal.
+
+        Then a person reads it, and gets headers, and ages instead of full times. rich says yes also
+        for FORCE_COLOR, which many CI systems set. This is right for colours, but here a program
+        may be the reader.
+        """
+        return sys.stdout.isatty()
+
+    @property
+    def notes_on_terminal(self) -> bool:
+        """Whether standard error is a terminal. Then a person sees the progress."""
+        return sys.stderr.isatty()
 
     def line(self, *parts: str | tuple[str, str], cut: bool = False) -> None:
         """Print a line. A part is a text, or a text and its style.

@@ -61,7 +61,7 @@ def act_on_task(client: Client, output: Output, action: str, task_id: str) -> in
 
 def watch_tasks(client: Client, output: Output, filters: Mapping[str, str]) -> int:
     """Print each change of the tasks that match, until Ctrl-C."""
-    if output.notes.is_terminal:
+    if output.notes_on_terminal:
         output.note("Waiting for changes. Ctrl-C ends the command.")
     for event in follow(client, None, output.note):
         if event.name == "gap":

@@ -4,14 +4,16 @@ The JSON comes from a service that may be newer or older than this program, or n
 all. So a missing or strange field never raises an error here: it is shown as it is.
 """
 
+import contextlib
 import json
+import math
 from collections.abc import Generator, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich.cells import cell_len
 
-from afterward.history import group_of
+from afterward.history import MOST_KEPT, group_of
 from app.terminal.output import Json, Output, printable
 
 STYLES = {
@@ -64,15 +66,33 @@ def _status(task: Json) -> tuple[str, str]:
     return status, STYLES.get(status, "")
 
 
+# Numbers
+
+
+def _number(value: object) -> float | None:
+    """Return a finite number. None for any other value, and for one that is too large."""
+    with contextlib.suppress(OverflowError):
+        if isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    return None
+
+
+def part(progress: object) -> float | None:
+    """Return the progress of a task, a number from 0 to 1. None for any other value."""
+    done = _number(progress)
+    return None if done is None or not 0 <= done <= 1 else done
+
+
 # Times
 
 
 def _parsed(text: object) -> datetime | None:
+    """Return a time in UTC. None for any other text."""
     try:
         moment = datetime.fromisoformat(str(text))
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # OverflowError: in UTC the year is 0 or 10000
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def time_text(text: object) -> str:
@@ -80,7 +100,7 @@ def time_text(text: object) -> str:
     moment = _parsed(text)
     if moment is None:
         return "" if text is None else printable(text)
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _since(text: object) -> timedelta | None:
@@ -137,7 +157,7 @@ def write_change(output: Output, task: Json) -> None:
         return
     status, style = _status(task)
     moment = _parsed(task.get("updated_at"))
-    clock = "" if moment is None else f"{moment.astimezone(UTC):%H:%M:%SZ} "
+    clock = "" if moment is None else f"{moment:%H:%M:%SZ} "
     facts = (_percent(task.get("progress")), field(task, "kind"), field(task, "about"))
     words = " ".join(filter(None, (*facts, error_text(task.get("error")))))
     output.line((clock, _FAINT), f"{field(task, 'id')} ", (_padded(status, 9), style), f" {words}")
@@ -204,7 +224,8 @@ def _attempts(task: Json) -> str:
 
 
 def _percent(progress: object) -> str:
-    return f"{progress:.0%}" if isinstance(progress, int | float) else ""
+    done = part(progress)
+    return "" if done is None else f"{done:.0%}"
 
 
 # The time of an event, or None if it is unknown; its text; and its style.
@@ -235,15 +256,23 @@ def _is_attempt(item: object) -> bool:
 def _failed_attempts(attempts: Iterable[Json]) -> Generator[_Event, None, int]:
     """Yield the failed attempts, and the retries between them. Return the last one's number.
 
-    A retry on request has no event of its own in the history, but the numbers begin at 1 again.
+    A retry on request has no event of its own in the history, but the numbers begin at 1 again. If
+    the first number is higher, the task does not keep the attempts before.
     """
     before = 0
     for attempt in attempts:
+        if not before and attempt["attempt"] > 1:
+            yield None, _not_kept(attempt["attempt"] - 1), ""
         if attempt["attempt"] <= before:
             yield None, _RETRIED, ""
         before = attempt["attempt"]
         yield attempt.get("started_at"), _failed_attempt(attempt), "yellow"
     return before
+
+
+def _not_kept(last: int) -> str:
+    attempts = "attempt 1 is" if last == 1 else f"attempts 1 to {last} are"
+    return f"{attempts} not kept: a task keeps its newest {MOST_KEPT} failed attempts"
 
 
 def _failed_attempt(attempt: Json) -> str:
@@ -256,7 +285,8 @@ def _end(seconds: object) -> str:
     """Return how an attempt ended. Its length is unknown after a crash."""
     if seconds is None:
         return "crashed"
-    return f"failed after {seconds:.2f} s" if isinstance(seconds, int | float) else "failed"
+    known = _number(seconds)
+    return "failed" if known is None else f"failed after {known:.2f} s"
 
 
 def _since_last_failure(task: Json, last: int) -> Iterator[_Event]:

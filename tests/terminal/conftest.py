@@ -1,5 +1,6 @@
 """Fixtures for `python -m app tasks`: the command in this process, against a stand-in service."""
 
+import sys
 from collections.abc import Callable
 
 import httpx2
@@ -31,9 +32,12 @@ def run(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.fixture
-def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let rich take the captured output for a terminal of 100 columns."""
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Let the captured output count as a terminal of 100 columns.
+
+    Each phase of a test has other streams, but of the same class.
+    """
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda _: True)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("NO_COLOR", raising=False)

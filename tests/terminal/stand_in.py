@@ -16,17 +16,17 @@ class StandIn:
 
     def __init__(self) -> None:
         self.requests: list[httpx2.Request] = []
-        self._answers: list[httpx2.Response | Exception] = []
+        self._answers: list[httpx2.Response | BaseException] = []
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
         """Answer a request."""
         self.requests.append(request)
         answer = self._answers.pop(0)
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
-    def answers(self, *answers: httpx2.Response | Exception | Json) -> None:
+    def answers(self, *answers: httpx2.Response | BaseException | Json) -> None:
         """Add answers. An object is sent as JSON, with 200; an exception is raised instead."""
         self._answers += [
             httpx2.Response(200, json=answer) if isinstance(answer, dict) else answer
@@ -78,12 +78,15 @@ def page(*tasks: Json, has_more: bool = False) -> Json:
     return {"data": list(tasks), "has_more": has_more}
 
 
-def problem(status: int, detail: str, **more: Any) -> httpx2.Response:
+def problem(
+    status: int, detail: str, retry_after: str | None = None, **more: Any
+) -> httpx2.Response:
     """Return an error as the service describes it."""
+    headers = {"Content-Type": "application/problem+json"}
     return httpx2.Response(
         status,
         json={"type": "about:blank", "status": status, "detail": detail} | more,
-        headers={"Content-Type": "application/problem+json"},
+        headers=headers if retry_after is None else headers | {"Retry-After": retry_after},
     )
 
 
@@ -99,6 +102,12 @@ class _Stream(httpx2.SyncByteStream):
         yield from self._events
         if self._breaks:
             raise httpx2.ReadError("connection reset")
+
+
+def undecodable(status: int, kind: str) -> httpx2.Response:
+    """Return a response that is not compressed as its header says."""
+    headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+    return httpx2.Response(status, headers=headers, stream=_Stream((b"junk",), breaks=False))
 
 
 def stream(*events: bytes, breaks: bool = False) -> httpx2.Response:

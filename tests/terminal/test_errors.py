@@ -42,6 +42,10 @@ INVALID = [
         (problem(429, "Too many requests."), "The service answered 429: Too many requests."),
         (problem(503, "The database is away."), "The service answered 503: The database is away."),
         (
+            problem(429, "Too many requests.", retry_after="7"),
+            "The service answered 429: Too many requests. (Retry-After: 7)",
+        ),
+        (
             httpx2.Response(502, text="<html>Bad Gateway"),
             f"{URL} does not answer like this service: 502 Bad Gateway",
         ),
@@ -51,6 +55,10 @@ INVALID = [
         ),
         (
             httpx2.Response(200, text="<html>Hello"),
+            f"{URL}/tasks?limit=51 does not answer with JSON, as this service does.",
+        ),
+        (
+            httpx2.Response(200, text="[" * 100_000),
             f"{URL}/tasks?limit=51 does not answer with JSON, as this service does.",
         ),
         (
@@ -147,8 +155,8 @@ def test_nothing_answers_at_the_default_address(
     ("settings", "url"),
     [
         ({}, "http://127.0.0.1:8000"),
-        ({"HOST": "0.0.0.0", "PORT": "8001"}, "http://127.0.0.1:8001"),
-        ({"HOST": "::", "ROOT_PATH": "/afterward"}, "http://[::1]:8000/afterward"),
+        ({"HOST": "0.0.0.0", "PORT": "8001"}, "http://localhost:8001"),
+        ({"HOST": "::1", "ROOT_PATH": "/afterward"}, "http://[::1]:8000/afterward"),
     ],
 )
 def test_the_default_address_is_that_of_the_settings(

@@ -31,6 +31,23 @@ def test_in_a_pipe_each_task_is_a_line_of_columns(
     assert second.split("\t")[3] == ""
 
 
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_a_variable_that_asks_for_colours_changes_nothing_in_a_pipe(
+    stand_in: StandIn,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+) -> None:
+    """CI systems set them, and a program may read the output there."""
+    monkeypatch.setenv(variable, "1")
+    stand_in.answers(page(task()), problem(403, "Enough."))
+    assert run("list") == 0
+    assert capsys.readouterr().out.split("\t")[:2] == [ID, "succeeded"]
+    run("watch")
+    assert "Waiting" not in capsys.readouterr().err
+
+
 def test_json_is_an_object_of_the_api_in_each_line(
     stand_in: StandIn, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +258,28 @@ def test_a_crash_and_a_retry_on_request_are_events(
     ]
 
 
+@pytest.mark.parametrize(
+    ("first", "missing"),
+    [
+        (1, []),
+        (2, ["attempt 1 is not kept: a task keeps its newest 20 failed attempts"]),
+        (381, ["attempts 1 to 380 are not kept: a task keeps its newest 20 failed attempts"]),
+    ],
+)
+def test_attempts_that_the_task_does_not_keep_are_told(
+    stand_in: StandIn,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    first: int,
+    missing: list[str],
+) -> None:
+    history = [ATTEMPT | {"attempt": first}, ATTEMPT | {"attempt": first + 1}]
+    stand_in.answers(task(status="failed", attempts=first + 1, history=history))
+    assert run("show", ID) == 0
+    _, *between, _, _, _ = shown_events(capsys)
+    assert [line.strip() for line in between] == missing
+
+
 RETRIED = "retried on request: the attempts are counted from 1 again"
 
 
@@ -287,6 +326,9 @@ def test_the_exit_code_is_1_if_there_is_no_such_task(
     assert capsys.readouterr() == ("", "The service answered 404: There is no such task.\n")
 
 
+BEFORE_THE_YEAR_1 = "0001-01-01T00:00:00+05:00"  # in UTC
+
+
 def test_strange_fields_are_shown_as_they_are(
     stand_in: StandIn, run: Run, on_a_terminal: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,14 +338,19 @@ def test_strange_fields_are_shown_as_they_are(
         "created_at": "yesterday",
         "error": "broken",
         "progress": "half",
-        "history": [{"attempt": None, "seconds": "long", "error": None}, "?"],
+        "history": [
+            {"attempt": None, "seconds": "long", "error": None},
+            {"attempt": 1, "seconds": 10**400, "error": None, "started_at": BEFORE_THE_YEAR_1},
+            "?",
+        ],
     }
-    stand_in.answers({**strange}, page(strange, {}))
+    stand_in.answers({**strange}, page(strange, {"created_at": BEFORE_THE_YEAR_1}))
     assert run("show", ID) == 0
     assert run("list") == 0
     said = capsys.readouterr().out
     assert "yesterday" in said
     assert "broken" in said
+    assert f"{BEFORE_THE_YEAR_1}  attempt 1 failed: " in without_styles(said)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 
+import httpx2
 import pytest
 
 from tests.terminal.conftest import Run
@@ -161,12 +162,50 @@ def test_the_exit_code_is_1_if_the_action_fails(
     assert capsys.readouterr().err == f"Task {ID} is failed: ValueError: a bug\n"
 
 
-@pytest.mark.parametrize("answer", [{}, {"matches": "many"}])
+@pytest.mark.parametrize("answer", [{}, {"matches": "many"}, {"matches": 10**400}])
 def test_an_answer_without_a_number_is_exit_code_2(
     stand_in: StandIn, run: Run, answer: dict[str, object]
 ) -> None:
     stand_in.answers(answer)
     assert run("retry", "--status", "failed", "--yes") == 2
+
+
+ACCEPTED = (
+    f"The service has accepted task {ID}, and goes on. To see it: "
+    f".venv/bin/python -m app tasks watch {ID} --url http://127.0.0.1:8000/mail\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "exit_code", "reason"),
+    [
+        (problem(429, "Too many requests."), 2, "The service answered 429: Too many requests.\n"),
+        (httpx2.ReadTimeout("slow"), 2, "http://127.0.0.1:8000/mail did not answer in time.\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_an_action_that_is_accepted_but_cannot_be_followed_is_named(
+    stand_in: StandIn,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    answer: httpx2.Response | BaseException,
+    exit_code: int,
+    reason: str,
+) -> None:
+    """Otherwise a person would repeat the command, and the service would act twice."""
+    stand_in.answers({"matches": 1}, RETRY, answer)
+    url = "http://127.0.0.1:8000/mail"
+    assert run("retry", "--status", "failed", "--yes", "--url", url) == exit_code
+    assert capsys.readouterr() == ("", f"{ACCEPTED}{reason}")
+
+
+@pytest.mark.parametrize("progress", ["half", 10**400, -1, 1.5, float("nan")])
+def test_a_progress_that_is_none_is_ignored(
+    stand_in: StandIn, run: Run, on_a_terminal: None, progress: object
+) -> None:
+    running, end = RETRY | {"progress": progress}, done(matched=1, done=1, skipped=0)
+    stand_in.answers({"matches": 1}, RETRY, stream(event("task", running), event("end", end)))
+    assert run("retry", "--status", "failed", "--yes") == 0
 
 
 # The question
@@ -262,11 +301,12 @@ def test_no_question_is_asked_if_no_task_matches(
     assert capsys.readouterr().err == "No task matches that can be retried.\n"
 
 
+@pytest.mark.parametrize("time", [None, "9999-12-31T23:59:59.9999Z"])
 def test_a_newest_task_without_a_time_is_exit_code_2(
-    stand_in: StandIn, run: Run, type_at: TypeAt
+    stand_in: StandIn, run: Run, type_at: TypeAt, time: str | None
 ) -> None:
     type_at("y\n")
-    stand_in.answers(page(failure(created_at=None)))
+    stand_in.answers(page(failure(created_at=time)))
     assert run("retry", "--status", "failed") == 2
 
 

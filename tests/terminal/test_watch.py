@@ -14,6 +14,7 @@ from tests.terminal.stand_in import (
     problem,
     stream,
     task,
+    undecodable,
     without_styles,
 )
 
@@ -104,6 +105,17 @@ def test_a_lost_stream_goes_on_after_the_last_event(
     assert back == "Connected again."
 
 
+@pytest.mark.parametrize(("retry", "pause"), [("9" * 400, 60), ("-5", 0)])
+def test_a_strange_pause_is_brought_into_bounds(
+    stand_in: StandIn, run: Run, monkeypatch: pytest.MonkeyPatch, retry: str, pause: float
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("app.terminal.following.time.sleep", pauses.append)
+    stand_in.answers(stream(f"retry: {retry}\n\n".encode()), stream(event("end", task())))
+    assert run("watch", ID) == 0
+    assert pauses == [pause]
+
+
 def test_a_change_that_comes_again_after_a_reconnect_is_printed_once(
     stand_in: StandIn,
     run: Run,
@@ -139,6 +151,9 @@ def test_a_refused_reconnect_ends_the_command(
         (httpx2.Response(200, text="Hello"), "http://127.0.0.1:8000 does not answer like this"),
         (stream(b"event: task\ndata: [1]\n\n"), "The service has sent an event that is not a JSON"),
         (stream(b"event: task\ndata: {\n\n"), "The service has sent an event that is not a JSON"),
+        (stream(b"event: task\ndata: " + b"[" * 100_000 + b"\n\n"), "The service has sent an"),
+        (undecodable(200, "text/event-stream"), "Cannot reach http://127.0.0.1:8000: "),
+        (undecodable(403, "application/problem+json"), "Cannot reach http://127.0.0.1:8000: "),
         (stream(b"data: " + b"x" * 2_000_000), "http://127.0.0.1:8000 does not answer like this"),
     ],
 )
