@@ -1,12 +1,14 @@
-"""Forms of the pages: read the fields of a form, and answer with a redirect."""
+"""Forms of the pages: read the fields, tell what is wrong with them, answer with a redirect."""
 
 from urllib.parse import parse_qsl
 
 from fastapi import Request
 from fastapi.responses import RedirectResponse
+from pydantic import ValidationError
 from starlette.datastructures import ImmutableMultiDict
 from starlette.exceptions import HTTPException
 
+from app.api.errors import message_of
 from app.api.json_body import check_coding
 
 MEDIA_TYPE = "application/x-www-form-urlencoded"
@@ -33,6 +35,15 @@ async def read_form(request: Request) -> FormFields:
     except ValueError:
         raise HTTPException(400, "The form cannot be read.") from None
     return ImmutableMultiDict(pairs)
+
+
+def messages_of(error: ValidationError) -> dict[str, str]:
+    """Return a message for each field that is not valid. No message repeats the value."""
+    messages = {
+        str(details["loc"][0]): message_of(details)
+        for details in error.errors(include_input=False, include_url=False)
+    }
+    return {name: text[:1].upper() + text[1:] for name, text in messages.items()}
 
 
 def see_other(path: str) -> RedirectResponse:

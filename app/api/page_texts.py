@@ -29,11 +29,14 @@ def when(at: float | datetime | None, now: float | None = None) -> Markup:
         return escape(DASH)
     text = relative(seconds - (time.time() if now is None else now))
     element = Markup('<time datetime="{}" title="{}">{}</time>')
-    return element.format(
-        exact.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        exact.strftime("%Y-%m-%d %H:%M:%S UTC"),
-        text,
-    )
+    in_json = exact.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return element.format(in_json, exact_time(seconds), text)
+
+
+def exact_time(seconds: float) -> str:
+    """Return a time since the epoch as "2026-01-31 12:00:00 UTC". A damaged one gives a dash."""
+    exact = _in_utc(seconds)
+    return DASH if exact is None else exact.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def made_at(id: str) -> float | None:  # noqa: A002 -- the id of a task, a batch or an upload

@@ -18,6 +18,7 @@ task_search   the form of the search, and the filter that it means
 timeline      the events of a task's life, in words
 parsed_task   what has happened to a task, from its row
 json_values   the arguments and the result of a task as texts
+error_line    the error of a task as one line
 shown_task    a task as a page may show it, without its arguments if HIDE_ARGUMENTS is set
 form_keys     lets a form act once, also if it is sent twice
 counts        the counts on the pages of tasks, shared by all viewers
@@ -42,7 +43,8 @@ To add a page:
 3. Render a template with `page`. It extends base.html, which has the links to the pages. It writes
    `{{ prefix }}` before each path of the service.
 4. To follow the changes of tasks, the template fills the block `live` like tasks.html: see ticks.
-   board.js then loads the page again, and keeps each element that has an id.
+   board.js then loads the page again, and changes what differs. It finds an element by its id, or
+   else by its position, so give an id to each part that may come or go.
 5. Read a task with `ShownTask`, not from the queue, so that HIDE_ARGUMENTS is obeyed.
 6. A form is read by `read_form`, and answered by `see_other`. If it adds tasks, commit them by
    `commit_once`, because a double click sends a form twice.

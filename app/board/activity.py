@@ -14,7 +14,7 @@ from afterward.task import Status, Task
 
 MINUTE = 60.0
 MINUTES = 60
-MOST_CLIENTS = 1000  # clients whose tasks are counted; all together about 20 MB
+MOST_CLIENTS = 1000  # clients with counts in memory, about 20 MB in all
 MOST_READ = 5_000  # tasks that one client's charts are read from after a start
 PAGE = 100  # tasks in one query
 ACCEPTED, SUCCEEDED, FAILED = range(3)  # the columns of a minute, in the order of Hour
@@ -34,9 +34,10 @@ class Activity:
 
     `record` subscribes to the events of the queue, also to those of other processes. The counts are
     in memory. For the time before the start, and for a time whose events may be lost, they are read
-    from the database when they are next asked for: from the newest MOST_READ tasks of a client.
-    With 100 tasks a second these are the tasks of the last 50 seconds, and with one task a second
-    those of the whole hour.
+    from the database when they are next asked for: from the newest MOST_READ tasks of a client, and
+    from its newest MOST_READ failures. With 100 tasks a second these are the tasks of the last 50
+    seconds, and with one task a second those of the whole hour. After a start, a success of a task
+    that was accepted more than an hour ago is not counted.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Activity:
         self._most_clients = most_clients
         self._now = now
         self._counts: OrderedDict[str, _MinuteCounts] = OrderedDict()  # by client
-        self._complete_since = now()  # nothing that was counted since then is forgotten
+        self._complete_since = now()  # no client's counts since then have been dropped
 
     def record(self, event: Event) -> None:
         """Count an event of the queue."""
@@ -65,7 +66,7 @@ class Activity:
 
     def _count(self, client: str, column: int, at: float) -> None:
         counts = self._counts_of(client)
-        if at >= counts.since:  # what came before is read from the database
+        if at >= counts.since:  # earlier changes are read from the database
             counts.add(column, at)
 
     def catch_up(self, since: float) -> None:
@@ -80,7 +81,7 @@ class Activity:
         self._counts.move_to_end(client)
         async with counts.reading:
             if counts.unread_since < counts.since:
-                await self._read_record(client, counts)
+                await self._read_database(client, counts)
                 counts.unread_since = math.inf
         return counts.until(self._now())
 
@@ -98,8 +99,11 @@ class Activity:
                 self._complete_since = self._now()
         return counts
 
-    async def _read_record(self, client: str, counts: "_MinuteCounts") -> None:
-        """Count the newest tasks in the database that no event has counted."""
+    async def _read_database(self, client: str, counts: "_MinuteCounts") -> None:
+        """Count the newest tasks in the database that no event has counted.
+
+        The failures are read by their own time, because a task may fail days after its acceptance.
+        """
         wanted = TaskFilter(client=client, since=self._now() - MINUTES * MINUTE)
         after, left = None, MOST_READ
         earlier: list[tuple[int, float]] = []
@@ -110,20 +114,19 @@ class Activity:
             if len(tasks) < PAGE:
                 break
             after, left = tasks[-1].id, left - PAGE
+        failures = await self._engine.list_failed(client, limit=MOST_READ)
+        earlier += [(FAILED, task.finished_at) for task in failures if task.finished_at is not None]
         for column, at in earlier:
             if counts.unread_since <= at < counts.since:
                 counts.add(column, at)
 
 
 def _changes(task: Task) -> list[tuple[int, float]]:
-    """Return the columns of _MinuteCounts in which this task counts, and the times."""
+    """Return the times at which this task was accepted, and has succeeded, with their columns."""
     changes = [(ACCEPTED, task.created_at)]
-    if task.finished_at is not None and task.status in _FINAL_COLUMNS:
-        changes.append((_FINAL_COLUMNS[task.status], task.finished_at))
+    if task.status is Status.SUCCEEDED and task.finished_at is not None:
+        changes.append((SUCCEEDED, task.finished_at))
     return changes
-
-
-_FINAL_COLUMNS = {Status.SUCCEEDED: SUCCEEDED, Status.FAILED: FAILED}
 
 
 class _MinuteCounts:

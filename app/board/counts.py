@@ -1,8 +1,8 @@
 """The counts on the pages of tasks. Viewers share them, because a count may take long.
 
-To count a million failed tasks takes a second, in which SQLite does nothing else. So the pages show
-a count that may be up to 30 s old (see `app.api.shared_read`), and the page that confirms an action
-counts again.
+Counting a million tasks can take a second, in which SQLite answers no other search. So the pages
+show a count that may be up to 30 s old (see `app.api.shared_read`), and the page that confirms an
+action counts again.
 """
 
 from dataclasses import dataclass

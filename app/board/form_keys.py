@@ -27,7 +27,7 @@ async def commit_once(
     client: str,
     location: str,
 ) -> str:
-    """Commit what a form asks for, and return the path of the page to show next: `location`.
+    """Commit the action of a form, and return the path of the page to show next: `location`.
 
     If the client has sent the same fields before, with the same key, nothing is written, and the
     path is the `location` of that time. A form without a key is committed each time. Raises

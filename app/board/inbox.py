@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from app.api.forms import read_form, see_other
+from app.api.forms import messages_of, read_form, see_other
 from app.api.mail_schemas import MailDetail, MailQuery
 from app.api.negotiation import VARY_BY_ACCEPT
 from app.api.page_texts import query_with
@@ -21,11 +21,6 @@ from app.mail.message import task_of
 
 LONGEST_TEXT = 200_000  # characters of a mail's text on its page; escaped, each can become five
 VIEWS = ("html", "text", "headers", "attachments")
-_BAD_FIELDS = {
-    "q": "A search has at most 200 characters.",
-    "limit": "A page has 1 to 100 mails.",
-    "after": "This is no page of the list. Go to the newest mails.",
-}
 _NOT_HERE = (
     "No mail with this Message-ID is in the inbox, or not yet: its task may have to send it first. "
     "It may also have been deleted, or given way to newer mails."
@@ -55,8 +50,7 @@ async def show_list(request: Request, catcher: RunningCatcher) -> HTMLResponse:
     try:
         query = MailQuery.model_validate(dict(request.query_params))
     except ValidationError as error:
-        bad = {str(details["loc"][0]) for details in error.errors()}
-        return _list_page(request, status=422, errors={name: _BAD_FIELDS[name] for name in bad})
+        return _list_page(request, status=422, errors=messages_of(error))
     mails = await asyncio.to_thread(
         catcher.list, query.q.split(), after=query.after, limit=query.limit + 1
     )

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-LONG = 200  # characters; a longer text, or one of several lines, is folded
+LONG = 200  # characters; a longer text, or a text of several lines, is folded
 MOST_SHOWN = 20_000  # characters of one text
 
 _INDENTED = json.JSONEncoder(ensure_ascii=False, indent=2)
@@ -14,8 +14,8 @@ _INDENTED = json.JSONEncoder(ensure_ascii=False, indent=2)
 class NamedValue:
     """A value from JSON as a text. `size` is the length of the whole value in characters.
 
-    `is_cut` says whether the page shows only the beginning. In that case, `size` counts the JSON
-    without indents.
+    `is_cut` says whether the page shows only the beginning. If the value is no text, `size` then
+    counts its JSON without indents.
     """
 
     name: str

@@ -9,13 +9,13 @@ from markupsafe import Markup
 from afterward.engine import Engine
 from afterward.filter import TaskFilter
 from afterward.queue import Queue
-from afterward.task import WAITING, Status
+from afterward.task import WAITING, Status, Task
 from app.api.health_checks import CheckResults, Health
 from app.api.pages import render
-from app.api.schemas import TaskView
 from app.api.shared_read import SharedRead, SharedReads
 from app.board.activity import Activity, Hour
 from app.board.charts import bars
+from app.board.error_line import error_line
 from app.tasks.tools import Tools
 from app.tasks.workers import WorkerView, list_workers
 
@@ -28,19 +28,19 @@ HEALTH_WAIT_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """The state of a client's tasks, or of all tasks where the service has no API keys."""
+    """The state of a client's tasks.
+
+    Without API keys, `waiting`, `running` and `oldest_due_at` are those of all tasks, because the
+    database keeps their counts. The rest is of the tasks without a client.
+    """
 
     waiting: int
     running: int
     oldest_due_at: float | None
     hour: Hour
-    failures: list[TaskView]
+    failures: list[Task]
     workers: list[WorkerView]
-
-    @property
-    def has_tasks(self) -> bool:
-        """Whether the last hour, or the queue, has any task."""
-        return bool(self.waiting or self.running or self.failures or sum(self.hour.accepted))
+    has_tasks: bool
 
 
 class OverviewNumbers:
@@ -65,12 +65,16 @@ class OverviewNumbers:
         return await self._reads.of(self._read, client).get_newer()
 
     async def html(self, numbers: Numbers, prefix: str) -> Markup:
-        """Render the part of the overview that changes. It waits for the health for a second."""
+        """Render the part of the overview that changes.
+
+        It waits at most a second for the health checks.
+        """
         return render(
             "board/numbers.html",
             prefix=prefix,
             numbers=numbers,
             charts=_charts(numbers.hour),
+            error_line=error_line,
             failed_in_hour=sum(numbers.hour.failed),
             health=await self._current_health(),
             now=self._queue.now(),
@@ -84,13 +88,21 @@ class OverviewNumbers:
             engine.list_failed(client, limit=LATEST_FAILURES),
             list_workers(engine, self._queue.now()),
         )
+        has_tasks = bool(
+            waiting
+            or running
+            or failures
+            or sum(hour.accepted)
+            or await engine.list_tasks(TaskFilter(client=client), limit=1)
+        )
         return Numbers(
             waiting=waiting,
             running=running,
             oldest_due_at=oldest_due_at,
             hour=hour,
-            failures=[TaskView.of(task) for task in failures],
+            failures=failures,
             workers=workers,
+            has_tasks=has_tasks,
         )
 
     async def _current_health(self) -> CheckResults | None:
@@ -106,8 +118,8 @@ class OverviewNumbers:
 async def _count_unfinished(engine: Engine, client: str) -> tuple[int, int, float | None]:
     """Return the number of waiting and of running tasks, and when the oldest became due.
 
-    Where the service has API keys, only the client's own tasks count, and only queued tasks are
-    asked for the oldest.
+    Where the service has API keys, only the client's own tasks count, and the oldest is the oldest
+    queued task: retries are left out (see Engine.oldest_queued).
     """
     if client:
         of_status = partial(TaskFilter, client=client)

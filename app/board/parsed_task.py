@@ -1,4 +1,6 @@
-"""A task with its history, and what follows from both, because the row does not say it.
+"""Conclude from the row of a task some facts that are not in it.
+
+It tells whether the task was retried or given back, and whether attempts are missing.
 
 A row keeps the acceptance, the newest failed attempts and the latest attempt. It does not keep
 everything:
@@ -16,7 +18,7 @@ from typing import Self
 
 from pydantic import TypeAdapter
 
-from afterward.history import MOST_KEPT
+from afterward.history import MOST_KEPT, failed_attempts
 from afterward.task import Status, Task
 from app.api.schemas import FailedAttempt
 
@@ -34,8 +36,8 @@ class ParsedTask:
     def of(cls, task: Task) -> Self:
         """Parse the history of a task. A damaged one counts as empty."""
         try:
-            return cls(task, _HISTORY.validate_json(task.history or "[]"))
-        except ValueError:
+            return cls(task, _HISTORY.validate_python(failed_attempts(task.history)))
+        except (ValueError, RecursionError):
             return cls(task, [])
 
     @property
@@ -50,7 +52,7 @@ class ParsedTask:
 
     @property
     def unlisted_claims(self) -> int:
-        """The number of claims whose attempts are not in the history, nor the latest one."""
+        """The number of attempts that are neither in the history nor the latest."""
         return self.task.claims - len(self.history) - self.has_unlisted_attempt
 
     @property

@@ -10,8 +10,7 @@ from starlette.exceptions import HTTPException
 
 from afterward.task import Task
 from app.api.dependencies import ClientDep, QueueDep, SettingsDep
-from app.api.errors import message_of
-from app.api.forms import FormFields, read_form, see_other
+from app.api.forms import FormFields, messages_of, read_form, see_other
 from app.api.pages import page
 from app.api.route import ServiceRoute
 from app.api.routes.notifications import add_notification
@@ -20,7 +19,7 @@ from app.board.form_keys import commit_once, new_form_key
 from app.board.shown_task import find_shown_task
 
 _HIDDEN = "HIDE_ARGUMENTS is set, so the form does not show the mail of a task."
-_NO_MAIL = "This task sends no mail that could be sent again today."
+_NO_MAIL = "This task cannot be copied: its arguments are not those of a valid mail."
 
 router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
 
@@ -66,7 +65,7 @@ async def send(request: Request, queue: QueueDep, client: ClientDep) -> Response
         mail = MailForm(**fields)
         task = add_notification(request, mail.recipient, mail, courtesies, unit_of_work)
     except ValidationError as error:
-        return _send_page(request, fields, errors=_messages(error), status=422)
+        return _send_page(request, fields, errors=messages_of(error), status=422)
     except HTTPException as error:
         errors = {"recipient": error.detail}
         return _send_page(request, fields, errors=errors, status=error.status_code)
@@ -80,14 +79,6 @@ async def send(request: Request, queue: QueueDep, client: ClientDep) -> Response
 def _read_fields(form: FormFields) -> dict[str, str]:
     """Return the fields of the mail. A browser ends the lines of a text with CR LF."""
     return {name: form.get(name, "").replace("\r\n", "\n") for name in MailForm.model_fields}
-
-
-def _messages(error: ValidationError) -> dict[str, str]:
-    """Return a message for each field that is not valid. No message repeats the value."""
-    return {
-        str(details["loc"][0]): message_of(details)
-        for details in error.errors(include_input=False, include_url=False)
-    }
 
 
 def _send_page(

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
+from app.api.downloads import has_current
 from app.api.paths import route_path
 from app.api.route import ServiceRoute, without_turn
 from app.api.static_files import STATIC_PATHS, static_file
@@ -26,7 +27,7 @@ async def read_static_file(request: Request) -> Response:
         "ETag": etag,
         "X-Content-Type-Options": "nosniff",
     }
-    if request.headers.get("if-none-match") == etag:
+    if has_current(request, etag):
         return Response(status_code=304, headers=headers)
     return Response(file.content, media_type=file.media_type, headers=headers)
 

@@ -1,7 +1,6 @@
 """/board/tasks/{id}: one task with its timeline, and the forms that cancel, retry or run it."""
 
 from collections.abc import Awaitable
-from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
@@ -12,9 +11,11 @@ from afterward.queue import Queue
 from afterward.task import GIVEN_UP, WAITING, Status, Task
 from app.api.dependencies import QueueDep
 from app.api.forms import see_other
+from app.api.page_texts import exact_time
 from app.api.pages import page
 from app.api.route import ServiceRoute
 from app.board import json_values
+from app.board.json_values import NamedValue
 from app.board.shown_task import ShownTask, find_shown_task
 from app.board.timeline import timeline
 from app.tasks.tools import Tools
@@ -54,7 +55,7 @@ async def _act(
 ) -> Response:
     """Carry out an action, and show the task. If the task has changed meanwhile, tell why not.
 
-    A form that is sent twice does no harm: the second one is refused like this.
+    A form that is sent twice does no harm: the second one is refused like this, or changes nothing.
     """
     try:
         await action
@@ -68,7 +69,7 @@ async def _act(
 def _task_page(
     request: Request, queue: Queue[Tools], task: Task, *, refusal: QueueError | None = None
 ) -> HTMLResponse:
-    now = queue.now()
+    now, result = queue.now(), json_values.result(task.result)
     return page(
         request,
         "board/task.html",
@@ -76,9 +77,10 @@ def _task_page(
         refusal=refusal,
         task=task,
         events=timeline(task, now),
+        exact_time=exact_time,
         arguments=json_values.arguments(task.arguments) if task.arguments else None,
-        result=json_values.result(task.result),
-        mail=_mail(task),
+        result=result,
+        mail=_mail(result) if task.kind == "send_email" else None,
         upload=task.about if task.kind in _OF_UPLOADS else None,
         actions=_actions(task, now),
         can_copy=task.kind == "send_email" and task.arguments,
@@ -95,8 +97,8 @@ def _actions(task: Task, now: float) -> dict[str, str]:
     return actions
 
 
-def _mail(task: Task) -> str | None:
-    """Return the path of the page with the mail that the catcher has received from this task."""
-    fields: dict[str, Any] = {value.name: value.text for value in json_values.result(task.result)}
-    message_id = fields.get("message_id", "") if task.kind == "send_email" else ""
+def _mail(result: list[NamedValue]) -> str | None:
+    """Return the path of the page with the mail that the catcher has received from a task."""
+    fields = {value.name: value.text for value in result}
+    message_id = fields.get("message_id", "")
     return f"/inbox/by-message-id/{quote(message_id.strip('<>'), safe='@')}" if message_id else None

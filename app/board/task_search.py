@@ -7,11 +7,9 @@ from typing import Any, Self
 from urllib.parse import urlencode
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from starlette.datastructures import ImmutableMultiDict
 
-from afterward.task import Status
-from app.api.errors import message_of
+from app.api.forms import messages_of
 from app.api.task_filters import TaskFilters
 
 PERIODS = {
@@ -90,7 +88,7 @@ def _parse(
     try:
         filters = TaskFilters.model_validate(conditions)
     except ValidationError as error:
-        errors = _messages(error) | errors
+        errors = messages_of(error) | errors
     return (TaskFilters(), errors) if errors else (filters, {})
 
 
@@ -108,15 +106,3 @@ def _resolve_times(conditions: dict[str, Any], period: str, now: float) -> dict[
     since = datetime.fromtimestamp(now, UTC) - PERIODS[period]
     conditions["since"] = since.isoformat()
     return {}
-
-
-def _messages(error: ValidationError) -> dict[str, str]:
-    details = error.errors(include_url=False, include_input=False)
-    return {str(detail["loc"][0]): _message(detail) for detail in details}
-
-
-def _message(detail: ErrorDetails) -> str:
-    if detail["loc"][0] == "status":
-        return f"Choose from {', '.join(Status)}."
-    message = message_of(detail)
-    return message[:1].upper() + message[1:]

@@ -15,17 +15,16 @@ from app.api.forms import see_other
 from app.api.page_texts import query_with
 from app.api.pages import example, page
 from app.api.route import ServiceRoute
-from app.api.schemas import TaskFailure
 from app.api.task_filters import TASK_ID
 from app.board.counts import Matches
 from app.board.dependencies import BoardDep
+from app.board.error_line import error_line
 from app.board.shown_task import find_shown_task
 from app.board.task_search import PERIODS, TaskSearch, is_local_time
 from app.settings import Settings
 from app.tasks.tools import Tools
 
 LISTED = 50
-ERROR_LENGTH = 300  # characters of an error in a row of the table
 
 _ID = re.compile(TASK_ID)
 _BAD_AFTER = "This is no page of a list. Go to the newest tasks."
@@ -35,7 +34,11 @@ router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """A task as a row of the table. `seconds` is the duration of its latest attempt."""
+    """A task as a row of the table.
+
+    `seconds` is the duration of its latest attempt, or None if it is unknown: the end of
+    a crashed attempt is not stored, and `finished_at` is the time at which another worker found it.
+    """
 
     task: Task
     seconds: float | None
@@ -45,19 +48,11 @@ class TaskRow:
     def of(cls, task: Task, now: float) -> "TaskRow":
         """Return the row of a task."""
         end = now if task.status is Status.RUNNING else task.finished_at
+        has_crashed = task.status is Status.FAILED and task.crashes > 0
         has_run = task.status in {Status.RUNNING, Status.SUCCEEDED, Status.FAILED}
-        known = has_run and task.started_at is not None and end is not None
+        known = has_run and not has_crashed and task.started_at is not None and end is not None
         seconds = max(0.0, end - task.started_at) if known else None  # type: ignore[operator]
         return cls(task, seconds, error_line(task.error))
-
-
-def error_line(error: str | None) -> str:
-    """Return a stored error as one line: "PermanentError: 550 5.1.1 User unknown"."""
-    if error is None:
-        return ""
-    failure = TaskFailure.of(error)
-    line = " ".join(f"{failure.type}: {failure.detail}".split())
-    return line if len(line) <= ERROR_LENGTH else line[:ERROR_LENGTH] + "…"
 
 
 @router.get("/board/tasks")

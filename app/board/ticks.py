@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 
 import structlog
 
-from afterward.errors import QueueError
+from afterward.errors import QueueDamaged, QueueError
 from afterward.events import Event, EventType
 from afterward.task import to_json
 from app.api.server_sent_events import HEARTBEAT
@@ -30,7 +30,7 @@ QUIET_SECONDS = 15.0  # without a tick, after which a viewer gets a heartbeat
 # A page without the numbers loads itself again after a tick. The tick says how often it may: every
 # five seconds, and less often if so many of these pages are open that the process would have to
 # answer more than ten of them a second. With 200 open pages that is every 20 seconds.
-RELOAD_SECONDS = 5.0
+RELOAD_SECONDS = 5.0  # as RELOAD in app/static/board.js
 RELOADS_PER_SECOND = 10.0
 _AT_ONCE = 20  # viewers that are woken before other work gets a chance to run
 
@@ -217,17 +217,23 @@ class _NumbersTicks:
         self._last_html = ""
 
     async def make(self, *, changed: bool) -> bytes | None:
-        """Return a tick; None if no task changed, and the numbers are as they were."""
+        """Return a tick; None if no task changed, and the HTML is the same."""
         try:
             numbers = await self._numbers.read_newer(self._client)
         except QueueError as error:
             self._last_html = ""  # so that after the outage even the same numbers are shown
-            return _tick(now=self._numbers.now(), problem=str(error))
+            return _tick(now=self._numbers.now(), problem=_problem(error))
         html = await self._numbers.html(numbers, self._prefix)
         if html == self._last_html and not changed:
             return None
         self._last_html = html
         return _tick(now=self._numbers.now(), html=html)
+
+
+def _problem(error: QueueError) -> str:
+    """Return an error in words for a person, who cannot "try again" as a program can."""
+    damaged = isinstance(error, QueueDamaged)
+    return "The database is damaged" if damaged else "The database does not answer"
 
 
 def _tick(**facts: Any) -> bytes:

@@ -14,10 +14,10 @@ from afterward.task import Status, Task
 from app.api.schemas import FailedAttempt, TaskFailure
 from app.board.parsed_task import ParsedTask
 
-# Seconds by which a time may be earlier than the time before it, without a clock that was set back:
+# A time may be this many seconds earlier than the one before it, although no clock was set back:
 # workers on several machines write these times, and their clocks differ a little.
 CLOCKS_DIFFER = 1.0
-SHORTEST_WAIT = 0.001  # seconds; a shorter one is not worth telling
+SHORTEST_WAIT = 0.001  # seconds; a shorter wait is not shown
 
 _PERMANENT = {"PermanentError", "UnusableResult"}  # see afterward.errors
 
@@ -79,7 +79,7 @@ def timeline(task: Task, now: float) -> list[TimelineEvent]:
 
 
 def _compared(events: list[TimelineEvent]) -> list[TimelineEvent]:
-    """Return the events with what follows from the times of neighbours: waits, and wrong clocks."""
+    """Return the events with the waits between them, and notes on clocks that were set back."""
     compared = [events[0]]
     latest = events[0].at or 0.0
     for before, event in pairwise(events):
@@ -104,8 +104,12 @@ def _wait(before: TimelineEvent, event: TimelineEvent) -> float | None:
 def _missing(parsed: ParsedTask) -> Iterator[TimelineEvent]:
     """Yield an event for the attempts that the row keeps no longer, if there are any."""
     if parsed.is_unreadable:
+        stored = parsed.task.error  # of the latest of them, apart from the list
         yield TimelineEvent(
-            title="Failed attempts", text="The stored list of failed attempts cannot be read."
+            title="Failed attempts",
+            text="The stored list of failed attempts cannot be read."
+            + (" The latest error was:" if stored else ""),
+            error=TaskFailure.of(stored) if stored else None,
         )
     elif parsed.may_be_cut:
         first = parsed.history[0].attempt

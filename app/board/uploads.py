@@ -5,20 +5,20 @@ page sends one file to POST /board/uploads, which ends on this page.
 """
 
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
 from afterward.errors import RecordNotFound
 from afterward.fastapi import DurableTasks
+from afterward.task import Record
 from app.api.dependencies import ClientDep, QueueDep, SettingsDep, UploadsDep
 from app.api.forms import see_other
 from app.api.page_texts import query_with
 from app.api.pages import page
-from app.api.route import ServiceRoute
+from app.api.route import ServiceRoute, reads_stream, without_turn
 from app.api.routes.uploads import (
-    FILE_FORM,
     ArrivalDep,
     ExistingUpload,
     add_removal,
@@ -26,12 +26,8 @@ from app.api.routes.uploads import (
 )
 from app.api.schemas import SearchText, UploadView
 from app.tasks.uploads import COLLECTION
-from app.uploads.pictures import MEDIA_TYPES
-from app.uploads.store import NoSuchUpload
 
 LISTED = 25
-# In place of a thumbnail that is not made yet, or cannot be made.
-_NO_THUMBNAIL = b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
 
 router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
 
@@ -48,19 +44,38 @@ async def list_uploads(
     records = await queue.engine.list_records(
         COLLECTION, client=client, after=after, limit=LISTED + 1
     )
-    uploads = [UploadView.of(record) for record in records[:LISTED]]
-    return page(
+    return _uploads_page(
         request,
-        "board/uploads.html",
-        uploads=uploads,
-        pictures={upload.id for upload in uploads if upload.content_type in MEDIA_TYPES},
-        older=query_with(request, after=uploads[-1].id) if len(records) > LISTED else None,
+        records[:LISTED],
+        older=query_with(request, after=records[LISTED - 1].id) if len(records) > LISTED else None,
         newest=query_with(request, after=None) if after else None,
         most_bytes=settings.max_upload_bytes,
     )
 
 
-@router.post("/board/uploads", openapi_extra=FILE_FORM)
+@router.get("/board/uploads/{upload_id}")
+async def read_upload(request: Request, upload: ExistingUpload) -> HTMLResponse:
+    """Show one upload as the list does, however old it is."""
+    return _uploads_page(request, [upload], is_one=True)
+
+
+def _uploads_page(request: Request, records: list[Record], **more: Any) -> HTMLResponse:
+    return page(
+        request,
+        "board/uploads.html",
+        uploads=[UploadView.of(record) for record in records],
+        thumbnails={record.id for record in records if _has_thumbnail(record)},
+        **(dict[str, Any](is_one=False, older=None, newest=None) | more),
+    )
+
+
+def _has_thumbnail(record: Record) -> bool:
+    """Whether the thumbnail is made already. An `<img>` without one would stay empty."""
+    return isinstance(record.body, dict) and record.body.get("thumbnail") is True
+
+
+@router.post("/board/uploads")
+@reads_stream
 async def upload(
     request: Request, arrival: ArrivalDep, queue: QueueDep, durable_tasks: DurableTasks
 ) -> Response:
@@ -82,13 +97,13 @@ async def delete_upload(
 
 
 @router.get("/board/uploads/{upload_id}/thumbnail")
+@without_turn  # because it waits for the store
 async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Response:
-    """Return the thumbnail of a picture, or an empty image in its place."""
-    headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
-    try:
-        thumbnail = await uploads.thumbnail(upload.id)
-    except NoSuchUpload:
-        headers["Cache-Control"] = "no-store"
-        return Response(_NO_THUMBNAIL, media_type="image/svg+xml", headers=headers)
-    headers["Cache-Control"] = "private, max-age=86400"
+    """Return the thumbnail of a picture. The browser may keep it for a day."""
+    headers = {
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox",
+        "Cache-Control": "private, max-age=86400",
+    }
+    thumbnail = await uploads.thumbnail(upload.id)
     return Response(thumbnail, media_type="image/png", headers=headers)

@@ -100,7 +100,7 @@ function isInUse(part = main) {
   const selection = getSelection();
   const selects = !selection.isCollapsed && part.contains(selection.anchorNode);
   const fields = [...part.querySelectorAll("input, select, textarea")];
-  return types || selects || fields.some(isChanged) || part.querySelector("dialog[open]") !== null;
+  return types || selects || fields.some(isChanged);
 }
 
 // Whether a field has another value than the page gave it. A copy of the field is reset to that
@@ -132,6 +132,9 @@ const TEXTS = {
   lost: "Cannot be loaded", // at present
   gone: "Cannot be loaded", // for example because the task was removed
 };
+
+// The shortest pause between two loads, in milliseconds: RELOAD_SECONDS in app/board/ticks.py.
+const RELOAD = 5000;
 
 let loading = Promise.resolve();
 
@@ -189,7 +192,6 @@ class Live {
 
   follow() {
     this.button.textContent = this.paused ? "Resume" : "Pause";
-    this.button.setAttribute("aria-pressed", String(this.paused));
     if (this.paused || document.hidden) {
       this.disconnect();
       this.tell("paused", "Paused");
@@ -244,7 +246,7 @@ class Live {
   // because many pages are open, they do not all come at the same moment.
   untilReload(every) {
     const wait = Math.max(0, this.updatedAt + every - Date.now());
-    return wait + Math.random() * (every - 5000);
+    return wait + Math.random() * (every - RELOAD);
   }
 
   plan(wait) {

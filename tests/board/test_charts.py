@@ -69,6 +69,13 @@ class Record:
             and (after is None or task.id < after)
         ][:limit]
 
+    async def list_failed(self, client: str, *, limit: int) -> list[Task]:
+        """Return the failed tasks, the latest failure first, as an engine does."""
+        failed = [
+            task for task in self.tasks if task.client == client and task.status is Status.FAILED
+        ]
+        return sorted(failed, key=lambda task: task.finished_at or 0.0, reverse=True)[:limit]
+
 
 def a_task(at: float, number: int = 0, **facts: Any) -> Task:
     given = {"id": f"{number:05}", "kind": "send_email", "arguments": "{}"}
@@ -152,6 +159,24 @@ async def test_tasks_before_the_start_are_read_once_and_none_is_counted_twice() 
         hour = await activity.last_hour("")
         assert (sum(hour.accepted), sum(hour.succeeded), sum(hour.failed)) == (252, 250, 1)
     assert record.reads == 3
+
+
+@pytest.mark.anyio
+async def test_after_a_start_a_failure_counts_however_old_its_task_is() -> None:
+    """A mail fails for good up to four days after its acceptance."""
+    accepted = NOW - 4 * 86400
+    tasks = [
+        finished(a_task(accepted, 1), Status.FAILED, NOW - 70),
+        finished(a_task(accepted, 2), Status.FAILED, NOW - 3700),
+        replace(a_task(accepted, 3), status=Status.FAILED),  # a damaged row
+        finished(a_task(NOW - 20, 4), Status.FAILED, NOW - 10),
+    ]
+    activity, _, _ = new_activity(*tasks)
+    hour = await activity.last_hour("")
+
+    assert hour.failed[-3:] == (1, 1, 0)
+    assert sum(hour.failed) == 2
+    assert sum(hour.accepted) == 1
 
 
 @pytest.mark.anyio

@@ -107,7 +107,6 @@ def test_links_begin_with_the_prefix_of_the_proxy(tmp_path: Path) -> None:
         for path in PAGES:
             page = Page(client.get(path, headers=BROWSER).text)
             assert all(link.startswith(("/afterward/", "#")) for link in page.links)
-            assert page.find("body").attributes["data-prefix"] == "/afterward"
 
 
 # Static files
@@ -123,8 +122,11 @@ def test_a_static_file_is_kept_by_browsers_as_long_as_it_is_current(
     assert current.content == other.content == static_file(STATIC_PATHS[path]).content
     assert current.headers["cache-control"] == "public, max-age=31536000, immutable"
     assert other.headers["cache-control"] == "no-cache"
-    again = browser.get(path, headers={"If-None-Match": other.headers["etag"]})
-    assert (again.status_code, again.content) == (304, b"")
+    etag = other.headers["etag"]
+    for tags in (etag, f"W/{etag}", f'"other", {etag}', "*"):  # a proxy that compresses adds W/
+        again = browser.get(path, headers={"If-None-Match": tags})
+        assert (again.status_code, again.content) == (304, b"")
+    assert browser.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
 def test_static_files_need_no_key(tmp_path: Path) -> None:

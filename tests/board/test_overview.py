@@ -57,6 +57,19 @@ def test_an_empty_service_shows_how_to_send_a_mail(browser: TestClient) -> None:
     assert "No failed tasks." in page.text
 
 
+def test_a_service_with_tasks_only_from_earlier_hours_is_not_called_empty(tmp_path: Path) -> None:
+    with served(tmp_path) as client:
+        wait_for(client, client.post(SEND).json()["id"])
+    with closing(sqlite3.connect(tmp_path / "queue.db")) as connection, connection:
+        connection.execute(
+            "UPDATE tasks SET created_at = created_at - 7200, finished_at = finished_at - 7200"
+        )
+    with served(tmp_path) as client:
+        page = Page(client.get("/", headers=BROWSER).text)
+        assert not page.all("section", id="by-curl")
+        assert page.all("span", class_="has-tasks")
+
+
 def test_waiting_tasks_are_counted(idle_browser: TestClient) -> None:
     for _ in range(3):
         idle_browser.post(SEND)
@@ -103,7 +116,7 @@ def test_failures_are_listed_with_hostile_texts_escaped(tmp_path: Path) -> None:
     with served(tmp_path) as client:
         page = Page(client.get("/", headers=BROWSER).text)
         row = page.find("tr", id=f"failure-{task['id']}")
-        assert HOSTILE in row.text
+        assert f"PermanentError: {HOSTILE}" in row.text
         assert not page.all("img", src="x")
 
 
@@ -131,6 +144,7 @@ def test_a_client_sees_only_its_own_tasks(tmp_path: Path) -> None:
 
 def test_the_health_of_each_part_is_shown(tmp_path: Path) -> None:
     with served(tmp_path, catcher=False) as client:
+        until(lambda: "alive" in client.get("/board/workers", headers=BROWSER).text, within=5)
         page = Page(client.get("/", headers=BROWSER).text)
         assert [" ".join(card.text.split()) for card in page.all("li", class_="card")] == [
             "Database ok",

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from afterward.task import new_id
-from app.api.page_texts import duration, made_at, number, query_with, relative, size, when
+from app.api.page_texts import (
+    duration,
+    exact_time,
+    made_at,
+    number,
+    query_with,
+    relative,
+    size,
+    when,
+)
 
 NOW = 1_800_000_000.0
 
@@ -45,6 +54,7 @@ def test_a_time_is_relative_and_exact_on_hover() -> None:
 @pytest.mark.parametrize("at", [None, 1e300, float("inf"), float("nan"), -1e15])
 def test_a_missing_or_damaged_time_is_a_dash(at: float | None) -> None:
     assert when(at) == "\u2013"
+    assert at is None or exact_time(at) == "\u2013"
 
 
 @pytest.mark.parametrize(

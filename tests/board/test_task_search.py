@@ -43,7 +43,7 @@ def test_the_fields_are_read(query: str, conditions: dict[str, str] | None) -> N
 @pytest.mark.parametrize(
     ("query", "field", "message"),
     [
-        ("status=done", "status", "Choose from queued, running, retrying"),
+        ("status=done", "status", "Must be one or more of queued, running, retrying"),
         ("about=" + "x" * 1001, "about", "Must have at most 1,000 characters"),
         ("about=%00", "about", "Must not contain a NUL character"),
         ("kind=" + "x" * 101, "kind", "Must have at most 100 characters"),

@@ -11,10 +11,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from afterward.engines.sqlite.engine import SQLite
-from afterward.errors import QueueUnavailable
+from afterward.errors import QueueDamaged, QueueUnavailable
 from afterward.events import Event, EventType
 from afterward.task import Task
 from app.api.server_sent_events import HEARTBEAT
+from app.api.static_files import static_file
 from app.board import ticks as ticks_module
 from app.board.activity import Activity
 from app.board.ticks import Part, Ticks, Viewer
@@ -241,7 +242,10 @@ async def test_an_outage_of_the_database_is_told_and_the_ticks_go_on(
     async with viewing(ticks, part="numbers") as viewer:
         numbers.error = QueueUnavailable()
         ticks.record(change())
-        assert "problem" in await next_tick(viewer)
+        assert (await next_tick(viewer))["problem"] == "The database does not answer"
+        numbers.error = QueueDamaged()
+        ticks.record(change())
+        assert (await next_tick(viewer))["problem"] == "The database is damaged"
         numbers.error = LookupError("a bug")
         ticks.record(change())
         assert await nothing_comes(viewer)
@@ -361,6 +365,11 @@ async def test_at_the_stop_every_viewer_ends(ticks: Ticks) -> None:
         assert [frame async for frame in viewer] == []
         with ticks.viewer("", None, "") as late:
             assert [frame async for frame in late] == []
+
+
+def test_the_script_spreads_its_reloads_beyond_the_shortest_pause_of_the_server() -> None:
+    script = static_file("board.js").content.decode()
+    assert f"const RELOAD = {ticks_module.RELOAD_SECONDS * 1000:.0f};" in script
 
 
 # Over HTTP

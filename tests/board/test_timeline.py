@@ -391,12 +391,33 @@ async def test_attempts_before_a_retry_on_request_may_be_gone(engine: Engine) ->
     assert "before a retry on request" in life.events()[1].text
 
 
-@pytest.mark.parametrize("history", ["no JSON", "[1]", '[{"attempt": 1}]', "{}", "1"])
-async def test_a_damaged_history_is_no_reason_to_show_nothing(life: Life, history: str) -> None:
+async def test_a_history_with_more_attempts_is_shown_as_the_api_shows_it(engine: Engine) -> None:
+    """A claim adds a crashed attempt without removing the oldest ones."""
+    life = await lived(engine, max_attempts=100)
+    await fail_often(life, MOST_KEPT)
+    attempts = json.loads(life.task.history or "")
+    longer = [*attempts, *({**attempts[-1], "attempt": n} for n in (21, 22))]
+    task = replace(life.task, attempts=22, claims=22, history=json.dumps(longer))
+    titles = [event.title for event in timeline(task, NOW)]
+    assert titles[:3] == ["Accepted", "Earlier attempts", "Attempt 3 failed"]
+    assert len(titles) == 2 + MOST_KEPT + 1
+
+
+@pytest.mark.parametrize(
+    "history", ["no JSON", "[1]", '[{"attempt": 1}]', "{}", "1", "[" * 100_000], ids=lambda h: h[:9]
+)
+async def test_a_damaged_history_hides_neither_the_task_nor_its_error(
+    life: Life, history: str
+) -> None:
     await life.start(1)
     await life.fail(2)
     events = timeline(replace(life.task, history=history), NOW)
     assert [event.title for event in events] == ["Accepted", "Failed attempts", "Failed for good"]
+    assert events[1].error is not None
+    assert events[1].error.model_dump() == REFUSED
+    assert events[1].text.endswith("The latest error was:")
+    without_error = timeline(replace(life.task, history=history, error=None), NOW)[1]
+    assert (without_error.error, without_error.text[-5:]) == (None, "read.")
 
 
 async def test_a_damaged_row_is_shown(life: Life) -> None:

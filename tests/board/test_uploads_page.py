@@ -1,5 +1,7 @@
 """The page of the uploads, and its forms, which work without a script."""
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,14 +43,36 @@ def test_a_picture_is_shown_by_its_thumbnail(browser: TestClient) -> None:
     upload_id = send(browser, "a.png", picture(20, 10))
     text = send(browser)
     thumbnail = f"/board/uploads/{upload_id}/thumbnail"
-    until(lambda: browser.get(thumbnail).headers["content-type"] == "image/png", within=PATIENCE)
-    assert browser.get(thumbnail).headers["cache-control"].startswith("private")
+    until(lambda: thumbnail in browser.get("/board/uploads").text, within=PATIENCE)
     page = Page(browser.get("/board/uploads").text)
     assert page.find("img", class_="thumbnail").attributes["src"] == thumbnail
-    nothing = browser.get(f"/board/uploads/{text}/thumbnail")
-    assert nothing.headers["content-type"] == "image/svg+xml"
-    assert nothing.headers["content-security-policy"] == "sandbox"
-    assert browser.get("/board/uploads/unknown/thumbnail").status_code == 404
+    response = browser.get(thumbnail)
+    assert response.headers["content-type"] == "image/png"
+    assert response.headers["content-security-policy"] == "sandbox"
+    assert response.headers["cache-control"].startswith("private")
+    for other in (text, "unknown"):
+        assert browser.get(f"/board/uploads/{other}/thumbnail").status_code == 404
+    assert "thumbnail" not in browser.get(f"/uploads/{upload_id}").json()
+
+
+def test_a_picture_is_not_shown_before_its_thumbnail_is_made(
+    browser: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An open page leaves an `<img>` alone that has not changed, so it would stay empty."""
+    store, may_store = browser.app_state["uploads"], threading.Event()
+    save = store.save_thumbnail
+
+    async def save_later(upload_id: str, content: bytes) -> None:
+        await asyncio.to_thread(may_store.wait)
+        await save(upload_id, content)
+
+    monkeypatch.setattr(store, "save_thumbnail", save_later)
+    send(browser, "a.png", picture(20, 10))
+    until(lambda: "published" in browser.get("/board/uploads").text, within=PATIENCE)
+    page = Page(browser.get("/board/uploads").text)
+    may_store.set()
+    assert not page.all("img", class_="thumbnail")
+    until(lambda: 'class="thumbnail"' in browser.get("/board/uploads").text, within=PATIENCE)
 
 
 def test_a_hostile_name_is_only_text(idle_browser: TestClient) -> None:
@@ -102,6 +126,27 @@ def test_a_long_list_has_pages(idle_browser: TestClient, monkeypatch: pytest.Mon
     )
 
 
+def test_a_task_leads_to_its_upload_however_many_are_newer(
+    idle_browser: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.board.uploads.LISTED", 2)
+    first = send(idle_browser, "first.txt")
+    task = idle_browser.get(f"/tasks?about={first}").json()["data"][0]["id"]
+    for number in range(3):
+        send(idle_browser, f"{number}.txt")
+    address = Page(idle_browser.get(f"/board/tasks/{task}").text).targets["See the file"]
+    page = Page(idle_browser.get(address).text)
+    rows = [row.attributes["id"] for row in page.all("tr") if "id" in row.attributes]
+    assert rows == [f"upload-{first}"]
+    assert page.text_of("th", scope="row").startswith("first.txt")
+    assert page.targets["All uploads"] == "/board/uploads"
+    (form,) = page.forms
+    assert idle_browser.post(form.action).headers["location"] == "/board/uploads"
+    gone = idle_browser.get(address)
+    assert gone.status_code == 404
+    assert "There is no such upload." in Page(gone.text).text
+
+
 def test_a_client_sees_and_deletes_only_its_own_uploads(tmp_path: Path) -> None:
     with served(tmp_path, api_keys="ada: k1, eve: k2", worker_concurrency=0) as client:
         ada, eve = (BROWSER | bearing(key) for key in ("k1", "k2"))
@@ -110,7 +155,8 @@ def test_a_client_sees_and_deletes_only_its_own_uploads(tmp_path: Path) -> None:
         assert "secret.txt" in client.get("/board/uploads", headers=ada).text
         assert "secret.txt" not in client.get("/board/uploads", headers=eve).text
         assert client.post(f"/board/uploads/{upload}/delete", headers=eve).status_code == 303
-        assert client.get(f"/board/uploads/{upload}/thumbnail", headers=eve).status_code == 404
+        for path in (f"/board/uploads/{upload}", f"/board/uploads/{upload}/thumbnail"):
+            assert client.get(path, headers=eve).status_code == 404
         assert client.get(f"/uploads/{upload}", headers=ada).status_code == 200
 
 

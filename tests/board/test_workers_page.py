@@ -1,5 +1,7 @@
 """The page of the workers, and the records that it shows."""
 
+import os
+import socket
 import time
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from app.tasks.workers import COLLECTION, remove_silent_workers
 from tests.support.gate import served
 from tests.support.pages import BROWSER, HOSTILE, Page
 from tests.support.service import Service, until
+
+ENDED_PID = 2**22 + 1  # Linux gives out no greater id than 2**22
 
 
 def write(client: TestClient, worker: str, seen_ago: float, **body: object) -> None:
@@ -90,6 +94,36 @@ def test_the_record_of_a_killed_worker_stays_until_it_is_a_day_old(tmp_path: Pat
 
             client.portal.call(remove)  # type: ignore[union-attr]
             assert list(rows(client)) == left
+
+
+@pytest.mark.parametrize(
+    ("host", "pid", "is_removed"),
+    [
+        (socket.gethostname(), ENDED_PID, True),
+        (socket.gethostname(), os.getpid(), True),  # of a container that was started again
+        (socket.gethostname(), 2**70, True),
+        (socket.gethostname(), os.getppid(), False),
+        (socket.gethostname(), None, False),
+        ("another", ENDED_PID, False),
+    ],
+    ids=["ended", "same-id", "too-large", "alive", "no-id", "another-host"],
+)
+def test_a_new_worker_removes_the_records_of_processes_that_ended_on_its_host(
+    tmp_path: Path, host: str, pid: int | None, is_removed: bool
+) -> None:
+    with served(tmp_path, worker_concurrency=0) as client:
+        write(client, "before", seen_ago=60, host=host, pid=pid)
+    with served(tmp_path) as client:
+        until(lambda: len(rows(client)) == (1 if is_removed else 2), within=5)
+        assert ("before" in rows(client)) is not is_removed
+
+
+def test_a_process_of_another_user_is_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert workers_module._is_another_process(7)
 
 
 def test_a_worker_writes_its_heartbeat_again(

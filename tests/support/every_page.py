@@ -60,10 +60,11 @@ PAGES = {
 
 @dataclass(frozen=True)
 class FullService:
-    """The service, the id of a task in each status, and the id of a mail with attachments."""
+    """The service, and ids: of a task in each status, an upload, and a mail with attachments."""
 
     service: Service
     tasks: dict[Status, str]
+    upload: str
     mail: str
 
     @property
@@ -77,6 +78,7 @@ class FullService:
             "tasks, nothing found": f"/board/tasks?{urlencode(long_condition)}",
             "retry these": f"/board/tasks/retry?{urlencode(condition)}",
             "cancel none": f"/board/tasks/cancel?{urlencode(long_condition)}",
+            "upload": f"/board/uploads/{self.upload}",
             "inbox, search": "/inbox?q=invoice",
             **{f"mail, {view}": f"/inbox/{self.mail}?view={view}" for view in MAIL_VIEWS},
             "sign in": "/board/sign-in",
@@ -101,13 +103,13 @@ def full_service(directory: Path) -> Iterator[FullService]:
     port = free_port()
     with _with_key(directory, smtp_port=port) as service:
         tasks = dict(zip(Status, _send_mails(service), strict=True))
-        _upload_files(service)
+        upload = _upload_files(service)
         service.post(f"/save-data/?user_id={'u' * 60}", json={"text": "A long text. " * 900})
         mail = _catch_a_mail(service, port)
         until(lambda: _all_finished(service), within=PATIENCE)
     _rewrite(directory / "queue.db", tasks)
     with _with_key(directory, worker_concurrency=0, max_backlog=1) as service:
-        yield FullService(service, tasks, mail)
+        yield FullService(service, tasks, upload, mail)
 
 
 @contextmanager
@@ -128,15 +130,19 @@ def _send_mails(service: Service) -> list[str]:
     return [answer.raise_for_status().json()["id"] for answer in answers]
 
 
-def _upload_files(service: Service) -> None:
+def _upload_files(service: Service) -> str:
+    """Upload files with odd names. Return the id of the one with the longest word."""
     files = {
         f"{LONG_WORD}.txt": b"Hello",
         f"{HOSTILE}.txt": b"Hello",
         "A quarterly report with a name of many words (final, second version).pdf": b"%PDF-1.7",
         "picture.png": picture(),
     }
-    for name, content in files.items():
-        service.post("/upload", files={"file": (name, content)}).raise_for_status()
+    answers = [
+        service.post("/upload", files={"file": (name, content)}).raise_for_status().json()
+        for name, content in files.items()
+    ]
+    return str(answers[0]["upload"]["id"])
 
 
 def _catch_a_mail(service: Service, port: int) -> str:
