@@ -43,7 +43,7 @@ async def download(request: Request, uploads: Store, upload: Record) -> Response
     still become errors. Raises HTTPException 416 if the range begins after the end.
     """
     size, etag = upload.body["size"], f'"{upload.body["sha256"]}"'
-    if _has_current(request, etag):
+    if has_current(request, etag):
         return Response(status_code=304, headers={"ETag": etag})
     headers = only_saved(upload.body["filename"], upload.body["content_type"])
     headers |= {"ETag": etag, "Accept-Ranges": "bytes"}
@@ -76,7 +76,7 @@ def only_saved(filename: str, media_type: str) -> dict[str, str]:
     }
 
 
-def _has_current(request: Request, etag: str) -> bool:
+def has_current(request: Request, etag: str) -> bool:
     """Whether the client has the current version already (RFC 9110, section 13.1.2)."""
     tags = ",".join(request.headers.getlist("if-none-match"))
     return tags.strip() == "*" or etag in _TAG.findall(tags)

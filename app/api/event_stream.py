@@ -58,6 +58,9 @@ class Reader:
 
     `async for changes in reader` gives the waiting changes in order, a few at a time. After
     QUIET_SECONDS without a change it gives an empty list. It ends when the reader is closed.
+
+    If changes before the last one are lost, the reader goes back: until it has given them, the
+    client's `position` is before them.
     """
 
     def __init__(self) -> None:
@@ -67,10 +70,13 @@ class Reader:
         self._replayed_until = -math.inf
         self._unread: deque[Change] = deque()
         self._unread_bytes = 0
+        self._lost_since: str | None = None
         self._news = asyncio.Event()
         self._closed = False
+        self.last_id = event_id(0.0)
+        """The id of the last change that was given."""
         self.fell_behind = False
-        """Whether changes were dropped, because the client reads too slowly."""
+        """Whether changes are missing, which the reader will not give."""
 
     def __aiter__(self) -> Self:
         """Return the reader itself."""
@@ -78,21 +84,30 @@ class Reader:
 
     async def __anext__(self) -> Sequence[Change]:
         """Wait for changes."""
-        if not self._missed and not self._unread and not self._closed:
-            self._news.clear()
-            try:
-                async with asyncio.timeout(QUIET_SECONDS):
+        try:
+            async with asyncio.timeout(QUIET_SECONDS):
+                while not (self._missed or self._unread or self._closed):
+                    self._news.clear()
                     await self._news.wait()
-            except TimeoutError:
-                return []
-        if self._missed:
-            return self._next_missed()
-        if not self._unread:
+        except TimeoutError:
+            return []
+        if not (self._missed or self._unread):
             raise StopAsyncIteration
-        return self._next_unread()
+        changes = self._next_missed() if self._missed else self._next_unread()
+        self.last_id = changes[-1].id if changes else self.last_id
+        return changes
+
+    @property
+    def position(self) -> str:
+        """The id with which the client should return: the replay has all changes after it."""
+        return self._lost_since or self.last_id
+
+    def go_back(self, lost_since: str) -> None:
+        """Go back to this position, because changes after it are lost. `replay` gives them."""
+        self._lost_since = min(lost_since, self.position, key=_time_of)
 
     def replay(self, missed: Iterable[Change]) -> bool:
-        """Give these changes first, in this order, and then the changes that are added.
+        """Give these lost changes first, in this order, and then the changes that are added.
 
         Returns False if the reader has fallen behind, because it has not read its last replay.
         """
@@ -102,9 +117,12 @@ class Reader:
         if not self._closed:
             self._missed.extend(missed)
             self._news.set()
+            if not self._missed:
+                self._lost_since = None
         return True
 
     def _next_missed(self) -> Sequence[Change]:
+        self._lost_since = None  # from here on, the ids of these changes are the position
         changes = _take_oldest(self._missed)
         self._replayed |= {change.task_id: change.updated_at for change in changes}
         self._replayed_until = changes[-1].updated_at
@@ -138,8 +156,8 @@ class Reader:
     def close(self) -> None:
         """End the reader after the changes that still wait.
 
-        If there are missed changes among them, end it at once. The client returns, and the next
-        replay begins after the last event that it has read.
+        If there are missed changes among them, end it at once. The client returns to its position,
+        where the next replay begins.
         """
         if self._missed:
             self.discard()
@@ -156,6 +174,10 @@ class Reader:
     def _end(self) -> None:
         self._closed = True
         self._news.set()
+
+
+def _time_of(event_id: str) -> float:
+    return float(event_id.partition("-")[0])
 
 
 def _take_oldest(changes: deque[Change]) -> list[Change]:
@@ -210,11 +232,19 @@ class EventStream:
         """The clients that follow all of their tasks."""
         return [client for client, task_id in self._readers if task_id is None]
 
-    def replay(self, client: str, missed: Sequence[Change] | None) -> None:
-        """Give changes that were not published to a client's readers. None means too many.
+    def go_back(self, client: str, lost_since: str) -> None:
+        """Let a client's readers go back to this position, because events after it are lost.
 
-        Then the readers end as if they had fallen behind. A reader of a single task needs nothing,
-        because its stream also reads the task now and then.
+        A reader of a single task needs nothing, because its stream also reads the task now and
+        then.
+        """
+        for reader in self._readers.get((client, None), ()):
+            reader.go_back(lost_since)
+
+    def replay(self, client: str, missed: Sequence[Change] | None) -> None:
+        """Give a client's readers the changes whose events were lost.
+
+        None means that not all of them could be read; then the readers end with a `gap`.
         """
         for reader in tuple(self._readers.get((client, None), ())):
             if missed is None:

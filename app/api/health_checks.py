@@ -40,8 +40,9 @@ class Health:
         self._engine = engine
         self._database_is_damaged = False
         self._database = _shared(self._check_database)
-        self._uploads = _shared(lambda: uploads.check())  # noqa: PLW0108
-        self._smtp = _shared(lambda: mailer.check())  # noqa: PLW0108
+        # Each check looks its method up, so that tests can replace it in a running service.
+        self._uploads = _shared(lambda: uploads.check())  # noqa: PLW0108 -- see above
+        self._smtp = _shared(lambda: mailer.check())  # noqa: PLW0108 -- see above
 
     async def check(self) -> CheckResults:
         """Run the checks, or return their results of the last second."""

@@ -51,8 +51,8 @@ class Replay:
 
     `now` returns seconds since the epoch. Finished tasks are kept for `keep_seconds`.
 
-    After a restart of the service, all clients return at once. So clients that return to about the
-    same time share one read of the record, and the reads are made one after another.
+    After a restart of the service, all clients return at once. So clients whose last events are
+    from the same second share one read of the record, and the reads are made one after another.
     """
 
     def __init__(self, engine: Engine, now: Callable[[], float], keep_seconds: float) -> None:
@@ -91,14 +91,23 @@ class Replay:
         return changes and [change for change in changes if change.id != last_event_id]
 
     def catch_up(self, event_stream: EventStream, since: float) -> None:
-        """Begin to give all readers the changes since then, because events may have been lost."""
+        """Begin to give all readers the changes since then, because events may have been lost.
+
+        A client whose stream ends meanwhile is told to return to this time.
+        """
         task = asyncio.create_task(self._catch_up(event_stream, since))
         self._catching_up.add(task)  # because the event loop keeps only a weak reference
         task.add_done_callback(self._catching_up.discard)
 
     async def _catch_up(self, event_stream: EventStream, since: float) -> None:
-        for client in event_stream.clients:
-            event_stream.replay(client, await self.read_missed(client, event_id(since)))
+        lost_since = event_id(since)
+        clients = event_stream.clients
+        for client in clients:
+            event_stream.go_back(client, lost_since)
+        for client in clients:
+            missed = await self.read_missed(client, lost_since)
+            event_stream.go_back(client, lost_since)  # again: another catch-up may have ended
+            event_stream.replay(client, missed)
 
     def _time_of(self, last_event_id: str) -> float | None:
         """Return the time of an event, in seconds since the epoch, or None if it is of no use."""
@@ -111,8 +120,8 @@ class Replay:
     async def _read_in_turn(self, client: str, since: int) -> Changes | None:
         try:
             async with asyncio.timeout(MOST_SECONDS), self._turn:
-                # Clients that come from now on need a later read, because this one may be over
-                # before they open their readers.
+                # Clients that come from now on need a later read, because this one may have
+                # read the record before they opened their readers.
                 del self._waiting[client, since]
                 return await self._read(client, since)
         except (QueueUnavailable, TimeoutError):
@@ -125,14 +134,18 @@ class Replay:
         tasks = await self._engine.list_changed(
             client, since=since, now=self._now(), limit=MOST_CHANGES
         )
+        if tasks is None:
+            return None
         changes: list[Change] = []
         size = 0
-        for task in tasks or ():
+        for task in tasks:
             changes.append(change := self._change_of(task))
             size += len(change.data)
+            if size > MOST_BYTES:
+                return None
             if len(changes) % _SERIALISED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        return None if tasks is None or size > MOST_BYTES else changes
+        return changes
 
     def _change_of(self, task: Task) -> Change:
         key = task.id, task.updated_at, task.status

@@ -37,6 +37,7 @@ _ACCEPTED = {
 
 _NO_TURN = nullcontext()
 _WITHOUT_TURN = "answered_without_turn"
+_READS_STREAM = "reads_stream"
 
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
@@ -44,11 +45,21 @@ EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 def without_turn(endpoint: EndpointT) -> EndpointT:
     """Decorate a route: its requests are answered at once, without a turn.
 
-    Use it for routes that queue nothing, and for routes that may wait long, but not for the
-    database.
+    Use it for routes that do not touch the tasks, and for routes that may wait long for something
+    besides the database, such as the SMTP server or the store of uploads. A request that waits
+    would hold its turn.
     """
     setattr(endpoint, _WITHOUT_TURN, True)
     return endpoint
+
+
+def reads_stream(endpoint: EndpointT) -> EndpointT:
+    """Decorate a route that reads the body of its requests itself, as a stream.
+
+    The body may be large and slow. So it is not read before the route runs, and takes no turn.
+    """
+    setattr(endpoint, _READS_STREAM, True)
+    return without_turn(endpoint)
 
 
 class ServiceRoute(DurableRoute):
@@ -76,17 +87,16 @@ class ServiceRoute(DurableRoute):
         handle_and_commit = super().get_route_handler()
         takes_json = self.body_field is not None
         needs_no_turn = getattr(self.endpoint, _WITHOUT_TURN, False)
-        takes_file = "requestBody" in (self.openapi_extra or {})
+        reads_stream = getattr(self.endpoint, _READS_STREAM, False)
 
         async def handle(request: Request) -> Response:
             state: RequestState = request.scope["state"]
             request = StrictRequest(request.scope, request.receive)
             # The body is read before the turn, because the client may send it slowly. A body that
-            # only the fingerprint of an Idempotency-Key needs is read here, too. The route of a
-            # file reads the body itself, as a stream, so it runs without a turn.
-            if not takes_file and await request.body() and takes_json:
+            # only the fingerprint of an Idempotency-Key needs is read here, too.
+            if not reads_stream and await request.body() and takes_json:
                 check_json(request)
-            async with _NO_TURN if takes_file or needs_no_turn else state["turns"].take_turn():
+            async with _NO_TURN if needs_no_turn else state["turns"].take_turn():
                 return end_with_newline(await handle_and_commit(request))
 
         return handle

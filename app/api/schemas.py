@@ -1,6 +1,5 @@
 """The JSON of requests and responses, as pydantic models."""
 
-import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from pydantic import (
     JsonValue,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, from_json
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from afterward.history import failed_attempts
@@ -161,7 +160,7 @@ class TaskFailure(BaseModel):
     def of(cls, error: str) -> Self:
         """Parse a stored error. If it is damaged, the task can still be shown."""
         try:
-            return cls(**json.loads(error))
+            return cls(**from_json(error))
         except (ValueError, TypeError):  # no JSON, no object, or fields of other types
             return cls(detail="The stored error cannot be read.")
 
@@ -208,7 +207,7 @@ class TaskView(TaskSummary):
             finished_at=_time_or_none(task.finished_at),
             next_attempt_at=_time_or_none(task.next_attempt_at),
             progress=task.progress,
-            result=None if task.result is None else json.loads(task.result),
+            result=_result(task.result),
             error=None if task.error is None else TaskFailure.of(task.error),
             about=task.about,
             batch_id=task.batch_id,
@@ -240,7 +239,7 @@ class TaskDetail(TaskView):
         """Return the public fields of a task, and its history."""
         try:
             return super().of(task, history=failed_attempts(task.history), **more)
-        except ValueError:  # the stored history is damaged, but the task can still be shown
+        except (ValueError, RecursionError):  # a damaged history; the task can still be shown
             return super().of(task, history=[], **more)
 
 
@@ -373,6 +372,14 @@ class Problem(BaseModel):
     detail: str
     instance: str
     errors: list[InvalidField] | None = None
+
+
+def _result(stored: str | None) -> Any:
+    """Return a stored result. If it is damaged, it is None, and the task can still be shown."""
+    try:
+        return None if stored is None else from_json(stored)
+    except ValueError:
+        return None
 
 
 def _time(seconds: float) -> datetime:

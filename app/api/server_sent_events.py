@@ -55,8 +55,8 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 }
 
 FELL_BEHIND = (
-    "The client read too slowly, so events are missing. Reconnect with the id of this event as "
-    "Last-Event-ID to get them."
+    "Events are missing, because the client read too slowly, or the service could not read the "
+    "record in time. Reconnect with the id of this event as Last-Event-ID to get them."
 )
 WAS_AWAY = "Events between the last one you read and now are missing. Read the tasks again."
 REMOVED = "The task was removed after its retention time, so its last event is missing."

@@ -39,7 +39,7 @@ Statuses = Annotated[
     ),
 ]
 DateTime = Annotated[AwareDatetime, BeforeValidator(_check_date_time)]
-TaskId = Annotated[SearchText, Field(max_length=100)]
+ShortText = Annotated[SearchText, Field(max_length=100)]
 
 
 class TaskFilters(BaseModel):
@@ -48,7 +48,7 @@ class TaskFilters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     status: Statuses | None = None
-    kind: Annotated[SearchText, Field(max_length=100)] | None = None
+    kind: ShortText | None = None
     about: (
         Annotated[
             SearchText,
@@ -59,7 +59,7 @@ class TaskFilters(BaseModel):
         ]
         | None
     ) = None
-    batch_id: TaskId | None = None
+    batch_id: ShortText | None = None
     request_id: Annotated[SearchText, Field(max_length=200)] | None = None
     error: (
         Annotated[

@@ -17,7 +17,7 @@ from tests.api.requests import problem_of
 from tests.support.gate import served
 from tests.support.service import PATIENCE, Json, Service, mails_in
 
-ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)]
+ENGINES = ["sqlite", "postgresql"]
 
 ADA, GRACE, EVE = "ada@example.com", "grace@example.com", "eve@example.net"
 LONGEST = ("{:064}@" + ".".join(["d" * 61] * 3) + ".com").format
@@ -286,6 +286,7 @@ def test_a_nul_in_the_id_of_a_batch_is_refused_before_the_database_sees_it(
     problem_of(idle_client.get("/batches/a%00"), 422)
 
 
+@pytest.mark.thorough
 def test_a_reader_of_events_is_kept_while_a_large_batch_arrives(tmp_path: Path) -> None:
     """A thousand events at once do not make the stream drop its reader."""
     with (

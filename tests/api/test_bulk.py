@@ -16,7 +16,7 @@ from tests.support.gate import bearing, served
 from tests.support.service import Json, wait_for
 from tests.support.stored import KIND, failed_tasks, put_tasks
 
-ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)]
+ENGINES = ["sqlite", "postgresql"]
 
 
 def retry(client: httpx2.Client, wanted: object, **more: Any) -> httpx2.Response:

@@ -249,8 +249,9 @@ async def test_a_new_client_learns_its_position_without_an_event() -> None:
     """
     event_stream, connection = EventStream(), Connection()
     async with served(stream_of_all_tasks(event_stream), connection):
+        await eventually(lambda: connection.text.endswith("\n\n"))
+        assert connection.text == "retry: 3000\nid: 5.000000-\n\n"
         connection.gone.set()
-    assert connection.text == "retry: 3000\nid: 5.000000-\n\n"
 
 
 @pytest.mark.anyio
@@ -315,6 +316,19 @@ async def test_a_server_that_stops_ends_a_replay_at_once(monkeypatch: pytest.Mon
         event_stream.close()
         connection.reads_again.set()
     assert [event.id for event in events_in(connection.text)] == ["2.000000-0"]
+    assert connection.text.endswith("\n\nid: 2.000000-0\n\n")
+
+
+@pytest.mark.anyio
+async def test_a_client_that_returns_while_the_server_stops_keeps_its_position() -> None:
+    event_stream, connection = EventStream(), Connection()
+    event_stream.close()
+    missed = [a_task(id="1", updated_at=2.0)]
+    async with served(
+        stream_of_all_tasks(event_stream, missed, last_event_id="1.000000-1"), connection
+    ):
+        pass
+    assert connection.text == "retry: 3000\nid: 1.000000-1\n\n"
 
 
 @pytest.mark.parametrize(

@@ -160,24 +160,27 @@ def test_the_list_is_searched_for_words(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "query",
+    ("query", "message"),
     [
-        "limit=0",
-        "limit=101",
-        "limit=x",
-        "after=x",
-        "after=",
-        f"after={NO_ID}%0a",
-        "q=%00",
-        "q=" + "x" * 201,
+        ("limit=0", "Input should be greater than or equal to 1"),
+        ("limit=101", "Input should be less than or equal to 100"),
+        ("limit=x", "Input should be a valid integer"),
+        ("after=x", "Must be the id of a mail"),
+        ("after=", "Must be the id of a mail"),
+        (f"after={NO_ID}%0a", "Must be the id of a mail"),
+        ("q=%00", "Must not contain a NUL character"),
+        ("q=" + "x" * 201, "Must have at most 200 characters"),
     ],
 )
-def test_a_query_that_cannot_be_read_is_refused(client: TestClient, query: str) -> None:
+def test_a_query_that_cannot_be_read_is_refused(
+    client: TestClient, query: str, message: str
+) -> None:
     name = query.partition("=")[0]
     problem = problem_of(client.get(f"/inbox?{query}"), 422)
     assert [error["pointer"] for error in problem["errors"]] == [f"/{name}"]
     page = page_of(client, f"/inbox?{query}&q=typed" if name != "q" else f"/inbox?{query}", 422)
-    assert f"<b>{name}</b>:" in page
+    assert f"<b>{name}</b>: {message}" in page
+    assert "data-live" not in page, "loaded again, it is refused again"
     assert ('value="typed"' in page) == (name != "q")
 
 
@@ -409,7 +412,10 @@ def test_the_list_is_a_page_with_a_search(client: TestClient) -> None:
 
 def test_a_page_beyond_the_end_says_so(client: TestClient) -> None:
     mail_id = caught(client, b"Subject: x\r\n\r\nhi")
-    assert "no older mails" in page_of(client, f"/inbox?after={mail_id}", 404)
+    assert "data-live" in page_of(client, "/inbox")
+    page = page_of(client, f"/inbox?after={mail_id}", 404)
+    assert "no older mails" in page
+    assert "data-live" not in page
     assert "No older mail has" in page_of(client, f"/inbox?after={mail_id}&q=x", 404)
 
 
@@ -654,6 +660,7 @@ def large_mails(directory: Path) -> Iterator[list[str]]:
     yield ids
 
 
+@pytest.mark.thorough
 def test_mails_with_large_attachments_need_little_memory(tmp_path: Path) -> None:
     """Each mail has 48 MB; the service may grow by 32 MB for lists, pages and downloads."""
     with Service(tmp_path, worker_concurrency=0) as service:
@@ -671,6 +678,7 @@ def test_mails_with_large_attachments_need_little_memory(tmp_path: Path) -> None
             assert peak.grown <= 32
 
 
+@pytest.mark.thorough
 def test_a_text_of_10_mb_is_cut_on_its_page_and_whole_in_its_source(client: TestClient) -> None:
     """Escaped, each of these characters becomes five. The text of 2 MiB took 180 MB."""
     raw = b"Subject: long\r\n\r\n" + (b'"' * 98 + b"\r\n") * 100_000

@@ -1,17 +1,23 @@
 """The replay of missed changes: which ids can be replayed, and how clients share a read."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 
 from afterward.errors import QueueUnavailable
+from afterward.events import Event, EventType
 from afterward.task import Task
 from app.api import replay as replay_module
-from app.api.event_stream import Change, EventStream
+from app.api.event_stream import Change, EventStream, event_id
 from app.api.replay import Replay
+from app.api.routes import tasks as routes
+from app.api.server_sent_events import EventStreamResponse
+from tests.api.streams import Connection, SlowConnection, events_in, eventually, served
 
 pytestmark = pytest.mark.anyio
 NOW = 1_700_000_000.5
@@ -108,6 +114,8 @@ async def test_nothing_is_replayed_if_there_are_too_many_changes(
     many = [a_task(str(number)) for number in range(250)]
     assert await missed(replay_of(Record(many))) == [task.id for task in many]
     monkeypatch.setattr(replay_module, "MOST_BYTES", 1000)
+    small = iter([Change("", "", NOW, finished=False, data=bytes(100))] * 11)
+    monkeypatch.setattr(Change, "of", lambda _: next(small))  # no more than are over the limit
     assert await missed(replay_of(Record(many))) is None
 
 
@@ -184,6 +192,80 @@ async def test_readers_catch_up_when_events_of_other_processes_may_have_been_los
         replay.catch_up(event_stream, NOW - 3)
         assert [change.task_id for change in await waiting] == ["1", "2"]
     assert replay._catching_up == set()
+
+
+async def test_a_quiet_stream_goes_on_after_a_catch_up_that_finds_nothing() -> None:
+    event_stream = EventStream()
+    replay = replay_of(Record())
+    with event_stream.reader("") as reader:
+        waiting = asyncio.create_task(anext(reader))
+        replay.catch_up(event_stream, NOW - 3)
+        await asyncio.wait(replay._catching_up)
+        await asyncio.sleep(0)
+        event_stream.publish(Event(EventType.STARTED, a_task("1")))
+        assert [change.task_id for change in await waiting] == ["1"]
+
+
+async def test_a_client_that_cannot_catch_up_returns_to_the_lost_events() -> None:
+    """The `gap` does not have the id of an event that came later, from this process."""
+    async with catching_up(NOW - 60, Record(None)) as (replay, _, connection):
+        await asyncio.wait(replay._catching_up)
+    (local, gap) = events_in(connection.text)
+    assert (local.id, gap.event) == (f"{NOW:.6f}-local", "gap")
+    assert "could not read the record" in gap.data["detail"]
+    lost = Record([a_task("lost", NOW - 58)])
+    assert await missed(replay_of(lost), gap.id, "") == ["lost"]
+    assert lost.reads == [("", int(NOW - 65))]
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["before it is sent", "before it is read"])
+async def test_a_client_returns_to_the_lost_events_if_the_service_stops(is_read: bool) -> None:
+    """The last block of the stream has an id from before the lost events, and no data."""
+    record = Record([a_task("lost", NOW - 58)])
+    record.gate.clear()
+    async with catching_up(NOW - 60, record) as (replay, event_stream, connection):
+        await record.is_read.wait()
+        if is_read:
+            record.gate.set()
+            await asyncio.wait(replay._catching_up)
+        event_stream.close()
+    assert connection.text.endswith(f"\n\nid: {NOW - 60:.6f}-\n\n")
+
+
+async def test_a_catch_up_that_succeeds_does_not_hide_that_a_later_one_fails() -> None:
+    """The two gaps follow each other so soon that both wait for the record."""
+    event_stream, answers = EventStream(), iter([(), None])
+
+    class Record:
+        async def list_changed(self, *_: object, **__: object) -> Sequence[Task] | None:
+            return next(answers)
+
+    replay = replay_of(Record())
+    with event_stream.reader("") as reader:
+        reader.last_id = event_id(NOW)
+        replay.catch_up(event_stream, NOW - 60)
+        replay.catch_up(event_stream, NOW - 30)
+        await asyncio.wait(replay._catching_up)
+        assert reader.fell_behind
+        assert reader.position == event_id(NOW - 30)
+
+
+@asynccontextmanager
+async def catching_up(
+    lost_since: float, record: Record
+) -> AsyncIterator[tuple[Replay, EventStream, Connection]]:
+    """Serve a stream that catches up, after it has sent an event of this process.
+
+    Its client reads the later events only when the block ends.
+    """
+    replay, event_stream, connection = replay_of(record), EventStream(), SlowConnection(blocks=3)
+    write = partial(routes._write_all_events, replay, "", None)
+    async with served(EventStreamResponse(event_stream.reader(""), write), connection):
+        event_stream.publish(Event(EventType.STARTED, a_task("local")))
+        await eventually(lambda: "local" in connection.text)
+        replay.catch_up(event_stream, lost_since)
+        yield replay, event_stream, connection
+        connection.reads_again.set()
 
 
 async def test_readers_are_told_of_a_gap_if_they_cannot_catch_up() -> None:

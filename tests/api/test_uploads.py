@@ -230,6 +230,14 @@ def test_a_picture_gets_a_thumbnail(client: TestClient) -> None:
         assert (small.format, small.size) == ("PNG", (256, 128))
 
 
+def test_an_upload_without_a_thumbnail_is_not_reported_as_missing(idle_client: TestClient) -> None:
+    upload = upload_of().send(idle_client).json()["upload"]
+    missing = problem_of(idle_client.get(f"/uploads/{upload['id']}/thumbnail"), 404)
+    assert missing["detail"] == "This upload has no thumbnail, or not yet."
+    unknown = problem_of(idle_client.get("/uploads/unknown/thumbnail"), 404)
+    assert unknown["detail"] == "There is no such upload."
+
+
 # Damaged records.
 
 

@@ -18,6 +18,7 @@ from afterward.worker import Worker
 from app.main import create_app
 from app.tasks.uploads import COLLECTION
 from tests.library.support import NO_WAITS, NOW, Clock, opened, promise, queue_of
+from tests.support.pages import BROWSER
 from tests.support.service import settings_in, wait_for
 from tests.support.torture import Tried, form
 
@@ -62,10 +63,22 @@ async def test_control_a_task_that_raises_runs_again(tmp_path: Path, tried: Trie
     assert len(ran) == TASKS * NO_WAITS.attempts
 
 
-@pytest.mark.parametrize("error", ["{}", "[]", "no JSON", '{"type": 1, "detail": null}', "null"])
+NO_JSON = ["no JSON", "{", '"\\ud800"', "[" * 100_000]
+NO_ERROR = ["{}", "[]", '{"type": 1, "detail": null}', '{"fact": "\\ud800"}', "null"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"error": error} for error in NO_ERROR + NO_JSON),
+        *({column: text} for column in ("result", "history", "body") for text in NO_JSON),
+    ],
+    ids=lambda damage: repr(damage)[:30],
+)
 def test_a_damaged_item_hides_no_other_item_of_its_list(
-    tmp_path: Path, tried: Tried, error: str
+    tmp_path: Path, tried: Tried, damage: dict[str, str]
 ) -> None:
+    ((column, value),) = damage.items()
     settings = settings_in(tmp_path)
     with TestClient(create_app(settings)) as client:
         task = client.post("/send-notification/ada@example.com").json()
@@ -77,13 +90,17 @@ def test_a_damaged_item_hides_no_other_item_of_its_list(
         engine = client.app_state["queue"].engine
         client.portal.call(engine.put, Writes(records=(damaged,)))
     with closing(sqlite3.connect(tmp_path / "queue.db")) as database, database:
-        database.execute("UPDATE tasks SET error = ? WHERE id = ?", (error, task["id"]))
+        table, row = ("records", damaged.id) if column == "body" else ("tasks", task["id"])
+        database.execute(f"UPDATE {table} SET {column} = ? WHERE id = ?", (value, row))
     for name in ("1795846374397869034-00000000.eml", "1795846374397869035-00000000.eml"):
         (tmp_path / "inbox" / name).write_bytes(b"\xff\x00 no mail at all" * (name[18] == "4"))
 
     with TestClient(create_app(settings)) as client:
         tasks, uploads = client.get("/tasks"), client.get("/uploads")
         inbox = client.get("/inbox")
+        pages = ["/", "/board/tasks", "/board/failures", "/board/uploads", f"/tasks/{task['id']}"]
+        shown = [client.get(page, headers=BROWSER).status_code for page in pages]
+    assert shown == [200] * len(pages)
     assert [answer.status_code for answer in (tasks, uploads, inbox)] == [200, 200, 200]
     assert task["id"] in {item["id"] for item in tasks.json()["data"]}
     assert {item["id"] for item in uploads.json()["data"]} == {upload["upload"]["id"], damaged.id}

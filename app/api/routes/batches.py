@@ -92,5 +92,8 @@ async def _with_pauses(items: Iterable[ItemT]) -> AsyncIterator[ItemT]:
 
 @router.get("/batches/{batch_id}", responses=documented(404, 422, 503))
 async def read_batch(batch_id: SearchText, queue: QueueDep, client: ClientDep) -> BatchView:
-    """Read how many tasks of a batch are done. A batch is kept as long as the last of its tasks."""
+    """Read how many tasks of a batch are in each status.
+
+    A batch is kept as long as the last of its tasks.
+    """
     return BatchView.of(batch_id, await queue.engine.count_batch(batch_id, client=client))

@@ -45,7 +45,10 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/openapi.json")
 async def read_document(request: Request) -> Response:
-    """Return the OpenAPI document. It is cached, because it needs no API key."""
+    """Return the OpenAPI document.
+
+    It is made once, because clients without a key may ask for it as often as they like.
+    """
     return Response(
         _document(request.app, request.scope.get("root_path", "")), media_type="application/json"
     )

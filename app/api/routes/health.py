@@ -45,6 +45,7 @@ def _describe_database(passed: CheckResults) -> str:
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=documented(503))
+@without_turn  # because it may wait for the checks of the health
 async def read_metrics(queue: QueueDep, metrics: MetricsDep, health: HealthDep) -> Response:
     """Return the metrics in the text format of Prometheus."""
     now = queue.now()

@@ -62,7 +62,7 @@ async def list_mails(query: Annotated[MailQuery, Query()], catcher: RunningCatch
     """List the mails that the embedded catcher has received, newest first.
 
     The inbox is for development: all clients see the same mails. A browser, which prefers
-    `text/html`, gets a page; so it is with one mail.
+    `text/html`, gets a page instead. The same holds for a single mail.
     """
     mails = await asyncio.to_thread(
         catcher.list, query.q.split(), after=query.after, limit=query.limit + 1

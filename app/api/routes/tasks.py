@@ -216,19 +216,21 @@ async def all_events(
 async def _write_all_events(
     replay: Replay, client: str, last_event_id: str | None, reader: Reader
 ) -> AsyncGenerator[bytes, None]:
-    last_id = replay.position
+    reader.last_id = replay.position
     yield RETRY
     # 1. Begin with the changes that the client has missed: see app.api.replay.
     if last_event_id is None:
-        yield position(last_id)
+        yield position(reader.position)
     elif (missed := await replay.read_missed(client, last_event_id)) is not None:
-        last_id = last_event_id
+        reader.go_back(last_event_id)
         reader.replay(missed)
     else:
-        yield gap_event(WAS_AWAY, last_id)
+        yield gap_event(WAS_AWAY, reader.position)
     # 2. Go on with the changes from now on.
     async for changes in reader:
         yield b"".join(map(change_event, changes)) or HEARTBEAT
-        last_id = changes[-1].id if changes else last_id
+    # 3. Say where to go on. That is not after the last event if changes before it are lost.
     if reader.fell_behind:
-        yield gap_event(FELL_BEHIND, last_id)
+        yield gap_event(FELL_BEHIND, reader.position)
+    else:
+        yield position(reader.position)

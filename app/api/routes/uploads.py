@@ -24,7 +24,7 @@ from app.api.dependencies import (
 from app.api.downloads import RESPONSES, download, only_saved
 from app.api.errors import InvalidRequest, documented
 from app.api.json_body import check_coding
-from app.api.route import ServiceRoute
+from app.api.route import ServiceRoute, reads_stream, without_turn
 from app.api.schemas import QueuedUpload, SearchText, UploadPage, UploadSummary, UploadView
 from app.tasks.pending_uploads import PendingUploads
 from app.tasks.tools import Tools
@@ -36,7 +36,7 @@ from app.uploads.multipart import (
     NotMultipart,
     file_part,
 )
-from app.uploads.store import Store, StoreError, UploadTooLarge
+from app.uploads.store import NoSuchUpload, Store, StoreError, UploadTooLarge
 from app.uploads.transfer_encoding import MalformedEncoding, UnknownEncoding
 
 SIGNED_SECONDS = 300.0
@@ -49,7 +49,7 @@ _FORM_ERRORS = (NotMultipart, UnknownEncoding, MalformedMultipart, MalformedEnco
 
 router = APIRouter(tags=["uploads"], route_class=ServiceRoute)
 
-FILE_FORM = {
+_FILE_FORM = {
     "requestBody": {
         "required": True,
         "content": {
@@ -179,9 +179,10 @@ ArrivalDep = Annotated[Arrival, Depends(_arrival, scope="function")]
     "/upload",
     status_code=202,
     responses=documented(409, 413, 415, 422, 503, 507),
-    openapi_extra=FILE_FORM,
+    openapi_extra=_FILE_FORM,
 )
 @router.post("/upload/", status_code=202, include_in_schema=False)
+@reads_stream
 async def upload(
     request: Request, arrival: ArrivalDep, queue: QueueDep, durable_tasks: DurableTasks
 ) -> QueuedUpload:
@@ -240,6 +241,7 @@ async def read_upload(upload: ExistingUpload) -> UploadView:
     responses=RESPONSES | documented(404, 409, 416, 422, 503),
     openapi_extra={"responses": {"200": _ANY_TYPE, "206": _ANY_TYPE}},
 )
+@without_turn  # because it waits for the store
 async def read_content(
     request: Request, upload: ExistingUpload, uploads: UploadsDep, *, signed: bool = False
 ) -> Response:
@@ -263,11 +265,14 @@ async def read_content(
     response_class=Response,
     responses={200: {"content": {"image/png": {}}}, **documented(404, 422, 503)},
 )
+@without_turn  # because it waits for the store
 async def read_thumbnail(upload: ExistingUpload, uploads: UploadsDep) -> Response:
     """Return a thumbnail, if the upload is a picture."""
-    return Response(
-        await uploads.thumbnail(upload.id), headers=only_saved("thumbnail.png", "image/png")
-    )
+    try:
+        thumbnail = await uploads.thumbnail(upload.id)
+    except NoSuchUpload:
+        raise HTTPException(404, "This upload has no thumbnail, or not yet.") from None
+    return Response(thumbnail, headers=only_saved("thumbnail.png", "image/png"))
 
 
 @router.delete(
