@@ -9,7 +9,8 @@ lines below it:
     hardening                protection against hostile clients, attached by main and __main__
     board                    the dashboard: HTML pages for people
     api                      the HTTP API: routes, schemas, errors, the event stream
-    tasks, observability     the background work, one function for each kind; log lines, metrics
+    tasks, observability     the background work, one function for each kind; log lines, metrics,
+                             traces
     settings                 every setting
     mail, uploads, shutdown  SMTP and the mail catcher; the stores of files; the stop at a signal
     listening, queue_url     open sockets, and the database of the tasks

@@ -1,10 +1,11 @@
-"""Open the sockets on which the API and the mail catcher listen."""
+"""Open the sockets on which the API and the mail catcher listen, and tell how to reach them."""
 
 import contextlib
 import errno
 import os
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,28 @@ def bind(host: str, port: int, *, prefix: str = "") -> list[socket.socket]:
 def authority(host: str, port: int) -> str:
     """Return HOST:PORT as in URLs, with an IPv6 address in brackets (RFC 3986, 3.2.2)."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def url(host: str, port: int, root_path: str | None = None) -> str:
+    """Return the URL of the API for a client on this machine, without a final slash."""
+    name = "localhost" if _is_any_address(host) else host
+    return f"http://{authority(name, port)}{root_path or ''}"
+
+
+def _is_any_address(host: str) -> bool:
+    """Whether this is 0.0.0.0 or ::, which stand for every address of the machine."""
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server at this host."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _addresses(host: str, port: int, prefix: str) -> list[tuple[int, Address]]:

@@ -99,7 +99,8 @@ def create_app(settings: Settings | None = None, traces: Traces | None = None) -
     app = create_api(settings, traces)
     harden(app, settings)
     if settings.access_log:
-        app.add_middleware(AccessLog)  # outermost, so that it logs refused requests, too
+        # Outermost, so that it logs refused requests, too.
+        app.add_middleware(AccessLog, root_path=settings.root_path or "")
     return app
 
 
@@ -192,28 +193,14 @@ async def run(settings: Settings, traces: Traces | None) -> AsyncIterator[BoardS
 
         # 6. The stop. A signal begins it at once. Otherwise the server would first wait for its
         # open requests, and event streams do not end by themselves.
-        async def stop_working() -> None:
-            event_stream.close()
-            board.ticks.close()
-            if worker is not None:
-                log.info("stopping", grace_seconds=settings.shutdown_grace_seconds)
-                await worker.stop(settings.shutdown_grace_seconds)
-
-        stop = Stop(stop_working)
+        grace = settings.shutdown_grace_seconds
+        stop = Stop(partial(_stop_working, event_stream, board, worker, grace))
         stack.push_async_callback(stop.finish)
         stack.enter_context(stop.begun_by_signals())
 
         # 7. The clean-up
         pending_uploads = PendingUploads(queue)
-        cleaning = asyncio.create_task(
-            clean_up_regularly(
-                queue,
-                store,
-                pending_uploads,
-                keep_seconds=settings.retention_days * DAY,
-                keep_failed_seconds=settings.retention_failed_days * DAY,
-            )
-        )
+        cleaning = _start_clean_up(settings, queue, store, pending_uploads)
         stack.callback(cleaning.cancel)
 
         # 8. The state of the requests. They take turns with the tasks only while this process has a
@@ -305,6 +292,31 @@ async def _start_worker(
     )
     await worker.start()
     return worker
+
+
+async def _stop_working(
+    event_stream: EventStream, board: Board, worker: Worker[Tools] | None, grace: float
+) -> None:
+    """End the event streams and the worker. Its tasks get `grace` seconds to finish."""
+    event_stream.close()
+    board.ticks.close()
+    if worker is not None:
+        log.info("stopping", grace_seconds=grace)
+        await worker.stop(grace)
+
+
+def _start_clean_up(
+    settings: Settings, queue: Queue[Tools], store: Store, pending_uploads: PendingUploads
+) -> asyncio.Task[None]:
+    return asyncio.create_task(
+        clean_up_regularly(
+            queue,
+            store,
+            pending_uploads,
+            keep_seconds=settings.retention_days * DAY,
+            keep_failed_seconds=settings.retention_failed_days * DAY,
+        )
+    )
 
 
 # Its log line

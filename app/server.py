@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import signal
 import socket
-from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 import uvicorn
 
-from app.listening import CannotListen, authority, bind
+from app.listening import CannotListen, bind, url
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -66,23 +66,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         assert sockets
         self._log_started_message(sockets)  # uvicorn leaves it out for sockets it did not open
-        at = url(self._settings, sockets[0].getsockname()[1])
-        inbox = {"inbox": f"{at}inbox"} if self._settings.catcher else {}
-        log.info("ready", at=at, docs=f"{at}docs", **inbox)
-
-
-def url(settings: Settings, port: int) -> str:
-    """Return the URL of the pages for a browser on this machine, with a final slash."""
-    host = "localhost" if _is_any_address(settings.host) else settings.host
-    return f"http://{authority(host, port)}{settings.root_path or ''}/"
-
-
-def _is_any_address(host: str) -> bool:
-    """Whether this is 0.0.0.0 or ::, which stand for every address of the machine."""
-    try:
-        return ip_address(host).is_unspecified
-    except ValueError:
-        return False
+        port: int = sockets[0].getsockname()[1]
+        at = url(self._settings.host, port, self._settings.root_path)
+        inbox = {"inbox": f"{at}/inbox"} if self._settings.catcher else {}
+        log.info("ready", at=f"{at}/", docs=f"{at}/docs", **inbox)
 
 
 def _open_sockets(settings: Settings) -> list[socket.socket]:
@@ -90,12 +77,16 @@ def _open_sockets(settings: Settings) -> list[socket.socket]:
     try:
         return bind(settings.host, settings.port)
     except CannotListen as error:
+        cause = error.__cause__
+        if not (isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE):
+            raise  # the address is wrong
         owner = _owner_of_the_queue(settings.queue_url)
         if owner is None or (error.processes and owner not in error.processes):
             raise
+        at = url(settings.host, settings.port, settings.root_path)
         raise CannotListen(
-            f"the service already runs here, as process {owner} at "
-            f"{url(settings, settings.port)}. Stop it with: kill {owner}",
+            f"the service already runs here, as process {owner} at {at}/. "
+            f"Stop it with: kill {owner}",
             error.processes,
         ) from error
 

@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from app.listening import is_loopback
 from app.mail.message import address
 
 SECRETS = Path("/run/secrets")  # containers get settings as files here, named in lower case
@@ -27,6 +28,9 @@ MOST_S3_COPY_BYTES = 5 << 30  # in one request; S3 publishes an upload with one 
 
 Environment = Literal["development", "production"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# 0 would not mean that there is no limit: the reply to each mail would come too late, so the mail
+# would be sent again and again.
+Timeout = Annotated[float, Field(ge=0.1, allow_inf_nan=False)]
 
 
 # Each function below checks the text of one kind of setting. It returns the text, normalised where
@@ -194,7 +198,7 @@ class Settings(BaseSettings):
     )
 
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(8000, ge=0, le=LARGEST_PORT)
 
     # The URL may contain a password, so repr() leaves it out.
     queue_url: Annotated[str, AfterValidator(_check_queue_url)] = Field(
@@ -204,12 +208,12 @@ class Settings(BaseSettings):
     log_file: Path = Path("var/log.txt")
 
     smtp_host: Annotated[str, AfterValidator(_check_smtp_host)] = "127.0.0.1"
-    smtp_port: int = Field(1025, ge=1, le=65535)
+    smtp_port: int = Field(1025, ge=1, le=LARGEST_PORT)
     smtp_username: str | None = None
     smtp_password: SecretStr | None = None
     smtp_security: Literal["none", "starttls", "tls"] = "none"
-    smtp_timeout: Seconds = 30
-    smtp_data_timeout: Seconds = 600
+    smtp_timeout: Timeout = 30
+    smtp_data_timeout: Timeout = 600
     smtp_connections: int = Field(10, ge=1, le=1000)
     smtp_local_hostname: Annotated[str, AfterValidator(_check_ehlo_name)] | None = None
     mail_from: Annotated[str, AfterValidator(address)] = "notifications@example.com"
@@ -219,7 +223,7 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     allowed_recipients: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_patterns)] = ()
     rate_limit: Annotated[str, AfterValidator(_check_rate_limit)] | None = None
-    client_timeout_seconds: float = Field(10, ge=0.1, allow_inf_nan=False)
+    client_timeout_seconds: Timeout = 10
     keep_alive_seconds: int = Field(75, ge=1)
 
     root_path: Annotated[str, AfterValidator(_check_root_path)] | None = None
@@ -228,7 +232,7 @@ class Settings(BaseSettings):
     catcher: bool = False
     catcher_directory: Path = Path("var/inbox")
 
-    task_timeout_seconds: Seconds = 900
+    task_timeout_seconds: Timeout = 900
     lease_seconds: float = Field(30, ge=1, allow_inf_nan=False)
     max_upload_bytes: int = Field(1 << 30, ge=0)
     max_body_bytes: int = Field(1 << 20, ge=0)
@@ -255,7 +259,7 @@ class Settings(BaseSettings):
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can reach the API."""
-        return _is_loopback(self.host)
+        return is_loopback(self.host)
 
     @model_validator(mode="after")
     def _check_smtp_login(self) -> Self:
@@ -263,7 +267,7 @@ class Settings(BaseSettings):
             raise ValueError(
                 "SMTP_USERNAME: must be empty with CATCHER=true, whose server knows no login"
             )
-        if self.smtp_username and self.smtp_security == "none" and not _is_loopback(self.smtp_host):
+        if self.smtp_username and self.smtp_security == "none" and not is_loopback(self.smtp_host):
             raise ValueError(
                 "SMTP_SECURITY: must be starttls or tls, or the password is sent unencrypted"
             )
@@ -297,13 +301,6 @@ class Settings(BaseSettings):
                 "5 GiB at once"
             )
         return self
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class BadSettings(SystemExit):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from app import listening
-from app.listening import CannotListen, authority, bind
+from app.listening import CannotListen, authority, bind, is_loopback, url
 from tests.support.service import free_port
 
 MISSING = (socket.AF_INET6, ("2001:db8::1", 0, 0, 0))  # RFC 3849: no machine has such an address
@@ -120,3 +120,31 @@ def test_a_host_that_cannot_be_looked_up_is_named(host: str) -> None:
 )
 def test_a_host_and_its_port_are_written_as_in_a_url(host: str, written: str) -> None:
     assert authority(host, 80) == written
+
+
+@pytest.mark.parametrize(
+    ("host", "root_path", "address"),
+    [
+        ("127.0.0.1", None, "http://127.0.0.1:8000"),
+        ("localhost", "/afterward", "http://localhost:8000/afterward"),
+        ("0.0.0.0", None, "http://localhost:8000"),
+        ("::", None, "http://localhost:8000"),
+        ("0:0::0", None, "http://localhost:8000"),
+        ("::1", None, "http://[::1]:8000"),
+    ],
+)
+def test_a_url_can_be_opened_on_this_machine(
+    host: str, root_path: str | None, address: str
+) -> None:
+    assert url(host, 8000, root_path) == address
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *[(host, True) for host in ("localhost", "127.0.0.1", "127.1.2.3", "::1")],
+        *[(host, False) for host in ("0.0.0.0", "::", "192.0.2.1", "mail.example.com", "")],
+    ],
+)
+def test_only_this_machine_reaches_a_loopback_host(host: str, *, expected: bool) -> None:
+    assert is_loopback(host) == expected

@@ -42,8 +42,8 @@ class Origins(CORSMiddleware):
 
     A browser first sends a preflight request, which cannot carry an API key. So this middleware
     must be outside the check of keys. Responses to other origins have no CORS headers, so browsers
-    hide them from the page. Such a script sends its key in a header, as every program does: the
-    cookie of the dashboard never goes to another site.
+    hide them from the page. A script of a listed origin sends its key in a header, as every program
+    does: the cookie of the dashboard never goes to another site.
     """
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:

@@ -1,4 +1,8 @@
-"""Periodic work of each process: remove old tasks, idempotency keys, uploads and workers."""
+"""Periodic work of each process.
+
+It writes the heartbeats of uploads in flight, and removes old tasks, stored responses, abandoned
+uploads and the records of dead workers.
+"""
 
 import asyncio
 from collections.abc import Awaitable
@@ -49,10 +53,11 @@ async def clean_up(
     finished_before: float,
     failed_before: float,
 ) -> None:
-    """Remove old finished tasks, old responses of idempotency keys, and abandoned uploads.
+    """Write the heartbeats of uploads in flight, and then remove what is no longer needed.
 
-    The records of crashed workers are removed, too. The times are in seconds since the epoch. A
-    step that fails is logged, and the other steps still run; the next round tries it again.
+    That is old finished tasks, old responses of idempotency keys, abandoned uploads, and the
+    records of dead workers. The times are in seconds since the epoch. A step that fails is logged,
+    and the other steps still run; the next round tries it again.
     """
     await _run_step(pending.write_heartbeats())
     await _run_step(remove_old(queue, finished_before=finished_before, failed_before=failed_before))

@@ -64,6 +64,8 @@ async def save_upload(context: Context, *, upload_id: str) -> dict[str, str] | N
 async def make_thumbnail(context: Context, *, upload_id: str) -> None:
     """Make a picture's thumbnail, in a child process because decoding would block the event loop.
 
+    Afterwards, the upload's record says that there is one.
+
     Raises PermanentError if the file is missing or cannot be decoded, TemporaryError if the store
     or the database refuses.
     """
@@ -81,8 +83,9 @@ async def make_thumbnail(context: Context, *, upload_id: str) -> None:
             log.warning("no thumbnail can be made", upload_id=upload_id, reason=str(error))
             raise PermanentError(str(error)) from error
         await context.tools.uploads.save_thumbnail(upload_id, thumbnail)
+        body = record.body | {"thumbnail": True}
         # The client may have deleted the upload while the thumbnail was made and stored.
-        if await _find_record(context, upload_id) is None:
+        if not await context.tools.engine.update_record(replace(record, body=body)):
             await _remove_leftovers(context, upload_id)
 
 

@@ -101,12 +101,43 @@ async def _write_regularly(
     queue: Queue[Tools], worker: Worker[Tools], concurrency: int, started_at: float
 ) -> None:
     """Write the record every ten seconds, until cancelled. During an outage, try again then."""
+    with suppress(QueueError):
+        await _remove_predecessors(queue)
     facts = {"host": socket.gethostname(), "pid": os.getpid(), "concurrency": concurrency}
     while True:
         body = facts | {"running": worker.running, "seen_at": queue.now()}
         with suppress(QueueError):
             await queue.engine.put(Writes(records=(_record(worker, body, started_at),)))
         await asyncio.sleep(EVERY_SECONDS)
+
+
+async def _remove_predecessors(queue: Queue[Tools]) -> None:
+    """Remove the records of workers of this host whose processes have ended, after a crash.
+
+    If two machines have the same host name, one may remove the record of a living worker of the
+    other, which writes it again within ten seconds.
+    """
+    host = socket.gethostname()
+    for record in await queue.engine.list_records(
+        COLLECTION, client="", after=None, limit=MOST_LISTED
+    ):
+        worker = WorkerView.of(record, queue.now())
+        if worker.host == host and worker.pid is not None and not _is_another_process(worker.pid):
+            await queue.engine.delete_record(record)
+
+
+def _is_another_process(pid: int) -> bool:
+    """Tell whether a process with this id runs, other than this one.
+
+    In a container that starts again, the process before it had the same id, 1.
+    """
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True  # a process of another user
+    except (ProcessLookupError, OverflowError):
+        return False
+    return pid != os.getpid()
 
 
 def _record(worker: Worker[Tools], body: dict[str, Any], started_at: float) -> Record:

@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 
 from app import server
+from app.listening import CannotListen
 from app.main import _locations
 from app.settings import Settings
 from tests.support.service import (
@@ -43,6 +44,7 @@ def line_of(process: Process, event: str) -> dict[str, Any]:
 # The addresses
 
 
+@pytest.mark.thorough
 def test_the_api_logs_the_addresses_of_its_pages_mail_and_data(tmp_path: Path) -> None:
     with Service(tmp_path) as service:
         ready, started = line_of(service, "ready"), line_of(service, "started")
@@ -54,6 +56,7 @@ def test_the_api_logs_the_addresses_of_its_pages_mail_and_data(tmp_path: Path) -
     assert started["uploads"] == str(tmp_path / "uploads")
 
 
+@pytest.mark.thorough
 def test_the_port_that_the_system_chose_is_logged(tmp_path: Path) -> None:
     with Process(tmp_path, command=COMMAND, port=0, catcher=False) as service:
         ready = line_of(service, "ready")
@@ -77,20 +80,6 @@ def test_a_worker_and_a_catcher_log_their_addresses(
             assert ready["at"] == f"127.0.0.1:{port}"
             assert ready["mail_is_kept_in"] == str(tmp_path / "inbox")
         assert process.stop() == 0
-
-
-@pytest.mark.parametrize(
-    ("host", "address"),
-    [
-        ("127.0.0.1", "http://127.0.0.1:8000/"),
-        ("localhost", "http://localhost:8000/"),
-        ("0.0.0.0", "http://localhost:8000/"),
-        ("::", "http://localhost:8000/"),
-        ("::1", "http://[::1]:8000/"),
-    ],
-)
-def test_the_logged_address_can_be_opened_in_a_browser(host: str, address: str) -> None:
-    assert server.url(Settings(_env_file=None, host=host), 8000) == address
 
 
 @pytest.mark.parametrize(
@@ -141,6 +130,15 @@ def test_a_second_start_in_the_same_directory_names_the_first_process(tmp_path: 
             f"{first.url}/. Stop it with: kill {first.pid}\n"
         )
         assert first.get("/livez").is_success
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a..b"])
+def test_a_wrong_host_is_reported_even_if_the_service_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str
+) -> None:
+    monkeypatch.setattr(server, "_owner_of_the_queue", lambda _: 4711)
+    with pytest.raises(CannotListen, match=f"^HOST={host} "):
+        server._open_sockets(settings_in(tmp_path, host=host))
 
 
 @pytest.mark.thorough
@@ -197,6 +195,7 @@ def test_a_catcher_port_in_use_is_reported(tmp_path: Path, command: tuple[str, .
     assert f" SMTP_PORT={port + 1} make run" in log
 
 
+@pytest.mark.thorough
 def test_bad_settings_are_reported_before_a_port_in_use(tmp_path: Path) -> None:
     port = free_port()
     with (

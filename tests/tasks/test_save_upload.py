@@ -115,6 +115,7 @@ async def test_an_upload_with_a_record_without_a_content_type_is_published(
         (make_thumbnail, "engine", "read_record"),
         (make_thumbnail, "pictures", "thumbnail"),
         (make_thumbnail, "uploads", "save_thumbnail"),
+        (make_thumbnail, "engine", "update_record"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -191,6 +192,7 @@ async def test_the_file_of_an_upload_with_a_record_is_never_removed(
         (save_upload, "uploads", "publish"),
         (save_upload, "engine", "update_record"),
         (make_thumbnail, "uploads", "save_thumbnail"),
+        (make_thumbnail, "engine", "update_record"),
         (remove_upload, "engine", "read_record"),
         (remove_upload, "uploads", "delete"),
     ],
