@@ -1,6 +1,6 @@
 """Bulk actions, as the routes and the pages offer them: count the tasks, and queue the action."""
 
-from typing import Any, Literal
+from typing import Any
 
 from afterward.bulk import Action
 from afterward.filter import TaskFilter
@@ -13,7 +13,7 @@ from app.tasks.bulk import acted_on, cancel_tasks, retry_tasks
 
 async def count_matches(
     queue: Queue[Any],
-    action: Literal["retry", "cancel"],
+    action: Action,
     wanted: TaskFilter,
     accepted_at: float | None = None,
 ) -> int:
@@ -22,12 +22,12 @@ async def count_matches(
     Without `accepted_at`, the time is now. Raises QueueUnavailable.
     """
     at = queue.now() if accepted_at is None else accepted_at
-    return await queue.engine.count_tasks(acted_on(wanted, Action(action), at))
+    return await queue.engine.count_tasks(acted_on(wanted, action, at))
 
 
 def add_action(
     durable_tasks: UnitOfWork[Any],
-    action: Literal["retry", "cancel"],
+    action: Action,
     filters: TaskFilters,
     client: str,
     accepted_at: float,
@@ -38,7 +38,7 @@ def add_action(
     `matched` is their number at `accepted_at`, as `count_matches` returned it. The action changes
     these tasks, except those that have changed since. It never changes more than `matched`.
     """
-    function = retry_tasks if Action(action) is Action.RETRY else cancel_tasks
+    function = retry_tasks if action is Action.RETRY else cancel_tasks
     return durable_tasks.add_task(
         function, wanted=filters.for_client(client), accepted_at=accepted_at, matched=matched
     )

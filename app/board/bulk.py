@@ -7,12 +7,13 @@ then, because a worker has begun it, for example. The task of the action counts 
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 
+from afterward.bulk import Action
 from app.api.dependencies import ClientDep, QueueDep
 from app.api.forms import FormFields, read_form, see_other
 from app.api.pages import page
@@ -30,11 +31,11 @@ _NO_CONDITIONS = "Search for tasks first: an action on many tasks needs at least
 router = APIRouter(include_in_schema=False, route_class=ServiceRoute)
 
 
-async def _action_in_path(request: Request) -> Literal["retry", "cancel"]:
-    return "retry" if request.url.path.endswith("/retry") else "cancel"
+async def _action_in_path(request: Request) -> Action:
+    return Action.RETRY if request.url.path.endswith("/retry") else Action.CANCEL
 
 
-ActionDep = Annotated[Literal["retry", "cancel"], Depends(_action_in_path)]
+ActionDep = Annotated[Action, Depends(_action_in_path)]
 
 
 @router.get("/board/tasks/retry")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from starlette.datastructures import QueryParams
 
+from afterward.bulk import Action
 from afterward.queue import Queue
 from app.api.shared_read import SharedReads
 from app.api.task_actions import count_matches
@@ -40,6 +41,6 @@ class Counts:
         search = TaskSearch.read(QueryParams(query), self._queue.now())
         wanted = search.filters.for_client(client)
         return Matches(
-            await count_matches(self._queue, "retry", wanted),
-            await count_matches(self._queue, "cancel", wanted),
+            await count_matches(self._queue, Action.RETRY, wanted),
+            await count_matches(self._queue, Action.CANCEL, wanted),
         )

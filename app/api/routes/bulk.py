@@ -1,11 +1,12 @@
 """POST /tasks/retry and POST /tasks/cancel: retry or cancel all tasks that match a filter."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from afterward.bulk import Action
 from afterward.fastapi import DurableTasks
 from app.api.dependencies import ClientDep, QueueDep
 from app.api.errors import documented
@@ -66,7 +67,7 @@ async def retry_tasks(
     not retried. Actions on many tasks are themselves only retried if the filter names their `kind`.
     With `dry_run`, the tasks are only counted.
     """
-    return await _act("retry", body, queue, client, durable_tasks)
+    return await _act(Action.RETRY, body, queue, client, durable_tasks)
 
 
 @router.post("/tasks/cancel", status_code=202, response_model=Queued, responses=_RESPONSES)
@@ -81,11 +82,11 @@ async def cancel_tasks(
     request is not cancelled. Actions on many tasks are themselves only cancelled if the filter
     names their `kind`. With `dry_run`, the tasks are only counted.
     """
-    return await _act("cancel", body, queue, client, durable_tasks)
+    return await _act(Action.CANCEL, body, queue, client, durable_tasks)
 
 
 async def _act(
-    action: Literal["retry", "cancel"],
+    action: Action,
     body: BulkAction,
     queue: QueueDep,
     client: ClientDep,
@@ -96,5 +97,5 @@ async def _act(
     if body.dry_run:
         return JSONResponse({"matches": matched})
     task = add_action(durable_tasks, action, body.filter, client, accepted_at, matched)
-    message = "Retry queued" if action == "retry" else "Cancellation queued"
+    message = "Retry queued" if action is Action.RETRY else "Cancellation queued"
     return Queued.of(task, message)
