@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from afterward import Afterward, RetryPolicy, Status, Task
+from afterward import Afterward, PermanentError, RetryPolicy, Status, Task, TaskKind
+from afterward.task import FINISHED
 from afterward.tracing import NO_TRACING
 from app.settings import Settings
 from scripts.screenshots import IMAGES, LARGEST, NAMES, SCHEMES
@@ -293,6 +294,54 @@ def test_the_tests_for_an_app_pass_and_show_the_error_of_a_task(
     with pytest.raises(AssertionError, match="a bug") as raised:
         names["test_an_order_sends_a_mail"]()
     assert "send_email" in [entry.name for entry in raised.traceback]
+
+
+def test_the_bulk_retry_for_an_app_retries_the_failed_mails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/in-your-app.md shows a task that retries them in slices, here of one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("afterward.queue.SLICE", 1)
+    program = "".join(TO_RUN.findall(PAGES["docs/in-your-app.md"]))
+    names: dict[str, Any] = {"__name__": "program"}
+    monkeypatch.setitem(sys.modules, "program", ModuleType("program"))  # for dataclasses
+    exec(compile(program, "program", "exec", dont_inherit=True), names)
+    send, retry_failed = names["send_email"], names["retry_failed_mails"]
+    kinds = [send, TaskKind(retry_failed, urgent=True)]
+    afterward = Afterward(
+        "sqlite:///bulk.db", tasks=kinds, tools=names["Tools"]("shop@example.com")
+    )
+    monkeypatch.setitem(names, "afterward", afterward)
+
+    def refuse(*_: str) -> None:
+        raise PermanentError("refused")
+
+    async def end_of(tasks: int) -> list[Task]:
+        async with asyncio.timeout(PATIENCE):
+            return [await ends.get() for _ in range(tasks)]
+
+    async def retry_three_failed_mails() -> list[Task]:
+        async with afterward.running() as queue:
+            monkeypatch.setitem(names, "print", refuse)
+            async with queue.transaction() as transaction:
+                for number in range(3):
+                    transaction.add_task(send, recipient=f"{number}@example.com")
+            assert {task.status for task in await end_of(3)} == {Status.FAILED}
+            monkeypatch.setitem(names, "print", lambda *words: sent.append(words[-1]))
+            async with queue.transaction() as transaction:
+                matched = await queue.engine.count_tasks(names["FAILED_MAILS"])
+                transaction.add_task(retry_failed, accepted_at=time.time(), matched=matched)
+            return await end_of(4)
+
+    ends = asyncio.Queue[Task]()
+    sent: list[str] = []
+    afterward.queue.events.subscribe(
+        lambda event: ends.put_nowait(event.task) if event.task.status in FINISHED else None
+    )
+    ended = asyncio.run(retry_three_failed_mails())
+    assert {task.status for task in ended} == {Status.SUCCEEDED}
+    assert [task.result for task in ended if task.kind == "retry_failed_mails"] == ["3"]
+    assert sorted(sent) == ["0@example.com", "1@example.com", "2@example.com"]
 
 
 def test_the_table_of_settings_names_every_setting() -> None:
