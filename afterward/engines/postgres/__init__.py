@@ -5,6 +5,7 @@ statements   the SQL of claims, of insertions and of outcomes
 search       finds tasks by a filter
 changes      finds the tasks that have changed since a time
 bulk         does a slice of a bulk action
+retention    removes old tasks and answers
 batcher      lets operations that arrive together share one transaction
 callers_transaction
              writes a task through the caller's own connection

@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import asyncpg
 
-from afterward.bulk import COLLECTION, Action, Slice
+from afterward.bulk import Action, Slice
 from afterward.engine import Engine
-from afterward.engines.postgres import bulk, changes, search, statements
+from afterward.engines.postgres import bulk, changes, retention, search, statements
 from afterward.engines.postgres.batcher import Batcher
 from afterward.engines.postgres.callers_transaction import insert_through
 from afterward.engines.postgres.connections import (
@@ -423,58 +423,8 @@ class Postgres(Engine):
         limit: int,
     ) -> int:
         async with self._pool.session() as session:
-            tasks = await session.execute(
-                """
-                WITH finished AS (
-                    SELECT seq FROM afterward.tasks WHERE finished_at < $1 AND status <> 'failed'
-                    ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED
-                ), failed AS (
-                    SELECT seq FROM afterward.tasks WHERE finished_at < $2 AND status = 'failed'
-                    ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED
-                )
-                DELETE FROM afterward.tasks WHERE seq IN (
-                    SELECT seq FROM finished UNION ALL SELECT seq FROM failed LIMIT $3
-                )
-                """,
-                finished_before,
-                failed_before,
-                limit,
-            )
-            answers = await session.execute(
-                """
-                DELETE FROM afterward.answers WHERE key IN (
-                    SELECT key FROM afterward.answers WHERE created_at < $1
-                    ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
-                )
-                """,
-                answered_before,
-                limit,
-            )
-            # The counts of a batch go with the last of its tasks.
-            await session.execute(
-                """
-                DELETE FROM afterward.removed WHERE NOT EXISTS (
-                    SELECT FROM afterward.tasks
-                    WHERE tasks.client = removed.client AND tasks.batch_id = removed.batch_id
-                )
-                """
-            )
-            # The record of a bulk action goes with its task.
-            await session.execute(
-                """
-                DELETE FROM afterward.records WHERE collection = $1
-                AND NOT EXISTS (SELECT FROM afterward.tasks WHERE tasks.id = records.id)
-                """,
-                COLLECTION,
-            )
-            # Replace the rows of afterward.counts by their sums.
-            await session.execute(
-                """
-                WITH gone AS (DELETE FROM afterward.counts RETURNING status, tasks)
-                INSERT INTO afterward.counts SELECT status, sum(tasks) FROM gone GROUP BY status
-                """
-            )
-        return statements.row_count(tasks) + statements.row_count(answers)
+            tasks = await retention.purge_tasks(session, finished_before, failed_before, limit)
+            return tasks + await retention.purge_answers(session, answered_before, limit)
 
     # Records
 

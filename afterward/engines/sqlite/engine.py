@@ -12,7 +12,7 @@ import structlog
 
 from afterward.bulk import Action, Slice
 from afterward.engine import Engine
-from afterward.engines.sqlite import bulk, changes, search, statements
+from afterward.engines.sqlite import bulk, changes, retention, search, statements
 from afterward.engines.sqlite.damage_check import BackgroundCheck
 from afterward.engines.sqlite.database_file import (
     SCHEMA_VERSION,
@@ -431,8 +431,8 @@ class SQLite(Engine):
 
         return await self._commits.run(
             lambda connection: (
-                statements.purge_tasks(connection, finished_before, failed_before, limit)
-                + statements.purge_answers(connection, answered_before, limit)
+                retention.purge_tasks(connection, finished_before, failed_before, limit)
+                + retention.purge_answers(connection, answered_before, limit)
             )
         )
 
