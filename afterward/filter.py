@@ -83,6 +83,16 @@ class TaskFilter:
         until = None if self.until is None else lowest_id(self.until + 0.002)
         return min(filter(None, (after, until)), default=None)
 
+    @property
+    def id_after_since(self) -> str | None:
+        """An id. It and all higher ids are of tasks created at or after `since`."""
+        return None if self.since is None else lowest_id(self.since + 0.002)  # as in before_id
+
+    @property
+    def id_before_until(self) -> str | None:
+        """An id. All lower ids are of tasks created before `until`."""
+        return None if self.until is None else lowest_id(self.until)
+
 
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
