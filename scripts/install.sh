@@ -7,22 +7,21 @@
 set -eu
 lock=$1
 python=${PYTHON:-python3}
-# Contains the id of the installing process. If the file exists without that process, the process was
-# killed, and .venv is created anew.
+# Exists while packages are installed. If it is there without an installation, that one was killed,
+# and .venv is created anew.
 unfinished=.venv/unfinished
 
 main() {
-    # Process ids come again: in a container, the killed process may have had the id of this one.
-    owner=$(cat "$unfinished" 2>/dev/null || true)
-    if [ -n "$owner" ] && [ "$owner" != $$ ] && kill -0 "$owner" 2>/dev/null; then
-        fail "Process $owner is installing into .venv: wait until it has finished." \
-            "If it is another program: rm -r .venv"
+    if up_to_date; then
+        return
     fi
-    if usable && cmp -s "$lock" ".venv/$lock"; then
+    usable || check_python
+    wait_for_others
+    if up_to_date; then
         return
     fi
     usable || create
-    echo $$ >"$unfinished"
+    touch "$unfinished"
     echo "Installing the packages that $lock names ..."
     # The lock file names every package with its version and hashes, so pip resolves and compiles
     # nothing. That works with any pip, and a new release of a package changes nothing.
@@ -38,6 +37,27 @@ main() {
     echo "Installed."
 }
 
+up_to_date() {
+    usable && cmp -s "$lock" ".venv/$lock"
+}
+
+# Waits until no other process installs into .venv. The lock of this directory belongs to descriptor
+# 9, which pip inherits. So it ends with the last of these processes, however they end.
+wait_for_others() {
+    exec 9<.
+    if usable; then with=.venv/bin/python; else with=$python; fi
+    "$with" -c 'if True:
+        import fcntl
+        try:
+            fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for another installation into .venv ...", flush=True)
+            fcntl.flock(9, fcntl.LOCK_EX)
+        except OSError:
+            pass  # this file system has no locks
+    '
+}
+
 # Tests whether .venv is complete, and has the interpreter that PYTHON names.
 usable() {
     [ ! -e "$unfinished" ] && [ -x .venv/bin/python ] && .venv/bin/python -c 'import pip' 2>/dev/null &&
@@ -48,7 +68,7 @@ version() {
     "$1" -c 'import sys; print(sys.version)' 2>/dev/null
 }
 
-create() {
+check_python() {
     hint="Name another one: make PYTHON=/path/to/python3.13 run"
     command -v "$python" >/dev/null ||
         fail "Python 3.11 or newer is needed, and there is no $python here. $hint"
@@ -57,10 +77,14 @@ create() {
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "$python has no venv module. On Debian and Ubuntu, this adds it:" \
             "apt install $("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+}
+
+create() {
+    check_python
     echo "Making .venv with $("$python" -V) ..."
     rm -rf .venv
     mkdir .venv
-    echo $$ >"$unfinished"
+    touch "$unfinished"
     "$python" -m venv .venv
 }
 

@@ -1,5 +1,6 @@
 """`scripts/install.sh` installs a lock file into .venv, and repairs an interrupted installation."""
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.service import ROOT
+from tests.support.service import PATIENCE, ROOT
 
 LOCK = "requirements.txt"
 
@@ -97,7 +98,7 @@ def test_an_interrupted_installation_is_repaired_and_a_new_lock_file_is_installe
     assert is_importable(checkout)
 
     # As after a SIGKILL of pip: some files of a package are missing.
-    (checkout / ".venv" / "unfinished").write_text("4194305\n")  # larger than any process id
+    (checkout / ".venv" / "unfinished").touch()
     next((checkout / ".venv").rglob("example.py")).unlink()
     assert "Making .venv" in install(checkout).stdout
     assert is_importable(checkout)
@@ -109,26 +110,38 @@ def test_an_interrupted_installation_is_repaired_and_a_new_lock_file_is_installe
     assert is_importable(checkout)
 
 
-def test_a_second_installation_is_refused_while_the_first_runs(checkout: Path) -> None:
-    (checkout / ".venv").mkdir()
-    (checkout / ".venv" / "unfinished").write_text(f"{os.getpid()}\n")
-    refused = install(checkout)
+def start(checkout: Path, lock: str) -> subprocess.Popen[str]:
+    """Begin to install a lock file."""
+    return subprocess.Popen(
+        ["scripts/install.sh", lock],
+        cwd=checkout,
+        env={"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1", "PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
-    assert refused.returncode == 1
-    assert refused.stderr.startswith(f"Process {os.getpid()} is installing")
-    assert "If it is another program: rm -r .venv" in refused.stderr
-    assert (checkout / ".venv" / "unfinished").exists()
 
+@pytest.mark.thorough
+def test_two_installations_at_once_follow_each_other(checkout: Path) -> None:
+    """`make run` and `make test` in two terminals of a new checkout."""
+    of_tests = "requirements-test.txt"
+    lock_a_package(checkout)
+    (checkout / of_tests).write_text((checkout / LOCK).read_text())
+    directory = os.open(checkout, os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    both = [start(checkout, lock) for lock in (LOCK, of_tests)]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "Waiting for another installation into .venv ...\n"
+    os.close(directory)
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in both]
 
-def test_the_id_of_the_script_itself_in_the_file_is_that_of_a_killed_process(
-    checkout: Path,
-) -> None:
-    """In a container, process ids begin at 1 again with each start."""
-    (checkout / ".venv").mkdir()
-    program = f"echo $$ >.venv/unfinished; exec scripts/install.sh {LOCK}"
-    ended = install(checkout, "sh", "-c", program, PYTHON="python-of-nowhere")
-
-    assert "there is no python-of-nowhere here" in ended.stderr  # it goes on to make .venv
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("Making .venv" in output for output in outputs) == 1
+    assert all(output.endswith("Installed.\n") for output in outputs)
+    assert is_importable(checkout)
+    assert install(checkout).stdout == ""
+    assert install(checkout, "scripts/install.sh", of_tests).stdout == ""
 
 
 @pytest.mark.thorough
