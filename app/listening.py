@@ -66,16 +66,21 @@ def authority(host: str, port: int) -> str:
 
 def url(host: str, port: int, root_path: str | None = None) -> str:
     """Return the URL of the API for a client on this machine, without a final slash."""
-    name = "localhost" if _is_any_address(host) else host
-    return f"http://{authority(name, port)}{root_path or ''}"
+    return f"http://{authority(_reachable(host), port)}{root_path or ''}"
 
 
-def _is_any_address(host: str) -> bool:
-    """Whether this is 0.0.0.0 or ::, which stand for every address of the machine."""
+def _reachable(host: str) -> str:
+    """Return a name for 0.0.0.0 and ::, which stand for every address of the machine.
+
+    `localhost` may be an IPv4 address only, and a socket at :: takes no IPv4 (see `bind`).
+    """
     try:
-        return ip_address(host).is_unspecified
+        address = ip_address(host)
     except ValueError:
-        return False
+        return host
+    if not address.is_unspecified:
+        return host
+    return "localhost" if address.version == 4 else "::1"  # noqa: PLR2004 -- IPv4
 
 
 def is_loopback(host: str) -> bool:

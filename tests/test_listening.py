@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -128,15 +129,27 @@ def test_a_host_and_its_port_are_written_as_in_a_url(host: str, written: str) ->
         ("127.0.0.1", None, "http://127.0.0.1:8000"),
         ("localhost", "/afterward", "http://localhost:8000/afterward"),
         ("0.0.0.0", None, "http://localhost:8000"),
-        ("::", None, "http://localhost:8000"),
-        ("0:0::0", None, "http://localhost:8000"),
+        ("::", None, "http://[::1]:8000"),
+        ("0:0::0", None, "http://[::1]:8000"),
         ("::1", None, "http://[::1]:8000"),
     ],
 )
-def test_a_url_can_be_opened_on_this_machine(
+def test_a_url_names_an_address_of_this_machine(
     host: str, root_path: str | None, address: str
 ) -> None:
     assert url(host, 8000, root_path) == address
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost", "::", "::1"])
+def test_a_client_on_this_machine_can_connect_to_the_host_and_port_of_the_url(host: str) -> None:
+    listeners = bind(host, 0)
+    for listener in listeners:
+        listener.listen()
+    at = urlsplit(url(host, listeners[0].getsockname()[1]))
+    assert at.hostname is not None
+    socket.create_connection((at.hostname, at.port), timeout=5).close()
+    for listener in listeners:
+        listener.close()
 
 
 @pytest.mark.parametrize(

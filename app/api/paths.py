@@ -6,6 +6,8 @@ the path of a route.
 
 from starlette.types import Scope
 
+from app.observability.paths import path_of_route
+
 _PAGES = ("/board/", "/inbox/")
 
 
@@ -26,12 +28,4 @@ def with_prefix(scope: Scope, prefix: str) -> Scope:
     prefix /afterward both /tasks and /afterward/tasks become /afterward/tasks. A server that has a
     root path itself (`uvicorn --root-path`) adds it to every path, so it is stripped first.
     """
-    path = _strip(_strip(scope["path"], scope.get("root_path", "")), prefix)
-    return {**scope, "path": prefix + path, "root_path": prefix}
-
-
-def _strip(path: str, prefix: str) -> str:
-    if not path.startswith(prefix):
-        return path
-    rest = path[len(prefix) :] or "/"
-    return rest if rest.startswith("/") else path
+    return {**scope, "path": prefix + path_of_route(scope, prefix), "root_path": prefix}

@@ -54,17 +54,20 @@ class Deferrals:
         An attempt counts for every recipient that asks for a deferral, so a mail to several is not
         deferred longer. An accepted mail is forgotten.
         """
+        deferring = [address for address in recipients if _number(_DEFER, address)]
+        if not deferring:
+            return None
+        mail = _digest((first_field(content, b"message-id") or "").encode() or content)
         codes = {
-            _identity(address, content): code
-            for address in recipients
-            if (code := _number(_DEFER, address))
+            _digest(mail + address.lower().encode("utf-8", "replace")): _number(_DEFER, address)
+            for address in deferring
         }
-        attempts = {mail: self._attempts.pop(mail, 0) + 1 for mail in codes}
-        for mail, attempt in attempts.items():
+        attempts = {key: self._attempts.pop(key, 0) + 1 for key in codes}
+        for key, attempt in attempts.items():
             if attempt <= DEFERRED_ATTEMPTS:
                 self._remember(attempts)
                 return (
-                    f"{codes[mail]} 4.0.0 This address asks the catcher to defer its mail: "
+                    f"{codes[key]} 4.0.0 This address asks the catcher to defer its mail: "
                     f"attempt {attempt} of {DEFERRED_ATTEMPTS} that are deferred"
                 )
         return None
@@ -75,10 +78,8 @@ class Deferrals:
             self._attempts.popitem(last=False)
 
 
-def _identity(address: str, content: bytes) -> bytes:
-    """Return a digest by which a mail to this recipient is recognised."""
-    identity = (first_field(content, b"message-id") or "").encode() or content
-    return sha256(address.lower().encode("utf-8", "replace") + b"\n" + identity).digest()
+def _digest(content: bytes) -> bytes:
+    return sha256(content).digest()
 
 
 def _number(form: re.Pattern[str], address: str) -> str | None:

@@ -114,8 +114,8 @@ async def _write_regularly(
 async def _remove_predecessors(queue: Queue[Tools]) -> None:
     """Remove the records of workers of this host whose processes have ended, after a crash.
 
-    If two machines have the same host name, one may remove the record of a living worker of the
-    other, which writes it again within ten seconds.
+    If two machines or containers have the same host name, one may remove the record of a living
+    worker of the other, which writes it again within ten seconds.
     """
     host = socket.gethostname()
     for record in await queue.engine.list_records(

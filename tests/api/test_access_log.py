@@ -82,7 +82,7 @@ def test_a_refused_request_has_a_line_too(
 
 
 @pytest.mark.parametrize("level", ["INFO", "DEBUG"])
-@pytest.mark.parametrize("root_path", ["", "/afterward"])
+@pytest.mark.parametrize("root_path", ["", "/afterward", "/live"])
 def test_health_checks_are_logged_at_level_debug_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], level: str, root_path: str
 ) -> None:

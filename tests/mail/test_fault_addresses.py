@@ -1,5 +1,7 @@
 """Addresses for which the catcher fails on purpose."""
 
+from hashlib import sha256
+
 import pytest
 
 from app.mail.fault_addresses import MOST_REMEMBERED, Deferrals, delay, refusal
@@ -135,3 +137,18 @@ def test_the_oldest_mail_is_forgotten_if_there_are_too_many() -> None:
     for number in range(MOST_REMEMBERED):
         attempts(deferrals, b"\r\n%d" % number, number=1)
     assert attempts(deferrals, MAIL, number=1) == ["451"]
+
+
+def test_a_large_mail_to_many_recipients_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catcher does this on the event loop of the API."""
+    read: list[int] = []
+
+    def digest(content: bytes) -> bytes:
+        read.append(len(content))
+        return sha256(content).digest()
+
+    monkeypatch.setattr("app.mail.fault_addresses._digest", digest)
+    recipients = [f"defer+451@{number}.example.com" for number in range(100)]
+    content = b"no headers" * 100_000
+    assert attempts(Deferrals(), content, *recipients) == ["451", "451", ""]
+    assert sum(read) < 4 * len(content)  # in three attempts

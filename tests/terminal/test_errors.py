@@ -156,6 +156,7 @@ def test_nothing_answers_at_the_default_address(
     [
         ({}, "http://127.0.0.1:8000"),
         ({"HOST": "0.0.0.0", "PORT": "8001"}, "http://localhost:8001"),
+        ({"HOST": "::", "PORT": "8002"}, "http://[::1]:8002"),
         ({"HOST": "::1", "ROOT_PATH": "/afterward"}, "http://[::1]:8000/afterward"),
     ],
 )
