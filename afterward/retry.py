@@ -1,5 +1,6 @@
 """Retry policies: when a failed task is tried again, and when it fails for good."""
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         """Check the values. Raises ValueError, and TypeError for a value that is no number."""
+        if not all(map(math.isfinite, (self.base, self.maximum, self.give_up_after or 0))):
+            raise ValueError("base, maximum and give_up_after must be finite numbers")
         if self.attempts < 1 or self.base < 0 or self.maximum < 0:
             raise ValueError("attempts must be 1 or more; base and maximum 0 seconds or more")
         if self.give_up_after is not None and self.give_up_after <= 0:

@@ -861,6 +861,19 @@ async def test_a_repetition_of_a_put_that_removes_a_record_gets_the_first_answer
     assert [*map(type, outcomes)] == [KeyTaken, RecordNotFound]
 
 
+async def test_a_refused_repetition_does_not_take_a_record_from_another_put(engine: Engine) -> None:
+    """The record was written again after the first removal. All of these puts come together."""
+    repeated = Writes(removed=(a_record(),), answer=an_answer())
+    await engine.put(Writes(records=(a_record(),)))
+    await engine.put(repeated)
+    await engine.put(Writes(records=(a_record(),)))
+    late = replace(repeated, answer=an_answer("another"))
+    outcomes = await asyncio.gather(*map(engine.put, (repeated, late)), return_exceptions=True)
+    assert [*map(type, outcomes)] == [KeyTaken, type(None)]
+    with pytest.raises(RecordNotFound):
+        await engine.read_record("uploads", "1", client="")
+
+
 async def test_a_put_that_removes_a_missing_record_writes_nothing(engine: Engine) -> None:
     """The second record to be removed stays, and the idempotency key is still free."""
     await engine.put(Writes(records=(a_record(),)))

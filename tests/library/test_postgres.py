@@ -1,12 +1,16 @@
 """The PostgreSQL engine, beyond the contract: connections, shared transactions, events, locks."""
 
 import asyncio
+import contextlib
+import gc
 import json
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 from unittest.mock import Mock
 
 import asyncpg
@@ -40,6 +44,7 @@ from tests.library.support import (
     claim_all,
     claim_one,
     in_batch,
+    promise,
     put,
     queue_of,
     working,
@@ -66,10 +71,61 @@ async def engine(database_url: str) -> AsyncIterator[Engine]:
         yield engine
 
 
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    """Connect to the database beside the engine."""
+    connection = await asyncpg.connect(url)
+    yield connection
+    await connection.close()
+
+
 async def eventually(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not true():  # noqa: ASYNC110 - the awaited change happens in another process
             await asyncio.sleep(0.01)
+
+
+# Outages
+
+
+async def test_a_full_queue_of_notifications_is_an_outage_that_ends() -> None:
+    """Each put notifies the workers. So a session that listens and does not read stops all puts.
+
+    A task that has done its work must not fail because its follow-up cannot be put.
+    """
+    ran: list[str] = []
+
+    async def greet(context: Context[None]) -> None:
+        ran.append("greet")
+
+    async def work(context: Context[None]) -> None:
+        ran.append("work")
+        context.durable_tasks.add_task(greet)
+
+    with Postgres(max_notify_queue_pages=64) as postgres:
+        url = await asyncio.to_thread(with_tables, postgres)
+        async with opened(url) as engine, connected(url) as stuck, connected(url) as other:
+            queue = queue_of(engine, work, greet, now=time.time)
+            await promise(queue, work)
+            await stuck.execute("LISTEN anything")
+            await stuck.execute("BEGIN; SELECT 1")
+            with contextlib.suppress(asyncpg.ProgramLimitExceededError):
+                while True:
+                    await other.execute(
+                        "SELECT pg_notify('anything', repeat('x', 7000) || random()) "
+                        "FROM generate_series(1, 5)"
+                    )
+            with pytest.raises(QueueUnavailable):
+                await promise(queue, greet)
+            async with working(queue):
+                await eventually(lambda: ran == ["work"])
+                await asyncio.sleep(1.5)  # longer than the tries after which an outcome is given up
+                await stuck.close()
+                # PostgreSQL frees the pages of the queue when it is asked how full it is.
+                await other.execute("SELECT pg_notification_queue_usage()")
+                async with asyncio.timeout(60):
+                    while ran != ["work", "greet"]:  # noqa: ASYNC110 - the worker changes it
+                        await asyncio.sleep(0.05)
 
 
 # Transactions
@@ -534,6 +590,27 @@ async def test_subscribers_are_added_and_stay_after_a_restart(
         await engine.stop()
 
 
+async def test_the_gap_after_a_restart_begins_before_the_stop(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_events, "_SILENCE_SECONDS", 0.05)
+    gaps: list[float] = []
+    engine = Engine(database_url)
+    engine.subscribe(Mock())
+    engine.subscribe_to_gaps(gaps.append)
+    stops = []
+
+    def has_gaps(number: int) -> bool:
+        return len(gaps) == number
+
+    for gap in (1, 2):
+        await engine.start()
+        await eventually(partial(has_gaps, gap))
+        stops.append(time.time())
+        await engine.stop()
+    assert gaps[1] <= stops[0]
+
+
 async def test_a_careless_subscriber_and_an_unknown_event_harm_no_other(engine: Engine) -> None:
     """A process of a newer version may send events that this one does not know."""
 
@@ -545,7 +622,7 @@ async def test_a_careless_subscriber_and_an_unknown_event_harm_no_other(engine: 
     engine.subscribe(careless, heard.append)
     engine.subscribe_to_gaps(careless, gaps.append)
     tasks = [a_task(arguments="") for _ in range(4)]
-    (payload,) = EventRelay(Mock(), Mock())._payloads([Event(EventType.STARTED, t) for t in tasks])
+    (payload,) = await payloads_of(*(Event(EventType.STARTED, task) for task in tasks))
     sender, first, second, third, fourth = json.loads(payload)
     second[0] = "paused"
     third[2]["priority"] = 7
@@ -646,6 +723,21 @@ async def test_an_event_that_cannot_be_sent_is_dropped(
     assert not engine._event_relay._unsent
 
 
+async def payloads_of(*events: Event) -> list[str]:
+    """Return the payloads in which these events are sent."""
+    sent: list[str] = []
+
+    async def notify(payloads: Sequence[str]) -> bool:
+        sent.extend(payloads)
+        return True
+
+    relay = EventRelay(notify, Mock())
+    for event in events:
+        relay.publish(event)
+    await relay.finish()
+    return sent
+
+
 class SlowChannel:
     """Stands for a database that takes some time to send notifications."""
 
@@ -703,22 +795,48 @@ async def test_the_oldest_events_are_dropped_when_too_many_wait(
 async def test_an_event_that_has_no_json_form_loses_only_itself(engine: Engine) -> None:
     tasks = [a_task(), a_task(progress=float("nan")), a_task()]
     events = [Event(EventType.PROGRESSED, task) for task in tasks]
-    (payload,) = engine._event_relay._payloads(events)
+    (payload,) = await payloads_of(*events)
     assert [facts["id"] for _, _, facts in json.loads(payload)[1:]] == [tasks[0].id, tasks[2].id]
 
 
-async def test_an_event_that_waits_to_be_sent_holds_no_arguments_and_no_history(
-    engine: Engine,
-) -> None:
-    engine.publish(Event(EventType.QUEUED, a_task(arguments='"large"', history="[]")))
-    (event,) = engine._event_relay._unsent
-    assert (event.task.arguments, event.task.history) == ("", None)
+async def test_an_event_that_waits_to_be_sent_holds_neither_its_result_nor_its_error() -> None:
+    """The traceback of an error refers to the local variables of the task's function."""
+
+    class Bug(Exception):
+        pass
+
+    relay = EventRelay(SlowChannel().notify, Mock())
+    error = Bug()
+    task = a_task(result='"large"' * 10_000)
+    relay.publish(Event(EventType.FAILED, task, 0.1, error))
+    held = weakref.ref(error)
+    del error
+    gc.collect()
+    assert held() is None
+    assert sum(map(len, relay._unsent)) < 100
+
+
+async def test_events_that_wait_for_the_database_are_sent_in_portions() -> None:
+    channel, portions = SlowChannel(), []
+
+    async def notify(payloads: Sequence[str]) -> bool:
+        portions.append(len(payloads))
+        return await channel.notify(payloads)
+
+    relay = EventRelay(notify, Mock())
+    tasks = [a_task() for _ in range(1200)]
+    for task in tasks:
+        relay.publish(Event(EventType.STARTED, task))
+    channel.is_free.set()
+    await relay.finish()
+    assert channel.sent == [task.id for task in tasks]
+    assert len(portions) == 3
 
 
 async def test_a_task_with_a_long_history_fits_into_a_notification(engine: Engine) -> None:
     """During an outage, the other processes would otherwise read the row of each retry."""
     event = Event(EventType.RETRYING, a_task(history=f'["{"x" * 9000}"]'))
-    (payload,) = engine._event_relay._payloads([event])
+    (payload,) = await payloads_of(event)
     (_, _, facts) = json.loads(payload)[1]
     assert facts["kind"] == event.task.kind
     assert "history" not in facts
@@ -728,7 +846,7 @@ async def test_a_notification_is_shorter_than_postgresql_s_limit(engine: Engine)
     """PostgreSQL refuses a payload of 8,000 bytes or more."""
     for size in range(7000, 8200, 7):
         event = Event(EventType.STARTED, a_task(error=f'"{"x" * size}"'))
-        (payload,) = engine._event_relay._payloads([event])
+        (payload,) = await payloads_of(event)
         assert len(payload) <= postgres_events._MAX_BYTES < 8000
         assert json.loads(payload)
 
@@ -737,7 +855,7 @@ async def test_a_notification_holds_as_many_events_as_fit(engine: Engine) -> Non
     """Their order stays, and each payload is within the limit."""
     lengths = [7 * n % 900 for n in range(200)]
     events = [Event(EventType.STARTED, a_task(error="x" * length)) for length in lengths]
-    payloads = engine._event_relay._payloads(events)
+    payloads = await payloads_of(*events)
     assert max(map(len, payloads)) <= postgres_events._MAX_BYTES
     assert len(payloads) < len(events) / 10
     told = [event for payload in payloads for event in json.loads(payload)[1:]]

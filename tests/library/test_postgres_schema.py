@@ -1,8 +1,10 @@
 """The start on PostgreSQL: connection, tables, settings. A failed start says why in one line."""
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from threading import Timer
 
 import asyncpg
@@ -12,6 +14,7 @@ from afterward.engines import make_tables, open_engine
 from afterward.engines.postgres import connections as postgres_connections
 from afterward.errors import CannotStart
 from tests.library.support import a_task, put
+from tests.support.certificates import make_certificate, server_context
 from tests.support.postgres import PASSWORD, Postgres
 from tests.support.service import free_port
 
@@ -220,6 +223,42 @@ async def test_a_url_that_cannot_be_read_is_refused_without_its_password(address
         message = await ask(f"postgresql://{address}/queue")
         assert "the URL of PostgreSQL cannot be read" in message
         assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("sslmode=wrong", "`sslmode` parameter must be one of"),
+        ("sslmode=verify-full", '/.postgresql/root.crt" does not exist'),
+    ],
+)
+async def test_a_wrong_option_in_the_url_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, reason: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    message = await refusal(f"postgresql://ada:secret@127.0.0.1:{free_port()}/queue?{options}")
+    assert reason in message
+    assert "secret" not in message
+
+
+async def test_a_certificate_that_is_not_trusted_is_named_at_once(tmp_path: Path) -> None:
+    """The server begins TLS with a certificate of its own, and the URL trusts another one."""
+    (tmp_path / "other").mkdir()
+    certificate, other = make_certificate(tmp_path), make_certificate(tmp_path / "other")
+
+    async def begin_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)  # the request for TLS
+        writer.write(b"S")
+        with contextlib.suppress(OSError):
+            await writer.start_tls(server_context(certificate))
+        writer.close()
+
+    async with await asyncio.start_server(begin_tls, "127.0.0.1", 0) as server:
+        at = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        options = f"sslmode=verify-full&sslrootcert={other}"
+        message = await refusal(f"postgresql://ada:secret@{at}/queue?{options}")
+    assert at in message
+    assert "certificate verify failed" in message
 
 
 async def test_a_missing_database_is_refused_at_once(postgres: Postgres) -> None:

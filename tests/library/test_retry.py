@@ -1,5 +1,6 @@
 """The retry policy: whether a failed task is tried again, and when."""
 
+import math
 import random
 from typing import Any
 
@@ -120,7 +121,10 @@ def test_a_task_bounded_by_time_survives_a_few_unexpected_errors_only(
 
 @pytest.mark.parametrize(
     "values",
-    [{"attempts": 0}, {"base": -1.0}, {"maximum": -1.0}, {"give_up_after": 0.0}],
+    [
+        *({"attempts": 0}, {"base": -1.0}, {"maximum": -1.0}, {"give_up_after": 0.0}),
+        *({"base": math.nan}, {"maximum": math.inf}, {"give_up_after": math.inf}),
+    ],
     ids=str,
 )
 def test_a_policy_refuses_wrong_values(values: dict[str, Any]) -> None:

@@ -1411,13 +1411,24 @@ async def test_the_leases_do_not_wait_for_retries_that_cannot_be_pulled_forward(
 ) -> None:
     """Otherwise another worker would re-queue the tasks of a worker that lives."""
     database = refusing(engine, "pull_forward")
+    extended_at: list[float] = []
+
+    async def extend(*arguments: Any, **named: Any) -> Any:
+        began = clock.now
+        extended = await engine.extend(*arguments, **named)
+        extended_at.append(began)
+        return extended
+
+    database.extend = extend
     queue = queue_of(database, wait_forever, now=clock)
     recorder = EventRecorder(queue)
     await promise(queue, wait_forever)
     async with working(queue, lease=0.15):
         await recorder.until(EventType.STARTED)
         clock.now += LEASE
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(30):
+            while clock.now not in extended_at:  # noqa: ASYNC110 - the heartbeat changes it
+                await asyncio.sleep(0.01)
         assert await recover(engine, "another worker", now=clock.now + 0.1) == []
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -52,14 +53,19 @@ DATABASE_ERRORS = (
     asyncpg.InternalClientError,
 )
 # Classes of errors (PostgreSQL's documentation, appendix A) that mean a bug in a statement:
-# unsupported features, wrong cardinality, data, constraints, cursors, syntax and names. Class 54 is
-# a value beyond a limit of PostgreSQL, such as a text that is too long for its index.
-_STATEMENT_ERRORS = ("0A", "21", "22", "23", "24", "26", "2B", "34", "42", "44", "54")
+# unsupported features, wrong cardinality, data, constraints, cursors, syntax and names.
+_STATEMENT_ERRORS = ("0A", "21", "22", "23", "24", "26", "2B", "34", "42", "44")
+# A limit that is exceeded may be that of the server, such as its full queue of notifications, which
+# passes. It is the fault of the statement if one of these functions of PostgreSQL reports it: a
+# text is too long for its index.
+_LIMIT_EXCEEDED = "54000"
+_CHECKS_OF_INDEXES = ("_bt_check_third_page", "index_form_tuple_context")
 # Errors at start that do not go away by waiting.
 _PERMANENT_ERRORS = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.ClientConfigurationError,
+    ssl.SSLCertVerificationError,
 )
 
 log = structlog.get_logger(__name__)
@@ -70,9 +76,11 @@ def is_statement_error(error: Exception) -> bool:
 
     Waiting does not help then. A missing table counts too: an operator has to run the migration.
     """
-    return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(
-        _STATEMENT_ERRORS
-    )
+    if not isinstance(error, asyncpg.PostgresError):
+        return False
+    if error.sqlstate == _LIMIT_EXCEEDED:
+        return error.server_source_function in _CHECKS_OF_INDEXES
+    return (error.sqlstate or "").startswith(_STATEMENT_ERRORS)
 
 
 def is_rolled_back(error: Exception) -> bool:
@@ -113,12 +121,6 @@ async def connect(
             connection: asyncpg.Connection[Any] = await asyncpg.connect(
                 **connection_options(url) | changes
             )
-        except ValueError:
-            # Neither the URL nor the error is shown, because a part of the password may be in both.
-            raise CannotStart(
-                "the URL of PostgreSQL cannot be read: its port must be a number, and / ? # @ : in "
-                "a user or a password must be written as %2F %3F %23 %40 %3A"
-            ) from None
         except DATABASE_ERRORS as error:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             if isinstance(error, _PERMANENT_ERRORS):
@@ -127,6 +129,12 @@ async def connect(
                 raise CannotStart(f"{_place(url)} does not answer: {reason}") from error
             log.warning("waiting for the database", place=_place(url), error=reason)
             await asyncio.sleep(1.0)
+        except ValueError:
+            # Neither the URL nor the error is shown, because a part of the password may be in both.
+            raise CannotStart(
+                "the URL of PostgreSQL cannot be read: its port must be a number, and / ? # @ : in "
+                "a user or a password must be written as %2F %3F %23 %40 %3A"
+            ) from None
         else:
             return connection
 

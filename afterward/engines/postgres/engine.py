@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 
@@ -42,6 +43,13 @@ from afterward.retry import WORKER_DIED, Bounds
 from afterward.task import Answer, Backlog, Claim, Outcome, Record, Status, Task, Writes, to_json
 
 
+class _RecordsTaken(Exception):
+    """A unit of work is refused because of its key, and removes records that others may need.
+
+    They count as removed for the units after it. So the batcher writes each unit for itself.
+    """
+
+
 class Postgres(Engine):
     """An Engine on a PostgreSQL database. Engine documents the methods.
 
@@ -58,6 +66,7 @@ class Postgres(Engine):
         self._url = url
         self._subscribers: list[Subscriber] = []
         self._gap_subscribers: list[GapSubscriber] = []
+        self._listened_until: float | None = None  # before the last stop
         self._make_parts()
 
     def _make_parts(self) -> None:
@@ -73,7 +82,8 @@ class Postgres(Engine):
             self._notify, self.get, self._subscribers, self._gap_subscribers
         )
         self._listener = ListeningConnection(
-            lambda: asyncpg.connect(**connection_options(self._url))
+            lambda: asyncpg.connect(**connection_options(self._url)),
+            worked_at=self._listened_until or time.time(),
         )
         if self._subscribers:
             self._listen_for_events()
@@ -103,6 +113,7 @@ class Postgres(Engine):
                     self._put.finish(), self._settle.finish(), self._event_relay.finish()
                 )
         await self._listener.stop()
+        self._listened_until = self._listener.worked_at
         await self._pool.close()
 
     # For the API
@@ -128,6 +139,10 @@ class Postgres(Engine):
             # 2. Of the others, refuse those with an idempotency key that is in use.
             answers = [None if error else writes.answer for writes, error in pairs]
             taken = await statements.insert_answers(session, answers)
+            if len(units) > 1 and any(
+                refusal and writes.removed for writes, refusal in zip(units, taken, strict=True)
+            ):
+                raise _RecordsTaken
             # 3. The first ones may be repeated requests: the record is missing because the first
             #    request has removed it. They are refused because of their key.
             answers = [writes.answer if error else None for writes, error in pairs]

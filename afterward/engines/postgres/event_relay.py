@@ -6,8 +6,7 @@ import math
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -20,6 +19,7 @@ CHANNEL = "afterward_events"
 _MAX_BYTES = 7999  # of a payload, because PostgreSQL requires less than 8,000
 _GATHER_SECONDS = 0.02  # to wait for further events that can share a notification
 _MOST_UNSENT = 10_000  # events, while the database is slow; then the oldest are dropped
+_SENT_AT_ONCE = 500  # events
 _SILENCE_SECONDS = 1.0  # to send nothing after no other process was listening
 _UNSENT_FIELDS = {"arguments", "history"}  # they can be long, and no subscriber reads them
 _SENT_FIELDS = tuple(name for name in TASK_FIELDS if name not in _UNSENT_FIELDS)
@@ -51,9 +51,10 @@ class EventRelay:
         self._notify = notify
         self._read = read
         self._sender_id = uuid.uuid4().hex
+        self._beginning = f'["{self._sender_id}"'  # of each payload
         self._subscribers = subscribers
         self._gap_subscribers = gap_subscribers
-        self._unsent: deque[Event] = deque(maxlen=_MOST_UNSENT)
+        self._unsent: deque[str] = deque(maxlen=_MOST_UNSENT)
         self._is_sending = False
         self._has_dropped = False
         self._silent_until = -math.inf
@@ -66,10 +67,14 @@ class EventRelay:
             return
         if time.monotonic() < self._silent_until:
             return
-        # Release the fields that are not sent now, because they may be large.
-        short = replace(event.task, arguments="", history=None)
+        # Encode it now, so that no large result and no traceback waits with it.
+        try:
+            encoded = _encode(event, at_most=_MAX_BYTES - len(self._beginning) - len(",]"))
+        except ValueError as error:  # a number that JSON does not have
+            log.warning("event not sent", task_id=event.task.id, error=repr(error))
+            return
         drops = len(self._unsent) == _MOST_UNSENT
-        self._unsent.append(replace(event, task=short))
+        self._unsent.append(encoded)
         if not self._is_sending:
             self._is_sending = True
             self._run(self._send_all())
@@ -130,13 +135,12 @@ class EventRelay:
         try:
             while self._unsent:
                 await asyncio.sleep(_GATHER_SECONDS)
-                events = [*self._unsent]
-                self._unsent.clear()
-                await self._send(events)
+                at_once = min(len(self._unsent), _SENT_AT_ONCE)
+                await self._send([self._unsent.popleft() for _ in range(at_once)])
         finally:
             self._is_sending = False
 
-    async def _send(self, events: Sequence[Event]) -> None:
+    async def _send(self, events: Sequence[str]) -> None:
         try:
             if not await self._notify(self._payloads(events)):
                 self._silent_until = time.monotonic() + _SILENCE_SECONDS
@@ -144,19 +148,13 @@ class EventRelay:
         except QueueError as error:
             log.debug("events not sent", events=len(events), error=repr(error))
 
-    def _payloads(self, events: Sequence[Event]) -> list[str]:
-        """Encode events as payloads, with as many events in each payload as fit."""
-        beginning = f'["{self._sender_id}"'
-        payloads = [beginning]
+    def _payloads(self, events: Iterable[str]) -> list[str]:
+        """Join encoded events to payloads, with as many events in each payload as fit."""
+        payloads = [self._beginning]
         for event in events:
-            try:
-                encoded = "," + _encode(event, at_most=_MAX_BYTES - len(beginning) - len(",]"))
-            except ValueError as error:  # a number that JSON does not have
-                log.warning("event not sent", task_id=event.task.id, error=repr(error))
-                continue
-            if len(payloads[-1]) + len(encoded) + len("]") > _MAX_BYTES:
-                payloads.append(beginning)
-            payloads[-1] += encoded
+            if len(payloads[-1]) + len(",") + len(event) + len("]") > _MAX_BYTES:
+                payloads.append(self._beginning)
+            payloads[-1] += f",{event}"
         return [payload + "]" for payload in payloads]
 
     async def _read_and_deliver(

@@ -41,13 +41,15 @@ class ListeningConnection:
     """Calls a function with each payload that arrives on a channel.
 
     If the connection breaks, it opens another one. Notifications that are sent in between are lost,
-    so it calls `on_gap` of a channel each time it has begun to listen to it.
+    so it calls `on_gap` of a channel each time it has begun to listen to it. The first gap begins
+    at `worked_at`.
     """
 
-    def __init__(self, connect: Connect) -> None:
+    def __init__(self, connect: Connect, worked_at: float) -> None:
         self._connect = connect
+        self.worked_at = worked_at
+        """When a connection was last known to work, in seconds since the epoch."""
         self._channels: dict[str, tuple[Receive, OnGap]] = {}
-        self._worked_at = time.time()  # when the connection was last known to work
         self._listening: set[str] = set()
         self._wake = asyncio.Event()
         self._server_process: int | None = None
@@ -104,7 +106,7 @@ class ListeningConnection:
                     await connection.add_listener(channel, self._receive)
                     self._listening.add(channel)
                     _, on_gap = self._channels[channel]
-                    on_gap(self._worked_at)
+                    on_gap(self.worked_at)
                 # 2. Wait for another channel, for the end of the connection, or for the next ping.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PING_SECONDS):
@@ -112,6 +114,6 @@ class ListeningConnection:
                 # 3. Ping the server. This raises an error if the connection is broken.
                 pinged_at = time.time()
                 await connection.execute("SELECT 1")
-                self._worked_at = pinged_at
+                self.worked_at = pinged_at
         finally:
             connection.terminate()

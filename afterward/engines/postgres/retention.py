@@ -1,4 +1,4 @@
-"""Removes old tasks and answers, in the transaction of its caller."""
+"""Removes old tasks and answers, in the session of its caller."""
 
 from afterward.bulk import COLLECTION
 from afterward.engines.postgres.connections import Session
