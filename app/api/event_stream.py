@@ -3,9 +3,9 @@
 import asyncio
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from afterward.events import Event, EventType
@@ -19,6 +19,7 @@ MARGIN_SECONDS = 5.0
 # The limits of one reader. A single batch makes 1,000 changes of about 500 bytes at once.
 MOST_UNREAD = 5_000
 MOST_UNREAD_BYTES = 2 * 1024 * 1024
+MOST_REPLAYS = 3  # at once: its own, when it returns, and those of gaps that follow each other
 _BYTES_PER_READ = 16 * 1024
 
 
@@ -53,24 +54,38 @@ def event_id(at: float, task_id: str = "") -> str:
     return f"{at:.6f}-{task_id}"
 
 
+@dataclass(eq=False, slots=True)
+class _Part:
+    """Changes that wait in a reader, oldest first: those of a replay, or those of a time."""
+
+    changes: deque[Change] = field(default_factory=deque)
+    is_replay: bool = False
+    is_expected: bool = False
+    """Whether the changes of the replay are still being read from the record."""
+    lost_since: str | None = None
+    """The position before a replay of which no change was given yet."""
+
+
+GiveReplay = Callable[[Iterable[Change] | None], None]
+
+
 class Reader:
     """The changes that wait to be sent to one client.
 
     `async for changes in reader` gives the waiting changes in order, a few at a time. After
     QUIET_SECONDS without a change it gives an empty list. It ends when the reader is closed.
 
-    If changes before the last one are lost, the reader goes back: until it has given them, the
-    client's `position` is before them.
+    If changes are lost, a replay of them is expected. The changes from then on wait until it has
+    been given, so that no change of a task comes after a later one. Until the replay has begun, the
+    client's `position` is before the lost changes.
     """
 
     def __init__(self) -> None:
-        self._missed: deque[Change] = deque()
+        self._parts = deque([_Part()])
+        self._unread = self._unread_bytes = 0  # without the replays
         self._replayed: dict[str, float] = {}
         """For each replayed task, the time of the change that was replayed."""
         self._replayed_until = -math.inf
-        self._unread: deque[Change] = deque()
-        self._unread_bytes = 0
-        self._lost_since: str | None = None
         self._news = asyncio.Event()
         self._closed = False
         self.last_id = event_id(0.0)
@@ -86,50 +101,35 @@ class Reader:
         """Wait for changes."""
         try:
             async with asyncio.timeout(QUIET_SECONDS):
-                while not (self._missed or self._unread or self._closed):
+                while (part := self._next_part()) is None and not self._closed:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
             return []
-        if not (self._missed or self._unread):
+        if part is None:
             raise StopAsyncIteration
-        changes = self._next_missed() if self._missed else self._next_unread()
+        changes = self._take_replayed(part) if part.is_replay else self._take_new(part)
         self.last_id = changes[-1].id if changes else self.last_id
         return changes
 
-    @property
-    def position(self) -> str:
-        """The id with which the client should return: the replay has all changes after it."""
-        return self._lost_since or self.last_id
+    def _next_part(self) -> _Part | None:
+        """Return the part with the next changes, or None if there are none, or not yet."""
+        part = self._parts[0]
+        while len(self._parts) > 1 and not part.changes and not part.is_expected:
+            self._parts.popleft()
+            part = self._parts[0]
+        return part if part.changes else None
 
-    def go_back(self, lost_since: str) -> None:
-        """Go back to this position, because changes after it are lost. `replay` gives them."""
-        self._lost_since = min(lost_since, self.position, key=_time_of)
-
-    def replay(self, missed: Iterable[Change]) -> bool:
-        """Give these lost changes first, in this order, and then the changes that are added.
-
-        Returns False if the reader has fallen behind, because it has not read its last replay.
-        """
-        if self._missed:
-            self.fall_behind()
-            return False
-        if not self._closed:
-            self._missed.extend(missed)
-            self._news.set()
-            if not self._missed:
-                self._lost_since = None
-        return True
-
-    def _next_missed(self) -> Sequence[Change]:
-        self._lost_since = None  # from here on, the ids of these changes are the position
-        changes = _take_oldest(self._missed)
+    def _take_replayed(self, part: _Part) -> Sequence[Change]:
+        part.lost_since = None  # from here on, the ids of these changes are the position
+        changes = _take_oldest(part.changes)
         self._replayed |= {change.task_id: change.updated_at for change in changes}
         self._replayed_until = changes[-1].updated_at
         return changes
 
-    def _next_unread(self) -> Sequence[Change]:
-        changes = _take_oldest(self._unread)
+    def _take_new(self, part: _Part) -> Sequence[Change]:
+        changes = _take_oldest(part.changes)
+        self._unread -= len(changes)
         self._unread_bytes -= sum(len(change.data) for change in changes)
         # Skip a change if the replay has sent it already, or a later change of the same task. Such
         # changes come soon after the replay, or not at all.
@@ -138,11 +138,46 @@ class Reader:
         replayed_at = self._replayed
         return [c for c in changes if c.updated_at > replayed_at.get(c.task_id, -math.inf)]
 
+    @property
+    def position(self) -> str:
+        """The id with which the client should return: the replay has all changes after it."""
+        lost = [part.lost_since for part in self._parts if part.lost_since is not None]
+        return min([self.last_id, *lost], key=_time_of)
+
+    def expect_replay(self, lost_since: str) -> GiveReplay:
+        """Hold the changes from now on back, because changes after this position are lost.
+
+        The function that is returned takes the lost changes, ordered by time, or None if they
+        cannot be read. The reader falls behind then, and if it has too many replays to give.
+        """
+        part = _Part(is_replay=True, is_expected=True, lost_since=lost_since)
+        if sum(part.is_replay for part in self._parts) == MOST_REPLAYS:
+            self.fall_behind()
+        if self._closed:
+            self.last_id = min(self.last_id, lost_since, key=_time_of)
+        else:
+            self._parts += part, _Part()
+
+        def give(missed: Iterable[Change] | None) -> None:
+            if self._closed:
+                return
+            if missed is None:
+                self.fall_behind()
+                return
+            part.changes.extend(missed)
+            part.is_expected = False
+            if not part.changes:
+                part.lost_since = None
+            self._news.set()
+
+        return give
+
     def add(self, change: Change) -> bool:
         """Add a change. Returns False if the reader has fallen behind, and is closed for that."""
-        self._unread.append(change)
+        self._parts[-1].changes.append(change)
+        self._unread += 1
         self._unread_bytes += len(change.data)
-        if len(self._unread) > MOST_UNREAD or self._unread_bytes > MOST_UNREAD_BYTES:
+        if self._unread > MOST_UNREAD or self._unread_bytes > MOST_UNREAD_BYTES:
             self.fall_behind()
             return False
         self._news.set()
@@ -156,19 +191,19 @@ class Reader:
     def close(self) -> None:
         """End the reader after the changes that still wait.
 
-        If there are missed changes among them, end it at once. The client returns to its position,
-        where the next replay begins.
+        If there is a replay among them, end it at once. The client returns to its position, where
+        the next replay begins.
         """
-        if self._missed:
+        if any(part.is_expected or (part.is_replay and part.changes) for part in self._parts):
             self.discard()
         else:
             self._end()
 
     def discard(self) -> None:
         """End the reader at once, and drop the changes that still wait."""
-        self._missed.clear()
-        self._unread.clear()
-        self._unread_bytes = 0
+        self.last_id = self.position
+        self._parts = deque([_Part()])
+        self._unread = self._unread_bytes = 0
         self._end()
 
     def _end(self) -> None:
@@ -177,7 +212,14 @@ class Reader:
 
 
 def _time_of(event_id: str) -> float:
-    return float(event_id.partition("-")[0])
+    """Return the time of an event. An id of another form, which a client may send, counts as late.
+
+    So it is not taken for a position.
+    """
+    try:
+        return float(event_id.partition("-")[0])
+    except ValueError:
+        return math.inf
 
 
 def _take_oldest(changes: deque[Change]) -> list[Change]:
@@ -232,25 +274,26 @@ class EventStream:
         """The clients that follow all of their tasks."""
         return [client for client, task_id in self._readers if task_id is None]
 
-    def go_back(self, client: str, lost_since: str) -> None:
-        """Let a client's readers go back to this position, because events after it are lost.
+    def expect_replay(self, client: str, lost_since: str) -> GiveReplay:
+        """Let a client's readers expect the changes after this position, because they are lost.
 
-        A reader of a single task needs nothing, because its stream also reads the task now and
-        then.
+        The function that is returned takes these changes, or None if they cannot be read; then the
+        readers end with a `gap`. A reader of a single task needs nothing, because its stream also
+        reads the task now and then.
         """
-        for reader in self._readers.get((client, None), ()):
-            reader.go_back(lost_since)
+        topic = client, None
+        expecting = [
+            (reader, reader.expect_replay(lost_since))
+            for reader in tuple(self._readers.get(topic, ()))
+        ]
 
-    def replay(self, client: str, missed: Sequence[Change] | None) -> None:
-        """Give a client's readers the changes whose events were lost.
+        def give(missed: Iterable[Change] | None) -> None:
+            for reader, give_to in expecting:
+                give_to(missed)
+                if reader.fell_behind:
+                    self._remove(topic, reader)
 
-        None means that not all of them could be read; then the readers end with a `gap`.
-        """
-        for reader in tuple(self._readers.get((client, None), ())):
-            if missed is None:
-                reader.fall_behind()
-            if reader.fell_behind or not reader.replay(missed or ()):
-                self._remove((client, None), reader)
+        return give
 
     def close(self) -> None:
         """Close every reader, because a server that stops waits for its responses to end."""

@@ -31,15 +31,19 @@ import re
 from collections.abc import Callable, Sequence
 from weakref import WeakValueDictionary
 
+import structlog
+
 from afterward.engine import Engine
 from afterward.errors import QueueUnavailable
 from afterward.task import Status, Task
-from app.api.event_stream import MARGIN_SECONDS, Change, EventStream, event_id
+from app.api.event_stream import MARGIN_SECONDS, Change, EventStream, GiveReplay, event_id
 
 MOST_CHANGES = 5_000
 MOST_BYTES = 4 * 1024 * 1024
 MOST_SECONDS = 5.0  # to wait for the record
 _SERIALISED_AT_ONCE = 100  # then the other requests have their turn, after about 2 ms
+
+log = structlog.get_logger(__name__)
 
 _EVENT_ID = re.compile(r"(\d{1,11}\.\d{6})-[\w-]{0,64}", re.ASCII)
 
@@ -101,13 +105,20 @@ class Replay:
 
     async def _catch_up(self, event_stream: EventStream, since: float) -> None:
         lost_since = event_id(since)
-        clients = event_stream.clients
-        for client in clients:
-            event_stream.go_back(client, lost_since)
-        for client in clients:
+        await asyncio.gather(
+            *(
+                self._replay(client, lost_since, event_stream.expect_replay(client, lost_since))
+                for client in event_stream.clients
+            )
+        )
+
+    async def _replay(self, client: str, lost_since: str, give: GiveReplay) -> None:
+        missed = None
+        try:
             missed = await self.read_missed(client, lost_since)
-            event_stream.go_back(client, lost_since)  # again: another catch-up may have ended
-            event_stream.replay(client, missed)
+        except Exception:
+            log.exception("the changes that a client has missed cannot be read")
+        give(missed)
 
     def _time_of(self, last_event_id: str) -> float | None:
         """Return the time of an event, in seconds since the epoch, or None if it is of no use."""

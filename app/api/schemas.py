@@ -375,7 +375,7 @@ class Problem(BaseModel):
 
 
 def _result(stored: str | None) -> Any:
-    """Return a stored result. If it is damaged, it is None, and the task can still be shown."""
+    """Return a stored result. A damaged one, or one of more than 200 levels, is shown as None."""
     try:
         return None if stored is None else from_json(stored)
     except ValueError:

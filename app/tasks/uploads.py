@@ -51,14 +51,21 @@ async def save_upload(context: Context, *, upload_id: str) -> dict[str, str] | N
             return None
         if actual != declared:
             log.warning("upload is not what it says", upload_id=upload_id, actual=actual)
-        body = record.body | {"content_type": actual, "status": "published"}
-        if not await context.tools.engine.update_record(replace(record, body=body)):
+        # Read the record again. If this attempt was so slow that another one has done its work, the
+        # record may say by now that there is a thumbnail.
+        record = await _find_record(context, upload_id)
+        if record is None or not await _update(context, record, actual):
             await _remove_leftovers(context, upload_id)
             return None
         if actual in MEDIA_TYPES:
             context.durable_tasks.add_task(make_thumbnail, upload_id=upload_id)
         log.info("upload published", upload_id=upload_id, content_type=actual)
         return {"upload_id": upload_id, "content_type": actual}
+
+
+async def _update(context: Context, record: Record, content_type: str) -> bool:
+    body = record.body | {"content_type": content_type, "status": "published"}
+    return await context.tools.engine.update_record(replace(record, body=body))
 
 
 async def make_thumbnail(context: Context, *, upload_id: str) -> None:

@@ -141,9 +141,10 @@ async def test_a_reader_gives_missed_changes_first_and_leaves_out_what_they_have
     """
     event_stream = EventStream()
     with event_stream.reader(ADA) as reader:
+        give = reader.expect_replay("0.0-")
         publish_tasks(event_stream, a_task(id="1", updated_at=1.0), a_task(id="2", updated_at=2.0))
         missed = a_task(id="2", updated_at=2.0), a_task(id="1", updated_at=3.0)
-        reader.replay(map(Change.of, missed))
+        give(map(Change.of, missed))
         publish_tasks(event_stream, a_task(id="3", updated_at=4.0), a_task(id="2", updated_at=4.0))
         told = [change.id for change in await anext(reader)]
         told += [change.id for change in await anext(reader)]
@@ -155,7 +156,7 @@ async def test_a_reader_forgets_its_replay_when_the_changes_are_newer() -> None:
     """Until then it remembers an entry for each replayed task."""
     event_stream = EventStream()
     with event_stream.reader(ADA) as reader:
-        reader.replay([Change.of(a_task(id="1", updated_at=3.0))])
+        reader.expect_replay("0.0-")([Change.of(a_task(id="1", updated_at=3.0))])
         await anext(reader)
         for at, remembered in ((7.9, 1), (8.1, 0)):
             publish_tasks(event_stream, a_task(id="2", updated_at=at))
@@ -168,7 +169,7 @@ async def test_a_reader_that_is_closed_already_replays_nothing() -> None:
     event_stream = EventStream()
     event_stream.close()
     with event_stream.reader(ADA) as reader:
-        reader.replay([Change.of(a_task())])
+        reader.expect_replay("0.0-")([Change.of(a_task())])
         assert await unread(reader) == []
 
 

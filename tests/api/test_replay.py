@@ -191,6 +191,7 @@ async def test_readers_catch_up_when_events_of_other_processes_may_have_been_los
         waiting = asyncio.create_task(anext(reader))
         replay.catch_up(event_stream, NOW - 3)
         assert [change.task_id for change in await waiting] == ["1", "2"]
+        await asyncio.gather(*replay._catching_up)
     assert replay._catching_up == set()
 
 
@@ -250,6 +251,84 @@ async def test_a_catch_up_that_succeeds_does_not_hide_that_a_later_one_fails() -
         assert reader.position == event_id(NOW - 30)
 
 
+class RecordInTurn:
+    """Answers each read when the test says so."""
+
+    def __init__(self) -> None:
+        self.answers: asyncio.Queue[Sequence[Task] | Exception] = asyncio.Queue()
+
+    async def list_changed(self, *_: object, **__: object) -> Sequence[Task]:
+        """Return the answer, or raise the error."""
+        answer = await self.answers.get()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+async def test_a_stop_during_the_second_of_two_catch_ups_hides_no_lost_change() -> None:
+    """The first one is given, and an event of this process comes, which must not count as read."""
+    event_stream, record = EventStream(), RecordInTurn()
+    replay = replay_of(record)
+    with event_stream.reader("") as reader:
+        reader.last_id = event_id(NOW - 10)
+        replay.catch_up(event_stream, NOW - 60)
+        replay.catch_up(event_stream, NOW - 30)
+        record.answers.put_nowait([a_task("first", NOW - 20)])
+        assert [change.task_id for change in await anext(reader)] == ["first"]
+        event_stream.publish(Event(EventType.STARTED, a_task("local")))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(reader), 0.05)
+        event_stream.close()
+        assert await anext(reader, None) is None
+        assert reader.position == event_id(NOW - 30)
+    record.answers.put_nowait([])
+    await asyncio.gather(*replay._catching_up)
+
+
+async def test_a_change_that_comes_while_the_record_is_read_is_sent_after_it() -> None:
+    """The row may be older than the change: else a client would end with the older one."""
+    event_stream, record = EventStream(), RecordInTurn()
+    replay = replay_of(record)
+    with event_stream.reader("") as reader:
+        replay.catch_up(event_stream, NOW - 60)
+        waiting = asyncio.create_task(anext(reader))
+        await asyncio.sleep(0.01)
+        event_stream.publish(Event(EventType.SUCCEEDED, a_task("1", NOW)))
+        record.answers.put_nowait([a_task("1", NOW - 1)])
+        given = [*await waiting, *await anext(reader)]
+    assert [change.updated_at for change in given] == [NOW - 1, NOW]
+
+
+async def test_a_catch_up_that_ends_before_the_client_s_own_replay_is_no_gap() -> None:
+    event_stream, record = EventStream(), RecordInTurn()
+    replay = replay_of(record)
+    connection = Connection()
+    write = partial(routes._write_all_events, replay, "", event_id(NOW - 90))
+    async with served(EventStreamResponse(event_stream.reader(""), write), connection):
+        await eventually(replay._turn.locked)
+        replay.catch_up(event_stream, NOW - 60)
+        record.answers.put_nowait([a_task("own", NOW - 80)])
+        record.answers.put_nowait([a_task("lost", NOW - 50)])
+        await eventually(lambda: "lost" in connection.text)
+        event_stream.close()
+    assert [event.id for event in events_in(connection.text)] == [
+        event_id(NOW - 80, "own"),
+        event_id(NOW - 50, "lost"),
+    ]
+
+
+async def test_an_unexpected_error_in_a_read_is_a_gap_for_that_client_alone() -> None:
+    event_stream, record = EventStream(), RecordInTurn()
+    replay = replay_of(record)
+    with event_stream.reader("ada") as ada, event_stream.reader("eve") as eve:
+        replay.catch_up(event_stream, NOW - 60)
+        record.answers.put_nowait(LookupError("a bug"))
+        record.answers.put_nowait([a_task("1", NOW - 1)])
+        await asyncio.gather(*replay._catching_up)
+        assert ada.fell_behind
+        assert [change.task_id for change in await anext(eve)] == ["1"]
+
+
 @asynccontextmanager
 async def catching_up(
     lost_since: float, record: Record
@@ -278,12 +357,15 @@ async def test_readers_are_told_of_a_gap_if_they_cannot_catch_up() -> None:
         assert event_stream.clients == []
 
 
-async def test_a_reader_that_has_not_read_its_last_replay_falls_behind() -> None:
+async def test_a_reader_that_has_not_read_its_last_replays_falls_behind() -> None:
     """So gaps that follow each other do not fill the memory, while a client does not read."""
     event_stream = EventStream()
     with event_stream.reader("ada") as reader:
-        for is_behind in (False, True):
-            event_stream.replay("ada", [Change.of(a_task("1"))])
-            assert reader.fell_behind is is_behind
+        reader.last_id = event_id(NOW)
+        for gap in range(4):
+            give = event_stream.expect_replay("ada", event_id(NOW - 60 + gap))
+            give([Change.of(a_task("1"))])
+            assert reader.fell_behind is (gap == 3)
         assert event_stream.clients == []
         assert await anext(reader, None) is None
+        assert reader.position == event_id(NOW - 60)

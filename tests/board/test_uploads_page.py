@@ -68,9 +68,11 @@ def test_a_picture_is_not_shown_before_its_thumbnail_is_made(
 
     monkeypatch.setattr(store, "save_thumbnail", save_later)
     send(browser, "a.png", picture(20, 10))
-    until(lambda: "published" in browser.get("/board/uploads").text, within=PATIENCE)
-    page = Page(browser.get("/board/uploads").text)
-    may_store.set()
+    try:
+        until(lambda: "published" in browser.get("/board/uploads").text, within=PATIENCE)
+        page = Page(browser.get("/board/uploads").text)
+    finally:
+        may_store.set()
     assert not page.all("img", class_="thumbnail")
     until(lambda: 'class="thumbnail"' in browser.get("/board/uploads").text, within=PATIENCE)
 

@@ -297,3 +297,21 @@ async def test_a_file_that_cannot_be_read_delays_no_other_upload(
     await runner.run()
     ended = [(await runner.read(task)).status for task in tasks]
     assert ended == [Status.RETRYING, Status.SUCCEEDED]
+
+
+async def test_a_slow_attempt_keeps_the_thumbnail_that_another_one_has_led_to(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = stage.uploads.publish
+
+    async def publish_late(upload_id: str) -> None:
+        monkeypatch.setattr(stage.uploads, "publish", publish)
+        await save_upload(stage.context, upload_id=upload_id)
+        await make_thumbnail(stage.context, upload_id=upload_id)
+        await publish(upload_id)
+
+    await stage.receive()
+    monkeypatch.setattr(stage.uploads, "publish", publish_late)
+    await save_upload(stage.context, upload_id=stage.upload_id)
+    record = await stage.engine.read_record(COLLECTION, stage.upload_id, client="")
+    assert record.body["thumbnail"] is True

@@ -221,11 +221,12 @@ async def _write_all_events(
     # 1. Begin with the changes that the client has missed: see app.api.replay.
     if last_event_id is None:
         yield position(reader.position)
-    elif (missed := await replay.read_missed(client, last_event_id)) is not None:
-        reader.go_back(last_event_id)
-        reader.replay(missed)
     else:
-        yield gap_event(WAS_AWAY, reader.position)
+        give = reader.expect_replay(last_event_id)
+        missed = await replay.read_missed(client, last_event_id)
+        give(missed or ())
+        if missed is None:
+            yield gap_event(WAS_AWAY, reader.position)
     # 2. Go on with the changes from now on.
     async for changes in reader:
         yield b"".join(map(change_event, changes)) or HEARTBEAT
