@@ -48,13 +48,20 @@ def test_each_mail_is_retried_once(
 def test_control_with_two_transactions_the_count_is_wrong(
     tmp_path: Path, smtp_server: SmtpServer, tried: Tried
 ) -> None:
-    queue_url = f"sqlite:///{tmp_path}/queue.db"
-    mails = asyncio.run(failed_mails(queue_url, 500))
-    action = retry_with_kills(
-        tmp_path, queue_url, smtp_server, kills=form(3, 5), without="transaction"
-    )
-    tried("two transactions for each slice", f"{action['result']['skipped']} of 500 not counted")
-    assert asyncio.run(count_retries(queue_url, mails)) == {1: 500}
+    """By chance, all kills may miss the moments between two transactions. So try several times."""
+    for trial in range(1, 6):
+        directory = tmp_path / str(trial)
+        directory.mkdir()
+        queue_url = f"sqlite:///{directory}/queue.db"
+        mails = asyncio.run(failed_mails(queue_url, 500))
+        action = retry_with_kills(
+            directory, queue_url, smtp_server, kills=form(3, 5), without="transaction"
+        )
+        skipped = action["result"]["skipped"]
+        tried(f"two transactions for each slice, run {trial}", f"{skipped} of 500 not counted")
+        assert asyncio.run(count_retries(queue_url, mails)) == {1: 500}
+        if action["result"]["done"] < 500:
+            break
     assert action["result"]["done"] < 500
 
 
