@@ -88,6 +88,7 @@ async def eventually(true: Callable[[], bool]) -> None:
 # Outages
 
 
+@pytest.mark.thorough
 async def test_a_full_queue_of_notifications_is_an_outage_that_ends() -> None:
     """Each put notifies the workers. So a session that listens and does not read stops all puts.
 
