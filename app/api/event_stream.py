@@ -154,6 +154,7 @@ class Reader:
         if sum(part.is_replay for part in self._parts) == MOST_REPLAYS:
             self.fall_behind()
         if self._closed:
+            self.discard()  # else a change that still waits would raise the position again
             self.last_id = min(self.last_id, lost_since, key=_time_of)
         else:
             self._parts += part, _Part()
@@ -173,7 +174,13 @@ class Reader:
         return give
 
     def add(self, change: Change) -> bool:
-        """Add a change. Returns False if the reader has fallen behind, and is closed for that."""
+        """Add a change. Returns False if the reader is closed, perhaps because it falls behind now.
+
+        A closed reader takes none: its client returns to its position, which may be before a replay
+        that was not given to its end.
+        """
+        if self._closed:
+            return False
         self._parts[-1].changes.append(change)
         self._unread += 1
         self._unread_bytes += len(change.data)

@@ -315,6 +315,7 @@ async def test_a_server_that_stops_ends_a_replay_at_once(monkeypatch: pytest.Mon
         await eventually(lambda: "2.000000-0" in connection.text)
         publish_tasks(event_stream, a_task(id="new", updated_at=5.0))
         event_stream.close()
+        publish_tasks(event_stream, a_task(id="ended during the stop", updated_at=6.0))
         connection.reads_again.set()
     assert [event.id for event in events_in(connection.text)] == ["2.000000-0"]
     assert connection.text.endswith("\n\nid: 2.000000-0\n\n")

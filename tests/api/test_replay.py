@@ -279,6 +279,7 @@ async def test_a_stop_during_the_second_of_two_catch_ups_hides_no_lost_change() 
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(reader), 0.05)
         event_stream.close()
+        event_stream.publish(Event(EventType.SUCCEEDED, a_task("ended during the stop")))
         assert await anext(reader, None) is None
         assert reader.position == event_id(NOW - 30)
     record.answers.put_nowait([])
@@ -364,6 +365,8 @@ async def test_a_reader_that_has_not_read_its_last_replays_falls_behind() -> Non
         reader.last_id = event_id(NOW)
         for gap in range(4):
             give = event_stream.expect_replay("ada", event_id(NOW - 60 + gap))
+            if gap == 3:
+                reader.add(Change.of(a_task("later")))
             give([Change.of(a_task("1"))])
             assert reader.fell_behind is (gap == 3)
         assert event_stream.clients == []
