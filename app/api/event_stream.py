@@ -108,9 +108,7 @@ class Reader:
             return []
         if part is None:
             raise StopAsyncIteration
-        changes = self._take_replayed(part) if part.is_replay else self._take_new(part)
-        self.last_id = changes[-1].id if changes else self.last_id
-        return changes
+        return self._take(part)
 
     def _next_part(self) -> _Part | None:
         """Return the part with the next changes, or None if there are none, or not yet."""
@@ -120,23 +118,23 @@ class Reader:
             part = self._parts[0]
         return part if part.changes else None
 
-    def _take_replayed(self, part: _Part) -> Sequence[Change]:
+    def _take(self, part: _Part) -> Sequence[Change]:
+        """Take some changes, without those of which a replay has sent a later one, or the same."""
         part.lost_since = None  # from here on, the ids of these changes are the position
-        changes = _take_oldest(part.changes)
-        self._replayed |= {change.task_id: change.updated_at for change in changes}
-        self._replayed_until = changes[-1].updated_at
-        return changes
-
-    def _take_new(self, part: _Part) -> Sequence[Change]:
-        changes = _take_oldest(part.changes)
-        self._unread -= len(changes)
-        self._unread_bytes -= sum(len(change.data) for change in changes)
-        # Skip a change if the replay has sent it already, or a later change of the same task. Such
-        # changes come soon after the replay, or not at all.
-        if changes[0].updated_at > self._replayed_until + MARGIN_SECONDS:
+        taken = _take_oldest(part.changes)
+        self.last_id = taken[-1].id
+        # Such changes come soon after the replay, or not at all.
+        if taken[0].updated_at > self._replayed_until + MARGIN_SECONDS:
             self._replayed.clear()
         replayed_at = self._replayed
-        return [c for c in changes if c.updated_at > replayed_at.get(c.task_id, -math.inf)]
+        changes = [c for c in taken if c.updated_at > replayed_at.get(c.task_id, -math.inf)]
+        if part.is_replay:
+            self._replayed |= {change.task_id: change.updated_at for change in changes}
+            self._replayed_until = taken[-1].updated_at
+        else:
+            self._unread -= len(taken)
+            self._unread_bytes -= sum(len(change.data) for change in taken)
+        return changes
 
     @property
     def position(self) -> str:

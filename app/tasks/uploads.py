@@ -52,7 +52,8 @@ async def save_upload(context: Context, *, upload_id: str) -> dict[str, str] | N
         if actual != declared:
             log.warning("upload is not what it says", upload_id=upload_id, actual=actual)
         # Read the record again. If this attempt was so slow that another one has done its work, the
-        # record may say by now that there is a thumbnail.
+        # record may say by now that there is a thumbnail. A few milliseconds remain in which that
+        # can be overwritten; then the pages do not show the thumbnail.
         record = await _find_record(context, upload_id)
         if record is None or not await _update(context, record, actual):
             await _remove_leftovers(context, upload_id)

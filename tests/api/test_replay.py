@@ -300,6 +300,17 @@ async def test_a_change_that_comes_while_the_record_is_read_is_sent_after_it() -
     assert [change.updated_at for change in given] == [NOW - 1, NOW]
 
 
+async def test_an_older_row_of_a_second_replay_is_left_out() -> None:
+    """Clients share reads, so a replay that is given later may have been read earlier."""
+    with EventStream().reader("") as reader:
+        first, second = (reader.expect_replay(event_id(NOW - at)) for at in (90, 60))
+        second([Change.of(a_task("1", NOW - 2)), Change.of(a_task("2", NOW - 1))])
+        first([Change.of(a_task("1", NOW - 1))])
+        given = [*await anext(reader), *await anext(reader)]
+    assert [change.id for change in given] == [event_id(NOW - 1, "1"), event_id(NOW - 1, "2")]
+    assert reader.last_id == event_id(NOW - 1, "2")
+
+
 async def test_a_catch_up_that_ends_before_the_client_s_own_replay_is_no_gap() -> None:
     event_stream, record = EventStream(), RecordInTurn()
     replay = replay_of(record)
