@@ -19,7 +19,7 @@ MARGIN_SECONDS = 5.0
 # The limits of one reader. A single batch makes 1,000 changes of about 500 bytes at once.
 MOST_UNREAD = 5_000
 MOST_UNREAD_BYTES = 2 * 1024 * 1024
-MOST_REPLAYS = 3  # at once: its own, when it returns, and those of gaps that follow each other
+MOST_REPLAYS = 3  # that wait at once: the client's own when it returns, and those of two gaps
 _BYTES_PER_READ = 16 * 1024
 
 
@@ -56,7 +56,7 @@ def event_id(at: float, task_id: str = "") -> str:
 
 @dataclass(eq=False, slots=True)
 class _Part:
-    """Changes that wait in a reader, oldest first: those of a replay, or those of a time."""
+    """Changes that wait in a reader, oldest first: those of a replay, or those published since."""
 
     changes: deque[Change] = field(default_factory=deque)
     is_replay: bool = False
@@ -119,11 +119,11 @@ class Reader:
         return part if part.changes else None
 
     def _take(self, part: _Part) -> Sequence[Change]:
-        """Take some changes, without those of which a replay has sent a later one, or the same."""
+        """Remove the next changes, and return those that are newer than what a replay has sent."""
         part.lost_since = None  # from here on, the ids of these changes are the position
         taken = _take_oldest(part.changes)
         self.last_id = taken[-1].id
-        # Such changes come soon after the replay, or not at all.
+        # Older ones come soon after the replay, or not at all.
         if taken[0].updated_at > self._replayed_until + MARGIN_SECONDS:
             self._replayed.clear()
         replayed_at = self._replayed

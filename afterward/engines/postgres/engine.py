@@ -44,9 +44,10 @@ from afterward.task import Answer, Backlog, Claim, Outcome, Record, Status, Task
 
 
 class _RecordsTaken(Exception):
-    """A unit of work is refused because of its key, and removes records that others may need.
+    """A unit of work is refused because of its key, and was to remove records.
 
-    They count as removed for the units after it. So the batcher writes each unit for itself.
+    The units after it were checked as if these records were gone. So the batcher writes each unit
+    in a transaction of its own.
     """
 
 
@@ -143,8 +144,8 @@ class Postgres(Engine):
                 refusal and writes.removed for writes, refusal in zip(units, taken, strict=True)
             ):
                 raise _RecordsTaken
-            # 3. The first ones may be repeated requests: the record is missing because the first
-            #    request has removed it. They are refused because of their key.
+            # 3. The units of step 1 may be repeated requests, whose record is missing because the
+            #    first request has removed it. Then they are refused because of their key.
             answers = [writes.answer if error else None for writes, error in pairs]
             repeated = await statements.find_taken_keys(session, answers)
             # 4. Write the rest.
