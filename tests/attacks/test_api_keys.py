@@ -27,7 +27,7 @@ from app.hardening.api_keys import ApiKeys, BadKeys
 from app.main import create_app
 from tests.api.requests import problem_of
 from tests.support.gate import bearing, served
-from tests.support.service import Json, Service, files_below, settings_in
+from tests.support.service import PATIENCE, Json, Service, files_below, settings_in, until
 from tests.support.torture import Tried, form
 from tests.support.wire import say
 
@@ -286,7 +286,7 @@ def test_the_open_event_streams_of_a_removed_key_end(
     file.write_text("ada: old new\n")
     cookie = {"Cookie": f"{NAME}=old"}
     with (
-        ThreadPoolExecutor() as threads,
+        ThreadPoolExecutor(max_workers=7) as threads,  # a thread for each stream
         served(tmp_path, api_keys_file=file, worker_concurrency=0) as client,
     ):
         queued = client.post("/send-email/?email=a@example.com", headers=bearing("old"))
@@ -297,9 +297,11 @@ def test_the_open_event_streams_of_a_removed_key_end(
             for headers in (bearing("old"), cookie)
         ]
         kept = threads.submit(client.get, "/events", headers=bearing("new"))
-        time.sleep(0.1)
-        assert not any(stream.done() for stream in streams)
-        file.write_text("ada: new\n")
+        readers = client.app_state["event_stream"]._readers
+        until(lambda: len(readers.get(("ada", None), ())) == 3, within=PATIENCE)
+        time.sleep(0.1)  # longer than between two checks of the keys
+        assert not any(stream.done() for stream in (*streams, kept))
+        replace(file, "ada: new\n")  # at once, because an overwritten file is empty for a moment
         assert all(stream.result(5).status_code == 200 for stream in streams)
         assert not kept.done()
 
